@@ -1,0 +1,7 @@
+"""``python -m fastgen`` is the command ``fastgen``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,84 @@
+"""``fastgen.load`` and the few names an application needs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .architectures import builders
+from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_spec, load_tensors
+from .engines import ENGINES, DiffusionEngine
+from .errors import CheckpointError, ConfigError
+from .zoo import ZOO
+from .zoo import folder as zoo_folder
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def load(
+    source: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    local_files_only: bool = False,
+    **options: Any,
+) -> DiffusionEngine:
+    """An engine from a checkpoint.
+
+    source: a folder (config.json and model.safetensors), ``zoo:NAME`` or a hub id ``OWNER/NAME``, which is
+        downloaded into Hugging Face's standard cache; a folder of that name goes first.
+    device: "auto" (CUDA where there is one), "cpu", "cuda[:N]".
+    dtype: of the network: "auto" (bfloat16 on CUDA, float32 on CPU), "float32", "bfloat16", "float16".
+    revision: a hub branch, tag or commit. local_files_only: use the cache, never the network.
+    **options: passed on to the engine, see ``DiffusionEngine``.
+
+    ``engine.describe()`` says what was chosen. Raises CheckpointError or ConfigError (both ValueErrors).
+    """
+    folder = find(source, revision=revision, local_files_only=local_files_only)
+    spec = load_spec(folder)
+    if spec.engine not in ENGINES:
+        raise ConfigError(f"{folder}: unknown engine {spec.engine!r}; known: {', '.join(ENGINES)}")
+    modules = load_tensors(folder, spec, builders(spec))
+    if len(modules) != 1:
+        raise ConfigError(f"{folder}: a {spec.engine} model has one network, this one has {', '.join(modules)}")
+    (network,) = modules.values()
+    return ENGINES[spec.engine](network, spec, device=device, dtype=dtype, source=str(source), **options)
+
+
+def find(source: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """The folder of `source` on this machine, downloaded if need be. Raises CheckpointError."""
+    name = str(source)
+    if name.startswith("zoo:"):
+        try:
+            return zoo_folder(name.removeprefix("zoo:"))
+        except KeyError:
+            raise CheckpointError(f"{name}: not in the zoo; there is {', '.join('zoo:' + z for z in ZOO)}") from None
+    if Path(name).exists() or isinstance(source, Path) or not HUB_ID.fullmatch(name):
+        return Path(name)
+    return _download(name, revision, local_files_only)
+
+
+def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                local_files_only=local_files_only,
+                allow_patterns=[CONFIG_FILE, WEIGHTS_FILE],
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{name}: no such folder, not in the local Hugging Face cache, and "
+            + ("local_files_only=True forbids a download" if local_files_only else "the hub cannot be reached")
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"{name}: no such folder, and the hub does not give it: {error}") from error

@@ -1,0 +1,45 @@
+"""Every network fastgen can build: a name in a checkpoint -> its configuration, its class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from .checkpoint import Part, Spec
+from .config import from_dict
+from .errors import ConfigError
+from .models.unet import UNet, UNetConfig
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to build a network: a config dataclass and a class that takes an instance of it."""
+
+    config: type
+    module: Callable[[Any], nn.Module]
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "unet": Architecture(UNetConfig, UNet),
+}
+
+
+def part_config(part: Part, where: str) -> Any:
+    """The checked config dataclass of a checkpoint's part."""
+    if part.architecture not in ARCHITECTURES:
+        raise ConfigError(
+            f"{where}: unknown architecture {part.architecture!r}; known: {', '.join(ARCHITECTURES)}"
+        )
+    return from_dict(ARCHITECTURES[part.architecture].config, part.config, f"{where}.config")
+
+
+def builders(spec: Spec) -> dict[str, Callable[[], nn.Module]]:
+    """A function for each part of `spec` that makes its untrained network. Configs are checked at once."""
+    return {
+        name: partial(ARCHITECTURES[part.architecture].module, part_config(part, f"parts.{name}"))
+        for name, part in spec.parts.items()
+    }

@@ -1,0 +1,35 @@
+"""``fastgen sample | train | info``. One clear line on stderr and a non-zero exit code for every user error."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from . import __version__
+from .commands import info, sample, train
+from .errors import FastgenError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="fastgen", description="Fast sampling from generative models.")
+    top.add_argument("--version", action="version", version=f"fastgen {__version__}")
+    subparsers = top.add_subparsers(metavar="COMMAND", required=True)
+    for command in (sample, train, info):
+        command.add(subparsers)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line `arguments` (default: the process's own); returns the exit code."""
+    args = parser().parse_args(arguments)
+    try:
+        return args.run(args)
+    except (FastgenError, ValueError, TypeError, OSError) as error:
+        if isinstance(error, (ValueError, TypeError)) and not _ours(error):
+            raise  # a bug of ours: the traceback is what we need to see
+        print(f"fastgen: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fastgen: interrupted", file=sys.stderr)
+        return 130

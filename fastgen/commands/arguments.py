@@ -1,0 +1,45 @@
+"""Argument types that several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def integer_ranges(text: str) -> list[int]:
+    """``0-3,7`` -> [0, 1, 2, 3, 7]."""
+    values: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        try:
+            low = int(first)
+            high = int(last) if dash else low
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected numbers and ranges like 0-3,7, got {text!r}") from None
+        if high < low or high - low > 1_000_000:
+            raise argparse.ArgumentTypeError(f"{piece!r} is no range from low to high (at most a million)")
+        values += range(low, high + 1)
+    return values
+
+
+def span(text: str) -> tuple[int, int]:
+    """``0-8999`` -> (0, 8999)."""
+    values = text.split("-")
+    if len(values) != 2 or not all(v.strip().isdigit() for v in values):
+        raise argparse.ArgumentTypeError(f"expected FIRST-LAST like 0-8999, got {text!r}")
+    return int(values[0]), int(values[1])
+
+
+def size(text: str) -> tuple[int, int]:
+    """``64`` or ``48x64`` -> (height, width)."""
+    values = text.lower().split("x")
+    if len(values) > 2 or not all(v.isdigit() and int(v) > 0 for v in values):
+        raise argparse.ArgumentTypeError(f"expected SIZE or HEIGHTxWIDTH, got {text!r}")
+    return int(values[0]), int(values[-1])
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """``32,64,96`` -> (32, 64, 96)."""
+    try:
+        return tuple(int(v) for v in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers like 32,64,96, got {text!r}") from None

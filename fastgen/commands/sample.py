@@ -1,0 +1,241 @@
+"""``fastgen sample``: pictures from a model, as a sheet, single files or an animation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from .arguments import integer_ranges
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..engines.diffusion import DiffusionEngine
+    from ..engines.request import Request
+
+CELL = 64  # small pictures are enlarged on sheets and in animations, to about this many pixels
+GIF_FRAMES = 60  # more are thinned out
+
+
+def add(subparsers: argparse._SubParsersAction) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser(
+        "sample",
+        help="draw pictures from a model",
+        description="Draw pictures. OUT decides what is written: a sheet (name.png, .jpg, .webp) or a folder of "
+        "single files. PNG files remember their request: `fastgen sample --like picture.png` repeats it.",
+    )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder, zoo:NAME or hub id")
+    parser.add_argument("-o", "--out", type=Path, help="sheet or folder to write (default sample.png)")
+    parser.add_argument("-n", "--count", type=int, help="how many (default: as many as seeds, else 16)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--seed", type=int, help="sample k has seed SEED + k (default: random)")
+    which.add_argument("--seeds", type=integer_ranges, metavar="0-63,99", help="the seeds themselves")
+    which.add_argument("--like", type=Path, metavar="PNG", help="repeat the request kept in this file")
+    parser.add_argument("--labels", help="classes, numbers or names: 0-9 or 3,7; repeated to fill the sheet")
+    parser.add_argument("--solver", help="see `fastgen info --solvers`")
+    parser.add_argument("--steps", type=int, help="network evaluations")
+    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance, 1 = none")
+    parser.add_argument("--eta", type=float, help="DDIM's noise, 0 to 1")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the solver; repeatable"
+    )
+    parser.add_argument("--gif", type=Path, metavar="FILE", help="also write an animation of the denoising")
+    parser.add_argument("--columns", type=int, help="pictures a row of the sheet")
+    parser.add_argument("--scale", type=int, help="enlarge pictures of a sheet by this whole factor")
+    parser.add_argument("--no-captions", action="store_true", help="no labels under the pictures of a sheet")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw as `args` ask; returns the exit code."""
+    from ..api import load
+
+    started = time.perf_counter()
+    kept = _kept_request(args)
+    source = args.model or kept.get("model")
+    if not source:
+        raise ConfigError("sample: which MODEL? A folder, a hub id, or for a start: zoo:ddpm-mnist")
+    if args.out is None:
+        args.out = Path("sample.png") if args.like is None else args.like.with_stem(args.like.stem + "-again")
+    targets = [args.out, *([args.gif] if args.gif else [])]
+    _check_targets(targets, args.overwrite)
+
+    engine = load(source, device=args.device, dtype=args.dtype, revision=args.revision)
+    sha256 = engine.describe()["sha256"]
+    if kept.get("sha256") not in (None, sha256):
+        raise ConfigError(
+            f"{args.like}: was drawn by a model with sha256 {kept['sha256'][:12]}..., {source} has {sha256[:12]}..."
+        )
+    request = engine.request(**_arguments(args, kept))
+    loaded = time.perf_counter()
+    images, frames = _draw(engine, request, args)
+    drawn = time.perf_counter()
+    metadata = _metadata(source, engine, request)
+    files = _write(images, frames, args, metadata, engine.settings.class_names)
+    report = {
+        **metadata,
+        "files": [str(f) for f in files],
+        "device": str(engine.device),
+        "seconds": {"load": round(loaded - started, 3), "sample": round(drawn - loaded, 3)},
+    }
+    if args.json:
+        print(json.dumps(report))
+    else:
+        per_second = len(images) / (drawn - loaded)
+        print(
+            f"{len(images)} pictures, {request.solver} x {request.steps} on {engine.device}: "
+            f"{drawn - loaded:.1f} s, {per_second:.1f} images/s -> {', '.join(str(f) for f in targets)}"
+        )
+    return 0
+
+
+def _kept_request(args: argparse.Namespace) -> dict[str, Any]:
+    if args.like is None:
+        return {}
+    from ..images import read_metadata
+
+    given = [n for n in ("count", "labels", "solver", "steps", "guidance_scale", "eta") if getattr(args, n) is not None]
+    if given or args.option:
+        names = ", ".join("--" + n.replace("_", "-") for n in given) or "--option"
+        raise ConfigError(f"sample: --like repeats a request as it was; leave out {names}")
+    return read_metadata(args.like)
+
+
+def _check_targets(targets: list[Path], overwrite: bool) -> None:
+    """Before any work is done: every file can be written and nothing of the user's is replaced."""
+    from ..images import FORMATS
+
+    for i, path in enumerate(targets):
+        if i > 0 and path.suffix.lower() != ".gif":
+            raise ConfigError(f"--gif {path}: expected a name that ends in .gif")
+        if i == 0 and path.suffix and path.suffix.lower() not in FORMATS and not path.is_dir():
+            raise ConfigError(
+                f"--out {path}: expected a sheet ({', '.join(FORMATS)}) or a folder; an animation is --gif FILE"
+            )
+        if path.is_file() and not overwrite:
+            raise ConfigError(f"{path} is there already; choose another name, or --overwrite")
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
+
+
+def _arguments(args: argparse.Namespace, kept: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of ``sample`` that the command line, or the picture, asks for."""
+    if kept:
+        request = kept.get("request")
+        if not isinstance(request, dict) or not isinstance(request.get("seeds"), list):
+            raise ConfigError(f"{args.like}: its fastgen request is damaged")
+        return dict(request)
+    labels = None if args.labels is None else _labels(args.labels)
+    count = args.count
+    if count is None:
+        count = len(args.seeds) if args.seeds is not None else 16
+    if count < 1:
+        raise ConfigError(f"--count: expected at least 1, got {count}")
+    if labels is not None:
+        labels = [labels[i % len(labels)] for i in range(count)]
+    arguments = {
+        "n": count,
+        "seed": args.seed,
+        "seeds": args.seeds,
+        "labels": labels,
+        "solver": args.solver,
+        "steps": args.steps,
+        "guidance_scale": args.guidance_scale,
+        "eta": args.eta,
+    }
+    for option in args.option:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise ConfigError(f"--option {option}: expected NAME=VALUE")
+        arguments[name] = _value(value)
+    return arguments
+
+
+def _labels(text: str) -> list[int | str]:
+    try:
+        return list(integer_ranges(text))
+    except argparse.ArgumentTypeError:
+        return [name.strip() for name in text.split(",")]  # names; the engine knows which exist
+
+
+def _value(text: str) -> Any:
+    """A JSON number or boolean, else the text itself."""
+    try:
+        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
+    except ValueError:
+        return text
+
+
+def _draw(
+    engine: DiffusionEngine, request: Request, args: argparse.Namespace
+) -> tuple[Tensor, list[Tensor]]:
+    from tqdm import tqdm
+
+    frames: list[Tensor] = []
+    keyword = request.to_dict()
+    with tqdm(total=0, disable=args.quiet or args.json or not sys.stderr.isatty(), unit="step") as bar:
+        for preview in engine.stream(**keyword):
+            bar.total = preview.total
+            bar.update()
+            every = max(1, preview.total // GIF_FRAMES)
+            if args.gif and (preview.step % every == 0 or preview.step == preview.total):
+                frames.append(preview.images)
+    return preview.images, frames
+
+
+def _metadata(source: str, engine: DiffusionEngine, request: Request) -> dict[str, Any]:
+    from .. import __version__
+
+    return {
+        "fastgen": __version__,
+        "model": source,
+        "sha256": engine.describe()["sha256"],
+        "dtype": engine.describe()["dtype"],
+        "request": request.to_dict(),
+    }
+
+
+def _write(
+    images: Tensor,
+    frames: list[Tensor],
+    args: argparse.Namespace,
+    metadata: dict[str, Any],
+    names: tuple[str, ...] | None,
+) -> list[Path]:
+    from ..images import FORMATS, save_gif, save_grid, save_image
+
+    scale = args.scale or max(1, -(-CELL // images.shape[-1]))
+    request = metadata["request"]
+    files = []
+    if args.out.suffix.lower() in FORMATS:
+        captions = None
+        if not args.no_captions and any(label is not None for label in request["labels"]):
+            captions = ["" if i is None else names[i] if names else str(i) for i in request["labels"]]
+        save_grid(images, args.out, columns=args.columns, captions=captions, scale=scale, metadata=metadata)
+        files.append(args.out)
+    else:
+        args.out.mkdir(exist_ok=True)
+        for i, (image, seed, label) in enumerate(zip(images, request["seeds"], request["labels"], strict=True)):
+            # The number keeps two samples of one seed apart and the files in the order asked for.
+            path = args.out / f"{i:05d}-seed{seed}.png"
+            if path.exists() and not args.overwrite:
+                raise ConfigError(f"{path} is there already; choose another folder, or --overwrite")
+            single = {**metadata, "request": {**request, "seeds": [seed], "labels": [label]}}
+            save_image(image, path, metadata=single)
+            files.append(path)
+    if args.gif:
+        save_gif(frames, args.gif, columns=args.columns, scale=scale)
+        files.append(args.gif)
+    return files

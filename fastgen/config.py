@@ -1,0 +1,90 @@
+"""Dataclasses from untrusted JSON, strictly: unknown, missing, wrongly typed or absurd values are errors.
+
+A field may carry bounds or choices in its metadata: ``bounded(1, 4096, default=32)``, ``one_of("silu")``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from .errors import ConfigError
+
+T = TypeVar("T")
+
+
+def bounded(low: float, high: float, default: Any = dataclasses.MISSING, max_items: int = 16) -> Any:
+    """A number, or a tuple of at most `max_items` numbers, each within [low, high]."""
+    metadata = {"low": low, "high": high, "max_items": max_items}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def at_most(max_items: int, default: Any = dataclasses.MISSING) -> Any:
+    """A tuple of at most `max_items` entries."""
+    return dataclasses.field(default=default, metadata={"max_items": max_items})
+
+
+def one_of(*choices: str, default: Any = dataclasses.MISSING) -> Any:
+    """A string, or a tuple of strings, out of `choices`."""
+    return dataclasses.field(default=default, metadata={"choices": choices})
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Build dataclass `cls` from `values` (JSON types). `where` names the place in error messages."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: expected an object, got {type(values).__name__}")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - set(fields)):
+        raise ConfigError(f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(fields)}")
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for name, field in fields.items():
+        if name in values:
+            arguments[name] = _checked(values[name], hints[name], field.metadata, f"{where}: {name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}: key {name} is missing")
+    return cls(**arguments)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The JSON form of a config dataclass; tuples become lists."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def _checked(value: Any, hint: Any, rules: Mapping[str, Any], where: str) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        hint = next(option for option in options if option is not type(None))
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}: expected a list, got {_shown(value)}")
+        if len(value) > rules.get("max_items", 16):
+            raise ConfigError(f"{where}: at most {rules.get('max_items', 16)} items, got {len(value)}")
+        item = typing.get_args(hint)[0]
+        return tuple(_checked(v, item, rules, f"{where}[{i}]") for i, v in enumerate(value))
+    if hint is float and type(value) is int:
+        value = float(value)
+    hint = typing.get_origin(hint) or hint  # dict[str, Any] -> dict: its entries are checked where they are used
+    if type(value) is not hint:
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {_shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: expected a finite number, got {value}")
+    if "low" in rules and not rules["low"] <= value <= rules["high"]:
+        raise ConfigError(f"{where}: expected {rules['low']} to {rules['high']}, got {value}")
+    if "choices" in rules and value not in rules["choices"]:
+        raise ConfigError(f"{where}: expected one of {', '.join(rules['choices'])}, got {_shown(value)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

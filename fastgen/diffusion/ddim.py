@@ -1,0 +1,68 @@
+"""DDIM, Song et al. 2021, "Denoising Diffusion Implicit Models" (arXiv:2010.02502)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..config import bounded, one_of
+from ..errors import ConfigError
+from .prediction import noise_estimate, x0_coefficients
+from .schedule import NoiseSchedule
+from .table import X0, Table, TableBuilder, X, Z
+from .timesteps import SPACINGS, timesteps
+
+ROUNDING = 1e-12  # how far below 0 a variance may come by cancellation
+
+
+@dataclass(frozen=True)
+class DDIMOptions:
+    """Options of `ddim`; names and defaults are diffusers', but for `constant_stride`.
+
+    eta: 0 is deterministic, 1 adds DDPM's noise (eq. 16)
+    set_alpha_to_one: end at the clean sample (alphas_cumprod = 1) rather than at alphas_cumprod[0]
+    use_clipped_model_output: derive the noise estimate from the clipped x_0
+    constant_stride: step from t to t - T // steps, as diffusers does, rather than to the next visited
+        timestep. The two agree for leading spacing, and for trailing where `steps` divides T. Elsewhere the
+        constant stride falls short of the timesteps visited and leaves noise in the sample
+    clip_sample, clip_sample_range: clip the estimate of x_0 to +- the range
+    timestep_spacing, steps_offset: see `fastgen.diffusion.timesteps`
+    """
+
+    timestep_spacing: str = one_of(*SPACINGS, default="leading")
+    steps_offset: int = bounded(0, 1000, default=0)
+    clip_sample: bool = True
+    clip_sample_range: float = bounded(1e-6, 1e6, default=1.0)
+    eta: float = bounded(0.0, 1e3, default=0.0)
+    set_alpha_to_one: bool = True
+    use_clipped_model_output: bool = False
+    constant_stride: bool = False
+
+
+def ddim(schedule: NoiseSchedule, steps: int, options: DDIMOptions) -> Table:
+    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) epsilon + std z (eq. 12), std from eq. 16.
+
+    Raises ConfigError where eta is so large that std exceeds sigma_s.
+    """
+    visited = timesteps(schedule.num_train_timesteps, steps, options.timestep_spacing, options.steps_offset)
+    following = [*visited[1:], -1]
+    if options.constant_stride:
+        following = list(visited - schedule.num_train_timesteps // steps)
+    rows = TableBuilder("ddim", clip=options.clip_sample_range if options.clip_sample else math.inf)
+    end = -1 if options.set_alpha_to_one else 0
+    for t, s in zip(visited, following, strict=True):
+        bar_t, bar_s = schedule.alpha_bar(t), schedule.alpha_bar(s if s >= 0 else end)
+        variance = (1.0 - bar_s) / (1.0 - bar_t) * (1.0 - bar_t / bar_s)
+        std = options.eta * math.sqrt(variance)
+        rest = 1.0 - bar_s - std**2
+        if rest < -ROUNDING:
+            raise ConfigError(
+                f"eta: {options.eta} asks for noise of standard deviation {std:.4g} at t = {t}, where only "
+                f"{math.sqrt(1.0 - bar_s):.4g} fits; use a smaller eta"
+            )
+        epsilon = noise_estimate(schedule, t)
+        if options.use_clipped_model_output:
+            epsilon = (X - math.sqrt(bar_t) * X0) / math.sqrt(1.0 - bar_t)
+        x = math.sqrt(bar_s) * X0 + math.sqrt(max(rest, 0.0)) * epsilon + std * Z
+        rows.add(t, x0_coefficients(schedule, t), x)
+    return rows.table()

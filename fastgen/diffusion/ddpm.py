@@ -1,0 +1,69 @@
+"""Ancestral sampling: Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (arXiv:2006.11239)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..config import bounded, one_of
+from .prediction import x0_coefficients
+from .schedule import NoiseSchedule
+from .table import LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE, X0, Table, TableBuilder, X, Z
+from .timesteps import SPACINGS, timesteps
+
+VARIANCE_TYPES = (
+    "fixed_small",
+    "fixed_small_log",
+    "fixed_large",
+    "fixed_large_log",
+    "learned",
+    "learned_range",
+)
+LEARNED = {"learned": LEARNED_VARIANCE, "learned_range": LEARNED_RANGE}
+
+
+@dataclass(frozen=True)
+class DDPMOptions:
+    """Options of `ddpm`; names and defaults are diffusers'.
+
+    variance_type: the variance of a step. fixed_small: beta~_t of eq. 7; fixed_large: beta_t; ``..._log`` are
+        the same numbers (diffusers computes them through a logarithm); learned: V, the second half of the
+        network's channels, is the variance itself; learned_range: V in [-1, 1] interpolates the logarithms of
+        the two (Nichol & Dhariwal 2021, eq. 15)
+    clip_sample, clip_sample_range: clip the estimate of x_0 to +- the range
+    timestep_spacing, steps_offset: see `fastgen.diffusion.timesteps`
+    """
+
+    timestep_spacing: str = one_of(*SPACINGS, default="leading")
+    steps_offset: int = bounded(0, 1000, default=0)
+    clip_sample: bool = True
+    clip_sample_range: float = bounded(1e-6, 1e6, default=1.0)
+    variance_type: str = one_of(*VARIANCE_TYPES, default="fixed_small")
+
+
+def ddpm(schedule: NoiseSchedule, steps: int, options: DDPMOptions) -> Table:
+    """Algorithm 2: x_s = mu(x_t, x_0) + std z from t to the next visited s (eq. 6, 7), no noise at the end.
+
+    diffusers deviates from this in two places: where its last t is above 0 (trailing spacing, an offset) it
+    adds noise to the finished sample; and its fixed_large_log is NaN, the root of a negative logarithm.
+    """
+    visited = timesteps(schedule.num_train_timesteps, steps, options.timestep_spacing, options.steps_offset)
+    rows = TableBuilder("ddpm", clip=options.clip_sample_range if options.clip_sample else math.inf)
+    learned = LEARNED.get(options.variance_type, LEARNED_NONE)
+    for t, s in zip(visited, [*visited[1:], -1], strict=True):
+        bar_t, bar_s = schedule.alpha_bar(t), schedule.alpha_bar(s)
+        alpha = bar_t / bar_s  # the product of 1 - beta over the steps from s to t
+        beta = 1.0 - alpha
+        kept = (1.0 - bar_s) / (1.0 - bar_t)
+        mean = math.sqrt(bar_s) * beta / (1.0 - bar_t) * X0 + math.sqrt(alpha) * kept * X
+        x0 = x0_coefficients(schedule, t)
+        if s == -1:
+            rows.add(t, x0, mean)
+            continue
+        small = kept * beta
+        if learned:
+            rows.add(t, x0, mean + Z, log2_std=(0.5 * math.log2(small), 0.5 * math.log2(beta)))
+        else:
+            variance = beta if options.variance_type.startswith("fixed_large") else small
+            rows.add(t, x0, mean + math.sqrt(variance) * Z)
+    return rows.table(learned=learned)

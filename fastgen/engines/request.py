@@ -1,0 +1,172 @@
+"""What a caller asked of a diffusion engine, checked once, with every default filled in."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from ..diffusion.schedule import NoiseSchedule
+from ..diffusion.solvers import SOLVERS, solver_table
+from ..diffusion.table import Table
+from ..errors import ConfigError
+from ..runtime import loop
+from .settings import DiffusionSettings
+
+MAX_SEED = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """A complete request: it alone repeats a run on the same model."""
+
+    seeds: tuple[int, ...]
+    labels: tuple[int | None, ...]
+    solver: str
+    steps: int
+    guidance_scale: float
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def table(self, schedule: NoiseSchedule) -> Table:
+        """The solver's table; the same object for the same solver, so that it is uploaded once."""
+        return _table(self.solver, schedule, self.steps, tuple(sorted(self.options.items())))
+
+    def evaluations(self, schedule: NoiseSchedule) -> int:
+        """Network evaluations a sample takes."""
+        return len(self.table(schedule))
+
+    def singles(self, schedule: NoiseSchedule) -> list[loop.Request]:
+        """One request a sample, for the loop."""
+        table = self.table(schedule)
+        return [
+            # Without a label both halves of guidance would be the same network output.
+            loop.Request(table, seed, label, 1.0 if label is None else self.guidance_scale)
+            for seed, label in zip(self.seeds, self.labels, strict=True)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keyword arguments of ``sample`` that repeat it, as JSON types."""
+        named = {"solver": self.solver, "steps": self.steps, "guidance_scale": self.guidance_scale}
+        return {"seeds": list(self.seeds), "labels": list(self.labels), **named, **self.options}
+
+
+@lru_cache(maxsize=256)
+def _table(solver: str, schedule: NoiseSchedule, steps: int, options: tuple[tuple[str, Any], ...]) -> Table:
+    return solver_table(solver, schedule, steps, **dict(options))
+
+
+def resolve(
+    settings: DiffusionSettings,
+    *,
+    n: int | None,
+    seed: int | None,
+    seeds: Sequence[int] | None,
+    labels: int | str | Sequence[int | str | None] | None,
+    solver: str | None,
+    steps: int | None,
+    guidance_scale: float | None,
+    eta: float | None,
+    options: dict[str, Any],
+) -> Request:
+    """Check the arguments of ``sample`` against a model's settings. Raises ConfigError or TypeError."""
+    options = dict(options)
+    if "num_inference_steps" in options:
+        if steps is not None:
+            raise TypeError("steps and num_inference_steps are the same argument: give one")
+        steps = options.pop("num_inference_steps")
+    solver = settings.solver if solver is None else solver
+    if solver not in SOLVERS:
+        raise ConfigError(f"solver: expected one of {', '.join(SOLVERS)}, got {solver!r}")
+    known = [option.name for option in SOLVERS[solver].options]
+    if eta is not None:
+        options["eta"] = eta
+    if unknown := sorted(set(options) - set(known)):
+        raise TypeError(
+            f"unknown argument {', '.join(unknown)}; besides those of sample(), solver {solver} takes "
+            f"{', '.join(known)}"
+        )
+    if solver == settings.solver:
+        options = {**(settings.solver_options or {}), **options}
+    if settings.learned and solver == "ddpm":
+        options.setdefault("variance_type", settings.variance)
+
+    count = _count(n, seeds, labels)
+    request = Request(
+        _seeds(count, seed, seeds),
+        _labels(count, labels, settings),
+        solver,
+        settings.steps if steps is None else steps,
+        _guidance(guidance_scale, settings),
+        options,
+    )
+    request.table(settings.noise_schedule)  # checks steps and options
+    return request
+
+
+def _count(n: int | None, seeds: Sequence[int] | None, labels: Any) -> int:
+    if n is not None:
+        if type(n) is not int or n < 1:
+            raise ConfigError(f"n: expected an int of at least 1, got {n!r}")
+        return n
+    if seeds is not None:
+        return len(seeds)
+    return 1 if labels is None or isinstance(labels, (int, str)) else len(labels)
+
+
+def _seeds(count: int, seed: int | None, seeds: Sequence[int] | None) -> tuple[int, ...]:
+    if seed is not None and seeds is not None:
+        raise TypeError("seed and seeds: give one of them")
+    if seeds is None:
+        # 53 bits survive every JSON reader
+        first = secrets.randbits(53) if seed is None else _integer("seed", seed)
+        seeds = range(first, first + count)
+    if len(seeds) != count or count == 0:
+        raise ConfigError(f"seeds: expected {count or 'at least 1'}, got {len(seeds)}")
+    return tuple(_integer("seeds", s) for s in seeds)
+
+
+def _integer(name: str, seed: Any) -> int:
+    try:
+        value = seed.__index__()
+    except AttributeError:
+        raise ConfigError(f"{name}: expected integers from 0 to 2^64 - 1, got {seed!r}") from None
+    if not 0 <= value <= MAX_SEED:
+        raise ConfigError(f"{name}: expected integers from 0 to 2^64 - 1, got {value}")
+    return value
+
+
+def _labels(count: int, labels: Any, settings: DiffusionSettings) -> tuple[int | None, ...]:
+    given = [labels] * count if labels is None or isinstance(labels, (int, str)) else list(labels)
+    if len(given) != count:
+        raise ConfigError(f"labels: expected one, or one a sample ({count}), got {len(given)}")
+    if settings.num_classes is None:
+        if any(label is not None for label in given):
+            raise ConfigError("labels: this model has no classes")
+        return (None,) * count
+    if settings.null_class is None and any(label is None for label in given):
+        raise ConfigError(f"labels: this model needs one a sample, from 0 to {settings.num_classes - 1}")
+    return tuple(None if label is None else _label(label, settings) for label in given)
+
+
+def _label(label: Any, settings: DiffusionSettings) -> int:
+    names, classes = settings.class_names or (), settings.num_classes or 0
+    if isinstance(label, str) and label in names:
+        return names.index(label)
+    if isinstance(label, str) or not hasattr(label, "__index__") or not 0 <= label.__index__() < classes:
+        by_name = f" or one of {', '.join(names[:20])}" if names else ""
+        raise ConfigError(f"labels: expected numbers from 0 to {classes - 1}{by_name}, got {label!r}")
+    return label.__index__()
+
+
+def _guidance(scale: float | None, settings: DiffusionSettings) -> float:
+    if scale is None:
+        return settings.guidance_scale
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale <= 100:
+        raise ConfigError(f"guidance_scale: expected a number from 0 to 100 (1 = no guidance), got {scale!r}")
+    if scale != 1 and settings.null_class is None:
+        raise ConfigError(
+            "guidance_scale: this model has no null class to be guided away from; leave it at 1 (no guidance)"
+        )
+    return float(scale)

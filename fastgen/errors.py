@@ -1,0 +1,21 @@
+"""Errors that tell a user what was wrong, where, and what to do."""
+
+
+class FastgenError(Exception):
+    """Base of every error raised on purpose by fastgen for something the user can mend."""
+
+
+class ConfigError(FastgenError, ValueError):
+    """A configuration (JSON or keyword) is unknown, wrongly typed or out of range."""
+
+
+class CheckpointError(FastgenError, ValueError):
+    """A checkpoint folder or file is missing, damaged or does not fit its configuration."""
+
+
+class DataError(FastgenError, ValueError):
+    """Training data cannot be found or read."""
+
+
+class CaptureError(FastgenError, RuntimeError):
+    """A step does something that a captured graph cannot replay (host sync, host random numbers, copies)."""

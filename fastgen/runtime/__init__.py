@@ -1,0 +1,1 @@
+"""The sampling loop, graph capture, seeds and batching. Knows no network."""

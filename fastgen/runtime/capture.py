@@ -1,0 +1,80 @@
+"""The capture seam: a step function becomes something that can be replayed.
+
+``eager`` calls the function again. ``recorded`` is a CPU stand-in for a CUDA graph with the semantics that
+matter: the Python body runs once, replay repeats the recorded operations on the same tensors, Python values seen
+at capture stay frozen, and what a graph cannot hold (host syncs, host random numbers, copies to or from
+another device) is refused at capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..errors import CaptureError
+
+Step = Callable[[], None]
+
+aten = torch.ops.aten
+HOST_SYNCS = {
+    aten._local_scalar_dense.default,
+    aten.equal.default,
+    aten.is_nonzero.default,
+    aten.masked_select.default,
+    aten.nonzero.default,
+    aten._unique2.default,
+}
+ALIASES = {aten.lift_fresh.default, aten.detach.default, aten.alias.default}
+
+
+def eager(step: Step) -> Step:
+    """No capture: replaying is calling."""
+    return step
+
+
+def recorded(step: Step) -> Step:
+    """Record `step` once on CPU tensors; the returned function repeats the recording. Raises CaptureError."""
+    step()  # as on a GPU, where libraries pick their algorithms and kernels compile before capture
+    tape = _Tape()
+    with tape:
+        step()
+    return tape.replay
+
+
+BACKENDS: dict[str, Callable[[Step], Step]] = {"eager": eager, "recorded": recorded}
+
+
+class _Tape(TorchDispatchMode):
+    """Operations below autograd, with their arguments and the tensors they returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: list[tuple[Any, tuple, dict, list[Tensor]]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if func in HOST_SYNCS:
+            raise CaptureError(f"{func} in a captured step: the host would have to wait for a device value")
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise CaptureError(f"{func} in a captured step: its random numbers come from the host")
+        if func is aten._to_copy.default and kwargs.get("device") not in (None, args[0].device):
+            raise CaptureError(f"copy to {kwargs['device']} in a captured step")
+        out = func(*args, **kwargs)
+        if not func.is_view and func not in ALIASES:  # views alias storage that replay refills in place
+            outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+            if outputs or func._schema.is_mutable:
+                self.entries.append((func, args, kwargs, outputs))
+        return out
+
+    def replay(self) -> None:
+        with torch.no_grad():
+            for func, args, kwargs, outputs in self.entries:
+                fresh = [leaf for leaf in tree_leaves(func(*args, **kwargs)) if isinstance(leaf, Tensor)]
+                for old, new in zip(outputs, fresh, strict=True):
+                    if old.data_ptr() != new.data_ptr():  # in-place operations return their argument
+                        old.copy_(new)

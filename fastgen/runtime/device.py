@@ -1,0 +1,55 @@
+"""Which device and dtype a model runs in, and what this machine offers."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """``"auto"`` is the first CUDA device where there is one, else the CPU. Raises ValueError."""
+    if device == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: expected auto, cpu or cuda[:N], got {device!r}") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {device} was asked for, but this PyTorch sees no CUDA device")
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu or cuda[:N], got {device!r}")
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", torch.cuda.current_device())
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The network's dtype. ``"auto"`` is bfloat16 on CUDA and float32 on CPU. Raises ValueError."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        raise ValueError(f"dtype: expected auto, {', '.join(DTYPES)}, got {dtype!r}")
+    return chosen  # type: ignore[return-value]
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 convolutions are faster than float32 ones here: tensor cores, or AVX-512 BF16 / AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    features = cpu_features()
+    return features["avx512_bf16"] or features["amx_tile"]
+
+
+def cpu_features() -> dict[str, bool]:
+    """The vector extensions that decide which CPU kernels run."""
+    from torch import cpu
+
+    names = {
+        "avx2": "_is_avx2_supported",
+        "avx512": "_is_avx512_supported",
+        "avx512_bf16": "_is_avx512_bf16_supported",
+        "amx_tile": "_is_amx_tile_supported",
+    }
+    return {name: bool(getattr(cpu, probe, lambda: False)()) for name, probe in names.items()}

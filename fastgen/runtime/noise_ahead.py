@@ -1,0 +1,55 @@
+"""Step noise on a CPU, made for many rows at a time: one row's Philox twin costs as much as a hundred's dispatch."""
+
+from __future__ import annotations
+
+import torch
+
+from fastgen_kernels import normals
+
+from ..diffusion.table import Table
+
+ROWS_AT_A_TIME = 32
+ELEMENTS_AT_A_TIME = 1 << 18  # bounds the memory and the wait before a step
+
+
+class NoiseAhead:
+    """`buffer` float32 [max_batch, C, H, W]: the noise that each sample's next step reads.
+
+    Bits are those of ``normals(seed, noise step, "step")``, however many are made at once.
+    """
+
+    def __init__(self, max_batch: int, shape: tuple[int, int, int]) -> None:
+        self.shape = shape
+        self.buffer = torch.zeros(max_batch, *shape)
+        self._made: dict[int, dict[int, torch.Tensor]] = {}  # slot -> {row: noise}
+
+    def fill(self, samples: list[tuple[int, int, Table, int]]) -> None:
+        """Bring `buffer` up to date for samples (slot, seed, table, row about to be run)."""
+        needy = [s for s in samples if s[2].needs_noise[s[3]]]
+        if any(row not in self._made.get(slot, {}) for slot, _, _, row in needy):
+            self._make(needy)
+        for slot, _, _, row in needy:
+            self.buffer[slot] = self._made[slot].pop(row)
+
+    def forget(self, slot: int) -> None:
+        """The sample in `slot` has left."""
+        self._made.pop(slot, None)
+
+    def move(self, slots: list[int]) -> None:
+        """The samples of `slots` now sit in slots 0, 1, ..."""
+        self._made = {new: self._made[old] for new, old in enumerate(slots) if old in self._made}
+
+    def _make(self, samples: list[tuple[int, int, Table, int]]) -> None:
+        """Noise of the next rows of every sample that has none left, in one call."""
+        empty = [s for s in samples if s[3] not in self._made.get(s[0], {})]
+        elements = self.buffer[0].numel() * len(empty)
+        ahead = max(1, min(ROWS_AT_A_TIME, ELEMENTS_AT_A_TIME // elements))
+        pairs = []  # (slot, row, seed, step of the noise counter)
+        for slot, seed, table, row in empty:
+            rows = [r for r in range(row, len(table.time)) if table.needs_noise[r]][:ahead]
+            pairs += [(slot, r, seed, int(table.noise_step[r])) for r in rows]
+        seeds = torch.tensor([seed - (1 << 64) if seed >= 1 << 63 else seed for _, _, seed, _ in pairs])
+        steps = torch.tensor([step for _, _, _, step in pairs])
+        made = normals(seeds, steps, "step", self.shape)
+        for (slot, row, _, _), noise in zip(pairs, made, strict=True):
+            self._made.setdefault(slot, {})[row] = noise

@@ -1,0 +1,71 @@
+"""The pool of solver rows on the device: tables of all requests in one tensor, found by their first row."""
+
+from __future__ import annotations
+
+import torch
+
+from fastgen_kernels.reverse_step.row import ROW_WORDS
+
+from ..diffusion.table import Table, idle_row, pack
+
+
+class RowPool:
+    """`rows` float32 [capacity, 32] and `times` float32 [capacity]; row 0 is the idle row.
+
+    Requests with the same table and guidance weight share its rows. A table stays until its space is needed
+    and nobody uses it, so that repeating a request uploads nothing.
+    """
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.rows = torch.zeros(capacity, ROW_WORDS, device=device)
+        self.times = torch.zeros(capacity, device=device)
+        self.rows[0] = idle_row(torch.float32).to(device)
+        self._placed: dict[tuple, _Placed] = {}
+
+    @property
+    def capacity(self) -> int:
+        return len(self.rows)
+
+    def acquire(self, table: Table, guidance_scale: float) -> int | None:
+        """First row of `table` at this weight, held until `release`; None while there is no room for it."""
+        key = (id(table), guidance_scale)
+        placed = self._placed.get(key)
+        if placed is None:
+            length = len(table.time)
+            start = self._room(length)
+            if start is None:
+                return None
+            rows, times = pack(table, start, guidance_scale)
+            self.rows[start : start + length] = rows.to(self.rows.device)
+            self.times[start : start + length] = times.to(self.times.device)
+            placed = self._placed[key] = _Placed(start, length, table)
+        placed.users += 1
+        return placed.start
+
+    def release(self, table: Table, guidance_scale: float) -> None:
+        """Undo one `acquire`."""
+        self._placed[id(table), guidance_scale].users -= 1
+
+    def _room(self, length: int) -> int | None:
+        """The first gap of `length` rows; unused tables are dropped, all at once, when there is none."""
+        start = self._gap(length)
+        if start is None:
+            self._placed = {key: p for key, p in self._placed.items() if p.users}
+            start = self._gap(length)
+        return start
+
+    def _gap(self, length: int) -> int | None:
+        start = 1
+        for placed in sorted(self._placed.values(), key=lambda p: p.start):
+            if placed.start - start >= length:
+                return start
+            start = placed.start + placed.length
+        return start if start + length <= self.capacity else None
+
+
+class _Placed:
+    def __init__(self, start: int, length: int, table: Table) -> None:
+        self.start, self.length, self.users = start, length, 0
+        self.table = table  # keeps id(table) taken while the rows are here
+
+

@@ -1,0 +1,1 @@
+"""Plain PyTorch training of the reference networks."""

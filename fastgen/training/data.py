@@ -1,0 +1,218 @@
+"""Training pictures: a folder, an IDX or NPZ file, or scikit-learn's digits.
+
+Every source answers ``batch(indices) -> (uint8 [B, C, H, W], int64 [B] or None)``; which indices come when is
+the training loop's business, so that an interrupted run can go on exactly where it stopped.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+IDX_DTYPE_UINT8 = 0x08  # third byte of an IDX file: the type of its entries
+
+
+class Dataset(Protocol):
+    """What the training loop needs of a source of pictures."""
+
+    shape: tuple[int, int, int]  # channels, height, width
+    num_classes: int | None  # None where the source has no labels
+    class_names: list[str] | None
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]: ...
+
+
+@dataclass
+class Arrays:
+    """Pictures held in memory: uint8 [N, C, H, W], with int64 labels [N] or None."""
+
+    images: Tensor
+    labels: Tensor | None = None
+    class_names: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        self.shape = (int(self.images.shape[1]), int(self.images.shape[2]), int(self.images.shape[3]))
+        self.num_classes = None if self.labels is None else int(self.labels.max()) + 1
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        chosen = torch.as_tensor(indices)
+        return self.images[chosen], None if self.labels is None else self.labels[chosen]
+
+
+class PictureFolder:
+    """Pictures in a folder, decoded when asked for, resized and centre-cropped to (height, width).
+
+    Where the pictures lie in sub-folders, the names of the first level are the classes, in sorted order.
+    """
+
+    def __init__(self, folder: Path, size: tuple[int, int], channels: int) -> None:
+        if channels not in (1, 3):
+            raise DataError(f"channels: a picture folder gives 1 (grey) or 3 (RGB), not {channels}")
+        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+        if not self.files:
+            raise DataError(f"{folder}: no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}) in it")
+        self.shape = (channels, *size)
+        tops = [p.relative_to(folder).parts for p in self.files]
+        if all(len(parts) > 1 for parts in tops):
+            self.class_names: list[str] | None = sorted({parts[0] for parts in tops})
+            number = {name: i for i, name in enumerate(self.class_names)}
+            self.labels: Tensor | None = torch.tensor([number[parts[0]] for parts in tops])
+            self.num_classes: int | None = len(number)
+        else:
+            self.class_names = self.labels = self.num_classes = None
+        self._pool = ThreadPoolExecutor(8)  # Pillow releases the GIL while it decodes
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        images = torch.stack(list(self._pool.map(self._decode, [self.files[i] for i in indices])))
+        return images, None if self.labels is None else self.labels[torch.as_tensor(indices)]
+
+    def _decode(self, path: Path) -> Tensor:
+        from PIL import Image, ImageOps
+
+        channels, height, width = self.shape
+        try:
+            with Image.open(path) as file:
+                picture = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+                picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read as a picture: {error}") from error
+        pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def load(
+    source: str,
+    *,
+    labels: str | None = None,
+    subset: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+) -> Dataset:
+    """Open `source`: ``digits`` (scikit-learn's 8x8 digits), a picture folder, an IDX or an NPZ file.
+
+    labels: an IDX file of labels; by default the file beside the pictures that MNIST's naming gives, if it is
+    there. subset: keep pictures first..last (both included) of an in-memory source. size (height, width) and
+    channels are needed by a picture folder (default 64x64, 3) and must fit the others. Raises DataError.
+    """
+    path = Path(source)
+    if source == "digits":
+        dataset: Dataset = _digits()
+    elif path.is_dir():
+        dataset = PictureFolder(path, size or (64, 64), channels or 3)
+    elif not path.exists():
+        raise DataError(f"{source}: no such file or folder (or write `digits` for scikit-learn's digits)")
+    elif path.suffix == ".npz":
+        dataset = _npz(path)
+    else:
+        dataset = _idx(path, Path(labels) if labels else None)
+    if size is not None and tuple(dataset.shape[1:]) != tuple(size):
+        raise DataError(f"{source}: its pictures are {dataset.shape[1]}x{dataset.shape[2]}, not {size[0]}x{size[1]}")
+    if channels is not None and dataset.shape[0] != channels:
+        raise DataError(f"{source}: its pictures have {dataset.shape[0]} channels, not {channels}")
+    return dataset if subset is None else _subset(dataset, subset, source)
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """An array from an IDX file of unsigned bytes, gzipped or not (LeCun et al., the MNIST format)."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] != IDX_DTYPE_UINT8 or not 1 <= data[3] <= 4:
+        raise DataError(f"{path}: not an IDX file of unsigned bytes (nor a folder, nor .npz)")
+    header = 4 + 4 * data[3]
+    shape = tuple(int(n) for n in np.frombuffer(data[4:header], dtype=">u4"))
+    if len(data) - header != math.prod(shape):
+        raise DataError(f"{path}: header says {math.prod(shape)} bytes of data, the file has {len(data) - header}")
+    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def _idx(path: Path, labels_path: Path | None) -> Arrays:
+    images = read_idx(path)
+    if images.ndim != 3:
+        raise DataError(f"{path}: expected pictures [N, H, W], got an array of shape {list(images.shape)}")
+    if labels_path is None:
+        sibling = path.with_name(re.sub(r"images([-.])idx3", r"labels\1idx1", path.name))
+        labels_path = sibling if sibling != path and sibling.exists() else None
+    labels = None if labels_path is None else read_idx(labels_path)
+    return _arrays(images[:, None], labels, path)
+
+
+def _npz(path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as NPZ: {error}") from error
+    images = next((arrays[n] for n in ("images", "x", "x_train", "arr_0") if n in arrays), None)
+    if images is None:
+        raise DataError(f"{path}: no array named images (or x, x_train); it has {', '.join(arrays) or 'nothing'}")
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    labels = next((arrays[n] for n in ("labels", "y", "y_train", "arr_1") if n in arrays), None)
+    return _arrays(images, labels, path)
+
+
+def _digits() -> Arrays:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError("digits: needs scikit-learn: pip install scikit-learn") from error
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    return _arrays(images[:, None], digits.target, "digits")
+
+
+def _arrays(images: np.ndarray, labels: np.ndarray | None, where: Any) -> Arrays:
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+        raise DataError(
+            f"{where}: expected uint8 pictures [N, H, W] or [N, C, H, W] (or channels last), got "
+            f"{images.dtype} {list(images.shape)}"
+        )
+    if labels is not None:
+        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(
+                f"{where}: expected {len(images)} integer labels, got {labels.dtype} {list(labels.shape)}"
+            )
+        if labels.min() < 0:
+            raise DataError(f"{where}: labels must not be negative, got {labels.min()}")
+    return Arrays(
+        torch.from_numpy(np.array(images)),
+        None if labels is None else torch.from_numpy(labels.astype(np.int64)),
+    )
+
+
+def _subset(dataset: Dataset, subset: tuple[int, int], source: str) -> Arrays:
+    if not isinstance(dataset, Arrays):
+        raise DataError(f"{source}: a subset can be taken of files, not of a picture folder")
+    first, last = subset
+    if not 0 <= first <= last < len(dataset):
+        raise DataError(f"{source}: subset {first}-{last} does not lie within 0-{len(dataset) - 1}")
+    keep = slice(first, last + 1)
+    return Arrays(dataset.images[keep], None if dataset.labels is None else dataset.labels[keep])

@@ -1,0 +1,115 @@
+"""The state of a training run, whole after every save: weights, average, optimiser, step, losses.
+
+It is one safetensors file, replaced atomically, so that a run killed at any moment goes on from its last save.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from ..checkpoint import write_atomic
+from ..config import bounded, from_dict, one_of, to_dict
+from ..errors import CheckpointError
+
+STATE_FILE = "training.safetensors"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run is made of. Rates are per step; `precision` auto becomes fp32 or bf16 when the run starts;
+    `weights_dtype` is the dtype of the saved average (the run itself keeps float32).
+    """
+
+    data: str = "digits"
+    labels: str | None = None
+    subset: tuple[int, ...] | None = bounded(0, 2**31, default=None, max_items=2)
+    steps: int = bounded(1, 100_000_000, default=2000)
+    batch_size: int = bounded(1, 65536, default=128)
+    lr: float = bounded(0.0, 1.0, default=1e-3)
+    warmup: int = bounded(0, 1_000_000, default=100)
+    weight_decay: float = bounded(0.0, 10.0, default=0.01)
+    grad_clip: float = bounded(0.0, 1e9, default=1.0)
+    ema_decay: float = bounded(0.0, 1.0, default=0.999)
+    label_dropout: float = bounded(0.0, 1.0, default=0.1)
+    flip: bool = False
+    seed: int = bounded(0, 2**31 - 1, default=0)
+    precision: str = one_of("auto", "fp32", "bf16", default="auto")
+    weights_dtype: str = one_of("float32", "float16", default="float32")
+    save_every: int = bounded(1, 100_000_000, default=200)
+    preview_every: int = bounded(0, 100_000_000, default=500)
+
+
+@dataclass
+class RunState:
+    """A network in training: `module`, its moving average `ema`, the optimiser, and the losses so far."""
+
+    config: RunConfig
+    module: nn.Module
+    ema: nn.Module
+    optimizer: torch.optim.AdamW
+    losses: list[float]
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    def save(self, folder: Path) -> None:
+        """Replace the run's state file in `folder`."""
+        tensors = {f"model.{name}": t for name, t in self.module.state_dict().items()}
+        tensors |= {f"ema.{name}": t for name, t in self.ema.state_dict().items()}
+        for name, parameter in self.module.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                if key != "step":  # the same for all, and the run knows it
+                    tensors[f"optimizer.{key}.{name}"] = value
+        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        metadata = {"run": json.dumps(to_dict(self.config))}
+        # NHWC tensors come back in NCHW order: the memory format is restored after loading.
+        flat = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        write_atomic(folder / STATE_FILE, serialise(flat, metadata=metadata))
+
+    def restore(self, folder: Path) -> None:
+        """Fill this state from `folder`'s state file."""
+        path = folder / STATE_FILE
+        with _open(path) as file:
+            names = set(file.keys())
+            for prefix, target in (("model", self.module), ("ema", self.ema)):
+                state = target.state_dict()
+                if any(f"{prefix}.{n}" not in names for n in state):
+                    raise CheckpointError(f"{path}: does not fit the network in config.json")
+                with torch.no_grad():
+                    for name, tensor in state.items():
+                        tensor.copy_(file.get_tensor(f"{prefix}.{name}"))
+            self.losses = file.get_tensor("losses").tolist()
+            for name, parameter in self.module.named_parameters():
+                moments = {}
+                for key in ("exp_avg", "exp_avg_sq"):
+                    moments[key] = torch.empty_like(parameter).copy_(file.get_tensor(f"optimizer.{key}.{name}"))
+                self.optimizer.state[parameter] = {"step": _step_tensor(self), **moments}
+
+
+def saved_config(folder: Path) -> RunConfig | None:
+    """The configuration of the run in `folder`, or None where there is none."""
+    path = folder / STATE_FILE
+    if not path.exists():
+        return None
+    with _open(path) as file:
+        return from_dict(RunConfig, json.loads(file.metadata()["run"]), str(path))
+
+
+def _open(path: Path):  # type: ignore[no-untyped-def]  # safetensors has no types
+    try:
+        return safetensors.safe_open(str(path), framework="pt")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
+def _step_tensor(state: RunState) -> Tensor:
+    device = next(state.module.parameters()).device if state.optimizer.defaults["fused"] else "cpu"
+    return torch.tensor(float(state.step), dtype=torch.float32, device=device)

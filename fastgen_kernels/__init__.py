@@ -1,0 +1,43 @@
+"""Fused operations for generative models: Triton kernels on CUDA, plain PyTorch elsewhere. Imports no triton.
+
+Every operation has one entry in `OPS`, which says everything about it (`op.Op`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import op as _op
+from .noise import STREAMS, normals
+from .op import Case, Op, select, use
+from .reverse_step import OP as _REVERSE_STEP
+from .reverse_step import reverse_step, reverse_step_out
+
+OPS: Mapping[str, Op] = {
+    "reverse_step": _REVERSE_STEP,
+}
+
+__all__ = [
+    "OPS",
+    "STREAMS",
+    "Case",
+    "Op",
+    "decompositions",
+    "describe",
+    "normals",
+    "reverse_step",
+    "reverse_step_out",
+    "select",
+    "use",
+]
+
+
+def describe() -> dict[str, Any]:
+    """Versions, devices, operations, and the path that runs them on each kind of device."""
+    return _op.describe(list(OPS))
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Custom ops to plain PyTorch, for `exported_program.run_decompositions`."""
+    return {op.overload: op.decomposition for op in OPS.values()}

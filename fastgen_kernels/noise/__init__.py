@@ -1,0 +1,105 @@
+"""Counter-based normal noise: a function of (seed, stream, step, element), the same in any batch and on any device.
+
+>>> z = normals([7, 8], 0, "initial", (3, 32, 32))
+>>> torch.equal(z[1:], normals([8], 0, "initial", (3, 32, 32)))
+True
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..op import Arguments, Case, Op, select
+from . import reference
+
+# What a stream of noise is for. Numbers are part of every stored result: append, never renumber.
+STREAMS: Mapping[str, int] = {
+    "initial": 0,
+    "step": 1,
+    "dropout": 2,
+    "dequantise": 3,
+    "hutchinson": 4,
+    "inpaint": 5,
+}
+
+
+def normals(
+    seeds: Tensor | Sequence[int],
+    steps: Tensor | Sequence[int] | int,
+    stream: str,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Standard normal noise for a list of (seed, step) pairs; one call may serve many samples and many steps.
+
+    Args:
+        seeds: [B], a sample's seed each: any 64-bit integers (tensors: int64).
+        steps: [B], the step's noise number (0 .. 2^32 - 1; tensors: int64 or int32), or one number for all.
+        stream: what the noise is for, a key of `STREAMS`.
+        shape: of one sample, such as (C, H, W); elements are counted in this order.
+        dtype: float32, or float64 for oracles: the same words with the formula in float64, always made by PyTorch.
+        device: where to make it; by default where `seeds` are.
+
+    Returns:
+        [B, *shape], contiguous. Row b does not depend on the other rows: in float32 on one device not in a single bit;
+        across devices the words are the same and normals agree to about a unit in the last place (:func:`error_bound`).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what was received.
+    """
+    if stream not in STREAMS:
+        raise ValueError(f"stream: expected one of {list(STREAMS)}, received {stream!r}")
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype: expected torch.float32 or torch.float64, received {dtype}")
+    if any(size < 1 for size in shape):
+        raise ValueError(f"shape: expected positive sizes, received {tuple(shape)}")
+    seeds = _pairs_column("seeds", seeds, (torch.int64,), device)
+    if isinstance(steps, int):
+        steps = torch.full_like(seeds, steps)
+    else:
+        steps = _pairs_column("steps", steps, (torch.int64, torch.int32), seeds.device).to(torch.int64)
+    if steps.shape != seeds.shape:
+        raise ValueError(f"steps: expected one per seed ({seeds.shape[0]}), received shape {tuple(steps.shape)}")
+    return _normals(seeds, steps, STREAMS[stream], math.prod(shape), dtype).view(seeds.shape[0], *shape)
+
+
+def _pairs_column(
+    name: str, value: Tensor | Sequence[int], dtypes: tuple[torch.dtype, ...], device: torch.device | str | None
+) -> Tensor:
+    if not isinstance(value, Tensor):
+        value = torch.tensor(value, dtype=torch.int64, device=device)
+    elif device is not None:
+        value = value.to(device)
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name}: expected {' or '.join(map(str, dtypes))}, received {value.dtype}")
+    if value.dim() != 1 or value.shape[0] == 0:
+        raise ValueError(f"{name}: expected shape [B] with B >= 1, received {tuple(value.shape)}")
+    return value.contiguous()
+
+
+@torch.library.custom_op("fastgen::normals", mutates_args=())
+def _normals(seeds: Tensor, steps: Tensor, stream: int, count: int, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.float32 and select(seeds.device.type) == "triton":
+        return _fused(seeds, steps, stream, count)
+    return reference.normals(seeds, steps, stream, count, dtype).contiguous()
+
+
+@_normals.register_fake
+def _(seeds: Tensor, steps: Tensor, stream: int, count: int, dtype: torch.dtype) -> Tensor:
+    return seeds.new_empty((seeds.shape[0], count), dtype=dtype)
+
+
+def _fused(seeds: Tensor, steps: Tensor, stream: int, count: int) -> Tensor:
+    from . import kernel
+
+    return kernel.normals(seeds, steps, stream, count)
+
+
+def error_bound(exact: Tensor) -> Tensor:
+    """How far a float32 normal may lie from its float64 value: 3e-7 near 0, then growing with the value's own spacing."""
+    return 3e-7 * (exact.abs() / 2.0).clamp(min=1.0)
