@@ -39,7 +39,8 @@ def part_config(part: Part, where: str) -> Any:
 
 def builders(spec: Spec) -> dict[str, Callable[[], nn.Module]]:
     """A function for each part of `spec` that makes its untrained network. Configs are checked at once."""
-    return {
-        name: partial(ARCHITECTURES[part.architecture].module, part_config(part, f"parts.{name}"))
-        for name, part in spec.parts.items()
-    }
+    made: dict[str, Callable[[], nn.Module]] = {}
+    for name, part in spec.parts.items():
+        config = part_config(part, f"parts.{name}")
+        made[name] = partial(ARCHITECTURES[part.architecture].module, config)
+    return made

@@ -25,9 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         return args.run(args)
-    except (FastgenError, ValueError, TypeError, OSError) as error:
-        if isinstance(error, (ValueError, TypeError)) and not _ours(error):
-            raise  # a bug of ours: the traceback is what we need to see
+    except (FastgenError, OSError) as error:  # anything else is a bug of ours, shown with its traceback
         print(f"fastgen: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

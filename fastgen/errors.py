@@ -9,6 +9,10 @@ class ConfigError(FastgenError, ValueError):
     """A configuration (JSON or keyword) is unknown, wrongly typed or out of range."""
 
 
+class ArgumentError(FastgenError, TypeError):
+    """A keyword argument does not exist, or two of them mean the same thing."""
+
+
 class CheckpointError(FastgenError, ValueError):
     """A checkpoint folder or file is missing, damaged or does not fit its configuration."""
 

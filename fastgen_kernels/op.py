@@ -1,7 +1,7 @@
 """What a fused operation is, and the one place where the path that runs it is chosen.
 
-An :class:`Op` is plain data: everything that tests, the compile gate, the roofline and the documentation need to know
-about one operation, said once. Nothing here imports triton.
+An :class:`Op` is plain data: everything that tests, the compile gate, the roofline and the documentation need
+to know about one operation, said once. Nothing here imports triton.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ UNIT_ROUNDOFF: Mapping[torch.dtype, float] = {
 class Case:
     """One set of arguments worth testing.
 
-    `make(generator, device, dtype)` returns the public function's arguments by name; `dtype` is the network's.
-    `production` marks shapes that a shipped engine launches: the compile gate and the roofline take those.
+    `make(generator, device, dtype)` returns the public function's arguments by name; `dtype` is the
+    network's. `production` marks shapes that a shipped engine launches: the compile gate and the roofline
+    take those.
     """
 
     name: str
@@ -48,19 +49,21 @@ class Case:
 
 @dataclass(frozen=True)
 class Op:
-    """Everything about one operation. Callables take the public function's arguments by name, where not said otherwise."""
+    """Everything about one operation. Callables take `function`'s arguments by name, save where noted."""
 
     name: str
     outputs: tuple[str, ...]
     function: Callable[..., Any]  # public and checked; returns new tensors
     out: Callable[..., None] | None  # public and checked; writes into the caller's buffers
     reference: Callable[..., Any]  # plain PyTorch, any device, differentiable
-    fused: Callable[..., Any]  # launches the Triton kernel; imports kernel.py when called
+    fused: Callable[..., Any]  # `function` on the Triton path, unchecked; imports kernel.py when called
     overload: torch._ops.OpOverload  # what `function` calls, and what a traced graph shows
     decomposition: Callable[..., Any]  # stands in for `overload` (positional arguments) in an exported graph
     cases: tuple[Case, ...]
     exact: Callable[..., tuple[Tensor, ...]]  # float64 outputs computed from the arguments as rounded
-    tolerance: Callable[[tuple[Tensor, ...], Arguments], tuple[Tensor, ...]]  # (exact outputs, arguments) -> bounds
+    tolerance: Callable[
+        [tuple[Tensor, ...], Arguments], tuple[Tensor, ...]
+    ]  # (exact outputs, arguments) -> bounds
     bytes_moved: Callable[..., int]  # least traffic to and from device memory
     flops: Callable[..., int]  # additions and multiplications
 
@@ -71,8 +74,11 @@ class Op:
                 return case
         raise KeyError(f"{self.name} has no case {name!r}; it has {[case.name for case in self.cases]}")
 
-    def errors(self, arguments: Arguments, outputs: Sequence[Tensor] | Tensor | None = None) -> dict[str, float]:
-        """Worst error of each output as a fraction of its bound (at most 1 when right; inf for an unexpected NaN).
+    def errors(
+        self, arguments: Arguments, outputs: Sequence[Tensor] | Tensor | None = None
+    ) -> dict[str, float]:
+        """Worst error of each output as a fraction of its bound (at most 1 when right; inf for an unexpected
+        NaN).
 
         `outputs` are judged if given, else those of `function(**arguments)` on the path that is selected.
         """
@@ -83,23 +89,29 @@ class Op:
         worst: dict[str, float] = {}
         for name, value, want, bound in zip(self.outputs, got, exact, bounds, strict=True):
             error = ((value.double() - want).abs() / bound).nan_to_num(nan=float("inf"))
-            error = error.masked_fill(value.isnan() & want.isnan(), 0.0)  # memory that the operation hands on untouched
+            error = error.masked_fill(
+                value.isnan() & want.isnan(), 0.0
+            )  # memory that the operation hands on untouched
             worst[name] = error.max().item() if error.numel() else 0.0
         return worst
 
 
 def rounding_bound(exact: Tensor, magnitude: Tensor, dtype: torch.dtype, accumulated: float = 8.0) -> Tensor:
-    """Largest error that correct code may show: one rounding to `dtype`, and `accumulated` fp32 ones on the way.
+    """Largest error that correct code may show: one rounding to `dtype`, and `accumulated` fp32 ones on the
+    way.
 
-    `exact` is the float64 result from the already rounded inputs, `magnitude` the same operation on absolute values.
+    `exact` is the float64 result from the already rounded inputs, `magnitude` the same operation on absolute
+    values.
     """
     working = UNIT_ROUNDOFF[torch.float64 if dtype == torch.float64 else torch.float32]
-    # 1.01 covers the rounding of a value that is itself slightly off; the last term underflow to subnormal numbers.
+    # 1.01 covers the rounding of a value that is itself slightly off; the last term underflow to subnormal
+    # numbers.
     tiny = torch.finfo(dtype).smallest_normal * UNIT_ROUNDOFF[dtype]
     return 1.01 * UNIT_ROUNDOFF[dtype] * exact.abs() + accumulated * working * magnitude + tiny
 
 
-# ---------------------------------------------------------------------------------------------------- choice of path
+# ---------------------------------------------------------------------------------------------------- choice
+# of path
 
 _requested: ContextVar[Path | None] = ContextVar("fastgen_kernels_path", default=None)
 
@@ -123,20 +135,21 @@ def interpreted() -> bool:
 def select(device_type: str) -> Path:
     """The path that runs an operation on `device_type` ("cpu", "cuda", ...).
 
-    Triton on CUDA and PyTorch elsewhere, unless :func:`use` asks for one. A path that cannot run is a RuntimeError that
-    says what to do; no other path takes its place.
+    Triton on CUDA and PyTorch elsewhere, unless :func:`use` asks for one. A path that cannot run is a
+    RuntimeError that says what to do; no other path takes its place.
     """
     path: Path = _requested.get() or ("triton" if device_type == "cuda" else "reference")
     if path == "triton":
         if triton_version() is None:
             raise RuntimeError(
-                f"fused kernels on {device_type!r} need triton, which is not installed: run `pip install 'triton>=3.6'`, "
-                "or ask for the PyTorch path with `fastgen_kernels.use('reference')`"
+                f"fused kernels on {device_type!r} need triton, which is not installed: run "
+                "`pip install 'triton>=3.6'`, or ask for the PyTorch path with "
+                "`fastgen_kernels.use('reference')`"
             )
         if device_type != "cuda" and not interpreted():
             raise RuntimeError(
-                f"the Triton path was asked for on {device_type!r}, where it runs only in Triton's interpreter: set "
-                "TRITON_INTERPRET=1 before triton is imported, or leave out `use('triton')`"
+                f"the Triton path was asked for on {device_type!r}, where it runs only in Triton's "
+                "interpreter: set TRITON_INTERPRET=1 before triton is imported, or leave out `use('triton')`"
             )
     return path
 
@@ -159,7 +172,7 @@ def use(path: Path) -> Iterator[None]:
 
 
 def describe(names: Sequence[str] = ()) -> dict[str, Any]:
-    """Facts for `fastgen info`: versions, devices, and the path (or the reason why none) on each kind of device."""
+    """Facts for `fastgen info`: versions, devices, and each kind of device's path, or why it has none."""
     paths: dict[str, str] = {}
     for device_type in ("cpu", "cuda"):
         try:
@@ -177,15 +190,15 @@ def describe(names: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-# ---------------------------------------------------------------------------------------------------------- autograd
+# ----------------------------------------------------------------------------------------------------------
+# autograd
 
 
-def differentiate_through(
-    overload: Any, reference: Callable[..., Any], wrt: tuple[int, ...]
-) -> None:
+def differentiate_through(custom_op: Any, reference: Callable[..., Any], wrt: tuple[int, ...]) -> None:
     """Give a functional custom op its reference's gradient, for the inputs at the positions `wrt`.
 
-    The forward pass keeps the inputs only; the backward pass runs the reference again and differentiates that.
+    The forward pass keeps the inputs only; the backward pass runs the reference again and differentiates
+    that.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -221,4 +234,4 @@ def differentiate_through(
             result[i] = gradient
         return tuple(result)
 
-    overload.register_autograd(backward, setup_context=setup_context)
+    custom_op.register_autograd(backward, setup_context=setup_context)

@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         args.out = Path("sample.png") if args.like is None else args.like.with_stem(args.like.stem + "-again")
     targets = [args.out, *([args.gif] if args.gif else [])]
-    _check_targets(targets, args.overwrite)
+    _check_names(targets)
+    _check_free(targets, args.overwrite)
 
     engine = load(source, device=args.device, dtype=args.dtype, revision=args.revision)
     sha256 = engine.describe()["sha256"]
@@ -79,11 +80,13 @@ def run(args: argparse.Namespace) -> int:
             f"{args.like}: was drawn by a model with sha256 {kept['sha256'][:12]}..., {source} has {sha256[:12]}..."
         )
     request = engine.request(**_arguments(args, kept))
+    pictures = _picture_files(args.out, request)
+    _check_free(pictures, args.overwrite)
     loaded = time.perf_counter()
     images, frames = _draw(engine, request, args)
     drawn = time.perf_counter()
     metadata = _metadata(source, engine, request)
-    files = _write(images, frames, args, metadata, engine.settings.class_names)
+    files = _write(images, frames, args, metadata, pictures, engine.settings.class_names)
     report = {
         **metadata,
         "files": [str(f) for f in files],
@@ -113,21 +116,37 @@ def _kept_request(args: argparse.Namespace) -> dict[str, Any]:
     return read_metadata(args.like)
 
 
-def _check_targets(targets: list[Path], overwrite: bool) -> None:
-    """Before any work is done: every file can be written and nothing of the user's is replaced."""
+def _check_names(targets: list[Path]) -> None:
+    """Before any work is done: the names (a sheet or folder, perhaps an animation) say what to write and where."""
     from ..images import FORMATS
 
-    for i, path in enumerate(targets):
-        if i > 0 and path.suffix.lower() != ".gif":
-            raise ConfigError(f"--gif {path}: expected a name that ends in .gif")
-        if i == 0 and path.suffix and path.suffix.lower() not in FORMATS and not path.is_dir():
-            raise ConfigError(
-                f"--out {path}: expected a sheet ({', '.join(FORMATS)}) or a folder; an animation is --gif FILE"
-            )
-        if path.is_file() and not overwrite:
-            raise ConfigError(f"{path} is there already; choose another name, or --overwrite")
+    out = targets[0]
+    for gif in targets[1:]:
+        if gif.suffix.lower() != ".gif":
+            raise ConfigError(f"--gif {gif}: expected a name that ends in .gif")
+    for path in targets:
         if not path.absolute().parent.is_dir():
             raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
+    if out.suffix and out.suffix.lower() not in FORMATS and not out.is_dir():
+        raise ConfigError(
+            f"--out {out}: expected a sheet ({', '.join(FORMATS)}) or a folder; an animation is --gif FILE"
+        )
+
+
+def _check_free(paths: list[Path], overwrite: bool) -> None:
+    """Before any work is done: every file can be written and nothing of the user's is replaced."""
+    for path in paths:
+        if path.is_file() and not overwrite:
+            raise ConfigError(f"{path} is there already; choose another name, or --overwrite")
+
+
+def _picture_files(out: Path, request: Request) -> list[Path]:
+    """The sheet, or one file a sample: its number keeps two samples of one seed apart and the order as asked."""
+    from ..images import FORMATS
+
+    if out.suffix.lower() in FORMATS:
+        return [out]
+    return [out / f"{i:05d}-seed{seed}.png" for i, seed in enumerate(request.seeds)]
 
 
 def _arguments(args: argparse.Namespace, kept: dict[str, Any]) -> dict[str, Any]:
@@ -212,30 +231,25 @@ def _write(
     frames: list[Tensor],
     args: argparse.Namespace,
     metadata: dict[str, Any],
+    pictures: list[Path],
     names: tuple[str, ...] | None,
 ) -> list[Path]:
-    from ..images import FORMATS, save_gif, save_grid, save_image
+    from ..images import save_gif, save_grid, save_image
 
     scale = args.scale or max(1, -(-CELL // images.shape[-1]))
     request = metadata["request"]
-    files = []
-    if args.out.suffix.lower() in FORMATS:
+    seeds, labels = request["seeds"], request["labels"]
+    if pictures == [args.out]:
         captions = None
-        if not args.no_captions and any(label is not None for label in request["labels"]):
-            captions = ["" if i is None else names[i] if names else str(i) for i in request["labels"]]
+        if not args.no_captions and any(label is not None for label in labels):
+            captions = ["" if i is None else names[i] if names else str(i) for i in labels]
         save_grid(images, args.out, columns=args.columns, captions=captions, scale=scale, metadata=metadata)
-        files.append(args.out)
     else:
         args.out.mkdir(exist_ok=True)
-        for i, (image, seed, label) in enumerate(zip(images, request["seeds"], request["labels"], strict=True)):
-            # The number keeps two samples of one seed apart and the files in the order asked for.
-            path = args.out / f"{i:05d}-seed{seed}.png"
-            if path.exists() and not args.overwrite:
-                raise ConfigError(f"{path} is there already; choose another folder, or --overwrite")
+        for image, path, seed, label in zip(images, pictures, seeds, labels, strict=True):
             single = {**metadata, "request": {**request, "seeds": [seed], "labels": [label]}}
             save_image(image, path, metadata=single)
-            files.append(path)
-    if args.gif:
-        save_gif(frames, args.gif, columns=args.columns, scale=scale)
-        files.append(args.gif)
-    return files
+    if not args.gif:
+        return pictures
+    save_gif(frames, args.gif, columns=args.columns, scale=scale)
+    return [*pictures, args.gif]

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from ..config import from_dict, to_dict
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from .arguments import integers, size, span
 
 RUN_OPTIONS = {  # flags that set a field of RunConfig: (name, type, help)
@@ -77,11 +77,13 @@ def run(args: argparse.Namespace) -> int:
     from ..training.run import RunConfig, saved_config
 
     config = saved_config(args.folder) if args.resume else None
+    if config is None and args.resume:
+        raise CheckpointError(f"{args.folder}: no training run to resume in it")
     if config is None:
         chosen = {n: getattr(args, n) for n in (*RUN_OPTIONS, "data", "labels", "subset")}
         chosen = {n: v for n, v in chosen.items() if v is not None}
         config = from_dict(RunConfig, {**chosen, "flip": args.flip}, "train")
-        if args.data is None and not args.resume:
+        if args.data is None:
             raise ConfigError("train: --data says what to train on (a folder, an IDX or NPZ file, or `digits`)")
     elif given := [n for n in (*RUN_OPTIONS, "data", "labels", "subset") if getattr(args, n) is not None]:
         flags = ", ".join("--" + n.replace("_", "-") for n in given)

@@ -46,9 +46,10 @@ def dpmpp_2m(schedule: NoiseSchedule, steps: int, options: DPMSolverOptions) -> 
         x' = sigma' / sigma x + alpha' (1 - e^-h) x_0 + alpha' w (x_0 - x_0_previous) / r
     with w = (1 - e^-h) / 2 (midpoint) or 1 - (1 - e^-h) / h (heun).
 
-    Where alphas_cumprod is 0 (zero terminal SNR) 2^-24 stands for it, as in diffusers; less where steps are so
-    many that the next visited value is smaller still (diffusers goes backwards there). Where the last step
-    has no length (sigma_min after a visit to t = 0) it is the identity; diffusers' heun returns NaN there.
+    Where alphas_cumprod is 0 (zero terminal SNR) 2^-24 stands for it, as in diffusers, and less where steps
+    are so many that the next visited value is smaller still (diffusers goes backwards there). Where the last
+    step has no length (sigma_min after a visit to t = 0) it is the identity; diffusers' heun returns NaN
+    there.
     """
     visited = timesteps(
         schedule.num_train_timesteps, steps, options.timestep_spacing, options.steps_offset, skip_end=True

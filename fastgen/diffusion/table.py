@@ -221,11 +221,10 @@ def run(
     x: Array,
     noise: Sequence[Array] | Array,
 ) -> Array:
-    """Interpret `table` in plain PyTorch or NumPy, in the dtype of `x`: the twin the fast paths are judged
-    by.
+    """Interpret `table` in plain PyTorch or NumPy, in `x`'s dtype: the twin that judges the fast paths.
 
-    network: called as ``network(input_scale * x, time)``; returns F, x's shape, or twice its channels (axis
-        1) where ``table.learned`` is not 0: F, then V
+    network: called as ``network(input_scale * x, time)``; returns F, x's shape; where ``table.learned`` is
+        not 0 twice the channels (axis 1): F, then V
     x: the initial state, ``table.initial_scale`` times standard normal, [B, C, ...]
     noise: noise[i] is row i's standard normal z, x's shape; read only where a row uses it
 

@@ -72,7 +72,8 @@ class DiffusionEngine:
             self.shape,
             device=self.device,
             dtype=self.dtype,
-            null_label=self.settings.null_class if self.settings.num_classes else None,
+            labelled=self.settings.num_classes is not None,
+            null_label=self.settings.null_class or 0,
             learned=self.settings.learned,
             max_batch=max_batch,
             backend=backend,
@@ -109,7 +110,7 @@ class DiffusionEngine:
         progress: a bar on stderr.
         output_type: "pt"; "np": float32 [n, H, W, C] in [0, 1]; "pil": a list of pictures.
 
-        ConfigError (a ValueError) for values out of range, TypeError for names that do not exist.
+        ConfigError (a ValueError) for values out of range, ArgumentError (a TypeError) for names that do not exist.
         """
         request = self._request(
             n, seed, seeds, labels, solver, steps, guidance_scale, eta, options, output_type=output_type

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.solvers import SOLVERS, solver_table
-from ..diffusion.table import Table
-from ..errors import ConfigError
+from ..diffusion.table import LEARNED_NONE, LEARNED_VARIANCE, Table
+from ..errors import ArgumentError, ConfigError
 from ..runtime import loop
 from .settings import DiffusionSettings
 
@@ -70,11 +70,11 @@ def resolve(
     eta: float | None,
     options: dict[str, Any],
 ) -> Request:
-    """Check the arguments of ``sample`` against a model's settings. Raises ConfigError or TypeError."""
+    """Check the arguments of ``sample`` against a model's settings. Raises ConfigError or ArgumentError."""
     options = dict(options)
     if "num_inference_steps" in options:
         if steps is not None:
-            raise TypeError("steps and num_inference_steps are the same argument: give one")
+            raise ArgumentError("steps and num_inference_steps are the same argument: give one")
         steps = options.pop("num_inference_steps")
     solver = settings.solver if solver is None else solver
     if solver not in SOLVERS:
@@ -83,7 +83,7 @@ def resolve(
     if eta is not None:
         options["eta"] = eta
     if unknown := sorted(set(options) - set(known)):
-        raise TypeError(
+        raise ArgumentError(
             f"unknown argument {', '.join(unknown)}; besides those of sample(), solver {solver} takes "
             f"{', '.join(known)}"
         )
@@ -97,12 +97,22 @@ def resolve(
         _seeds(count, seed, seeds),
         _labels(count, labels, settings),
         solver,
-        settings.steps if steps is None else steps,
+        settings.steps if steps is None else _index(steps),
         _guidance(guidance_scale, settings),
         options,
     )
-    request.table(settings.noise_schedule)  # checks steps and options
+    _check_variance(request.table(settings.noise_schedule), settings)  # making the table checks steps and options
     return request
+
+
+def _check_variance(table: Table, settings: DiffusionSettings) -> None:
+    """A table's noise must be scaled the way the network says it: the step reads V in one way for a whole batch."""
+    if table.learned not in (LEARNED_NONE, settings.learned):
+        predicts = "no variance" if settings.variance is None else f"a variance of the type {settings.variance}"
+        raise ConfigError(f"variance_type: this model predicts {predicts}")
+    # A range of V that is 1 at both ends leaves z alone; the variance itself has no such neutral form.
+    if settings.learned == LEARNED_VARIANCE and table.learned == LEARNED_NONE and table.stochastic:
+        raise ConfigError("variance_type: this model's own variance (learned) must be used where a solver adds noise")
 
 
 def _count(n: int | None, seeds: Sequence[int] | None, labels: Any) -> int:
@@ -117,7 +127,7 @@ def _count(n: int | None, seeds: Sequence[int] | None, labels: Any) -> int:
 
 def _seeds(count: int, seed: int | None, seeds: Sequence[int] | None) -> tuple[int, ...]:
     if seed is not None and seeds is not None:
-        raise TypeError("seed and seeds: give one of them")
+        raise ArgumentError("seed and seeds: give one of them")
     if seeds is None:
         # 53 bits survive every JSON reader
         first = secrets.randbits(53) if seed is None else _integer("seed", seed)
@@ -125,6 +135,11 @@ def _seeds(count: int, seed: int | None, seeds: Sequence[int] | None) -> tuple[i
     if len(seeds) != count or count == 0:
         raise ConfigError(f"seeds: expected {count or 'at least 1'}, got {len(seeds)}")
     return tuple(_integer("seeds", s) for s in seeds)
+
+
+def _index(value: Any) -> Any:
+    """NumPy's and torch's integers as Python's; anything else as it is, for the solver to refuse."""
+    return value.__index__() if hasattr(value, "__index__") and not isinstance(value, bool) else value
 
 
 def _integer(name: str, seed: Any) -> int:

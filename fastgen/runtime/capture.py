@@ -8,7 +8,7 @@ another device) is refused at capture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,19 @@ def recorded(step: Step) -> Step:
 BACKENDS: dict[str, Callable[[Step], Step]] = {"eager": eager, "recorded": recorded}
 
 
+def _by_mask(indices: Sequence[Tensor | None]) -> bool:
+    """Whether x[indices] has a shape that depends on values: a mask's number of true entries."""
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+def _dropout(func: Any, args: tuple, kwargs: dict) -> float | None:
+    """The dropout rate of an operation that has one (attention is random only where it drops), else None."""
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            return kwargs.get("dropout_p", args[i] if i < len(args) else argument.default_value)
+    return None
+
+
 class _Tape(TorchDispatchMode):
     """Operations below autograd, with their arguments and the tensors they returned."""
 
@@ -58,9 +71,9 @@ class _Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
-        if func in HOST_SYNCS:
+        if func in HOST_SYNCS or (func is aten.index.Tensor and _by_mask(args[1])):
             raise CaptureError(f"{func} in a captured step: the host would have to wait for a device value")
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded in func.tags and _dropout(func, args, kwargs) != 0:
             raise CaptureError(f"{func} in a captured step: its random numbers come from the host")
         if func is aten._to_copy.default and kwargs.get("device") not in (None, args[0].device):
             raise CaptureError(f"copy to {kwargs['device']} in a captured step")

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import torch
 
+from ..errors import ConfigError
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """``"auto"`` is the first CUDA device where there is one, else the CPU. Raises ValueError."""
+    """``"auto"`` is the first CUDA device where there is one, else the CPU. Raises ConfigError."""
     if device == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device: expected auto, cpu or cuda[:N], got {device!r}") from error
+        raise ConfigError(f"device: expected auto, cpu or cuda[:N], got {device!r}") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {device} was asked for, but this PyTorch sees no CUDA device")
+        raise ConfigError(f"device: {device} was asked for, but this PyTorch sees no CUDA device")
     if chosen.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected auto, cpu or cuda[:N], got {device!r}")
+        raise ConfigError(f"device: expected auto, cpu or cuda[:N], got {device!r}")
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", torch.cuda.current_device())
     return chosen
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The network's dtype. ``"auto"`` is bfloat16 on CUDA and float32 on CPU. Raises ValueError."""
+    """The network's dtype. ``"auto"`` is bfloat16 on CUDA and float32 on CPU. Raises ConfigError."""
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen not in DTYPES.values():
-        raise ValueError(f"dtype: expected auto, {', '.join(DTYPES)}, got {dtype!r}")
+        raise ConfigError(f"dtype: expected auto, {', '.join(DTYPES)}, got {dtype!r}")
     return chosen  # type: ignore[return-value]
 
 

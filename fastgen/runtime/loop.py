@@ -51,7 +51,7 @@ class Loop:
     """A session over one network.
 
     network: F(x [B, C, H, W] in `dtype`, t float32 [B], label int64 [B] or None) -> [B, C or 2C, H, W].
-    shape: (C, H, W) of a sample. null_label: the label that stands for none; None for a network without labels.
+    shape: (C, H, W) of a sample. labelled: whether the network takes labels; null_label: the one that stands for none.
     learned: how the network's variance channels are read, as in ``reverse_step``. max_batch: samples that step
     together; others wait. backend: a name in ``BACKENDS``. Not thread-safe: an engine's lock is.
     """
@@ -63,14 +63,16 @@ class Loop:
         *,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
-        null_label: int | None = None,
+        labelled: bool = False,
+        null_label: int = 0,
         learned: int = 0,
         max_batch: int = 64,
         backend: str = "eager",
         pool_rows: int = 4096,
     ) -> None:
         self.network, self.shape, self.device, self.dtype = network, shape, device, dtype
-        self.null_label, self.learned, self.max_batch = null_label, learned, max_batch
+        self.labelled, self.null_label = labelled, null_label
+        self.learned, self.max_batch = learned, max_batch
         self.backend = backend
         self.graphs: dict[tuple[int, bool], Step] = {}
 
@@ -177,7 +179,7 @@ class Loop:
         self._x[index] = x * scales.float().view(-1, 1, 1, 1)
         self._seeds[index] = seeds
         self._cursor[index] = torch.tensor([e.first_row for e in entries], device=self.device, dtype=torch.int32)
-        labels = [e.request.label if e.request.label is not None else self.null_label or 0 for e in entries]
+        labels = [e.request.label if e.request.label is not None else self.null_label for e in entries]
         self._labels[index] = torch.tensor(labels, device=self.device)
         self._running = None
 
@@ -233,16 +235,15 @@ class Loop:
         cursor, seeds, labels = self._cursor[:batch], self._seeds[:batch], self._labels[:batch]
         inputs = self._inputs[: 2 * batch if guided else batch]
         noise = None if self._noise is None else self._noise.buffer[:batch]
-        has_labels = self.null_label is not None
-        null = torch.full_like(labels, self.null_label or 0)
+        null = torch.full_like(labels, self.null_label)
 
         def step() -> None:
             rows = self._pool.rows.index_select(0, cursor)
             t = self._pool.times.index_select(0, cursor)
-            label = labels if has_labels else None
+            label = labels if self.labelled else None
             if guided:
                 t = torch.cat([t, t])
-                label = torch.cat([labels, null]) if has_labels else None
+                label = torch.cat([labels, null]) if self.labelled else None
             output = self.network(inputs, t, label).contiguous(memory_format=self.memory_format)
             reverse_step_out(
                 x, history, output, inputs, rows, cursor, seeds, learned=self.learned, noise=noise

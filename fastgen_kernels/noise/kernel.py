@@ -1,8 +1,7 @@
-"""Counter-based normal noise as Triton device functions, for use inside other kernels, and a kernel that fills a tensor.
+"""Normal noise as Triton device functions, for use inside other kernels, and a kernel that fills a tensor.
 
-Same words as `reference.py`, bit for bit, and the same formula; a GPU contracts multiplications and additions, so normals
-agree to about a unit in the last place. The polynomials cost some 20 instructions an element less than `tl.log` and
-`tl.cos`, whose general range reduction is not needed here.
+Same words as `reference.py`, bit for bit, and its formula in float32: `noise.error_bound` says how close.
+`tl.log` and `tl.cos` would take about three times the instructions, for a range reduction not needed here.
 """
 
 from __future__ import annotations
@@ -14,9 +13,14 @@ from torch import Tensor
 
 from . import reference
 
-_NEAR_ONE = tl.constexpr(reference.NEAR_ONE)
-_SQRT_HALF_BITS = tl.constexpr(reference.SQRT_HALF_BITS)
-_LN2_HIGH, _LN2_LOW = tl.constexpr(reference.LN2_HIGH), tl.constexpr(reference.LN2_LOW)
+# Words from here on have u >= sqrt(1/2): there ln u is taken from 1 - u, which the complement of the word
+# gives without the cancellation that rounding u to float32 would cause.
+_NEAR_ONE = tl.constexpr(0xB504F334)
+_SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)  # sqrt(1/2) as float32
+_LN2_HIGH, _LN2_LOW = (
+    tl.constexpr(0.693359375),
+    tl.constexpr(-2.12194440e-4),
+)  # 10 bits: exact times an exponent; rest
 _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7, _L8 = (tl.constexpr(c) for c in reference.LOG)
 _S0, _S1, _S2 = (tl.constexpr(c) for c in reference.SIN)
 _C0, _C1, _C2 = (tl.constexpr(c) for c in reference.COS)
@@ -34,7 +38,9 @@ def radius(word):
     f = tl.where(word >= _NEAR_ONE, u_minus_1, m_minus_1)
     e = exponent.to(tl.float32)
     square = f * f
-    p = ((((((((f * _L0 + _L1) * f + _L2) * f + _L3) * f + _L4) * f + _L5) * f + _L6) * f + _L7) * f + _L8) * f
+    p = (
+        (((((((f * _L0 + _L1) * f + _L2) * f + _L3) * f + _L4) * f + _L5) * f + _L6) * f + _L7) * f + _L8
+    ) * f
     log = p * square + e * _LN2_LOW
     log = (log - square * 0.5) + f
     log = log + e * _LN2_HIGH
@@ -42,22 +48,22 @@ def radius(word):
 
 
 @triton.jit
-def cos_sin(word):
-    """cos and sin of int32(word) * pi * 2^-31. word: uint32 [N]; returns two float32 [N]."""
-    quadrant = (word + 0x20000000) >> 30  # nearest multiple of a quarter turn; the addition wraps
-    t = (word - (quadrant << 30)).to(tl.int32, bitcast=True).to(tl.float32) * _TURN
+def box_muller(radius_word, angle_word):
+    """Two normals, float32 [N] each, from two words, uint32 [N]; angle = int32(angle_word) * pi * 2^-31."""
+    quadrant = (angle_word + 0x20000000) >> 30  # nearest multiple of a quarter turn; the addition wraps
+    t = (angle_word - (quadrant << 30)).to(tl.int32, bitcast=True).to(tl.float32) * _TURN  # in [-pi/4, pi/4]
     square = t * t
     sin = ((square * _S0 + _S1) * square + _S2) * square * t + t
     cos = ((square * _C0 + _C1) * square + _C2) * square * square - square * 0.5 + 1.0
+    r = radius(radius_word)
+    r = tl.where((quadrant & 2) == 2, -r, r)  # quadrants 2 and 3 are 0 and 1 turned by half
     odd = (quadrant & 1) == 1
-    c = tl.where(odd, sin, cos)
-    s = tl.where(odd, cos, sin)
-    return tl.where(((quadrant + 1) & 2) == 2, -c, c), tl.where((quadrant & 2) == 2, -s, s)
+    return tl.where(odd, -sin, cos) * r, tl.where(odd, cos, sin) * r
 
 
 @triton.jit
 def words(seed, step, stream, block):
-    """The four words of each block. seed: int64 scalar; step, stream: int32 scalars; block: int32 [N]. uint32 [N] each."""
+    """Four words of each block, uint32 [N]. seed: int64; step, stream: int32 scalars; block: int32 [N]."""
     zero = block * 0
     return tl.philox(seed, block, zero + step, zero + stream, zero, 10)
 
@@ -69,11 +75,10 @@ def normals_tile(seed, step, stream, first, BLOCK: tl.constexpr):
     A thread should own whole blocks of 4 elements, else words are made more than once.
     """
     w0, w1, w2, w3 = words(seed, step, stream, first // 4 + tl.arange(0, BLOCK // 4))
-    r0, r1 = radius(w0), radius(w2)
-    c0, s0 = cos_sin(w1)
-    c1, s1 = cos_sin(w3)
+    z0, z1 = box_muller(w0, w1)
+    z2, z3 = box_muller(w2, w3)
     # The last axes of the joins are (pair, cos or sin): elements 4b .. 4b + 3 are the block's z0 .. z3.
-    return tl.reshape(tl.join(tl.join(r0 * c0, r1 * c1), tl.join(r0 * s0, r1 * s1)), (BLOCK,))
+    return tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (BLOCK,))
 
 
 @triton.jit
@@ -92,26 +97,6 @@ def fill_normals(
     z = normals_tile(tl.load(seeds + b), tl.load(steps + b).to(tl.int32), stream, first, BLOCK)
     i = first + tl.arange(0, BLOCK)
     tl.store(out + b.to(tl.int64) * n + i, z, mask=i < n)
-
-
-@triton.jit
-def fill_words(
-    out,  # int32 [B, 4, blocks]: bits of the words
-    seeds,  # int64 [B]
-    steps,  # int64 [B]
-    blocks,
-    stream,
-    BLOCK: tl.constexpr,
-):
-    """Words themselves, one program a pair: what tests compare."""
-    b = tl.program_id(0)
-    i = tl.arange(0, BLOCK)
-    w0, w1, w2, w3 = words(tl.load(seeds + b), tl.load(steps + b).to(tl.int32), stream, i)
-    row = out + b.to(tl.int64) * 4 * blocks + i
-    tl.store(row, w0.to(tl.int32, bitcast=True), mask=i < blocks)
-    tl.store(row + blocks, w1.to(tl.int32, bitcast=True), mask=i < blocks)
-    tl.store(row + 2 * blocks, w2.to(tl.int32, bitcast=True), mask=i < blocks)
-    tl.store(row + 3 * blocks, w3.to(tl.int32, bitcast=True), mask=i < blocks)
 
 
 BLOCK, NUM_WARPS = 512, 4  # 4 elements a thread: one Philox block each

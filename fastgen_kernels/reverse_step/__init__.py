@@ -1,10 +1,14 @@
-"""The universal reverse step: one fused update that runs every linear diffusion solver from a row of its table.
+"""The universal reverse step: one fused update that runs every linear diffusion solver from a row of its
+table.
 
-`reverse_step` returns new tensors, is differentiable, compiles and exports; `reverse_step_out` writes into the caller's
-buffers, for captured loops. The maths stands in `reference.py`, the meaning of a row's words in `row.py`.
+`reverse_step` returns new tensors, is differentiable, compiles and exports; `reverse_step_out` writes into
+the caller's buffers, for captured loops. The maths stands in `reference.py`, the meaning of a row's words in
+`row.py`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,7 +19,9 @@ from . import cases, cpu, reference, row
 __all__ = ["OP", "reverse_step", "reverse_step_out", "row"]
 
 MAX_BATCH = 65_535  # the launch grid's second axis
-MAX_ELEMENTS = 2**30  # of one sample: the kernel counts elements, twice as many where the variance is learned, in int32
+MAX_ELEMENTS = (
+    2**30
+)  # of one sample: the kernel counts elements, twice as many where the variance is learned, in int32
 
 STATE_OF_NETWORK = {
     torch.float32: torch.float32,
@@ -39,23 +45,27 @@ def reverse_step(
 
     Args:
         x: [B, C, H, W] float32 (float64 on the PyTorch path), contiguous: the state.
-        h: [K, B, C, H, W], K = 0 .. 4, typed as x, each h[k] contiguous: history slots; h may be `full[:, :B]`.
-        F: network output [B or 2B, C or 2C, H, W] float32, float16 or bfloat16 (float64 with a float64 state), contiguous
-            or channels-last (then H*W must be a multiple of 4). 2B samples: classifier-free guidance, conditional half
-            first, weight from the row. 2C channels: `learned` variance V from the (conditional half's) last C.
+        h: [K, B, C, H, W], K = 0 .. 4, typed as x, each h[k] contiguous: history slots. May be a slice
+            `full[:, :B]`.
+        F: the network's output, [B or 2B, C or 2C, H, W], float32, float16 or bfloat16 (float64 with a
+            float64 state), contiguous or channels-last (then H*W must be a multiple of 4). 2B samples:
+            classifier-free guidance, conditional half first, weight from the row. 2C channels: `learned`
+            variance V in the last C, of the conditional half where guided.
         rows: [B, 32] typed as x, contiguous: each sample's row, already gathered.
-        seeds: int64 [B]: each sample's seed; noise is `normals(seeds, rows' noise steps, "step", (C, H, W))`, made only
-            where the row uses it.
-        learned: 0: F has C channels; 1: the noise is scaled by 2^(lo + (V/2 + 1/2) * (hi - lo)), bounds from the row;
-            2: by sqrt(max(V, 0)).
+        seeds: int64 [B], each sample's seed. Noise is `normals(seeds, rows' noise steps, "step", (C, H, W))`,
+            made only where the row uses it.
+        learned: 0: F has C channels; 1: the noise is scaled by 2^(lo + (V/2 + 1/2) * (hi - lo)), bounds from
+            the row; 2: by sqrt(max(V, 0)).
         noise: [B, C, H, W] typed as x, takes the place of the made noise; only on CPU.
 
     Returns:
-        x_next: [B, C, H, W] typed as x. h_next: [K, B, C, H, W] contiguous, with the slot that each row writes replaced.
-        y: next network input, shaped [F's batch, C, H, W], in F's dtype and memory format; both halves where guided.
+        x_next: [B, C, H, W] typed as x.
+        h_next: [K, B, C, H, W] contiguous, with the slot that each row writes replaced.
+        y: the next network input, [F's batch, C, H, W] in F's dtype and memory format; both halves where
+            guided.
 
-    Gradients flow to x, h, F and noise, not to rows. A history slot, or noise, whose coefficients in the row are zero
-    does not touch the result.
+    Gradients flow to x, h, F and noise, not to rows. A history slot, or noise, whose coefficients in the row
+    are zero does not touch the result.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what was received.
@@ -78,14 +88,15 @@ def reverse_step_out(
 ) -> None:
     """One reverse step of each sample in place: x, h, y and cursor are overwritten.
 
-    As :func:`reverse_step`, with y: next network input (shape, dtype and memory format as returned there), and
+    As :func:`reverse_step`, with y: next network input (shape, dtype and memory format as returned there),
+    and
     cursor: int32 [B], which receives each row's index of the row that follows. No autograd; not for export.
     """
     _check(x, h, F, rows, seeds, learned, noise)
     if torch.is_grad_enabled() and (x.requires_grad or h.requires_grad or F.requires_grad):
         raise ValueError(
-            "reverse_step_out has no gradient, expected tensors that need none: call it under torch.no_grad(), or use "
-            "reverse_step"
+            "reverse_step_out has no gradient, expected tensors that need none: call it under "
+            "torch.no_grad(), or use reverse_step"
         )
     batch, channels = x.shape[:2]
     _expect_tensor("y", y, (F.shape[0], channels, *x.shape[2:]), F.dtype, x.device)
@@ -98,10 +109,13 @@ def reverse_step_out(
     torch.ops.fastgen.reverse_step_out(x, h, F, y, rows, cursor, seeds, learned, noise)
 
 
-# -------------------------------------------------------------------------------------------------- checks at the door
+# -------------------------------------------------------------------------------------------------- checks at
+# the door
 
 
-def _expect_tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+def _expect_tensor(
+    name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {tuple(shape)}, received {tuple(value.shape)}")
     if value.dtype != dtype:
@@ -130,7 +144,9 @@ def _check(
         raise ValueError(f"x: expected fewer than 2^30 elements a sample, received shape {tuple(x.shape)}")
 
     if h.dim() != 5 or h.shape[0] > row.MAX_SLOTS:
-        raise ValueError(f"h: expected shape [K, B, C, H, W] with K <= {row.MAX_SLOTS}, received {tuple(h.shape)}")
+        raise ValueError(
+            f"h: expected shape [K, B, C, H, W] with K <= {row.MAX_SLOTS}, received {tuple(h.shape)}"
+        )
     _expect_tensor("h", h, (h.shape[0], *x.shape), x.dtype, x.device)
     if h.shape[0] and h.stride()[1:] != x.stride() and not h[0].is_contiguous():
         raise ValueError(f"h: expected each h[k] contiguous, received strides {h.stride()}")
@@ -138,7 +154,11 @@ def _check(
     if learned not in (0, 1, 2):
         raise ValueError(f"learned: expected 0, 1 or 2, received {learned!r}")
     network_channels = channels * 2 if learned else channels
-    if F.dim() != 4 or F.shape[0] not in (batch, 2 * batch) or F.shape[1:] != (network_channels, height, width):
+    if (
+        F.dim() != 4
+        or F.shape[0] not in (batch, 2 * batch)
+        or F.shape[1:] != (network_channels, height, width)
+    ):
         raise ValueError(
             f"F: expected shape [{batch} or {2 * batch}, {network_channels}, {height}, {width}] "
             f"(x has shape {tuple(x.shape)}, learned = {learned}), received {tuple(F.shape)}"
@@ -150,11 +170,13 @@ def _check(
         raise ValueError(f"F: expected a tensor on {x.device}, where x is, received one on {F.device}")
     if not F.is_contiguous():
         if not F.is_contiguous(memory_format=torch.channels_last):
-            raise ValueError(f"F: expected a contiguous or channels-last tensor, received strides {F.stride()}")
+            raise ValueError(
+                f"F: expected a contiguous or channels-last tensor, received strides {F.stride()}"
+            )
         if height * width % 4:
             raise ValueError(
-                f"F: channels-last needs H*W to be a multiple of 4 (noise comes in blocks of 4 elements), received "
-                f"{height}x{width}: pass F.contiguous()"
+                "F: channels-last needs H*W to be a multiple of 4 (noise comes in blocks of 4 elements), "
+                f"received {height}x{width}: pass F.contiguous()"
             )
 
     _expect_tensor("rows", rows, (batch, row.ROW_WORDS), x.dtype, x.device)
@@ -168,15 +190,16 @@ def _check(
         _expect_contiguous("noise", noise)
 
 
-# ------------------------------------------------------------------------------------------------------- custom ops
+# -------------------------------------------------------------------------------------------------------
+# custom ops
 
 
-# The mutating op is defined at the dispatcher itself: `torch.library.custom_op` adds some 20 us of Python to a call, for
-# the bookkeeping of autograd, which this op refuses; a small picture's whole step takes 50.
+# The mutating op is defined at the dispatcher itself: `torch.library.custom_op` adds some 20 us of Python to
+# a call, for the bookkeeping of autograd, which this op refuses; a small picture's whole step takes 50.
 _LIBRARY = torch.library.Library("fastgen", "FRAGMENT")
 _LIBRARY.define(
-    "reverse_step_out(Tensor(a!) x, Tensor(b!) h, Tensor F, Tensor(c!) y, Tensor rows, Tensor(d!) cursor, Tensor seeds, "
-    "int learned, Tensor? noise) -> ()",
+    "reverse_step_out(Tensor(a!) x, Tensor(b!) h, Tensor F, Tensor(c!) y, Tensor rows, Tensor(d!) cursor, "
+    "Tensor seeds, int learned, Tensor? noise) -> ()",
     tags=(torch.Tag.needs_exact_strides,),
 )
 
@@ -200,12 +223,7 @@ def _(
 def _reverse_step(
     x: Tensor, h: Tensor, F: Tensor, rows: Tensor, seeds: Tensor, learned: int, noise: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x_next = x.clone()
-    h_next = h.clone(memory_format=torch.contiguous_format)
-    y = _empty_input(x, F)
-    cursor = torch.empty(x.shape[0], dtype=torch.int32, device=x.device)
-    _run(x_next, h_next, F, y, rows, cursor, seeds, learned, noise)
-    return x_next, h_next, y
+    return _on_copies(_run, x, h, F, rows, seeds, learned, noise)
 
 
 @_reverse_step.register_fake
@@ -219,6 +237,25 @@ def _empty_input(x: Tensor, F: Tensor) -> Tensor:
     return torch.empty(
         (F.shape[0], *x.shape[1:]), dtype=F.dtype, device=F.device, memory_format=reference.network_format(F)
     )
+
+
+def _on_copies(
+    step: Callable[..., None],
+    x: Tensor,
+    h: Tensor,
+    F: Tensor,
+    rows: Tensor,
+    seeds: Tensor,
+    learned: int,
+    noise: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The in-place `step` on copies of x and h."""
+    x_next = x.clone()
+    h_next = h.clone(memory_format=torch.contiguous_format)
+    y = _empty_input(x, F)
+    cursor = torch.empty(x.shape[0], dtype=torch.int32, device=x.device)
+    step(x_next, h_next, F, y, rows, cursor, seeds, learned, noise)
+    return x_next, h_next, y
 
 
 differentiate_through(_reverse_step, reference.reverse_step, wrt=(0, 1, 2, 6))
@@ -237,7 +274,7 @@ def _run(
 ) -> None:
     """The in-place step on the selected path. Every call ends here."""
     if select(x.device.type) == "triton":
-        _fused(x, h, F, y, rows, cursor, seeds, learned, noise)
+        _launch(x, h, F, y, rows, cursor, seeds, learned, noise)
     elif x.device.type == "cpu":
         cpu.reverse_step_(x, h, F, y, rows, cursor, seeds, learned, noise)
     else:
@@ -251,7 +288,7 @@ def _run(
 _LIBRARY.impl("reverse_step_out", _run, "CompositeExplicitAutograd")
 
 
-def _fused(
+def _launch(
     x: Tensor,
     h: Tensor,
     F: Tensor,
@@ -263,12 +300,26 @@ def _fused(
     noise: Tensor | None,
 ) -> None:
     if x.dtype != torch.float32:
-        raise TypeError(f"x: the kernel takes torch.float32, received {x.dtype}: use fastgen_kernels.use('reference')")
+        raise TypeError(
+            f"x: the kernel takes torch.float32, received {x.dtype}: use fastgen_kernels.use('reference')"
+        )
     if noise is not None:
         raise ValueError("noise: the kernel makes it, expected None: use fastgen_kernels.use('reference')")
     from . import kernel
 
     kernel.launch(x, h, F, y, rows, cursor, seeds, learned)
+
+
+def _fused(
+    x: Tensor,
+    h: Tensor,
+    F: Tensor,
+    rows: Tensor,
+    seeds: Tensor,
+    learned: int = 0,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _on_copies(_launch, x, h, F, rows, seeds, learned, noise)
 
 
 OP = Op(

@@ -1,9 +1,9 @@
-"""The reverse step on CPU, in place: the reference's arithmetic without the work that no sample of the batch asks for.
+"""The reverse step on CPU, in place: the reference's arithmetic without work that no sample asks for.
 
-The reference makes noise for every row (hundreds of microseconds for a small picture) and copies every history slot; a
-step costs tens. Here the coefficients, which are in host memory anyway, say which terms, slots and noise are needed. The
-operations that remain are the reference's own, in its order, so both give the same bits: a term that is left out would
-have added zero. (Only the sign of a zero may differ.)
+The reference makes noise for every row (hundreds of microseconds for a small picture) and copies every
+history slot; a step costs tens. Here the coefficients, which are in host memory anyway, say which terms,
+slots and noise are needed. The operations that remain are the reference's own, in its order, so both give the
+same bits: a term that is left out would have added zero. (Only the sign of a zero may differ.)
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def reverse_step_(
     integers = integer_words(rows)
     written = integers[:, row.SLOT].tolist() if slots else []
     keeps_history = any(slot >= 0 for slot in written)
-    # [1 or 2, B, 8]: row a, and row b where some sample writes a slot: both sums are made by the same operations.
+    # Coefficients a, and b where some sample writes a slot: the same operations make both sums. The 8 terms'
+    # coefficients are [1 or 2, B, 1, 1, 1] each.
     both = rows[:, row.A : row.B + 8].view(batch, 2, 8)
     nonzero = both != 0
     terms = (both if keeps_history else both[:, :1]).transpose(0, 1)[..., None, None, None].unbind(2)
     used = nonzero.any(1)
-    # Words 0 .. 4 and then, per term, in how many samples it is used.
+    counts = used.sum(0).tolist() if batch > 1 else used[0].tolist()  # per term, in how many samples
     p, q, guidance, clip, next_scale = rows[:, : row.SLOT, None, None, None].unbind(1)
-    counts = used.sum(0).tolist() if batch > 1 else used[0].tolist()
 
     out = F[:batch, :channels].to(x.dtype)
     if F.shape[0] != batch:
@@ -76,7 +76,7 @@ def reverse_step_(
 
 
 def _where_used(term: Tensor, used: Tensor, count: int) -> Tensor:
-    """`term` [B, ...] with zeros in the samples that do not use it (not by multiplication: 0 * nan is nan)."""
+    """`term` [B, ...] with zeros in samples that do not use it (not by multiplication: 0 * nan is nan)."""
     if count == used.shape[0]:
         return term
     return torch.where(used[:, None, None, None], term, 0.0)

@@ -1,8 +1,9 @@
 """The universal reverse step as one Triton kernel, in place.
 
-A pointwise kernel, bound by memory: per element it reads the state, the network's output and the history slots that
-its row uses, and writes the state, at most one slot and the next network input. What a row does not use costs a uniform
-branch or a false mask. Only layout, guidance, the number of slots and learned variance are compile-time choices.
+A pointwise kernel, bound by memory: per element it reads the state, the network's output and the history
+slots that its row uses, and writes the state, at most one slot and the next network input. What a row does
+not use costs a uniform branch or a false mask. Only layout, guidance, the number of slots and learned
+variance are compile-time choices.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def reverse_step_kernel(
     CHANNELS_LAST: tl.constexpr,  # F and y; the state never is
     BLOCK: tl.constexpr,
 ):
-    # Grid: (tiles of a sample, B). `rows` is a copy gathered for this step, so that a sample's programs may all store
-    # the same next cursor: none of them reads what another writes.
+    # Grid: (tiles of a sample, B). `rows` is a copy gathered for this step, so that a sample's programs may
+    # all store the same next cursor: none of them reads what another writes.
     b = tl.program_id(1)
     words = rows + b * _ROW_WORDS
     tl.store(cursor + b, _word(words, _NEXT))
@@ -140,13 +141,13 @@ def reverse_step_kernel(
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch configuration. A thread gets BLOCK / (32 * warps) elements, never under 4: those share Philox words."""
+    """A launch configuration: block / (32 * warps) elements a thread, at least 4: they share Philox words."""
 
     block: int
     num_warps: int
 
 
-# From this many programs at the large tile on, an H200's 132 multiprocessors have work for several blocks each.
+# From this many programs at the large tile on, an H200's 132 multiprocessors have several blocks each.
 MANY_PROGRAMS = 512
 LARGE = Launch(512, 4)  # 128-bit accesses, and enough bytes in flight to reach memory's bandwidth
 SMALL = Launch(128, 1)  # latency: a 3x32x32 picture becomes 24 programs rather than 6

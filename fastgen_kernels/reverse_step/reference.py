@@ -1,4 +1,5 @@
-"""The universal reverse step in plain PyTorch: every linear diffusion solver's update, from one row of its table.
+"""The universal reverse step in plain PyTorch: every linear diffusion solver's update, from one row of its
+table.
 
 For each sample, with its row's coefficients (`row.py`),
 
@@ -10,8 +11,8 @@ For each sample, with its row's coefficients (`row.py`),
     y   = c * x'                                                         the network's next input
 
 Terms whose coefficients are zero in both a and b do not touch the result, whatever their memory holds.
-Everything is accumulated in the state's type by separate multiplications and additions in this order, so that a
-sample's bits do not depend on its batch (`addcmul` and `lerp` round differently at the end of a vector).
+Everything is accumulated in the state's type by separate multiplications and additions in this order, so that
+a sample's bits do not depend on its batch (`addcmul` and `lerp` round differently at the end of a vector).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ INTEGER_WORDS = (row.SLOT, row.NOISE_STEP, row.NEXT)
 
 
 def integer_words(rows: Tensor) -> Tensor:
-    """View of float rows [..., 32] as signed integers of the same width, in which integer words are read and written."""
+    """View of float rows [..., 32] as integers of the same width, to read and write their integer words."""
     return rows.view(torch.int64 if rows.dtype == torch.float64 else torch.int32)
 
 
@@ -43,9 +44,11 @@ def convert_rows(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def exp2(exponent: Tensor) -> Tensor:
-    """2^exponent by the Taylor series of 2^f, |f| <= 1/2, whose remainder is under 1e-8 (float32) or 1e-17 (float64).
+    """2^exponent by the Taylor series of 2^f, |f| <= 1/2, whose remainder is under 1e-8 (float32) or 1e-17
+    (float64).
 
-    `torch.exp2` rounds differently at the end of a vector. Exponents are limited to the normal numbers' range.
+    `torch.exp2` rounds differently at the end of a vector. Exponents are limited to the normal numbers'
+    range.
     """
     double = exponent.dtype == torch.float64
     integer, mantissa_bits, largest = (torch.int64, 52, 1022) if double else (torch.int32, 23, 126)
@@ -60,7 +63,8 @@ def exp2(exponent: Tensor) -> Tensor:
 
 
 def noise_scale(V: Tensor, rows: Tensor, learned: int) -> Tensor:
-    """Standard deviation of z that the network's second half of channels V [B, C, H, W] (state's type) asks for.
+    """Standard deviation of z that the network's second half of channels V [B, C, H, W] (state's type) asks
+    for.
 
     learned = 1: between the row's bounds, V from -1 to 1 ("learned_range": Nichol and Dhariwal 2021, eq. 15);
     learned = 2: V is the variance itself ("learned").
@@ -87,7 +91,7 @@ def reverse_step(
     learned: int = 0,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One reverse step of each sample; arguments, shapes and results as `fastgen_kernels.reverse_step` describes."""
+    """One reverse step of each sample; arguments and results as `fastgen_kernels.reverse_step` describes."""
     batch, channels = x.shape[:2]
     guided = F.shape[0] != batch
     coefficient = rows[:, :, None, None, None].unbind(1)

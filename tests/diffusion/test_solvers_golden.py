@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers_oracle import deviation, diffusers_matrix, diffusers_run, random_network, table_matrix
 
 from fastgen.diffusion import NoiseSchedule, run, solver_table
+
+from .diffusers_oracle import deviation, diffusers_matrix, diffusers_run, random_network, table_matrix
 
 TOLERANCE = 1e-12
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -98,8 +99,8 @@ def test_zero_terminal_snr(name: str, spacing: str, prediction: str) -> None:
     for options in OPTIONS[name]:
         options = options | {"timestep_spacing": spacing}
         if options.get("eta") == 1.0 and spacing != "leading":
-            # All of the first step is noise: what is left, 1 - alpha_bar - std^2, is 0, and by rounding below 0
-            # in diffusers, which takes its root.
+            # The first step is all noise: the rest, 1 - alpha_bar - std^2, is 0, and in diffusers below 0 by
+            # rounding, of which it takes the root.
             assert np.isfinite(solver_table(name, schedule, 12, **options).a).all()
             continue
         found = matrix_deviation(name, schedule, 12, **options)

@@ -1,8 +1,9 @@
 """Corrections to Triton's interpreter (3.6 to 3.9), without which kernels that are right give wrong numbers.
 
-bfloat16 lives in uint16 arrays there: casts truncate or reinterpret, arithmetic and comparisons work on the bit patterns,
-and `tl.dot` multiplies them. And a scalar comparison is tagged with its operands' type, so splatting it into a mask
-turns booleans into that type. `install()` repairs these; it must run before a kernel does.
+bfloat16 lives in uint16 arrays there: casts truncate or reinterpret, arithmetic and comparisons work on the
+bit patterns, and `tl.dot` multiplies them. And a scalar comparison is tagged with its operands' type, so
+splatting it into a mask turns booleans into that type. `install()` repairs these; it must run before a kernel
+does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-_FLOAT_OPERATIONS = {np.add, np.subtract, np.multiply, np.divide, np.fmod, np.minimum, np.maximum, np.fmin, np.fmax}
+_EXTREMES = {np.minimum, np.maximum, np.fmin, np.fmax}
+_FLOAT_OPERATIONS = {np.add, np.subtract, np.multiply, np.divide, np.fmod} | _EXTREMES
 _COMPARISONS = {np.less, np.greater, np.less_equal, np.greater_equal, np.equal, np.not_equal}
 
 
@@ -21,7 +23,7 @@ def widen(bits: np.ndarray) -> np.ndarray:
 
 
 def narrow(values: np.ndarray) -> np.ndarray:
-    """float32 rounded to nearest even bfloat16, as bit patterns (uint16); NaN becomes the GPU's own, 0x7FFF."""
+    """float32 rounded to nearest even bfloat16, as bit patterns (uint16); NaN becomes 0x7FFF, as on a GPU."""
     values = np.asarray(values, dtype=np.float32)
     bits = np.ascontiguousarray(values).view(np.uint32).reshape(values.shape)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
@@ -38,7 +40,8 @@ def install() -> None:
     if hasattr(builder, "fastgen_original_cast"):
         return
     original_cast, original_dot = builder.cast_impl, builder.create_dot
-    original_fp_to_fp, original_binary, original_splat = builder.create_fp_to_fp, builder.binary_op, builder.create_splat
+    original_fp_to_fp, original_binary = builder.create_fp_to_fp, builder.binary_op
+    original_splat = builder.create_splat
     builder.fastgen_original_cast = original_cast
 
     def cast(self: Any, source: Any, target: Any) -> Any:

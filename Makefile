@@ -1,0 +1,51 @@
+# Every target sets up what it needs in .venv, on a fresh machine too; `make gpu` alone installs nothing.
+PYTHON ?= python3
+OUT ?= out
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet -c constraints.txt
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+.PHONY: demo test test-all lint format bench gpu clean
+
+demo: $(VENV)/core
+	$(BIN)/fastgen sample zoo:ddpm-mnist --count 64 --labels 0-9 --columns 10 --seed 0 --out demo.png --overwrite
+
+test: $(VENV)/dev
+	$(PYTEST) -m "not slow and not gpu"
+
+test-all: $(VENV)/dev
+	$(PYTEST) -m "not gpu"
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev
+	$(BIN)/python -m bench.versus_diffusers --json bench/results/cpu.json
+
+# On the machine with the GPU, which may be offline: whatever Python it has, results of each suite kept as it ends.
+GPU_SUITES := kernels runtime engines
+gpu:
+	mkdir -p $(OUT)
+	status=0; for suite in $(GPU_SUITES); do \
+	  PYTHONPATH=. $(PYTHON) -m pytest -q -m gpu tests/$$suite --junitxml=$(OUT)/gpu-$$suite.xml; code=$$?; \
+	  if [ $$code -ne 0 ] && [ $$code -ne 5 ]; then status=1; fi; done; exit $$status
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(INSTALL) -e ".[dev,onnx]"
+	touch $@

@@ -1,0 +1,103 @@
+"""Measure how far every solver is from diffusers, and write the tables of docs/solvers.md.
+
+python -m tests.diffusion.deviations
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+
+from fastgen.diffusion import SOLVERS, NoiseSchedule
+
+from .diffusers_oracle import deviation
+from .test_solvers_golden import (
+    OPTIONS,
+    PATHS,
+    PREDICTIONS,
+    SCHEDULES,
+    SPACINGS,
+    matrix_deviation,
+    trajectories,
+)
+
+PAGE = Path(__file__).parents[2] / "docs" / "solvers.md"
+STEPS = (1, 2, 7, 50)
+
+
+def options_table() -> str:
+    """The declared options of every solver, as Markdown."""
+    lines = ["| solver | option | type | default | allowed |", "|---|---|---|---|---|"]
+    for name, solver in SOLVERS.items():
+        for option in solver.options:
+            allowed = option.allowed.replace(" | ", ", ")
+            lines.append(f"| `{name}` | `{option.name}` | {option.type} | {option.default} | {allowed} |")
+    return "\n".join(lines)
+
+
+def deviations_table() -> str:
+    """The largest deviations from diffusers in float64, as Markdown."""
+    lines = [
+        "| solver | whole runs as a matrix | runs | trajectories, clipped | runs |",
+        "|---|---|---|---|---|",
+    ]
+    for name in SOLVERS:
+        matrices = [
+            matrix_deviation(
+                name,
+                NoiseSchedule(prediction_type=prediction, **schedule),
+                steps,
+                timestep_spacing=spacing,
+                **o,
+            )
+            for prediction, schedule, spacing, steps in itertools.product(
+                PREDICTIONS, SCHEDULES.values(), SPACINGS, STEPS
+            )
+            for o in OPTIONS[name]
+        ]
+        paths = [
+            deviation(
+                *trajectories(
+                    name,
+                    NoiseSchedule(prediction_type=prediction, **SCHEDULES["scaled"]),
+                    steps,
+                    timestep_spacing=spacing,
+                    clip_sample=True,
+                    **options,
+                )
+            )
+            for path, options in PATHS
+            if path == name
+            for prediction, spacing, steps in itertools.product(PREDICTIONS, SPACINGS, (7, 25))
+        ]
+        lines.append(
+            f"| `{name}` | {np.max(matrices):.1e} | {len(matrices)} | {np.max(paths):.1e} | {len(paths)} |"
+        )
+    return "\n".join(lines)
+
+
+def block(page: str, name: str) -> str:
+    """The text between the markers of block `name`."""
+    return _split(page, name)[1]
+
+
+def _split(page: str, name: str) -> tuple[str, str, str]:
+    found = re.fullmatch(rf"(.*<!-- {name} -->\n)(.*?)(\n<!-- end -->.*)", page, re.DOTALL)
+    if found is None:
+        raise ValueError(f"{PAGE}: no block <!-- {name} --> ... <!-- end -->")
+    return found.group(1), found.group(2), found.group(3)
+
+
+def main() -> None:
+    page = PAGE.read_text()
+    for name, text in (("options", options_table()), ("deviations", deviations_table())):
+        before, _, after = _split(page, name)
+        page = before + text + after
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

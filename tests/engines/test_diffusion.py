@@ -1,0 +1,222 @@
+"""The engine's verbs: what a call means, what it refuses, and that calls do not disturb each other."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fastgen
+from fastgen.engines.diffusion import DiffusionEngine
+from tests.small import checkpoint, network, spec, unet_config
+
+ATOL = 2e-5  # float error of a few network evaluations at another batch size
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
+    folder = checkpoint(tmp_path_factory.mktemp("models") / "m", class_names=["ant", "bee", "cat"], guidance_scale=1.5)
+    return fastgen.load(folder, device="cpu", max_batch=4)
+
+
+def engine_of(**settings: object) -> DiffusionEngine:
+    config = unet_config(num_class_embeds=None) if settings.pop("plain", False) else unet_config()
+    return DiffusionEngine(network(config), spec(config, **settings), device="cpu")
+
+
+def test_shape_range_and_dtype(engine: DiffusionEngine) -> None:
+    images = engine.sample(3, seed=0)
+    assert images.shape == (3, 1, 8, 8)
+    assert images.dtype == torch.float32
+    assert images.abs().max() <= 1
+    assert not torch.equal(images[0], images[1])
+
+
+def test_seed_counts_up(engine: DiffusionEngine) -> None:
+    together = engine.sample(6, seed=10, labels=1)
+    for k in (0, 5):
+        torch.testing.assert_close(engine.sample(seed=10 + k, labels=1)[0], together[k], rtol=0, atol=ATOL)
+    picked = engine.sample(seeds=[15, 10], labels=1)
+    torch.testing.assert_close(picked, together[[5, 0]], rtol=0, atol=ATOL)
+
+
+def test_same_call_same_bits(engine: DiffusionEngine) -> None:
+    assert torch.equal(engine.sample(5, seed=3), engine.sample(5, seed=3))
+    assert not torch.equal(engine.sample(), engine.sample())
+
+
+def test_count_follows_seeds_and_labels(engine: DiffusionEngine) -> None:
+    assert len(engine.sample()) == 1
+    assert len(engine.sample(seeds=range(3))) == 3
+    assert len(engine.sample(labels=[0, 1, 2, None, "bee"])) == 5
+    assert engine.request(labels=["bee", 1, None]).labels == (1, 1, None)
+
+
+def test_labels_and_guidance_matter(engine: DiffusionEngine) -> None:
+    base = engine.sample(seed=1, labels=0, guidance_scale=1)
+    assert not torch.allclose(base, engine.sample(seed=1, labels=2, guidance_scale=1), atol=1e-4)
+    assert not torch.allclose(base, engine.sample(seed=1, labels=0, guidance_scale=4), atol=1e-4)
+    # guidance 0 is the network without the label
+    free = engine.sample(seed=1, guidance_scale=4)
+    torch.testing.assert_close(engine.sample(seed=1, labels=0, guidance_scale=0), free, rtol=0, atol=ATOL)
+
+
+def test_names_that_users_know(engine: DiffusionEngine) -> None:
+    assert torch.equal(engine.sample(seed=1, steps=3), engine.sample(seed=1, num_inference_steps=3))
+    with pytest.raises(TypeError, match="same argument"):
+        engine.sample(steps=3, num_inference_steps=3)
+    assert not torch.equal(engine.sample(seed=1, solver="ddim", eta=1.0), engine.sample(seed=1, solver="ddim"))
+    with pytest.raises(TypeError, match="unknown argument eta; .* dpm\\+\\+2m takes timestep_spacing"):
+        engine.sample(solver="dpm++2m", eta=0.5)
+    with pytest.raises(TypeError, match="unknown argument gudance; besides"):
+        engine.sample(gudance=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 0}, "n: expected an int of at least 1"),
+        ({"n": 2.0}, "n: expected an int"),
+        ({"n": 2, "seeds": [1, 2, 3]}, "seeds: expected 2, got 3"),
+        ({"seeds": []}, "seeds: expected at least 1"),
+        ({"seed": -1}, "2\\^64 - 1, got -1"),
+        ({"seed": 2**64}, "2\\^64 - 1"),
+        ({"seed": 2**64 - 1, "n": 2}, "2\\^64 - 1"),
+        ({"seed": 1.5}, "integers"),
+        ({"labels": 3}, "numbers from 0 to 2 or one of ant, bee, cat, got 3"),
+        ({"labels": -1}, "labels"),
+        ({"labels": "dog"}, "one of ant, bee, cat, got 'dog'"),
+        ({"labels": [0, 1], "n": 3}, "one a sample \\(3\\), got 2"),
+        ({"solver": "euler"}, "solver: expected one of ddpm, ddim"),
+        ({"steps": 0}, "steps: expected an int from 1 to num_train_timesteps = 1000"),
+        ({"steps": 10_000}, "steps"),
+        ({"steps": True}, "steps"),
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"guidance_scale": -1}, "guidance_scale"),
+        ({"solver": "ddim", "eta": -0.1}, "eta"),
+        ({"timestep_spacing": "even"}, "timestep_spacing"),
+        ({"thresholding": True}, "thresholding"),
+        ({"output_type": "jpeg"}, "output_type"),
+    ],
+)
+def test_wrong_values_are_named(engine: DiffusionEngine, arguments: dict, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        engine.sample(**arguments)
+
+
+def test_models_without_classes() -> None:
+    plain = engine_of(plain=True)
+    assert plain.sample(seed=0).shape == (1, 1, 8, 8)
+    with pytest.raises(ValueError, match="no classes"):
+        plain.sample(labels=1)
+    with pytest.raises(ValueError, match="no null class"):
+        plain.sample(guidance_scale=2)
+
+
+def test_models_without_a_null_class() -> None:
+    engine = engine_of(num_classes=4, null_class=None)
+    assert engine.sample(seed=0, labels=3).shape == (1, 1, 8, 8)
+    with pytest.raises(ValueError, match="needs one a sample"):
+        engine.sample(seed=0)
+
+
+def test_stream_ends_with_the_sample(engine: DiffusionEngine) -> None:
+    previews = list(engine.stream(6, seed=2, steps=4, labels=1))
+    assert [p.step for p in previews] == list(range(1, 9))  # two rounds of a batch of four
+    assert {p.total for p in previews} == {8}
+    assert torch.equal(previews[-1].images, engine.sample(6, seed=2, steps=4, labels=1))
+    assert not torch.equal(previews[0].images, previews[1].images)
+    assert (previews[0].images[4:] == 0).all()  # not begun: grey
+
+
+def test_a_stream_given_up_frees_the_engine(engine: DiffusionEngine) -> None:
+    want = engine.sample(2, seed=5)
+    stream = engine.stream(2, seed=6)
+    next(stream)
+    with pytest.raises(fastgen.FastgenError, match="streaming in this thread"):
+        engine.sample()
+    stream.close()
+    assert torch.equal(engine.sample(2, seed=5), want)
+
+
+def test_callback_sees_every_step(engine: DiffusionEngine) -> None:
+    seen = []
+    result = engine.sample(2, seed=1, steps=3, callback=lambda step, total, x: seen.append((step, total, x)))
+    assert [(s, t) for s, t, _ in seen] == [(1, 3), (2, 3), (3, 3)]
+    assert torch.equal(seen[-1][2], result)
+
+
+def test_an_error_in_a_callback_leaves_the_engine_whole(engine: DiffusionEngine) -> None:
+    want = engine.sample(2, seed=5)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.sample(6, callback=fail)
+    assert torch.equal(engine.sample(2, seed=5), want)
+
+
+def test_output_types(engine: DiffusionEngine) -> None:
+    pt = engine.sample(2, seed=4)
+    array = engine.sample(2, seed=4, output_type="np")
+    np.testing.assert_allclose(array[..., 0], (pt[:, 0].numpy() + 1) / 2)
+    assert engine.sample(2, seed=4, output_type="pil")[1].size == (8, 8)
+
+
+def test_threads_queue(engine: DiffusionEngine) -> None:
+    want = [engine.sample(2, seed=s, steps=3) for s in range(6)]
+    got: dict[int, torch.Tensor] = {}
+    threads = [threading.Thread(target=lambda s=s: got.update({s: engine.sample(2, seed=s, steps=3)})) for s in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(got[s], want[s]) for s in range(6))
+
+
+def test_request_repeats_a_call(engine: DiffusionEngine) -> None:
+    request = engine.request(2, labels=[0, None], solver="ddim", eta=0.3)
+    assert torch.equal(engine.sample(**request.to_dict()), engine.sample(**request.to_dict()))
+    assert request.to_dict()["eta"] == 0.3
+    assert len(set(request.seeds)) == 2
+
+
+def test_recorded_engine_captures_once(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m")
+    eager, recorded = fastgen.load(folder), fastgen.load(folder, backend="recorded")
+    for call in ({"steps": 4}, {"steps": 7, "solver": "ddim", "eta": 1.0}, {"solver": "ddpm", "steps": 5}):
+        both = [e.sample(3, seed=1, labels=[0, 1, 2], guidance_scale=2.0, **call) for e in (eager, recorded)]
+        assert torch.equal(*both)
+    assert recorded.describe()["captured"] == [{"batch": 4, "guided": True}]
+
+
+def test_describe_is_plain_data(engine: DiffusionEngine) -> None:
+    import json
+
+    facts = json.loads(json.dumps(engine.describe()))
+    assert facts["device"] == "cpu"
+    assert facts["dtype"] == "float32"
+    assert facts["reverse_step"] == "reference"
+    assert facts["classes"] == 3
+    assert len(facts["sha256"]) == 64
+
+
+def test_sample_and_stream_take_the_same_arguments() -> None:
+    sample = set(inspect.signature(DiffusionEngine.sample).parameters)
+    stream = set(inspect.signature(DiffusionEngine.stream).parameters)
+    assert sample - stream == {"callback", "progress", "output_type"}
+    assert stream <= sample
+
+
+def test_device_and_dtype_are_checked(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m")
+    with pytest.raises(ValueError, match="device: expected auto, cpu or cuda"):
+        fastgen.load(folder, device="tpu")
+    with pytest.raises(ValueError, match="dtype: expected auto, float32"):
+        fastgen.load(folder, dtype="int8")
+    assert fastgen.load(folder, dtype="bfloat16").sample(seed=0).dtype == torch.float32

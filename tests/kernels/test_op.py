@@ -1,0 +1,81 @@
+"""What an operation says of itself, and the choice of path."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastgen_kernels
+from fastgen_kernels import OPS, describe, op, select, use
+
+
+def test_importing_does_not_import_triton():
+    code = "import sys, fastgen_kernels; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_select():
+    assert select("cpu") == "reference"
+    with use("reference"):
+        assert select("cuda") == "reference"
+        with use("triton"):
+            assert select("cuda") == "triton"
+        assert select("cuda") == "reference"
+    with pytest.raises(ValueError, match=r"path: expected .*received 'cuda'"), use("cuda"):
+        pass
+
+
+def test_no_silent_fallback(monkeypatch):
+    monkeypatch.setattr(op, "triton_version", lambda: None)
+    with pytest.raises(RuntimeError, match=r"pip install .*use\('reference'\)"):
+        select("cuda")
+    assert select("cpu") == "reference"
+    assert describe()["paths"]["cuda"].startswith("error: ")
+    monkeypatch.undo()
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    if op.triton_version() is not None:
+        with use("triton"), pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
+            select("cpu")
+
+
+def test_describe():
+    facts = describe()
+    assert facts["torch"] == torch.__version__
+    assert facts["operations"] == list(OPS)
+    assert facts["paths"]["cpu"] == "reference"
+    assert facts["interpreted"] == (os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_an_op_is_complete(name):
+    operation = OPS[name]
+    assert operation.name == name
+    assert [
+        field.name for field in dataclasses.fields(operation) if getattr(operation, field.name) is None
+    ] == []
+    names = [case.name for case in operation.cases]
+    assert len(set(names)) == len(names)
+    assert any(case.production for case in operation.cases)
+    assert all(case.reason for case in operation.cases)
+    assert operation.case(names[0]) is operation.cases[0]
+    with pytest.raises(KeyError, match="no case 'none such'"):
+        operation.case("none such")
+    assert fastgen_kernels.decompositions()[operation.overload] is operation.decomposition
+
+
+def test_errors_sees_what_is_wrong():
+    operation = OPS["reverse_step"]
+    arguments = operation.case("slots1").make(
+        torch.Generator().manual_seed(0), torch.device("cpu"), torch.float32
+    )
+    outputs = [value.clone() for value in operation.function(**arguments)]
+    assert max(operation.errors(arguments, outputs).values()) <= 1.0
+    outputs[0][0, 0, 0, 0] += 1e-4
+    outputs[2][0, 0, 0, 0] = float("nan")
+    errors = operation.errors(arguments, outputs)
+    assert errors["x_next"] > 1.0
+    assert errors["h_next"] <= 1.0
+    assert errors["y"] == float("inf")

@@ -1,0 +1,175 @@
+"""The command line, used rightly and wrongly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastgen.checkpoint import save
+from fastgen.cli import main
+from fastgen.images import read_metadata
+from tests.small import checkpoint, network, spec, unet_config
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    return str(checkpoint(tmp_path / "model", class_names=["ant", "bee", "cat"]))
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def sample(*arguments: str) -> int:
+    return main(["sample", *arguments, "--steps", "2", "--device", "cpu"])
+
+
+def test_sheet(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample(model, "-n", "4", "--labels", "ant,cat", "--seed", "7", "-o", "a.png") == 0
+    assert "4 pictures, dpm++2m x 2 on cpu" in capsys.readouterr().out
+    kept = read_metadata("a.png")
+    assert kept["request"]["seeds"] == [7, 8, 9, 10]
+    assert kept["request"]["labels"] == [0, 2, 0, 2]
+    assert len(kept["sha256"]) == 64
+
+
+def test_folder_of_files_and_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample(model, "--seeds", "3,9-10", "-o", "out", "--json", "--solver", "ddim", "--eta", "0.5") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [Path(f).name for f in report["files"]] == ["00000-seed3.png", "00001-seed9.png", "00002-seed10.png"]
+    assert report["request"]["eta"] == 0.5
+    assert read_metadata("out/00001-seed9.png")["request"]["seeds"] == [9]
+    assert pixels("out/00000-seed3.png").shape == (8, 8)
+
+
+def test_gif(model: str) -> None:
+    assert sample(model, "-n", "2", "-o", "a.png", "--gif", "a.gif") == 0
+    with Image.open("a.gif") as animation:
+        assert animation.n_frames == 2
+
+
+@pytest.mark.parametrize("arguments", [["--labels", "0-2"], ["--solver", "ddpm"], ["--guidance-scale", "3"], []])
+def test_like_repeats_a_sheet(model: str, arguments: list[str]) -> None:
+    assert sample(model, "-n", "3", *arguments, "-o", "a.png") == 0  # random seeds
+    assert main(["sample", "--like", "a.png"]) == 0
+    assert np.array_equal(pixels("a.png"), pixels("a-again.png"))
+
+
+def test_like_repeats_one_of_many(model: str) -> None:
+    assert sample(model, "-n", "3", "--seed", "5", "-o", "out") == 0
+    assert main(["sample", "--like", "out/00002-seed7.png", "-o", "again", "--device", "cpu"]) == 0
+    difference = pixels("out/00002-seed7.png").astype(int) - pixels("again/00000-seed7.png")
+    assert np.abs(difference).max() <= 1  # another batch size: float error, at most one level
+
+
+def test_like_refuses_another_model(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sample(model, "-n", "1", "-o", "a.png")
+    config = unet_config()
+    state = {f"unet.{n}": t for n, t in network(config, seed=3).state_dict().items()}
+    save(model, spec(config), state)
+    assert main(["sample", "--like", "a.png"]) == 1
+    assert "was drawn by a model with sha256" in capsys.readouterr().err
+
+
+def test_solver_options(model: str) -> None:
+    options = ["--option", "solver_type=heun", "--option", "clip_sample=True", "--option", "clip_sample_range=1"]
+    assert sample(model, "-n", "1", "-o", "a.png", *options) == 0
+    request = read_metadata("a.png")["request"]
+    assert request["solver_type"] == "heun"
+    assert request["clip_sample"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no such folder"),
+        (["zoo:cats"], "not in the zoo"),
+        (["{model}", "-n", "0"], "--count: expected at least 1"),
+        (["{model}", "--labels", "3"], "numbers from 0 to 2 or one of ant, bee, cat, got 3"),
+        (["{model}", "--labels", "dog"], "got 'dog'"),
+        (["{model}", "--solver", "magic"], "solver: expected one of ddpm, ddim, dpm++2m, got 'magic'"),
+        (["{model}", "--steps", "0"], "steps: expected an int from 1 to"),
+        (["{model}", "--steps", "10000"], "steps: expected an int from 1 to"),
+        (["{model}", "--eta", "1"], "unknown argument eta"),
+        (["{model}", "--option", "eta"], "expected NAME=VALUE"),
+        (["{model}", "--option", "foo=1"], "unknown argument foo"),
+        (["{model}", "--out", "a.exe"], "expected a sheet"),
+        (["{model}", "--out", "no/where/a.png"], "there is no folder"),
+        (["{model}", "--gif", "a.png"], "ends in .gif"),
+        (["{model}", "--device", "tpu"], "device: expected auto"),
+        (["{model}", "--dtype", "int4"], "dtype: expected auto"),
+        (["{model}", "--seed", "-1"], "integers from 0 to 2^64 - 1, got -1"),
+        (["{model}", "--guidance-scale", "-1"], "guidance_scale"),
+        (["--like", "missing.png"], "cannot be read"),
+        ([], "which MODEL?"),
+    ],
+)
+def test_wrong_use_is_one_clear_line(
+    model: str, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    before = sorted(Path().iterdir())
+    assert main(["sample", *[a.format(model=model) for a in arguments]]) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert sorted(Path().iterdir()) == before
+
+
+def test_like_takes_no_other_request(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", model, "--like", "a.png", "--steps", "3"]) == 1
+    assert "leave out --steps" in capsys.readouterr().err
+
+
+def test_nothing_is_overwritten(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.png").write_text("mine")
+    assert sample(model, "-o", "a.png") == 1
+    assert "a.png is there already" in capsys.readouterr().err
+    assert Path("a.png").read_text() == "mine"
+    assert sample(model, "-n", "1", "-o", "a.png", "--overwrite") == 0
+    sample(model, "--seeds", "1", "-o", "out")
+    Path("out/00001-seed2.png").write_text("mine")
+    first = Path("out/00000-seed1.png").read_bytes()
+    assert sample(model, "--seeds", "3,2", "-o", "out", "--solver", "ddpm") == 1
+    assert "out/00001-seed2.png is there already" in capsys.readouterr().err
+    assert sorted(p.name for p in Path("out").iterdir()) == ["00000-seed1.png", "00001-seed2.png"]
+    assert Path("out/00000-seed1.png").read_bytes() == first
+
+
+@pytest.mark.parametrize("arguments", [["--seeds", "9-3"], ["--seeds", "a"], ["--seed", "1", "--seeds", "2"], ["--stepz"]])
+def test_usage_errors(model: str, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", model, *arguments])
+    assert stop.value.code == 2
+    assert "usage: fastgen" in capsys.readouterr().err
+
+
+def test_info(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    assert "zoo:ddpm-mnist" in capsys.readouterr().out
+    assert main(["info", model, "--device", "cpu"]) == 0
+    assert "reverse_step: reference" in capsys.readouterr().out
+    assert main(["info", "--solvers", "--json"]) == 0
+    assert "eta" in json.loads(capsys.readouterr().out)["solvers"]["ddim"]
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["doctor"]
+    assert facts["versions"]["torch"]
+    assert facts["will run"]["operations"].endswith("(reverse_step)")
+    assert facts["problems"] == []
+
+
+def test_doctor_reports_a_missing_triton(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> str:
+        raise RuntimeError("fused kernels need triton")
+
+    monkeypatch.setattr("fastgen_kernels.select", missing)
+    assert main(["info", "--doctor"]) == 1
+    assert "problems: fused kernels need triton" in capsys.readouterr().out

@@ -1,0 +1,92 @@
+"""Tensors to files and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastgen
+from fastgen.errors import ConfigError, DataError
+from fastgen.images import grid, read_metadata, to_output, to_uint8
+
+
+def test_range_and_rounding() -> None:
+    x = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0, float("nan")]).view(1, 1, 1, 6)
+    assert to_uint8(x).ravel().tolist() == [0, 0, 128, 255, 255, 0]
+
+
+def test_every_byte_survives(tmp_path: Path) -> None:
+    pixels = torch.arange(256 * 3, dtype=torch.int64).remainder(256).view(3, 16, 16)
+    fastgen.save_image(pixels / 127.5 - 1, tmp_path / "a.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")).transpose(2, 0, 1), pixels.numpy())
+
+
+@pytest.mark.parametrize(("n", "columns", "size"), [(1, None, (1, 1)), (5, None, (3, 2)), (5, 5, (5, 1)), (3, 9, (3, 1))])
+def test_sheet_places_pictures_row_by_row(n: int, columns: int | None, size: tuple[int, int]) -> None:
+    images = torch.linspace(-1, 1, n).view(n, 1, 1, 1).expand(n, 1, 4, 6)
+    sheet = np.asarray(grid(images, columns=columns, scale=2))
+    across, down = size
+    assert sheet.shape == (down * (8 + 2) + 2, across * (12 + 2) + 2)
+    for i, level in enumerate(to_uint8(images)[:, 0, 0, 0]):
+        y, x = 2 + i // across * 10, 2 + i % across * 14
+        assert (sheet[y : y + 8, x : x + 12] == level).all()
+
+
+def test_captions_make_room(tmp_path: Path) -> None:
+    images = torch.zeros(2, 3, 8, 8)
+    plain, captioned = grid(images), grid(images, captions=["7", "ü"])
+    assert captioned.height > plain.height
+    with pytest.raises(ConfigError, match="captions"):
+        grid(images, captions=["7"])
+
+
+def test_metadata_round_trip(tmp_path: Path) -> None:
+    request = {"seeds": [2**53], "labels": [None], "name": "größe"}
+    fastgen.save_grid(torch.zeros(1, 1, 2, 2), tmp_path / "a.png", metadata=request)
+    assert read_metadata(tmp_path / "a.png") == request
+
+
+def test_pictures_without_metadata(tmp_path: Path) -> None:
+    fastgen.save_image(torch.zeros(1, 2, 2), tmp_path / "a.png")
+    with pytest.raises(DataError, match="holds no fastgen request"):
+        read_metadata(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_metadata(tmp_path / "b.png")
+
+
+def test_gif_has_the_frames(tmp_path: Path) -> None:
+    frames = [torch.full((4, 1, 4, 4), v) for v in (-1.0, 0.0, 1.0)]
+    fastgen.save_gif(frames, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as animation:
+        assert animation.n_frames == 3
+    with pytest.raises(ConfigError, match="frames"):
+        fastgen.save_gif([], tmp_path / "b.gif")
+
+
+def test_output_types() -> None:
+    x = torch.rand(2, 3, 4, 5) * 2 - 1
+    assert to_output(x, "pt") is x
+    array = to_output(x, "np")
+    assert array.shape == (2, 4, 5, 3)
+    np.testing.assert_allclose(array, (x.numpy().transpose(0, 2, 3, 1) + 1) / 2)
+    assert [p.size for p in to_output(x, "pil")] == [(5, 4)] * 2
+    with pytest.raises(ConfigError, match="output_type"):
+        to_output(x, "jpg")
+
+
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(1, 2, 4, 4), torch.zeros(3, 4, 4), torch.zeros(0, 1, 4, 4), torch.zeros(1, 1, 4, 4).int()]
+)
+def test_wrong_tensors(bad: torch.Tensor, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="images: expected a float tensor"):
+        fastgen.save_grid(bad, tmp_path / "a.png")
+
+
+def test_wrong_suffix(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ends in \.png"):
+        fastgen.save_image(torch.zeros(1, 2, 2), tmp_path / "a.exe")

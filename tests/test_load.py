@@ -1,0 +1,74 @@
+"""Where ``fastgen.load`` looks: folders, the zoo, the hub's cache."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import fastgen
+from fastgen.zoo import ZOO, folder
+from tests.small import checkpoint
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Hugging Face cache as the hub's own library lays it out, holding owner/model; no network."""
+    repo = tmp_path / "cache" / "models--owner--model"
+    checkpoint(repo / "snapshots" / COMMIT)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_hub_id_from_the_cache(hub: Path) -> None:
+    engine = fastgen.load("owner/model", local_files_only=True)
+    assert engine.describe()["source"] == "owner/model"
+    assert fastgen.load("owner/model", local_files_only=True, revision=COMMIT).describe()["sha256"]
+
+
+def test_hub_misses_say_what_to_do(hub: Path) -> None:
+    with pytest.raises(fastgen.CheckpointError, match="owner/other: no such folder.*forbids a download"):
+        fastgen.load("owner/other", local_files_only=True)
+    with pytest.raises(fastgen.CheckpointError, match="owner/model"):
+        fastgen.load("owner/model", local_files_only=True, revision="v9")
+
+
+def test_a_folder_goes_before_the_hub(hub: Path) -> None:
+    shutil.copytree(hub / "cache" / "models--owner--model" / "snapshots" / COMMIT, hub / "owner" / "model")
+    config = hub / "owner" / "model" / "config.json"
+    raw = json.loads(config.read_text())
+    raw["settings"]["steps"] = 3
+    config.write_text(json.dumps(raw))
+    assert fastgen.load("owner/model").settings.steps == 3
+
+
+def test_names_that_are_nothing(tmp_path: Path) -> None:
+    with pytest.raises(fastgen.CheckpointError, match="not in the zoo; there is zoo:ddpm-mnist"):
+        fastgen.load("zoo:ddpm-cats")
+    with pytest.raises(fastgen.CheckpointError, match="no such folder"):
+        fastgen.load("no-such-thing")
+    with pytest.raises(fastgen.CheckpointError, match="no such folder"):
+        fastgen.load(tmp_path / "owner" / "model")
+
+
+def test_unknown_engine(tmp_path: Path) -> None:
+    checkpoint(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw["engine"] = "steam"
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(fastgen.ConfigError, match="unknown engine 'steam'; known: diffusion"):
+        fastgen.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo_models_load_and_are_small(name: str) -> None:
+    assert (folder(name) / "model.safetensors").stat().st_size < 4_000_000
+    assert (folder(name) / "README.md").exists()
+    assert fastgen.load(f"zoo:{name}").sample(1, seed=0, steps=2).isfinite().all()
