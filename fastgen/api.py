@@ -44,7 +44,9 @@ def load(
         raise ConfigError(f"{folder}: unknown engine {spec.engine!r}; known: {', '.join(ENGINES)}")
     modules = load_tensors(folder, spec, builders(spec))
     if len(modules) != 1:
-        raise ConfigError(f"{folder}: a {spec.engine} model has one network, this one has {', '.join(modules)}")
+        raise ConfigError(
+            f"{folder}: a {spec.engine} model has one network, this one has {', '.join(modules)}"
+        )
     (network,) = modules.values()
     return ENGINES[spec.engine](network, spec, device=device, dtype=dtype, source=str(source), **options)
 
@@ -56,7 +58,9 @@ def find(source: str | Path, *, revision: str | None = None, local_files_only: b
         try:
             return zoo_folder(name.removeprefix("zoo:"))
         except KeyError:
-            raise CheckpointError(f"{name}: not in the zoo; there is {', '.join('zoo:' + z for z in ZOO)}") from None
+            raise CheckpointError(
+                f"{name}: not in the zoo; there is {', '.join('zoo:' + z for z in ZOO)}"
+            ) from None
     if Path(name).exists() or isinstance(source, Path) or not HUB_ID.fullmatch(name):
         return Path(name)
     return _download(name, revision, local_files_only)
@@ -78,7 +82,11 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{name}: no such folder, not in the local Hugging Face cache, and "
-            + ("local_files_only=True forbids a download" if local_files_only else "the hub cannot be reached")
+            + (
+                "local_files_only=True forbids a download"
+                if local_files_only
+                else "the hub cannot be reached"
+            )
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(f"{name}: no such folder, and the hub does not give it: {error}") from error

@@ -92,7 +92,9 @@ def load_spec(folder: str | Path) -> Spec:
     return _spec_from_json(raw, str(path))
 
 
-def load_tensors(folder: str | Path, spec: Spec, builders: Mapping[str, Callable[[], nn.Module]]) -> dict[str, nn.Module]:
+def load_tensors(
+    folder: str | Path, spec: Spec, builders: Mapping[str, Callable[[], nn.Module]]
+) -> dict[str, nn.Module]:
     """Build each part of `spec` and fill it from ``model.safetensors``: {part: module in float32 on CPU}.
 
     Names and shapes in the file's header are compared with the modules' before anything is allocated.
@@ -103,7 +105,9 @@ def load_tensors(folder: str | Path, spec: Spec, builders: Mapping[str, Callable
     with torch.device("meta"):
         modules = {part: build() for part, build in builders.items()}
     wanted = {
-        f"{part}.{name}": tensor for part, module in modules.items() for name, tensor in module.state_dict().items()
+        f"{part}.{name}": tensor
+        for part, module in modules.items()
+        for name, tensor in module.state_dict().items()
     }
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:

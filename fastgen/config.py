@@ -73,7 +73,9 @@ def _checked(value: Any, hint: Any, rules: Mapping[str, Any], where: str) -> Any
         return tuple(_checked(v, item, rules, f"{where}[{i}]") for i, v in enumerate(value))
     if hint is float and type(value) is int:
         value = float(value)
-    hint = typing.get_origin(hint) or hint  # dict[str, Any] -> dict: its entries are checked where they are used
+    hint = (
+        typing.get_origin(hint) or hint
+    )  # dict[str, Any] -> dict: its entries are checked where they are used
     if type(value) is not hint:
         raise ConfigError(f"{where}: expected {hint.__name__}, got {_shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):

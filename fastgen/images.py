@@ -63,7 +63,7 @@ def grid(
     pictures = to_pil(images)
     if captions is not None and len(captions) != len(pictures):
         raise ConfigError(f"captions: expected one a picture ({len(pictures)}), got {len(captions)}")
-    if columns is not None and columns < 1 or scale < 1:
+    if (columns is not None and columns < 1) or scale < 1:
         raise ConfigError(f"columns and scale must be at least 1, got {columns} and {scale}")
     columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
     rows = -(-len(pictures) // columns)

@@ -28,7 +28,9 @@ def edit(folder: Path, **changes: object) -> None:
 def test_round_trip(tmp_path: Path) -> None:
     saved = network(unet_config()).state_dict()
     loaded = load(checkpoint(tmp_path / "m"))["unet"]
-    assert {n: t.tolist() for n, t in loaded.state_dict().items()} == {n: t.tolist() for n, t in saved.items()}
+    assert {n: t.tolist() for n, t in loaded.state_dict().items()} == {
+        n: t.tolist() for n, t in saved.items()
+    }
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
@@ -37,7 +39,9 @@ def test_half_precision_weights_load_as_float32(tmp_path: Path) -> None:
     state = {f"unet.{n}": t.half() for n, t in network(config).state_dict().items()}
     files.save(tmp_path, spec(config), state)
     loaded = load(tmp_path)["unet"].state_dict()
-    assert all(t.dtype == torch.float32 and torch.equal(t, state[f"unet.{n}"].float()) for n, t in loaded.items())
+    assert all(
+        t.dtype == torch.float32 and torch.equal(t, state[f"unet.{n}"].float()) for n, t in loaded.items()
+    )
 
 
 def test_digest_is_of_the_file(tmp_path: Path) -> None:
@@ -94,7 +98,10 @@ def test_wrong_folders(tmp_path: Path) -> None:
         ({"format_version": 2}, "format_version 2 is not 1"),
         ({"parts": {}}, "at least one network"),
         ({"parts": {"unet": {"architecture": "unet"}}}, "key config is missing"),
-        ({"parts": {"unet": {"architecture": "vgg", "config": {}}}}, "unknown architecture 'vgg'; known: unet"),
+        (
+            {"parts": {"unet": {"architecture": "vgg", "config": {}}}},
+            "unknown architecture 'vgg'; known: unet",
+        ),
         ({"surprise": 1}, "unknown key surprise"),
         ({"settings": []}, "settings: expected dict"),
     ],

@@ -41,7 +41,11 @@ def test_sheet(model: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_folder_of_files_and_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(model, "--seeds", "3,9-10", "-o", "out", "--json", "--solver", "ddim", "--eta", "0.5") == 0
     report = json.loads(capsys.readouterr().out)
-    assert [Path(f).name for f in report["files"]] == ["00000-seed3.png", "00001-seed9.png", "00002-seed10.png"]
+    assert [Path(f).name for f in report["files"]] == [
+        "00000-seed3.png",
+        "00001-seed9.png",
+        "00002-seed10.png",
+    ]
     assert report["request"]["eta"] == 0.5
     assert read_metadata("out/00001-seed9.png")["request"]["seeds"] == [9]
     assert pixels("out/00000-seed3.png").shape == (8, 8)
@@ -53,7 +57,9 @@ def test_gif(model: str) -> None:
         assert animation.n_frames == 2
 
 
-@pytest.mark.parametrize("arguments", [["--labels", "0-2"], ["--solver", "ddpm"], ["--guidance-scale", "3"], []])
+@pytest.mark.parametrize(
+    "arguments", [["--labels", "0-2"], ["--solver", "ddpm"], ["--guidance-scale", "3"], []]
+)
 def test_like_repeats_a_sheet(model: str, arguments: list[str]) -> None:
     assert sample(model, "-n", "3", *arguments, "-o", "a.png") == 0  # random seeds
     assert main(["sample", "--like", "a.png"]) == 0
@@ -77,7 +83,14 @@ def test_like_refuses_another_model(model: str, capsys: pytest.CaptureFixture[st
 
 
 def test_solver_options(model: str) -> None:
-    options = ["--option", "solver_type=heun", "--option", "clip_sample=True", "--option", "clip_sample_range=1"]
+    options = [
+        "--option",
+        "solver_type=heun",
+        "--option",
+        "clip_sample=True",
+        "--option",
+        "clip_sample_range=1",
+    ]
     assert sample(model, "-n", "1", "-o", "a.png", *options) == 0
     request = read_metadata("a.png")["request"]
     assert request["solver_type"] == "heun"
@@ -141,7 +154,9 @@ def test_nothing_is_overwritten(model: str, capsys: pytest.CaptureFixture[str]) 
     assert Path("out/00000-seed1.png").read_bytes() == first
 
 
-@pytest.mark.parametrize("arguments", [["--seeds", "9-3"], ["--seeds", "a"], ["--seed", "1", "--seeds", "2"], ["--stepz"]])
+@pytest.mark.parametrize(
+    "arguments", [["--seeds", "9-3"], ["--seeds", "a"], ["--seed", "1", "--seeds", "2"], ["--stepz"]]
+)
 def test_usage_errors(model: str, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["sample", model, *arguments])
@@ -166,7 +181,9 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["problems"] == []
 
 
-def test_doctor_reports_a_missing_triton(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_a_missing_triton(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def missing(_: str) -> str:
         raise RuntimeError("fused kernels need triton")
 

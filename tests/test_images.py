@@ -25,7 +25,9 @@ def test_every_byte_survives(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")).transpose(2, 0, 1), pixels.numpy())
 
 
-@pytest.mark.parametrize(("n", "columns", "size"), [(1, None, (1, 1)), (5, None, (3, 2)), (5, 5, (5, 1)), (3, 9, (3, 1))])
+@pytest.mark.parametrize(
+    ("n", "columns", "size"), [(1, None, (1, 1)), (5, None, (3, 2)), (5, 5, (5, 1)), (3, 9, (3, 1))]
+)
 def test_sheet_places_pictures_row_by_row(n: int, columns: int | None, size: tuple[int, int]) -> None:
     images = torch.linspace(-1, 1, n).view(n, 1, 1, 1).expand(n, 1, 4, 6)
     sheet = np.asarray(grid(images, columns=columns, scale=2))
@@ -80,7 +82,8 @@ def test_output_types() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [torch.zeros(1, 2, 4, 4), torch.zeros(3, 4, 4), torch.zeros(0, 1, 4, 4), torch.zeros(1, 1, 4, 4).int()]
+    "bad",
+    [torch.zeros(1, 2, 4, 4), torch.zeros(3, 4, 4), torch.zeros(0, 1, 4, 4), torch.zeros(1, 1, 4, 4).int()],
 )
 def test_wrong_tensors(bad: torch.Tensor, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="images: expected a float tensor"):

@@ -99,7 +99,9 @@ def test_the_walk_sees_a_wrong_import(tmp_path: Path) -> None:
 
 def test_nothing_imports_the_top_level_name_converters() -> None:
     known = modules()
-    assert not [n for n, p in known.items() if "converters" in {t.split(".")[0] for t in imports(n, p, set(known))}]
+    assert not [
+        n for n, p in known.items() if "converters" in {t.split(".")[0] for t in imports(n, p, set(known))}
+    ]
 
 
 def test_every_package_is_installed() -> None:

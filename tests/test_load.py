@@ -34,7 +34,7 @@ def test_hub_id_from_the_cache(hub: Path) -> None:
 
 
 def test_hub_misses_say_what_to_do(hub: Path) -> None:
-    with pytest.raises(fastgen.CheckpointError, match="owner/other: no such folder.*forbids a download"):
+    with pytest.raises(fastgen.CheckpointError, match=r"owner/other: no such folder.*forbids a download"):
         fastgen.load("owner/other", local_files_only=True)
     with pytest.raises(fastgen.CheckpointError, match="owner/model"):
         fastgen.load("owner/model", local_files_only=True, revision="v9")

@@ -14,7 +14,9 @@ def integer_ranges(text: str) -> list[int]:
             low = int(first)
             high = int(last) if dash else low
         except ValueError:
-            raise argparse.ArgumentTypeError(f"expected numbers and ranges like 0-3,7, got {text!r}") from None
+            raise argparse.ArgumentTypeError(
+                f"expected numbers and ranges like 0-3,7, got {text!r}"
+            ) from None
         if high < low or high - low > 1_000_000:
             raise argparse.ArgumentTypeError(f"{piece!r} is no range from low to high (at most a million)")
         values += range(low, high + 1)

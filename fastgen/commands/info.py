@@ -15,7 +15,9 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         description="Without arguments: the models that ship with fastgen.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="folder, zoo:NAME or hub id")
-    parser.add_argument("--doctor", action="store_true", help="GPU, triton, CPU features, versions, which path runs")
+    parser.add_argument(
+        "--doctor", action="store_true", help="GPU, triton, CPU features, versions, which path runs"
+    )
     parser.add_argument("--solvers", action="store_true", help="the solvers and their options")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")

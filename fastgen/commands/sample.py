@@ -43,7 +43,11 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance, 1 = none")
     parser.add_argument("--eta", type=float, help="DDIM's noise, 0 to 1")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the solver; repeatable"
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the solver; repeatable",
     )
     parser.add_argument("--gif", type=Path, metavar="FILE", help="also write an animation of the denoising")
     parser.add_argument("--columns", type=int, help="pictures a row of the sheet")
@@ -109,7 +113,11 @@ def _kept_request(args: argparse.Namespace) -> dict[str, Any]:
         return {}
     from ..images import read_metadata
 
-    given = [n for n in ("count", "labels", "solver", "steps", "guidance_scale", "eta") if getattr(args, n) is not None]
+    given = [
+        n
+        for n in ("count", "labels", "solver", "steps", "guidance_scale", "eta")
+        if getattr(args, n) is not None
+    ]
     if given or args.option:
         names = ", ".join("--" + n.replace("_", "-") for n in given) or "--option"
         raise ConfigError(f"sample: --like repeats a request as it was; leave out {names}")
@@ -197,9 +205,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _draw(
-    engine: DiffusionEngine, request: Request, args: argparse.Namespace
-) -> tuple[Tensor, list[Tensor]]:
+def _draw(engine: DiffusionEngine, request: Request, args: argparse.Namespace) -> tuple[Tensor, list[Tensor]]:
     from tqdm import tqdm
 
     frames: list[Tensor] = []

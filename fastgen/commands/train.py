@@ -5,11 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config import from_dict, to_dict
 from ..errors import CheckpointError, ConfigError
 from .arguments import integers, size, span
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..checkpoint import Spec
+    from ..engines.settings import DiffusionSettings
+    from ..training.data import Dataset
+    from ..training.run import RunConfig
 
 RUN_OPTIONS = {  # flags that set a field of RunConfig: (name, type, help)
     "steps": (int, "optimiser steps"),
@@ -84,7 +94,9 @@ def run(args: argparse.Namespace) -> int:
         chosen = {n: v for n, v in chosen.items() if v is not None}
         config = from_dict(RunConfig, {**chosen, "flip": args.flip}, "train")
         if args.data is None:
-            raise ConfigError("train: --data says what to train on (a folder, an IDX or NPZ file, or `digits`)")
+            raise ConfigError(
+                "train: --data says what to train on (a folder, an IDX or NPZ file, or `digits`)"
+            )
     elif given := [n for n in (*RUN_OPTIONS, "data", "labels", "subset") if getattr(args, n) is not None]:
         flags = ", ".join("--" + n.replace("_", "-") for n in given)
         raise ConfigError(f"train: a resumed run keeps its own settings; leave out {flags}")
@@ -132,7 +144,7 @@ def _size(args: argparse.Namespace) -> tuple[int, int] | None:
     return args.size
 
 
-def _new_spec(args: argparse.Namespace, dataset, config):  # type: ignore[no-untyped-def]
+def _new_spec(args: argparse.Namespace, dataset: Dataset, config: RunConfig) -> Spec:
     from .. import __version__
     from ..checkpoint import Part, Spec
     from ..engines.settings import DiffusionSettings
@@ -170,8 +182,8 @@ def _new_spec(args: argparse.Namespace, dataset, config):  # type: ignore[no-unt
     return Spec("diffusion", {"unet": Part("unet", to_dict(unet))}, to_dict(settings), provenance)
 
 
-def _previewer(folder: Path, spec, settings):  # type: ignore[no-untyped-def]
-    def preview(step: int, network) -> None:  # type: ignore[no-untyped-def]
+def _previewer(folder: Path, spec: Spec, settings: DiffusionSettings) -> Callable[[int, nn.Module], None]:
+    def preview(step: int, network: nn.Module) -> None:
         from ..engines.diffusion import DiffusionEngine
         from ..images import save_grid
 
@@ -180,7 +192,7 @@ def _previewer(folder: Path, spec, settings):  # type: ignore[no-untyped-def]
         labels = None if classes is None else [i % classes for i in range(4 * min(classes, 16))]
         count = 32 if labels is None else len(labels)
         (folder / "previews").mkdir(exist_ok=True)
-        images = engine.sample(count, seed=0, labels=labels)
-        save_grid(images, folder / "previews" / f"step-{step:07d}.png", columns=min(classes or 8, 16))
+        *_, last = engine.stream(count, seed=0, labels=labels)
+        save_grid(last.images, folder / "previews" / f"step-{step:07d}.png", columns=min(classes or 8, 16))
 
     return preview

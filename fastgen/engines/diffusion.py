@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import fastgen_kernels
 
+from ..architectures import part_config
 from ..checkpoint import Spec
 from ..errors import FastgenError
 from ..images import to_output
@@ -64,9 +65,12 @@ class DiffusionEngine:
         self.settings = DiffusionSettings.from_spec(spec)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
-        config = network.config
-        self.shape = (config.in_channels, *config.sample_size)
-        self.network = network.to(self.device, self.dtype, memory_format=torch.channels_last).eval()
+        ((name, part),) = spec.parts.items()
+        config = part_config(part, f"parts.{name}")
+        height, width = config.sample_size
+        self.shape = (config.in_channels, height, width)
+        layout = {"memory_format": torch.channels_last}
+        self.network = network.to(self.device, self.dtype, **layout).eval()
         self.loop = Loop(
             self.network,
             self.shape,
@@ -112,8 +116,17 @@ class DiffusionEngine:
 
         ConfigError (a ValueError) for values out of range, ArgumentError (a TypeError) for names that do not exist.
         """
-        request = self._request(
-            n, seed, seeds, labels, solver, steps, guidance_scale, eta, options, output_type=output_type
+        to_output(None, output_type)  # before any work is done
+        request = self.request(
+            n,
+            seed=seed,
+            seeds=seeds,
+            labels=labels,
+            solver=solver,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            eta=eta,
+            **options,
         )
         with self._session(), tqdm(total=0, disable=not progress, unit="step") as bar:
             for step, total in self._run(request):
@@ -140,7 +153,17 @@ class DiffusionEngine:
 
         The engine is busy until the iterator is exhausted or closed.
         """
-        request = self._request(n, seed, seeds, labels, solver, steps, guidance_scale, eta, options)
+        request = self.request(
+            n,
+            seed=seed,
+            seeds=seeds,
+            labels=labels,
+            solver=solver,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            eta=eta,
+            **options,
+        )
         return self._stream(request)
 
     def describe(self) -> dict[str, Any]:
@@ -158,9 +181,7 @@ class DiffusionEngine:
             "reverse_step": fastgen_kernels.select(self.device.type),
             "memory_format": str(self.loop.memory_format).removeprefix("torch."),
             "backend": self.loop.backend,
-            "captured": [
-                {"batch": batch, "guided": guided} for batch, guided in sorted(self.loop.graphs)
-            ],
+            "captured": [{"batch": batch, "guided": guided} for batch, guided in sorted(self.loop.graphs)],
             "max_batch": self.loop.max_batch,
             "defaults": {
                 "solver": self.settings.solver,
@@ -172,32 +193,17 @@ class DiffusionEngine:
 
     def request(self, n: int | None = None, **arguments: Any) -> Request:
         """What ``sample(n, **arguments)`` would draw, with every default and random seed filled in."""
-        names = ("seed", "seeds", "labels", "solver", "steps", "guidance_scale", "eta")
-        known = [arguments.pop(name, None) for name in names]
-        return self._request(n, *known, arguments)
+        return resolve(self.settings, n=n, **arguments)
 
     # ---- inside ---------------------------------------------------------------------------------------
-
-    def _request(self, n, seed, seeds, labels, solver, steps, guidance_scale, eta, options, output_type="pt"):  # type: ignore[no-untyped-def]
-        to_output(None, output_type)
-        return resolve(
-            self.settings,
-            n=n,
-            seed=seed,
-            seeds=seeds,
-            labels=labels,
-            solver=solver,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            eta=eta,
-            options=options,
-        )
 
     @contextmanager
     def _session(self) -> Iterator[None]:
         with self._lock:
             if self._busy:
-                raise FastgenError("this engine is streaming in this thread: finish or close that iterator first")
+                raise FastgenError(
+                    "this engine is streaming in this thread: finish or close that iterator first"
+                )
             self._busy = True
             self._tickets: list[int] = []
             self._results: dict[int, Tensor] = {}

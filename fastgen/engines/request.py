@@ -60,18 +60,17 @@ def _table(solver: str, schedule: NoiseSchedule, steps: int, options: tuple[tupl
 def resolve(
     settings: DiffusionSettings,
     *,
-    n: int | None,
-    seed: int | None,
-    seeds: Sequence[int] | None,
-    labels: int | str | Sequence[int | str | None] | None,
-    solver: str | None,
-    steps: int | None,
-    guidance_scale: float | None,
-    eta: float | None,
-    options: dict[str, Any],
+    n: int | None = None,
+    seed: int | None = None,
+    seeds: Sequence[int] | None = None,
+    labels: int | str | Sequence[int | str | None] | None = None,
+    solver: str | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    eta: float | None = None,
+    **options: Any,
 ) -> Request:
     """Check the arguments of ``sample`` against a model's settings. Raises ConfigError or ArgumentError."""
-    options = dict(options)
     if "num_inference_steps" in options:
         if steps is not None:
             raise ArgumentError("steps and num_inference_steps are the same argument: give one")
@@ -101,18 +100,24 @@ def resolve(
         _guidance(guidance_scale, settings),
         options,
     )
-    _check_variance(request.table(settings.noise_schedule), settings)  # making the table checks steps and options
+    _check_variance(
+        request.table(settings.noise_schedule), settings
+    )  # making the table checks steps and options
     return request
 
 
 def _check_variance(table: Table, settings: DiffusionSettings) -> None:
     """A table's noise must be scaled the way the network says it: the step reads V in one way for a whole batch."""
     if table.learned not in (LEARNED_NONE, settings.learned):
-        predicts = "no variance" if settings.variance is None else f"a variance of the type {settings.variance}"
+        predicts = (
+            "no variance" if settings.variance is None else f"a variance of the type {settings.variance}"
+        )
         raise ConfigError(f"variance_type: this model predicts {predicts}")
     # A range of V that is 1 at both ends leaves z alone; the variance itself has no such neutral form.
     if settings.learned == LEARNED_VARIANCE and table.learned == LEARNED_NONE and table.stochastic:
-        raise ConfigError("variance_type: this model's own variance (learned) must be used where a solver adds noise")
+        raise ConfigError(
+            "variance_type: this model's own variance (learned) must be used where a solver adds noise"
+        )
 
 
 def _count(n: int | None, seeds: Sequence[int] | None, labels: Any) -> int:

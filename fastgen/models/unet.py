@@ -92,9 +92,7 @@ class Stage(nn.Module):
     def __init__(self, widths: list[tuple[int, int]], emb: int, attend: bool, config: UNetConfig) -> None:
         super().__init__()
         groups, eps = config.norm_num_groups, config.norm_eps
-        self.resnets = nn.ModuleList(
-            ResidualBlock(i, o, emb, groups, eps, config.dropout) for i, o in widths
-        )
+        self.resnets = nn.ModuleList(ResidualBlock(i, o, emb, groups, eps, config.dropout) for i, o in widths)
         self.attentions = nn.ModuleList(
             Attention(o, config.attention_head_dim, groups, eps) for _, o in widths if attend
         )
@@ -103,7 +101,9 @@ class Stage(nn.Module):
 class DownBlock(Stage):
     """Residual blocks, each leaving its output as a skip, then a stride of 2 unless it is the last."""
 
-    def __init__(self, in_ch: int, out_ch: int, emb: int, attend: bool, last: bool, config: UNetConfig) -> None:
+    def __init__(
+        self, in_ch: int, out_ch: int, emb: int, attend: bool, last: bool, config: UNetConfig
+    ) -> None:
         widths = [(in_ch if i == 0 else out_ch, out_ch) for i in range(config.layers_per_block)]
         super().__init__(widths, emb, attend, config)
         self.downsamplers = nn.ModuleList([] if last else [Downsample(out_ch)])
@@ -125,7 +125,14 @@ class UpBlock(Stage):
     """Residual blocks, each taking one skip, then a doubling of the resolution unless it is the last."""
 
     def __init__(
-        self, in_ch: int, out_ch: int, skips: list[int], emb: int, attend: bool, last: bool, config: UNetConfig
+        self,
+        in_ch: int,
+        out_ch: int,
+        skips: list[int],
+        emb: int,
+        attend: bool,
+        last: bool,
+        config: UNetConfig,
     ) -> None:
         widths = [((in_ch if i == 0 else out_ch) + skip, out_ch) for i, skip in enumerate(skips)]
         super().__init__(widths, emb, attend, config)

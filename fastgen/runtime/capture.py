@@ -69,7 +69,7 @@ class _Tape(TorchDispatchMode):
         super().__init__()
         self.entries: list[tuple[Any, tuple, dict, list[Tensor]]] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in HOST_SYNCS or (func is aten.index.Tensor and _by_mask(args[1])):
             raise CaptureError(f"{func} in a captured step: the host would have to wait for a device value")

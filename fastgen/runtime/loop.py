@@ -178,7 +178,9 @@ class Loop:
         scales = torch.tensor([e.request.table.initial_scale for e in entries], device=self.device)
         self._x[index] = x * scales.float().view(-1, 1, 1, 1)
         self._seeds[index] = seeds
-        self._cursor[index] = torch.tensor([e.first_row for e in entries], device=self.device, dtype=torch.int32)
+        self._cursor[index] = torch.tensor(
+            [e.first_row for e in entries], device=self.device, dtype=torch.int32
+        )
         labels = [e.request.label if e.request.label is not None else self.null_label for e in entries]
         self._labels[index] = torch.tensor(labels, device=self.device)
         self._running = None

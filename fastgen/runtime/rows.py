@@ -67,5 +67,3 @@ class _Placed:
     def __init__(self, start: int, length: int, table: Table) -> None:
         self.start, self.length, self.users = start, length, 0
         self.table = table  # keeps id(table) taken while the rows are here
-
-

@@ -127,7 +127,9 @@ def load(
     else:
         dataset = _idx(path, Path(labels) if labels else None)
     if size is not None and tuple(dataset.shape[1:]) != tuple(size):
-        raise DataError(f"{source}: its pictures are {dataset.shape[1]}x{dataset.shape[2]}, not {size[0]}x{size[1]}")
+        raise DataError(
+            f"{source}: its pictures are {dataset.shape[1]}x{dataset.shape[2]}, not {size[0]}x{size[1]}"
+        )
     if channels is not None and dataset.shape[0] != channels:
         raise DataError(f"{source}: its pictures have {dataset.shape[0]} channels, not {channels}")
     return dataset if subset is None else _subset(dataset, subset, source)
@@ -147,7 +149,9 @@ def read_idx(path: str | Path) -> np.ndarray:
     header = 4 + 4 * data[3]
     shape = tuple(int(n) for n in np.frombuffer(data[4:header], dtype=">u4"))
     if len(data) - header != math.prod(shape):
-        raise DataError(f"{path}: header says {math.prod(shape)} bytes of data, the file has {len(data) - header}")
+        raise DataError(
+            f"{path}: header says {math.prod(shape)} bytes of data, the file has {len(data) - header}"
+        )
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
 
 
@@ -170,7 +174,9 @@ def _npz(path: Path) -> Arrays:
         raise DataError(f"{path}: cannot be read as NPZ: {error}") from error
     images = next((arrays[n] for n in ("images", "x", "x_train", "arr_0") if n in arrays), None)
     if images is None:
-        raise DataError(f"{path}: no array named images (or x, x_train); it has {', '.join(arrays) or 'nothing'}")
+        raise DataError(
+            f"{path}: no array named images (or x, x_train); it has {', '.join(arrays) or 'nothing'}"
+        )
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):

@@ -54,7 +54,8 @@ def train(
         raise CheckpointError(f"{folder}: holds a training run; resume it, or choose another folder")
     config = _settled(earlier or config, torch.device(device))
 
-    module = module.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
+    layout = {"memory_format": torch.channels_last}
+    module = module.to(device, **layout).train().requires_grad_(True)
     ema = copy.deepcopy(module).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True

@@ -90,7 +90,9 @@ class RunState:
             for name, parameter in self.module.named_parameters():
                 moments = {}
                 for key in ("exp_avg", "exp_avg_sq"):
-                    moments[key] = torch.empty_like(parameter).copy_(file.get_tensor(f"optimizer.{key}.{name}"))
+                    moments[key] = torch.empty_like(parameter).copy_(
+                        file.get_tensor(f"optimizer.{key}.{name}")
+                    )
                 self.optimizer.state[parameter] = {"step": _step_tensor(self), **moments}
 
 
@@ -103,7 +105,7 @@ def saved_config(folder: Path) -> RunConfig | None:
         return from_dict(RunConfig, json.loads(file.metadata()["run"]), str(path))
 
 
-def _open(path: Path):  # type: ignore[no-untyped-def]  # safetensors has no types
+def _open(path: Path):
     try:
         return safetensors.safe_open(str(path), framework="pt")
     except (OSError, safetensors.SafetensorError) as error:

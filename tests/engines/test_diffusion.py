@@ -19,7 +19,9 @@ ATOL = 2e-5  # float error of a few network evaluations at another batch size
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
-    folder = checkpoint(tmp_path_factory.mktemp("models") / "m", class_names=["ant", "bee", "cat"], guidance_scale=1.5)
+    folder = checkpoint(
+        tmp_path_factory.mktemp("models") / "m", class_names=["ant", "bee", "cat"], guidance_scale=1.5
+    )
     return fastgen.load(folder, device="cpu", max_batch=4)
 
 
@@ -69,8 +71,10 @@ def test_names_that_users_know(engine: DiffusionEngine) -> None:
     assert torch.equal(engine.sample(seed=1, steps=3), engine.sample(seed=1, num_inference_steps=3))
     with pytest.raises(TypeError, match="same argument"):
         engine.sample(steps=3, num_inference_steps=3)
-    assert not torch.equal(engine.sample(seed=1, solver="ddim", eta=1.0), engine.sample(seed=1, solver="ddim"))
-    with pytest.raises(TypeError, match="unknown argument eta; .* dpm\\+\\+2m takes timestep_spacing"):
+    assert not torch.equal(
+        engine.sample(seed=1, solver="ddim", eta=1.0), engine.sample(seed=1, solver="ddim")
+    )
+    with pytest.raises(TypeError, match=r"unknown argument eta; .* dpm\+\+2m takes timestep_spacing"):
         engine.sample(solver="dpm++2m", eta=0.5)
     with pytest.raises(TypeError, match="unknown argument gudance; besides"):
         engine.sample(gudance=3)
@@ -171,7 +175,10 @@ def test_output_types(engine: DiffusionEngine) -> None:
 def test_threads_queue(engine: DiffusionEngine) -> None:
     want = [engine.sample(2, seed=s, steps=3) for s in range(6)]
     got: dict[int, torch.Tensor] = {}
-    threads = [threading.Thread(target=lambda s=s: got.update({s: engine.sample(2, seed=s, steps=3)})) for s in range(6)]
+    threads = [
+        threading.Thread(target=lambda s=s: got.update({s: engine.sample(2, seed=s, steps=3)}))
+        for s in range(6)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -23,8 +23,12 @@ CONFIGS = [
         norm_eps=1e-6,
     ),
     unet_config(
-        sample_size=(3, 1), block_out_channels=(4,), down_block_types=("AttnDownBlock2D",), up_block_types=("UpBlock2D",)
-        , attention_head_dim=2, norm_num_groups=1,
+        sample_size=(3, 1),
+        block_out_channels=(4,),
+        down_block_types=("AttnDownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        attention_head_dim=2,
+        norm_num_groups=1,
     ),
 ]
 

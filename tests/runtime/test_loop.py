@@ -145,7 +145,9 @@ def test_more_than_fit_wait_their_turn() -> None:
 
 def test_tables_share_grow_and_wait_for_the_pool() -> None:
     session = loop(pool_rows=12, max_batch=4)
-    requests = [Request(TABLES[s], seed=k, label=1) for k, s in enumerate(["ddpm", "dpm++2m", "ddim", "ddpm"])]
+    requests = [
+        Request(TABLES[s], seed=k, label=1) for k, s in enumerate(["ddpm", "dpm++2m", "ddim", "ddpm"])
+    ]
     got = draw(session, requests)
     want = draw(loop(), requests)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

@@ -55,7 +55,13 @@ def test_npz(tmp_path: Path, shape: tuple[int, ...]) -> None:
     data = load(str(tmp_path / "a.npz"))
     channels = 3 if 3 in shape else 1
     assert data.shape == (channels, 5, 7)
-    want = pixels.reshape(4, 1, 5, 7) if channels == 1 else pixels if shape[1] == 3 else pixels.transpose(0, 3, 1, 2)
+    want = (
+        pixels.reshape(4, 1, 5, 7)
+        if channels == 1
+        else pixels
+        if shape[1] == 3
+        else pixels.transpose(0, 3, 1, 2)
+    )
     assert np.array_equal(data.batch(range(4))[0].numpy(), want)
     assert data.num_classes == 4
 

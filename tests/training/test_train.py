@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -16,11 +17,25 @@ import torch
 import fastgen
 from fastgen.checkpoint import WEIGHTS_FILE, file_sha256
 from fastgen.cli import main
-from fastgen.training.diffusion import LOSS_FILE, _batches, _rate
 from fastgen.training.data import Arrays
+from fastgen.training.diffusion import LOSS_FILE, _batches, _rate
 from fastgen.training.run import STATE_FILE, RunConfig, saved_config
 
-FAST = "--data digits --widths 8,8 --batch-size 8 --warmup 2 --preview-every 0 --precision fp32 --quiet".split()
+FAST = [
+    "--data",
+    "digits",
+    "--widths",
+    "8,8",
+    "--batch-size",
+    "8",
+    "--warmup",
+    "2",
+    "--preview-every",
+    "0",
+    "--precision",
+    "fp32",
+    "--quiet",
+]
 
 
 def train(folder: Path, *arguments: str) -> int:
@@ -153,7 +168,9 @@ def test_a_damaged_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--layers", "99"], "layers_per_block: expected 1 to 8"),
     ],
 )
-def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_wrong_arguments(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
     import re
 
     assert train(tmp_path / "m", *FAST, "--steps", "1", *arguments) == 1
@@ -163,7 +180,10 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str], arg
 
 def test_previews_are_drawn(tmp_path: Path) -> None:
     train(tmp_path, *FAST, "--steps", "3", "--preview-every", "2")
-    assert sorted(p.name for p in (tmp_path / "previews").iterdir()) == ["step-0000002.png", "step-0000003.png"]
+    assert sorted(p.name for p in (tmp_path / "previews").iterdir()) == [
+        "step-0000002.png",
+        "step-0000003.png",
+    ]
 
 
 def test_batches_are_shuffled_epochs_wherever_they_start() -> None:
@@ -192,7 +212,7 @@ def test_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[0] == 0.1
     assert max(rates) == 1.0 == rates[10]
     assert rates[-1] < 1e-3
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 def test_folder_remembers_its_run(tmp_path: Path) -> None:

@@ -29,7 +29,13 @@ def drawn() -> tuple[np.ndarray, np.ndarray]:
     labels = np.arange(COUNT) % 10
     engine = fastgen.load("zoo:ddpm-mnist")
     images = engine.sample(
-        COUNT, labels=labels.tolist(), seed=0, solver="dpm++2m", steps=20, guidance_scale=GUIDANCE, output_type="np"
+        COUNT,
+        labels=labels.tolist(),
+        seed=0,
+        solver="dpm++2m",
+        steps=20,
+        guidance_scale=GUIDANCE,
+        output_type="np",
     )
     return images[..., 0].astype(np.float64), labels
 
@@ -61,9 +67,13 @@ def measure(digits: tuple, drawn: tuple) -> dict:
     return {
         "samples": COUNT,
         "guidance_scale": GUIDANCE,
-        "classifier_on_held_out": float((judge.predict(quality.features(images[HELD_OUT])) == labels[HELD_OUT]).mean()),
+        "classifier_on_held_out": float(
+            (judge.predict(quality.features(images[HELD_OUT])) == labels[HELD_OUT]).mean()
+        ),
         "agreement": float((judge.predict(quality.features(samples)) == asked).mean()),
-        "variety": float(np.mean([drawn_spread[i] for i in range(10)]) / np.mean([real_spread[i] for i in range(10)])),
+        "variety": float(
+            np.mean([drawn_spread[i] for i in range(10)]) / np.mean([real_spread[i] for i in range(10)])
+        ),
         "variety_by_label": {str(i): round(drawn_spread[i] / real_spread[i], 3) for i in range(10)},
         "nearest_training_digit": _quantiles(near),
         "nearest_training_digit_held_out": _quantiles(near_held_out),
