@@ -69,7 +69,7 @@ class DiffusionEngine:
         config = part_config(part, f"parts.{name}")
         height, width = config.sample_size
         self.shape = (config.in_channels, height, width)
-        layout = {"memory_format": torch.channels_last}
+        layout: dict[str, Any] = {"memory_format": torch.channels_last}
         self.network = network.to(self.device, self.dtype, **layout).eval()
         self.loop = Loop(
             self.network,
@@ -181,7 +181,11 @@ class DiffusionEngine:
             "reverse_step": fastgen_kernels.select(self.device.type),
             "memory_format": str(self.loop.memory_format).removeprefix("torch."),
             "backend": self.loop.backend,
-            "captured": [{"batch": batch, "guided": guided} for batch, guided in sorted(self.loop.graphs)],
+            "captured": [
+                {"batch": batch, "guided": guided}
+                for batch, guided in sorted(self.loop.graphs)
+                if self.loop.backend != "eager"
+            ],
             "max_batch": self.loop.max_batch,
             "defaults": {
                 "solver": self.settings.solver,

@@ -222,7 +222,9 @@ class Loop:
     # ---- the step -------------------------------------------------------------------------------------
 
     def _bucket(self, count: int) -> int:
-        """The batch a captured step is made for: the next power of two, at most `max_batch`."""
+        """The batch of a step. A captured one serves every batch up to the next power of two, `max_batch` at most."""
+        if self.backend == "eager":
+            return count
         return min(1 << (count - 1).bit_length(), self.max_batch)
 
     def _capture(self, key: tuple[int, bool]) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def train(
         raise CheckpointError(f"{folder}: holds a training run; resume it, or choose another folder")
     config = _settled(earlier or config, torch.device(device))
 
-    layout = {"memory_format": torch.channels_last}
+    layout: dict[str, Any] = {"memory_format": torch.channels_last}
     module = module.to(device, **layout).train().requires_grad_(True)
     ema = copy.deepcopy(module).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(

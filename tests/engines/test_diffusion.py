@@ -197,7 +197,9 @@ def test_recorded_engine_captures_once(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m")
     eager, recorded = fastgen.load(folder), fastgen.load(folder, backend="recorded")
     for call in ({"steps": 4}, {"steps": 7, "solver": "ddim", "eta": 1.0}, {"solver": "ddpm", "steps": 5}):
-        both = [e.sample(3, seed=1, labels=[0, 1, 2], guidance_scale=2.0, **call) for e in (eager, recorded)]
+        both = [
+            e.sample(4, seed=1, labels=[0, 1, 2, None], guidance_scale=2.0, **call) for e in (eager, recorded)
+        ]
         assert torch.equal(*both)
     assert recorded.describe()["captured"] == [{"batch": 4, "guided": True}]
 
