@@ -62,9 +62,9 @@ def save(folder: str | Path, spec: Spec, tensors: Mapping[str, Tensor]) -> Spec:
     provenance = {**spec.provenance, "sha256": hashlib.sha256(data).hexdigest()}
     spec = dataclasses.replace(spec, provenance=provenance)
     untied = dataclasses.replace(spec, provenance={k: v for k, v in provenance.items() if k != "sha256"})
-    write_atomic(folder / CONFIG_FILE, _spec_json(untied))
+    write_atomic(folder / CONFIG_FILE, spec_to_json(untied).encode())
     write_atomic(folder / WEIGHTS_FILE, data)
-    write_atomic(folder / CONFIG_FILE, _spec_json(spec))
+    write_atomic(folder / CONFIG_FILE, spec_to_json(spec).encode())
     return spec
 
 
@@ -84,12 +84,7 @@ def load_spec(folder: str | Path) -> Spec:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: expected an object, got {type(raw).__name__}")
-    if raw.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format_version {raw.get('format_version')!r} is not {FORMAT_VERSION}, "
-            "the one this fastgen reads; a newer fastgen may read it"
-        )
-    return _spec_from_json(raw, str(path))
+    return spec_from_json(raw, str(path))
 
 
 def load_tensors(
@@ -149,16 +144,28 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         os.umask(mask)
         Path(temporary).chmod(0o666 & ~mask)  # mkstemp makes it private; other files of the folder are not
         os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)  # the new name, too, must survive a power cut
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
-def _spec_json(spec: Spec) -> bytes:
-    return (json.dumps(dataclasses.asdict(spec), indent=2) + "\n").encode()
+def spec_to_json(spec: Spec) -> str:
+    """`spec` as the text of a ``config.json``."""
+    return json.dumps(dataclasses.asdict(spec), indent=2) + "\n"
 
 
-def _spec_from_json(raw: dict[str, Any], where: str) -> Spec:
+def spec_from_json(raw: Mapping[str, Any], where: str) -> Spec:
+    """A spec from parsed JSON, checked; `where` names the file in errors. Raises ConfigError."""
+    if raw.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{where}: format_version {raw.get('format_version')!r} is not {FORMAT_VERSION}, "
+            "the one this fastgen reads; a newer fastgen may read it"
+        )
     raw = dict(raw)
     parts = raw.pop("parts", None)
     if not isinstance(parts, dict) or not parts:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import from_dict, to_dict
 from ..errors import CheckpointError, ConfigError
 from .arguments import integers, size, span
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from ..checkpoint import Spec
     from ..engines.settings import DiffusionSettings
     from ..training.data import Dataset
-    from ..training.run import RunConfig
+    from ..training.run import Run, RunConfig
 
 RUN_OPTIONS = {  # flags that set a field of RunConfig: (name, type, help)
     "steps": (int, "optimiser steps"),
@@ -35,6 +36,15 @@ RUN_OPTIONS = {  # flags that set a field of RunConfig: (name, type, help)
     "weights_dtype": (str, "float32 or float16: dtype of the saved weights"),
     "save_every": (int, "steps between checkpoints"),
     "preview_every": (int, "steps between preview sheets, 0 = none"),
+}
+DATA_OPTIONS = ("data", "labels", "subset", "size", "channels", "flip")
+NETWORK_DEFAULTS: dict[str, Any] = {
+    "widths": (32, 64, 96),
+    "layers": 1,
+    "attention": 0,
+    "dropout": 0.0,
+    "prediction_type": "v_prediction",
+    "beta_schedule": "squaredcos_cap_v2",
 }
 
 
@@ -61,14 +71,16 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=kind, help=f"{text} (default {getattr(defaults, name)})")
     network = parser.add_argument_group("network and noise")
-    network.add_argument("--widths", type=integers, default=(32, 64, 96), help="channels, finest level first")
-    network.add_argument("--layers", type=int, default=1, help="residual blocks a level (default 1)")
+    network.add_argument("--widths", type=integers, help="channels, finest level first (default 32,64,96)")
+    network.add_argument("--layers", type=int, help="residual blocks a level (default 1)")
     network.add_argument(
-        "--attention", type=int, default=0, help="how many of the coarsest levels attend (the middle always)"
+        "--attention",
+        type=int,
+        help="how many of the coarsest levels attend (default 0; the middle always does)",
     )
-    network.add_argument("--dropout", type=float, default=0.0)
-    network.add_argument("--prediction-type", default="v_prediction")
-    network.add_argument("--beta-schedule", default="squaredcos_cap_v2")
+    network.add_argument("--dropout", type=float, help="share of activations dropped (default 0)")
+    network.add_argument("--prediction-type", help="epsilon, sample or v_prediction (default v_prediction)")
+    network.add_argument("--beta-schedule", help="the noise schedule (default squaredcos_cap_v2)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
@@ -79,38 +91,16 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..architectures import builders
-    from ..checkpoint import load_spec
     from ..engines.settings import DiffusionSettings
     from ..runtime.device import choose_device
-    from ..training import data
     from ..training.diffusion import train
-    from ..training.run import RunConfig, saved_config
 
-    config = saved_config(args.folder) if args.resume else None
-    if config is None and args.resume:
-        raise CheckpointError(f"{args.folder}: no training run to resume in it")
-    if config is None:
-        chosen = {n: getattr(args, n) for n in (*RUN_OPTIONS, "data", "labels", "subset")}
-        chosen = {n: v for n, v in chosen.items() if v is not None}
-        config = from_dict(RunConfig, {**chosen, "flip": args.flip}, "train")
-        if args.data is None:
-            raise ConfigError(
-                "train: --data says what to train on (a folder, an IDX or NPZ file, or `digits`)"
-            )
-    elif given := [n for n in (*RUN_OPTIONS, "data", "labels", "subset") if getattr(args, n) is not None]:
-        flags = ", ".join("--" + n.replace("_", "-") for n in given)
-        raise ConfigError(f"train: a resumed run keeps its own settings; leave out {flags}")
-
-    subset = None if config.subset is None else (config.subset[0], config.subset[1])
-    dataset = data.load(
-        config.data, labels=config.labels, subset=subset, size=_size(args), channels=args.channels
-    )
-    spec = load_spec(args.folder) if args.resume else _new_spec(args, dataset, config)
-    settings = DiffusionSettings.from_spec(spec)
-    torch.manual_seed(config.seed)  # the initial weights
-    (build,) = builders(spec).values()
-    network = build()
     device = choose_device(args.device)
+    run, dataset = _earlier_run(args) if args.resume else _new_run(args, device)
+    settings = DiffusionSettings.from_spec(run.spec)
+    torch.manual_seed(run.config.seed)  # the initial weights
+    (build,) = builders(run.spec).values()
+    network = build()
     names = f", {dataset.num_classes} classes" if dataset.num_classes else ""
     print(
         f"{len(dataset)} pictures {'x'.join(map(str, dataset.shape))}{names}; "
@@ -118,30 +108,58 @@ def run(args: argparse.Namespace) -> int:
     )
     train(
         network,
-        spec,
+        run,
         settings.noise_schedule,
         dataset,
-        config,
         args.folder,
         null_class=settings.null_class,
         device=device,
         resume=args.resume,
         progress=not args.quiet,
-        on_preview=_previewer(args.folder, spec, settings),
+        on_preview=_previewer(args.folder, run.spec, settings),
     )
     print(f"saved {args.folder}; draw from it with: fastgen sample {args.folder}")
     return 0
 
 
-def _size(args: argparse.Namespace) -> tuple[int, int] | None:
-    if args.resume and args.size is None:  # a folder is decoded to the size the run began with
-        from ..checkpoint import load_spec
+def _earlier_run(args: argparse.Namespace) -> tuple[Run, Dataset]:
+    """The run to resume, and the pictures it began with, at the size it began with."""
+    from ..training import data
+    from ..training.run import saved_run
 
-        (part,) = load_spec(args.folder).parts.values()
-        height, width = part.config["sample_size"]
-        args.channels = part.config["in_channels"]
-        return height, width
-    return args.size
+    given = [
+        n for n in (*RUN_OPTIONS, *DATA_OPTIONS, *NETWORK_DEFAULTS) if getattr(args, n) not in (None, False)
+    ]
+    if given:
+        flags = ", ".join("--" + n.replace("_", "-") for n in given)
+        raise ConfigError(f"train: a resumed run keeps its own settings; leave out {flags}")
+    run = saved_run(args.folder)
+    if run is None:
+        raise CheckpointError(f"{args.folder}: no training run to resume in it")
+    config, (channels, height, width) = run.config, run.data["shape"]
+    subset = None if config.subset is None else (config.subset[0], config.subset[1])
+    dataset = data.load(
+        config.data, labels=config.labels, subset=subset, size=(height, width), channels=channels
+    )
+    return run, dataset
+
+
+def _new_run(args: argparse.Namespace, device: torch.device) -> tuple[Run, Dataset]:
+    from ..training import data
+    from ..training.run import Run, RunConfig
+
+    if args.data is None:
+        raise ConfigError("train: --data says what to train on (a folder, an IDX or NPZ file, or `digits`)")
+    chosen = {n: getattr(args, n) for n in (*RUN_OPTIONS, "labels", "subset") if getattr(args, n) is not None}
+    # Absolute, so that the run can be resumed from any folder.
+    chosen["data"] = args.data if args.data == "digits" else str(Path(args.data).absolute())
+    if args.labels is not None:
+        chosen["labels"] = str(Path(args.labels).absolute())
+    config = from_dict(RunConfig, {**chosen, "flip": args.flip}, "train").settled(device)
+    dataset = data.load(
+        config.data, labels=config.labels, subset=args.subset, size=args.size, channels=args.channels
+    )
+    return Run(config, _new_spec(args, dataset, config), data.describe(dataset)), dataset
 
 
 def _new_spec(args: argparse.Namespace, dataset: Dataset, config: RunConfig) -> Spec:
@@ -150,36 +168,37 @@ def _new_spec(args: argparse.Namespace, dataset: Dataset, config: RunConfig) -> 
     from ..engines.settings import DiffusionSettings
     from ..models.unet import UNetConfig
 
+    chosen = {
+        n: v if (v := getattr(args, n)) is not None else default for n, default in NETWORK_DEFAULTS.items()
+    }
     channels, height, width = dataset.shape
-    classes = dataset.num_classes
-    widths = args.widths
-    levels = len(widths)
-    attended = [i >= levels - args.attention for i in range(levels)]
-    common = math.gcd(*widths)
-    unet = UNetConfig(
-        sample_size=(height, width),
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=widths,
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attended),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)),
-        layers_per_block=args.layers,
-        attention_head_dim=math.gcd(common, 32),
-        norm_num_groups=math.gcd(common, 8),
-        dropout=args.dropout,
-        num_class_embeds=None if classes is None else classes + 1,  # the last is the null class
-    )
-    from_dict(UNetConfig, to_dict(unet), "train")  # bounds, with the message a checkpoint would get
+    classes, widths = dataset.num_classes, chosen["widths"]
+    levels, common = len(widths), math.gcd(*widths)
+    attended = [i >= levels - chosen["attention"] for i in range(levels)]
+    unet = {
+        "sample_size": [height, width],
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": list(widths),
+        "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attended],
+        "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)],
+        "layers_per_block": chosen["layers"],
+        "attention_head_dim": math.gcd(common, 32),
+        "norm_num_groups": math.gcd(common, 8),
+        "dropout": chosen["dropout"],
+        "num_class_embeds": None if classes is None else classes + 1,  # the last is the null class
+    }
+    unet = to_dict(from_dict(UNetConfig, unet, "train"))
     settings = DiffusionSettings(
-        schedule={"beta_schedule": args.beta_schedule, "prediction_type": args.prediction_type},
+        schedule={"beta_schedule": chosen["beta_schedule"], "prediction_type": chosen["prediction_type"]},
         num_classes=classes,
         null_class=classes,
         class_names=None if dataset.class_names is None else tuple(dataset.class_names),
         guidance_scale=1.0 if classes is None else 1.5,
     )
-    run = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data", "labels")}
+    run = {k: v for k, v in to_dict(config).items() if k not in ("data", "labels")}
     provenance = {"trained_with": f"fastgen {__version__}", "data": Path(config.data).name, "run": run}
-    return Spec("diffusion", {"unet": Part("unet", to_dict(unet))}, to_dict(settings), provenance)
+    return Spec("diffusion", {"unet": Part("unet", unet)}, to_dict(settings), provenance)
 
 
 def _previewer(folder: Path, spec: Spec, settings: DiffusionSettings) -> Callable[[int, nn.Module], None]:
@@ -187,7 +206,9 @@ def _previewer(folder: Path, spec: Spec, settings: DiffusionSettings) -> Callabl
         from ..engines.diffusion import DiffusionEngine
         from ..images import save_grid
 
-        engine = DiffusionEngine(network, spec, device=next(network.parameters()).device)
+        # A copy in the network's own dtype: an engine moves what it is given, and this network is still in training.
+        device = next(network.parameters()).device
+        engine = DiffusionEngine(copy.deepcopy(network), spec, device=device, dtype="float32")
         classes = settings.num_classes
         labels = None if classes is None else [i % classes for i in range(4 * min(classes, 16))]
         count = 32 if labels is None else len(labels)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import gzip
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -66,12 +68,20 @@ class PictureFolder:
     def __init__(self, folder: Path, size: tuple[int, int], channels: int) -> None:
         if channels not in (1, 3):
             raise DataError(f"channels: a picture folder gives 1 (grey) or 3 (RGB), not {channels}")
-        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+        self.files = sorted(
+            p for p in folder.rglob("*") if _is_picture(p.relative_to(folder)) and p.is_file()
+        )
         if not self.files:
             raise DataError(f"{folder}: no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}) in it")
         self.shape = (channels, *size)
         tops = [p.relative_to(folder).parts for p in self.files]
-        if all(len(parts) > 1 for parts in tops):
+        outside = [parts[0] for parts in tops if len(parts) == 1]
+        if outside and len(outside) < len(tops):
+            raise DataError(
+                f"{folder}: {len(outside)} pictures lie beside folders of pictures, the first is {outside[0]}; "
+                "put all of them into folders (the classes), or none"
+            )
+        if not outside:
             self.class_names: list[str] | None = sorted({parts[0] for parts in tops})
             number = {name: i for i, name in enumerate(self.class_names)}
             self.labels: Tensor | None = torch.tensor([number[parts[0]] for parts in tops])
@@ -93,12 +103,20 @@ class PictureFolder:
         channels, height, width = self.shape
         try:
             with Image.open(path) as file:
+                if file.mode.startswith("I"):
+                    raise DataError(f"{path}: has 16 or 32 bits a pixel; convert it to 8 bits first")
                 picture = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
                 picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
         except OSError as error:
             raise DataError(f"{path}: cannot be read as a picture: {error}") from error
         pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def _is_picture(path: Path) -> bool:
+    """Not a thumbnail folder's or an archive's leftovers: names that begin with a dot or ``__`` are skipped."""
+    hidden = any(part.startswith((".", "__")) for part in path.parts)
+    return path.suffix.lower() in PICTURE_SUFFIXES and not hidden
 
 
 def load(
@@ -135,6 +153,16 @@ def load(
     return dataset if subset is None else _subset(dataset, subset, source)
 
 
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """What tells one set of pictures from another, as JSON types."""
+    return {
+        "pictures": len(dataset),
+        "shape": list(dataset.shape),
+        "num_classes": dataset.num_classes,
+        "class_names": dataset.class_names,
+    }
+
+
 def read_idx(path: str | Path) -> np.ndarray:
     """An array from an IDX file of unsigned bytes, gzipped or not (LeCun et al., the MNIST format)."""
     path = Path(path)
@@ -142,11 +170,13 @@ def read_idx(path: str | Path) -> np.ndarray:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != IDX_DTYPE_UINT8 or not 1 <= data[3] <= 4:
         raise DataError(f"{path}: not an IDX file of unsigned bytes (nor a folder, nor .npz)")
     header = 4 + 4 * data[3]
+    if len(data) < header:
+        raise DataError(f"{path}: ends within its header")
     shape = tuple(int(n) for n in np.frombuffer(data[4:header], dtype=">u4"))
     if len(data) - header != math.prod(shape):
         raise DataError(
@@ -168,9 +198,9 @@ def _idx(path: Path, labels_path: Path | None) -> Arrays:
 
 def _npz(path: Path) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as NPZ: {error}") from error
     images = next((arrays[n] for n in ("images", "x", "x_train", "arr_0") if n in arrays), None)
     if images is None:
@@ -196,9 +226,9 @@ def _digits() -> Arrays:
 
 
 def _arrays(images: np.ndarray, labels: np.ndarray | None, where: Any) -> Arrays:
-    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape or images.shape[1] not in (1, 3):
         raise DataError(
-            f"{where}: expected uint8 pictures [N, H, W] or [N, C, H, W] (or channels last), got "
+            f"{where}: expected uint8 pictures [N, H, W] or, with C = 1 or 3, [N, C, H, W] or [N, H, W, C]; got "
             f"{images.dtype} {list(images.shape)}"
         )
     if labels is not None:

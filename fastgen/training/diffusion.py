@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checkpoint import Spec, save, write_atomic
+from ..checkpoint import CONFIG_FILE, WEIGHTS_FILE, save, write_atomic
 from ..diffusion.schedule import NoiseSchedule
-from ..errors import CheckpointError
-from ..runtime.device import fast_bf16
-from .data import Dataset
-from .run import RunConfig, RunState, saved_config
+from ..errors import CheckpointError, DataError
+from .data import Dataset, describe
+from .run import Run, RunConfig, RunState, saved_run
 
 LOSS_FILE = "loss.csv"
 
 
 def train(
     module: nn.Module,
-    spec: Spec,
+    run: Run,
     schedule: NoiseSchedule,
     dataset: Dataset,
-    config: RunConfig,
     folder: str | Path,
     *,
     null_class: int | None = None,
@@ -39,21 +40,20 @@ def train(
 ) -> nn.Module:
     """Train `module` (F(x, t, label)) on `dataset` into `folder`; returns the averaged network.
 
-    spec: what is written beside the averaged weights, which are one part of the only name in ``spec.parts``.
-    null_class: the label that stands for "no label"; `config.label_dropout` of the labels become it.
-    on_preview(step, averaged network) is called every `config.preview_every` steps and at the end.
+    run: its configuration, the spec of the model it makes (one part: the averaged network) and a description of the
+    pictures. null_class: the label that stands for "no label"; `label_dropout` of the labels become it.
+    on_preview(step, averaged network) is called every `preview_every` steps and at the end; it must not change the
+    network.
 
-    The same seed, data and machine give the same weights, interrupted and resumed or not: every step draws its
-    times, noise and dropouts from a generator seeded by (seed, step). Raises CheckpointError where `folder`
-    holds a run and `resume` is False, or the other way round. Ctrl-C saves before it passes on.
+    The same seed, data and machine give the same weights, interrupted and resumed or not, on a CPU (GPU libraries add
+    in varying order): every step draws its times, noise and dropouts from a generator seeded by (seed, step). Raises
+    CheckpointError where `folder` holds a run and `resume` is False, or the other way round, or a model without a run;
+    DataError where a resumed run's pictures are not the ones it began with. Ctrl-C ends the step, saves, and then
+    raises KeyboardInterrupt.
     """
-    folder = Path(folder)
-    earlier = saved_config(folder)
-    if earlier is None and resume:
-        raise CheckpointError(f"{folder}: no training run to resume in it")
-    if earlier is not None and not resume:
-        raise CheckpointError(f"{folder}: holds a training run; resume it, or choose another folder")
-    config = _settled(earlier or config, torch.device(device))
+    folder, device = Path(folder), torch.device(device)
+    run = _opened(folder, run, dataset, resume)
+    config = run.config
 
     layout: dict[str, Any] = {"memory_format": torch.channels_last}
     module = module.to(device, **layout).train().requires_grad_(True)
@@ -61,37 +61,67 @@ def train(
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
     )
-    state = RunState(config, module, ema, optimizer, [])
+    state = RunState(run, module, ema, optimizer, [])
     if resume:
         state.restore(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*.tmp"):  # of a save that was killed
+        leftover.unlink()
 
+    forked = [device] if device.type == "cuda" else []
     bar = tqdm(total=config.steps, initial=state.step, disable=not progress, unit="step", smoothing=0.05)
-    saved = state.step if resume else -1
-    try:
-        with torch.random.fork_rng(enabled=True):
-            for x, label in _batches(dataset, config, state.step):
-                _train_step(state, schedule, x.to(device), label, null_class)
-                bar.update()
-                bar.set_postfix(loss=f"{_recent(state.losses):.4f}", refresh=False)
-                if state.step % config.save_every == 0:
-                    _save(state, spec, folder)
-                    saved = state.step
-                if on_preview and config.preview_every and state.step % config.preview_every == 0:
-                    on_preview(state.step, ema)
-    finally:  # also on Ctrl-C: nothing trained is lost
-        bar.close()
-        if state.step != saved:
-            _save(state, spec, folder)
-    if on_preview and config.preview_every and state.step % config.preview_every:
-        on_preview(state.step, ema)
+    with bar, torch.random.fork_rng(forked), _interrupt_between_steps() as interrupted:
+        for x, label in _batches(dataset, config, state.step):
+            _train_step(state, schedule, x.to(device), label, null_class)
+            bar.update()
+            bar.set_postfix(loss=f"{_recent(state.losses):.4f}", refresh=False)
+            last = state.step == config.steps
+            if state.step % config.save_every == 0 or last or interrupted():
+                _save(state, folder)
+            if interrupted():
+                raise KeyboardInterrupt
+            if on_preview and config.preview_every and (state.step % config.preview_every == 0 or last):
+                on_preview(state.step, ema)
     return ema
 
 
-def _settled(config: RunConfig, device: torch.device) -> RunConfig:
-    if config.precision != "auto":
-        return config
-    return dataclasses.replace(config, precision="bf16" if fast_bf16(device) else "fp32")
+def _opened(folder: Path, run: Run, dataset: Dataset, resume: bool) -> Run:
+    """The run to train: `run`, or the one in `folder` that goes on. Nothing in `folder` is replaced by another's."""
+    earlier = saved_run(folder)
+    if earlier is None:
+        if resume:
+            raise CheckpointError(f"{folder}: no training run to resume in it")
+        if any((folder / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
+            raise CheckpointError(f"{folder}: holds a model; choose another folder")
+        return run
+    if not resume:
+        raise CheckpointError(f"{folder}: holds a training run; resume it, or choose another folder")
+    for name, value in describe(dataset).items():
+        if earlier.data.get(name) != value:
+            raise DataError(
+                f"{folder}: its run began with {name} {earlier.data.get(name)}, the pictures now have {value}"
+            )
+    return earlier
+
+
+@contextmanager
+def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C is only noted, so that no step is left half done; the second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread gets signals
+        return
+    noted: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(noted)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _batches(dataset: Dataset, config: RunConfig, start: int) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -115,7 +145,7 @@ def _batches(dataset: Dataset, config: RunConfig, start: int) -> Iterator[tuple[
 def _train_step(
     state: RunState, schedule: NoiseSchedule, x: Tensor, label: Tensor | None, null_class: int | None
 ) -> None:
-    config, device = state.config, x.device
+    config, device = state.run.config, x.device
     generator = _generator(config.seed, state.step)
     torch.manual_seed(_mix(config.seed, state.step, salt=2))  # dropout layers use the global generator
     # Drawn on the CPU so that a GPU run sees the same noise as a CPU run.
@@ -153,10 +183,11 @@ def _rate(step: int, config: RunConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _save(state: RunState, spec: Spec, folder: Path) -> None:
+def _save(state: RunState, folder: Path) -> None:
     state.save(folder)
+    spec = state.run.spec
     (part,) = spec.parts
-    dtype = torch.float16 if state.config.weights_dtype == "float16" else torch.float32
+    dtype = torch.float16 if state.run.config.weights_dtype == "float16" else torch.float32
     save(folder, spec, {f"{part}.{name}": t.to(dtype) for name, t in state.ema.state_dict().items()})
     rows = "".join(f"{i + 1},{loss:.6f}\n" for i, loss in enumerate(state.losses))
     write_atomic(folder / LOSS_FILE, ("step,loss\n" + rows).encode())

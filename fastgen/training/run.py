@@ -1,22 +1,25 @@
-"""The state of a training run, whole after every save: weights, average, optimiser, step, losses.
+"""The state of a training run, whole after every save: weights, average, optimiser, losses, and what it is a run of.
 
 It is one safetensors file, replaced atomically, so that a run killed at any moment goes on from its last save.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from ..checkpoint import write_atomic
+from ..checkpoint import Spec, spec_from_json, spec_to_json, write_atomic
 from ..config import bounded, from_dict, one_of, to_dict
 from ..errors import CheckpointError
+from ..runtime.device import fast_bf16
 
 STATE_FILE = "training.safetensors"
 
@@ -45,12 +48,27 @@ class RunConfig:
     save_every: int = bounded(1, 100_000_000, default=200)
     preview_every: int = bounded(0, 100_000_000, default=500)
 
+    def settled(self, device: torch.device) -> RunConfig:
+        """With `precision` chosen for `device`."""
+        if self.precision != "auto":
+            return self
+        return dataclasses.replace(self, precision="bf16" if fast_bf16(device) else "fp32")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is a run of; `data` describes its pictures, so that a resumed run can tell others from them."""
+
+    config: RunConfig
+    spec: Spec
+    data: dict[str, Any]
+
 
 @dataclass
 class RunState:
     """A network in training: `module`, its moving average `ema`, the optimiser, and the losses so far."""
 
-    config: RunConfig
+    run: Run
     module: nn.Module
     ema: nn.Module
     optimizer: torch.optim.AdamW
@@ -69,7 +87,11 @@ class RunState:
                 if key != "step":  # the same for all, and the run knows it
                     tensors[f"optimizer.{key}.{name}"] = value
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        metadata = {"run": json.dumps(to_dict(self.config))}
+        metadata = {
+            "run": json.dumps(to_dict(self.run.config)),
+            "spec": spec_to_json(self.run.spec),
+            "data": json.dumps(self.run.data),
+        }
         # NHWC tensors come back in NCHW order: the memory format is restored after loading.
         flat = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         write_atomic(folder / STATE_FILE, serialise(flat, metadata=metadata))
@@ -96,13 +118,20 @@ class RunState:
                 self.optimizer.state[parameter] = {"step": _step_tensor(self), **moments}
 
 
-def saved_config(folder: Path) -> RunConfig | None:
-    """The configuration of the run in `folder`, or None where there is none."""
+def saved_run(folder: Path) -> Run | None:
+    """The run in `folder`, or None where there is none. Raises CheckpointError for a damaged one."""
     path = folder / STATE_FILE
     if not path.exists():
         return None
     with _open(path) as file:
-        return from_dict(RunConfig, json.loads(file.metadata()["run"]), str(path))
+        metadata = file.metadata() or {}
+    try:
+        config = from_dict(RunConfig, json.loads(metadata["run"]), str(path))
+        return Run(
+            config, spec_from_json(json.loads(metadata["spec"]), str(path)), json.loads(metadata["data"])
+        )
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: is no training run of this version of fastgen: {error}") from error
 
 
 def _open(path: Path):

@@ -109,6 +109,26 @@ CASES = (
     _case(
         "cifar256", "throughput, channels-last network", (256, 3, 32, 32), True, slots=2, channels_last=True
     ),
+    _case(
+        "session1",
+        "as the sampling loop launches it: four slots, channels-last, guided; one digit",
+        (1, 1, 28, 28),
+        production=True,
+        slots=4,
+        guided=True,
+        channels_last=True,
+        sliced=True,
+    ),
+    _case(
+        "session64",
+        "the same for a full batch of small pictures",
+        (64, 3, 32, 32),
+        production=True,
+        slots=4,
+        guided=True,
+        channels_last=True,
+        sliced=True,
+    ),
     _case("latent8", "guided latents", (8, 4, 64, 64), production=True, slots=3, guided=True),
     _case("lsun16", "bandwidth, no noise", (16, 3, 256, 256), production=True, slots=1, noise="none"),
     _case(

@@ -96,6 +96,35 @@ def test_flat_folder_has_no_classes(tmp_path: Path) -> None:
     assert data.batch([0])[1] is None
 
 
+def test_folders_that_are_not_what_they_seem(tmp_path: Path) -> None:
+    for name in ("ant/1.png", "bee/1.png", "__MACOSX/ant/1.png", "ant/.thumbnails/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    (tmp_path / "ant" / "x.png").mkdir()
+    data = load(str(tmp_path), size=(8, 8))
+    assert data.class_names == ["ant", "bee"]
+    assert len(data) == 2
+    Image.new("L", (8, 8)).save(tmp_path / "stray.png")
+    with pytest.raises(DataError, match="1 pictures lie beside folders of pictures, the first is stray"):
+        load(str(tmp_path), size=(8, 8))
+
+
+def test_deep_pictures_are_refused_not_saturated(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 30_000, dtype=np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="16 or 32 bits"):
+        load(str(tmp_path), size=(8, 8)).batch([0])
+
+
+def test_truncated_npz(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=PIXELS)
+    data = (tmp_path / "a.npz").read_bytes()
+    np.save(tmp_path / "array.npy", PIXELS)
+    for damaged in (data[:-30], data[:100], (tmp_path / "array.npy").read_bytes()):
+        (tmp_path / "b.npz").write_bytes(damaged)
+        with pytest.raises(DataError, match="cannot be read as NPZ"):
+            load(str(tmp_path / "b.npz"))
+
+
 def test_rotation_of_the_camera_is_undone(tmp_path: Path) -> None:
     picture = Image.new("L", (4, 2), 0)
     picture.putpixel((0, 0), 255)
@@ -110,6 +139,8 @@ def test_rotation_of_the_camera_is_undone(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.idx", b"", "not an IDX file"),
+        ("a.idx", b"\0\0\x08\x03\0\0", "ends within its header"),
+        ("a.gz", gzip.compress(idx(PIXELS), mtime=0)[:60], "cannot be read"),
         ("a.idx", b"\0\0\x0d\x03" + b"\0" * 12, "not an IDX file of unsigned bytes"),
         ("a.idx", idx(PIXELS)[:-1], "header says 210 bytes of data, the file has 209"),
         ("a.idx", idx(LABELS), "expected pictures"),
@@ -133,6 +164,7 @@ def test_wrong_arrays(tmp_path: Path) -> None:
     cases = {
         "expected uint8 pictures": {"images": np.zeros((2, 4, 4))},
         "no array named images": {"pictures": PIXELS},
+        "C = 1 or 3": {"images": np.zeros((2, 8, 8, 4), dtype=np.uint8)},
         "expected 6 integer labels": {"images": PIXELS, "labels": LABELS[:3]},
         "must not be negative": {"images": PIXELS, "labels": np.array([-1, 0, 1, 2, 3, 4])},
     }

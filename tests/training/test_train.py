@@ -15,11 +15,14 @@ import pytest
 import torch
 
 import fastgen
-from fastgen.checkpoint import WEIGHTS_FILE, file_sha256
+from fastgen import checkpoint
+from fastgen.checkpoint import CONFIG_FILE, WEIGHTS_FILE, file_sha256
 from fastgen.cli import main
-from fastgen.training.data import Arrays
+from fastgen.training import diffusion
+from fastgen.training import run as training_run
+from fastgen.training.data import Arrays, describe
 from fastgen.training.diffusion import LOSS_FILE, _batches, _rate
-from fastgen.training.run import STATE_FILE, RunConfig, saved_config
+from fastgen.training.run import STATE_FILE, RunConfig, saved_run
 
 FAST = [
     "--data",
@@ -70,36 +73,88 @@ def test_users_random_numbers_are_left_alone(tmp_path: Path) -> None:
     from tests.small import network, spec, unet_config
 
     config = unet_config(dropout=0.2)
-    torch.manual_seed(5)
-    want = torch.rand(1)
-    torch.manual_seed(5)
     data = Arrays(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
     net = network(config)
     torch.manual_seed(5)
-    run = RunConfig(steps=2, batch_size=2)
-    train_network(net, spec(config), NoiseSchedule(), data, run, tmp_path, null_class=3, progress=False)
+    want = torch.rand(1)
+    torch.manual_seed(5)
+    run = training_run.Run(RunConfig(steps=2, batch_size=2), spec(config), describe(data))
+    train_network(net, run, NoiseSchedule(), data, tmp_path, null_class=3, progress=False)
     assert torch.equal(torch.rand(1), want)
 
 
-def test_interrupt_saves_and_resume_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tmp_path / "whole", *FAST, "--steps", "9", "--save-every", "4")
-    from fastgen.training import diffusion
-
-    real_step, calls = diffusion._train_step, []
+def interrupt_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Ctrl-C while step `number` is under way."""
+    calls = []
+    before = diffusion._train_step
 
     def interrupted(*arguments: object) -> None:
         calls.append(1)
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        real_step(*arguments)  # type: ignore[arg-type]
+        before(*arguments)  # type: ignore[arg-type]
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(diffusion, "_train_step", interrupted)
-    assert train(tmp_path / "broken", *FAST, "--steps", "9", "--save-every", "4") == 130
-    assert len(losses(tmp_path / "broken")) == 6  # Ctrl-C saved what was done, between two regular saves
-    monkeypatch.setattr(diffusion, "_train_step", real_step)
+
+
+@pytest.mark.parametrize("number", [1, 6, 8])
+def test_interrupt_saves_and_resume_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    train(tmp_path / "whole", *FAST, "--steps", "9", "--save-every", "4")
+    with monkeypatch.context() as patch:
+        interrupt_in_step(patch, number)
+        assert train(tmp_path / "broken", *FAST, "--steps", "9", "--save-every", "4") == 130
+    assert losses(tmp_path / "broken").size == number  # the step was ended and saved
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert train(tmp_path / "broken", "--resume", "--quiet") == 0
     for name in (WEIGHTS_FILE, STATE_FILE, LOSS_FILE):
         assert file_sha256(tmp_path / "broken" / name) == file_sha256(tmp_path / "whole" / name), name
+
+
+@pytest.mark.parametrize("saved", range(6))
+def test_killed_within_the_first_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: int) -> None:
+    """Five files are written in a save; whatever is there when it stops, the command that began can go on."""
+    written = []
+    write = checkpoint.write_atomic
+
+    def killed(path: Path, data: bytes) -> None:
+        if len(written) == saved:
+            raise OSError("the power is gone")
+        written.append(path)
+        write(path, data)
+
+    for module in (checkpoint, training_run, diffusion):
+        monkeypatch.setattr(module, "write_atomic", killed)
+    code = train(tmp_path / "m", *FAST, "--steps", "2", "--save-every", "2")
+    assert code == (1 if saved < 5 else 0)
+    monkeypatch.undo()
+    if saved == 0:
+        assert train(tmp_path / "m", *FAST, "--steps", "2") == 0
+    else:
+        assert train(tmp_path / "m", "--resume", "--quiet") == 0
+    assert fastgen.load(tmp_path / "m").sample(1, seed=0, steps=1).isfinite().all()
+    assert len(losses(tmp_path / "m")) == 2
+
+
+def test_an_error_before_the_first_step_leaves_nothing_behind(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
+    arguments = [
+        "--data",
+        str(tmp_path / "pictures"),
+        "--size",
+        "8",
+        *FAST[2:],
+        "--steps",
+        "1",
+        "--batch-size",
+        "1",
+    ]
+    assert train(tmp_path / "m", *arguments) == 1
+    assert "cannot be read as a picture" in capsys.readouterr().err
+    fastgen.save_image(torch.zeros(3, 8, 8), tmp_path / "pictures" / "a.png")
+    assert train(tmp_path / "m", *arguments) == 0
 
 
 def test_sigkill_and_resume_end_the_same(tmp_path: Path) -> None:
@@ -113,23 +168,24 @@ def test_sigkill_and_resume_end_the_same(tmp_path: Path) -> None:
             env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         )
         before = _mark(folder)
-        # killed while it works: after its first new save, and a little later each time
-        while process.poll() is None and (attempt > 2 or _mark(folder) == before):
-            time.sleep(0.002)
-        time.sleep(0.01 * attempt)
+        # killed while it works: after it has begun a new save, a little later each time
+        while process.poll() is None and _mark(folder) == before:
+            time.sleep(0.001)
+        time.sleep(0.004 * attempt)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
         if process.wait() == 0:
             break
-        assert fastgen.load(folder).sample(1, seed=0, steps=1).isfinite().all()
-    assert kills >= 2
+        if (folder / CONFIG_FILE).exists():  # not while its very first save was under way
+            assert fastgen.load(folder).sample(1, seed=0, steps=1).isfinite().all()
+    assert kills >= 3
     for name in (WEIGHTS_FILE, STATE_FILE, LOSS_FILE):
         assert file_sha256(folder / name) == file_sha256(tmp_path / "whole" / name), name
 
 
 def _mark(folder: Path) -> float:
-    path = folder / LOSS_FILE  # the last file of a save
+    path = folder / STATE_FILE  # the first file of a save
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
@@ -138,13 +194,60 @@ def test_a_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[
     digest = file_sha256(tmp_path / WEIGHTS_FILE)
     assert train(tmp_path, *FAST, "--steps", "2") == 1
     assert "holds a training run; resume it, or choose another folder" in capsys.readouterr().err
-    assert train(tmp_path, "--resume", "--steps", "5") == 1
-    assert "leave out --steps" in capsys.readouterr().err
+    for flag in (["--steps", "5"], ["--flip"], ["--widths", "16,16"], ["--size", "9"], ["--data", "digits"]):
+        assert train(tmp_path, "--resume", *flag) == 1
+        assert f"leave out {flag[0]}" in capsys.readouterr().err
     assert train(tmp_path / "new", "--resume") == 1
     assert "no training run to resume" in capsys.readouterr().err
     assert train(tmp_path / "new") == 1
     assert "--data says what to train on" in capsys.readouterr().err
     assert file_sha256(tmp_path / WEIGHTS_FILE) == digest
+
+
+def test_a_model_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path, *FAST, "--steps", "2")
+    (tmp_path / STATE_FILE).unlink()  # as a model is published
+    digest = file_sha256(tmp_path / WEIGHTS_FILE)
+    assert train(tmp_path, *FAST, "--steps", "2") == 1
+    assert "holds a model; choose another folder" in capsys.readouterr().err
+    assert file_sha256(tmp_path / WEIGHTS_FILE) == digest
+
+
+def test_other_pictures_are_not_taken_for_the_runs_own(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    for name in ("ant/1", "bee/1", "bee/2"):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        fastgen.save_image(torch.zeros(3, 8, 8), tmp_path / "pictures" / f"{name}.png")
+    arguments = ["--data", str(tmp_path / "pictures"), "--size", "8", *FAST[2:], "--steps", "1"]
+    assert train(tmp_path / "m", *arguments) == 0
+    (tmp_path / "pictures" / "cat").mkdir()
+    (tmp_path / "pictures" / "bee" / "2.png").rename(tmp_path / "pictures" / "cat" / "2.png")
+    assert train(tmp_path / "m", "--resume") == 1
+    assert "its run began with num_classes 2, the pictures now have 3" in capsys.readouterr().err
+
+
+def test_a_relative_path_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 8, 8), dtype=np.uint8))
+    monkeypatch.chdir(tmp_path)
+    assert train(Path("m"), "--data", "a.npz", *FAST[2:], "--steps", "1") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert train(tmp_path / "m", "--resume", "--quiet") == 0
+
+
+def test_previews_leave_the_average_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path / "without", *FAST, "--steps", "4")
+    # on a GPU the default dtype is another one; an engine must not convert the network in training
+    monkeypatch.setattr("fastgen.engines.diffusion.choose_dtype", lambda dtype, device: torch.bfloat16)
+    train(tmp_path / "with", *FAST, "--steps", "4", "--preview-every", "1")
+    for name in (WEIGHTS_FILE, LOSS_FILE):
+        assert file_sha256(tmp_path / "with" / name) == file_sha256(tmp_path / "without" / name)
+
+
+def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
+    train(tmp_path, *FAST, "--steps", "1")
+    (tmp_path / ".model.safetensors.x1.tmp").write_bytes(b"half")
+    train(tmp_path, "--resume", "--quiet")
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,9 +319,12 @@ def test_rate_warms_up_and_falls_to_zero() -> None:
 
 
 def test_folder_remembers_its_run(tmp_path: Path) -> None:
-    assert saved_config(tmp_path) is None
-    train(tmp_path, *FAST, "--steps", "2", "--subset", "5-40")
-    config = saved_config(tmp_path)
-    assert config is not None
-    assert config.subset == (5, 40)
-    assert config.precision == "fp32"
+    assert saved_run(tmp_path) is None
+    arguments = [a for a in FAST if a not in ("--precision", "fp32")]
+    train(tmp_path, *arguments, "--steps", "2", "--subset", "5-40")
+    run = saved_run(tmp_path)
+    assert run is not None
+    assert run.config.subset == (5, 40)
+    assert run.config.precision in ("fp32", "bf16")  # auto was settled
+    assert run.spec.provenance["run"]["precision"] == run.config.precision
+    assert run.data == {"pictures": 36, "shape": [1, 8, 8], "num_classes": 10, "class_names": None}

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import fastgen
 from fastgen.zoo import folder
 from tests import real
 from tests.zoo import quality
@@ -20,8 +22,11 @@ def test_agreement_variety_and_novelty() -> None:
     assert report["classifier_on_held_out"] >= 0.97
     assert report["agreement"] >= 0.98
     assert abs(report["variety"] - 1) <= 0.15
+    # Not copied: the closest drawn digits are no closer to the training set than the closest unseen real ones, and
+    # the middle of the distribution is where theirs is (5 %: what a median of 1,000 varies by, and libraries' rounding).
+    real_distance = report["nearest_training_digit_of_held_out"]
     for quantile, distance in report["nearest_training_digit"].items():
-        assert distance >= 0.8 * report["nearest_training_digit_of_held_out"][quantile], quantile
+        assert distance >= real_distance[quantile] * (1.0 if float(quantile) <= 0.1 else 0.95), quantile
     stated = json.loads((folder("ddpm-mnist") / "quality.json").read_text())
     for name in ("agreement", "variety"):
         assert report[name] == pytest.approx(stated[name], abs=0.01), name
@@ -33,3 +38,14 @@ def test_sheet_in_the_readme_was_drawn_by_these_weights() -> None:
     home = Path(folder("ddpm-mnist"))
     spec = json.loads((home / "config.json").read_text())
     assert read_metadata(home / "sheet.png")["sha256"] == spec["provenance"]["sha256"]
+
+
+def test_a_picture_does_not_depend_on_its_batch() -> None:
+    engine = fastgen.load("zoo:ddpm-mnist", device="cpu")
+    call = {"seed": 7, "steps": 4, "solver": "ddpm", "guidance_scale": 1.5}
+    labels = [k % 10 for k in range(64)]
+    together = engine.sample(64, labels=labels, **call)
+    for count in (1, 3):
+        alone = engine.sample(count, labels=labels[:count], **call)
+        # float error of four network evaluations; libraries choose other algorithms for other batches
+        torch.testing.assert_close(alone, together[:count], rtol=0, atol=1e-4)
