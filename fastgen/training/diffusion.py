@@ -64,6 +64,7 @@ def train(
     state = RunState(run, module, ema, optimizer, [])
     if resume:
         state.restore(folder)
+        _publish(state, folder)  # a save that was killed may have got no further than the state
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tmp"):  # of a save that was killed
         leftover.unlink()
@@ -77,7 +78,8 @@ def train(
             bar.set_postfix(loss=f"{_recent(state.losses):.4f}", refresh=False)
             last = state.step == config.steps
             if state.step % config.save_every == 0 or last or interrupted():
-                _save(state, folder)
+                state.save(folder)
+                _publish(state, folder)
             if interrupted():
                 raise KeyboardInterrupt
             if on_preview and config.preview_every and (state.step % config.preview_every == 0 or last):
@@ -183,8 +185,8 @@ def _rate(step: int, config: RunConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _save(state: RunState, folder: Path) -> None:
-    state.save(folder)
+def _publish(state: RunState, folder: Path) -> None:
+    """The model as it is now, and the losses that led there."""
     spec = state.run.spec
     (part,) = spec.parts
     dtype = torch.float16 if state.run.config.weights_dtype == "float16" else torch.float32

@@ -87,11 +87,13 @@ class RunState:
                 if key != "step":  # the same for all, and the run knows it
                     tensors[f"optimizer.{key}.{name}"] = value
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        metadata = {
-            "run": json.dumps(to_dict(self.run.config)),
-            "spec": spec_to_json(self.run.spec),
-            "data": json.dumps(self.run.data),
+        run = {
+            "config": to_dict(self.run.config),
+            "spec": json.loads(spec_to_json(self.run.spec)),
+            "data": self.run.data,
         }
+        # One entry: safetensors writes several in an order that varies, and equal runs should be equal files.
+        metadata = {"run": json.dumps(run)}
         # NHWC tensors come back in NCHW order: the memory format is restored after loading.
         flat = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         write_atomic(folder / STATE_FILE, serialise(flat, metadata=metadata))
@@ -126,11 +128,10 @@ def saved_run(folder: Path) -> Run | None:
     with _open(path) as file:
         metadata = file.metadata() or {}
     try:
-        config = from_dict(RunConfig, json.loads(metadata["run"]), str(path))
-        return Run(
-            config, spec_from_json(json.loads(metadata["spec"]), str(path)), json.loads(metadata["data"])
-        )
-    except (KeyError, ValueError) as error:
+        run = json.loads(metadata["run"])
+        config = from_dict(RunConfig, run["config"], str(path))
+        return Run(config, spec_from_json(run["spec"], str(path)), run["data"])
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: is no training run of this version of fastgen: {error}") from error
 
 

@@ -46,7 +46,7 @@ def train(folder: Path, *arguments: str) -> int:
 
 
 def losses(folder: Path) -> np.ndarray:
-    return np.loadtxt(folder / LOSS_FILE, delimiter=",", skiprows=1)[:, 1]
+    return np.loadtxt(folder / LOSS_FILE, delimiter=",", skiprows=1, ndmin=2)[:, 1]
 
 
 def test_the_loss_falls_and_the_model_samples(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_agreement_variety_and_novelty() -> None:
     assert report["agreement"] >= 0.98
     assert abs(report["variety"] - 1) <= 0.15
     # Not copied: the closest drawn digits are no closer to the training set than the closest unseen real ones, and
-    # the middle of the distribution is where theirs is (5 %: what a median of 1,000 varies by, and libraries' rounding).
+    # the middle of the distribution is where theirs is (5 % is what a median of 1,000 varies by).
     real_distance = report["nearest_training_digit_of_held_out"]
     for quantile, distance in report["nearest_training_digit"].items():
         assert distance >= real_distance[quantile] * (1.0 if float(quantile) <= 0.1 else 0.95), quantile
