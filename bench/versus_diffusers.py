@@ -69,15 +69,19 @@ def compare(batch: int, steps: int, rounds: int, dtype: str) -> dict:
 
     difference = (ours() - theirs()).abs().max().item()
     row = {"batch": batch, "steps": steps, "dtype": dtype, "parity": difference}
-    # float32: rounding grows over the steps; bfloat16 networks round each layer to 8 bits, in other orders
-    if difference > (1e-3 if dtype == "float32" else 0.5):
+    row["parity_mean"] = (ours() - theirs()).abs().mean().item()
+    # float32: rounding that grows over the steps. bfloat16: each layer is rounded to 8 bits, in other orders in the
+    # two programs; single pixels on an edge may differ much, the mean may not.
+    if row["parity_mean"] > (1e-5 if dtype == "float32" else 2**-6):
         return {**row, "error": "outputs differ: no speed is reported"}
     times: dict[str, list[float]] = {"fastgen": [], "diffusers": []}
     pair: list[tuple[str, Callable[[], Tensor]]] = [("fastgen", ours), ("diffusers", theirs)]
     for round_ in range(rounds):
         for name, call in pair if round_ % 2 == 0 else reversed(pair):
+            _finish()
             started = time.perf_counter()
             call()
+            _finish()
             times[name].append(time.perf_counter() - started)
     for name, seconds in times.items():
         low, median, high = statistics.quantiles(seconds, n=4)
@@ -85,6 +89,12 @@ def compare(batch: int, steps: int, rounds: int, dtype: str) -> dict:
     ratios = [b / a for a, b in zip(times["fastgen"], times["diffusers"], strict=True)]
     low, median, high = statistics.quantiles(ratios, n=4)
     return {**row, "speedup": round(median, 3), "speedup_quartiles": [round(low, 3), round(high, 3)]}
+
+
+def _finish() -> None:
+    """Wait for the device: a clock read earlier would time the launches."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def main() -> int:

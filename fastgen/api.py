@@ -68,7 +68,7 @@ def find(source: str | Path, *, revision: str | None = None, local_files_only: b
 
 def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(
@@ -88,5 +88,5 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
                 else "the hub cannot be reached"
             )
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(f"{name}: no such folder, and the hub does not give it: {error}") from error

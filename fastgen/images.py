@@ -137,7 +137,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read as a picture: {error}") from error
     if text is None:
-        raise DataError(f"{path}: holds no fastgen request (only PNG files written by fastgen do)")
+        raise DataError(
+            f"{path}: holds no fastgen request (PNG files of `fastgen sample` do, and of save_grid with metadata=)"
+        )
     try:
         values = json.loads(text)
     except ValueError as error:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import op as _op
-from .noise import STREAMS, normals
+from .noise import STREAMS, normals, signed_seeds
 from .op import Case, Op, select, use
 from .reverse_step import OP as _REVERSE_STEP
 from .reverse_step import reverse_step, reverse_step_out
@@ -24,18 +23,13 @@ __all__ = [
     "Case",
     "Op",
     "decompositions",
-    "describe",
     "normals",
     "reverse_step",
     "reverse_step_out",
     "select",
+    "signed_seeds",
     "use",
 ]
-
-
-def describe() -> dict[str, Any]:
-    """Versions, devices, operations, and the path that runs them on each kind of device."""
-    return _op.describe(list(OPS))
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

@@ -171,25 +171,6 @@ def use(path: Path) -> Iterator[None]:
         _requested.reset(token)
 
 
-def describe(names: Sequence[str] = ()) -> dict[str, Any]:
-    """Facts for `fastgen info`: versions, devices, and each kind of device's path, or why it has none."""
-    paths: dict[str, str] = {}
-    for device_type in ("cpu", "cuda"):
-        try:
-            paths[device_type] = select(device_type)
-        except RuntimeError as error:
-            paths[device_type] = f"error: {error}"
-    return {
-        "torch": torch.__version__,
-        "triton": triton_version(),
-        "interpreted": interpreted(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "requested": _requested.get(),
-        "paths": paths,
-        "operations": list(names),
-    }
-
-
 # ----------------------------------------------------------------------------------------------------------
 # autograd
 

@@ -7,17 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import fastgen
 from fastgen.checkpoint import save
 from fastgen.cli import main
-from fastgen.images import read_metadata
+from fastgen.images import read_metadata, save_image
 from tests.small import checkpoint, network, spec, unet_config
 
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures.png").mkdir()
+    (tmp_path / "file").write_text("mine")
     return str(checkpoint(tmp_path / "model", class_names=["ant", "bee", "cat"]))
 
 
@@ -73,13 +77,70 @@ def test_like_repeats_one_of_many(model: str) -> None:
     assert np.abs(difference).max() <= 1  # another batch size: float error, at most one level
 
 
+def test_like_keeps_layout_and_dtype(model: str) -> None:
+    drawn = [
+        "-n",
+        "3",
+        "--columns",
+        "1",
+        "--scale",
+        "5",
+        "--no-captions",
+        "--labels",
+        "0",
+        "--dtype",
+        "bfloat16",
+    ]
+    assert sample(model, *drawn, "-o", "a.png") == 0
+    assert main(["sample", "--like", "a.png", "--device", "cpu"]) == 0
+    assert np.array_equal(pixels("a.png"), pixels("a-again.png"))
+    sample(model, "--seed", "3", "-n", "1", "--labels", "1", "-o", "out")
+    assert main(["sample", "--like", "out/00000-seed3.png", "-o", "b.png", "--device", "cpu"]) == 0
+    assert np.array_equal(pixels("out/00000-seed3.png"), pixels("b.png"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"request": None},
+        {"request": {}},
+        {"request": {"settings": 1}},
+        {"request": {"seeds": 3, "labels": None, "solver": "ddim", "steps": 2}},
+        {"request": {"seeds": [1], "labels": [None], "solver": ["ddim"], "steps": 2}},
+        {"request": {"seeds": [1], "labels": [None], "solver": "ddim", "steps": 2, "eta": [1]}},
+        {"request": {"seeds": [1], "labels": [None], "solver": "ddim", "steps": 2, "n": 10**9}},
+        {"request": {"seeds": [1.5], "labels": [[]], "solver": "ddim", "steps": "2"}},
+        {"sha256": 7},
+        {"sha256": None},
+        {"model": ["x"]},
+        {"dtype": "int4"},
+        {"layout": {"columns": "wide"}},
+        {"layout": [1]},
+    ],
+)
+def test_like_trusts_nobody(model: str, change: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    sample(model, "-n", "1", "-o", "a.png")
+    save_image(torch.zeros(1, 8, 8), "b.png", metadata={**read_metadata("a.png"), **change})
+    capsys.readouterr()
+    assert main(["sample", "--like", "b.png", "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.startswith("fastgen: error: ")
+
+
+def test_the_library_writes_requests_too(model: str) -> None:
+    engine = fastgen.load(model, device="cpu")
+    request = engine.request(2, seed=4, steps=2)
+    fastgen.save_grid(engine.sample(**request.to_dict()), "a.png", metadata=engine.metadata(request))
+    assert main(["sample", "--like", "a.png", "--device", "cpu", "--scale", "1"]) == 0
+    assert np.array_equal(pixels("a.png"), pixels("a-again.png"))
+
+
 def test_like_refuses_another_model(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     sample(model, "-n", "1", "-o", "a.png")
     config = unet_config()
     state = {f"unet.{n}": t for n, t in network(config, seed=3).state_dict().items()}
     save(model, spec(config), state)
     assert main(["sample", "--like", "a.png"]) == 1
-    assert "was drawn by a model with sha256" in capsys.readouterr().err
+    assert "was drawn by weights with sha256" in capsys.readouterr().err
 
 
 def test_solver_options(model: str) -> None:
@@ -114,6 +175,12 @@ def test_solver_options(model: str) -> None:
         (["{model}", "--out", "a.exe"], "expected a sheet"),
         (["{model}", "--out", "no/where/a.png"], "there is no folder"),
         (["{model}", "--gif", "a.png"], "ends in .gif"),
+        (["{model}", "--out", "pictures.png"], "pictures.png: is a folder"),
+        (["{model}", "--out", "file", "--overwrite"], "expected a sheet"),
+        (
+            ["{model}", "--option", 'timestep_spacing=["leading"]'],
+            "timestep_spacing: expected a number, a truth",
+        ),
         (["{model}", "--device", "tpu"], "device: expected auto"),
         (["{model}", "--dtype", "int4"], "dtype: expected auto"),
         (["{model}", "--seed", "-1"], "integers from 0 to 2^64 - 1, got -1"),
@@ -155,7 +222,15 @@ def test_nothing_is_overwritten(model: str, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--seeds", "9-3"], ["--seeds", "a"], ["--seed", "1", "--seeds", "2"], ["--stepz"]]
+    "arguments",
+    [
+        ["--columns", "-1"],
+        ["--scale", "0"],
+        ["--seeds", "9-3"],
+        ["--seeds", "a"],
+        ["--seed", "1", "--seeds", "2"],
+        ["--stepz"],
+    ],
 )
 def test_usage_errors(model: str, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:

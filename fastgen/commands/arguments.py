@@ -23,6 +23,13 @@ def integer_ranges(text: str) -> list[int]:
     return values
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def span(text: str) -> tuple[int, int]:
     """``0-8999`` -> (0, 8999)."""
     values = text.split("-")
@@ -45,3 +52,12 @@ def integers(text: str) -> tuple[int, ...]:
         return tuple(int(v) for v in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers like 32,64,96, got {text!r}") from None
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which model runs where."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder, zoo:NAME or hub id")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
+    parser.add_argument("--dtype", help="auto, float32, bfloat16 or float16 (default auto)")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument("--local-files-only", action="store_true", help="the hub's cache, never the network")

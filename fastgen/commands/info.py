@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import Any
 
+from .arguments import add_model
+
 
 def add(subparsers: argparse._SubParsersAction) -> None:
     """Declare the subcommand."""
@@ -14,13 +16,11 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="what a model is, what this machine has",
         description="Without arguments: the models that ship with fastgen.",
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder, zoo:NAME or hub id")
+    add_model(parser)
     parser.add_argument(
         "--doctor", action="store_true", help="GPU, triton, CPU features, versions, which path runs"
     )
     parser.add_argument("--solvers", action="store_true", help="the solvers and their options")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(run=run)
 
@@ -35,7 +35,13 @@ def run(args: argparse.Namespace) -> int:
     if args.model is not None:
         from ..api import load
 
-        facts["model"] = load(args.model, device=args.device, dtype=args.dtype).describe()
+        facts["model"] = load(
+            args.model,
+            device=args.device,
+            dtype=args.dtype or "auto",
+            revision=args.revision,
+            local_files_only=args.local_files_only,
+        ).describe()
     if not facts:
         from ..zoo import ZOO
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import from_dict
 from ..errors import ConfigError
-from .arguments import integer_ranges
+from .arguments import add_model, integer_ranges, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 CELL = 64  # small pictures are enlarged on sheets and in animations, to about this many pixels
 GIF_FRAMES = 60  # more are thinned out
+REQUEST_OPTIONS = ("count", "labels", "solver", "steps", "guidance_scale", "eta")
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -30,7 +34,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         description="Draw pictures. OUT decides what is written: a sheet (name.png, .jpg, .webp) or a folder of "
         "single files. PNG files remember their request: `fastgen sample --like picture.png` repeats it.",
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder, zoo:NAME or hub id")
+    add_model(parser)
     parser.add_argument("-o", "--out", type=Path, help="sheet or folder to write (default sample.png)")
     parser.add_argument("-n", "--count", type=int, help="how many (default: as many as seeds, else 16)")
     which = parser.add_mutually_exclusive_group()
@@ -50,13 +54,10 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="an option of the solver; repeatable",
     )
     parser.add_argument("--gif", type=Path, metavar="FILE", help="also write an animation of the denoising")
-    parser.add_argument("--columns", type=int, help="pictures a row of the sheet")
-    parser.add_argument("--scale", type=int, help="enlarge pictures of a sheet by this whole factor")
+    parser.add_argument("--columns", type=positive, help="pictures a row of the sheet")
+    parser.add_argument("--scale", type=positive, help="enlarge pictures of a sheet by this whole factor")
     parser.add_argument("--no-captions", action="store_true", help="no labels under the pictures of a sheet")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
@@ -67,30 +68,37 @@ def run(args: argparse.Namespace) -> int:
     from ..api import load
 
     started = time.perf_counter()
-    kept = _kept_request(args)
+    kept = {} if args.like is None else _kept(args)
     source = args.model or kept.get("model")
     if not source:
         raise ConfigError("sample: which MODEL? A folder, a hub id, or for a start: zoo:ddpm-mnist")
     if args.out is None:
         args.out = Path("sample.png") if args.like is None else args.like.with_stem(args.like.stem + "-again")
-    targets = [args.out, *([args.gif] if args.gif else [])]
-    _check_names(targets)
-    _check_free(targets, args.overwrite)
+    _check_names(args.out, args.gif)
+    _check_free([args.out, *([args.gif] if args.gif else [])], args.overwrite)
 
-    engine = load(source, device=args.device, dtype=args.dtype, revision=args.revision)
-    sha256 = engine.describe()["sha256"]
-    if kept.get("sha256") not in (None, sha256):
+    revision = args.revision or kept.get("revision")
+    engine = load(
+        source,
+        device=args.device,
+        dtype=args.dtype or kept.get("dtype", "auto"),
+        revision=revision,
+        local_files_only=args.local_files_only,
+    )
+    request = engine.request(**(_kept_arguments(args, kept) if kept else _arguments(args)))
+    metadata = {**engine.metadata(request), "revision": revision}
+    if kept and kept.get("sha256") != metadata["sha256"]:
         raise ConfigError(
-            f"{args.like}: was drawn by a model with sha256 {kept['sha256'][:12]}..., {source} has {sha256[:12]}..."
+            f"{args.like}: was drawn by weights with sha256 {kept.get('sha256')}, those of {source} have "
+            f"{metadata['sha256']}"
         )
-    request = engine.request(**_arguments(args, kept))
-    pictures = _picture_files(args.out, request)
+    layout = Layout.chosen(args, kept.get("layout"), engine.shape)
+    pictures = _picture_files(args.out, request, layout)
     _check_free(pictures, args.overwrite)
     loaded = time.perf_counter()
     images, frames = _draw(engine, request, args)
     drawn = time.perf_counter()
-    metadata = _metadata(source, engine, request)
-    files = _write(images, frames, args, metadata, pictures, engine.settings.class_names)
+    files = _write(images, frames, pictures, args.gif, layout, metadata, engine.settings.class_names)
     report = {
         **metadata,
         "files": [str(f) for f in files],
@@ -101,41 +109,82 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report))
     else:
         per_second = len(images) / (drawn - loaded)
+        written = ", ".join(str(p) for p in (args.out, args.gif) if p)
         print(
             f"{len(images)} pictures, {request.solver} x {request.steps} on {engine.device}: "
-            f"{drawn - loaded:.1f} s, {per_second:.1f} images/s -> {', '.join(str(f) for f in targets)}"
+            f"{drawn - loaded:.1f} s, {per_second:.1f} images/s -> {written}"
         )
     return 0
 
 
-def _kept_request(args: argparse.Namespace) -> dict[str, Any]:
-    if args.like is None:
-        return {}
+@dataclass(frozen=True)
+class Layout:
+    """How pictures lie in a file: by themselves, or on a sheet."""
+
+    single: bool = False
+    columns: int | None = None
+    scale: int = 1
+    captions: bool = True
+
+    @classmethod
+    def chosen(cls, args: argparse.Namespace, kept: Any, shape: tuple[int, int, int]) -> Layout:
+        """What the command line says, then what the picture that is repeated was, then what suits small pictures."""
+        layout = cls(scale=max(1, -(-CELL // shape[2])))
+        if kept is not None:
+            layout = from_dict(cls, kept, f"{args.like}: layout")
+        if not _is_sheet(args.out):
+            return cls(single=True, scale=layout.scale)
+        changes = {n: getattr(args, n) for n in ("columns", "scale") if getattr(args, n) is not None}
+        if args.no_captions:
+            changes["captions"] = False
+        return dataclasses.replace(layout, **changes)
+
+
+def _kept(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``--like`` 's picture says of how it was made, checked: anybody may have written it."""
     from ..images import read_metadata
 
-    given = [
-        n
-        for n in ("count", "labels", "solver", "steps", "guidance_scale", "eta")
-        if getattr(args, n) is not None
-    ]
+    given = [n for n in REQUEST_OPTIONS if getattr(args, n) is not None]
     if given or args.option:
         names = ", ".join("--" + n.replace("_", "-") for n in given) or "--option"
         raise ConfigError(f"sample: --like repeats a request as it was; leave out {names}")
-    return read_metadata(args.like)
+    kept = read_metadata(args.like)
+    for name in ("model", "sha256", "dtype", "revision"):
+        if not isinstance(kept.get(name, ""), str | None):
+            raise ConfigError(f"{args.like}: its fastgen request is damaged: {name} is {kept[name]!r}")
+    return kept
 
 
-def _check_names(targets: list[Path]) -> None:
-    """Before any work is done: the names (a sheet or folder, perhaps an animation) say what to write and where."""
+def _kept_arguments(args: argparse.Namespace, kept: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of ``sample`` that the picture asks for."""
+    request = kept.get("request")
+    if not isinstance(request, dict) or not {"seeds", "labels", "solver", "steps"} <= set(request):
+        raise ConfigError(
+            f"{args.like}: its fastgen request is damaged: no seeds, labels, solver and steps in it"
+        )
+    if clash := {"n", "seed", "settings"} & set(request):
+        raise ConfigError(f"{args.like}: its fastgen request is damaged: it names {', '.join(clash)}")
+    return request
+
+
+def _is_sheet(out: Path) -> bool:
     from ..images import FORMATS
 
-    out = targets[0]
-    for gif in targets[1:]:
-        if gif.suffix.lower() != ".gif":
-            raise ConfigError(f"--gif {gif}: expected a name that ends in .gif")
-    for path in targets:
+    return out.suffix.lower() in FORMATS
+
+
+def _check_names(out: Path, gif: Path | None) -> None:
+    """Before any work is done: the names (a sheet or a folder, perhaps an animation) say what to write and where."""
+    from ..images import FORMATS
+
+    if gif is not None and gif.suffix.lower() != ".gif":
+        raise ConfigError(f"--gif {gif}: expected a name that ends in .gif")
+    for path in (out, *([gif] if gif else [])):
         if not path.absolute().parent.is_dir():
             raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
-    if out.suffix and out.suffix.lower() not in FORMATS and not out.is_dir():
+        if path.is_dir() and (path is gif or _is_sheet(path)):
+            raise ConfigError(f"{path}: is a folder")
+    if not _is_sheet(out) and not out.is_dir() and (out.suffix or out.exists()):
         raise ConfigError(
             f"--out {out}: expected a sheet ({', '.join(FORMATS)}) or a folder; an animation is --gif FILE"
         )
@@ -148,22 +197,19 @@ def _check_free(paths: list[Path], overwrite: bool) -> None:
             raise ConfigError(f"{path} is there already; choose another name, or --overwrite")
 
 
-def _picture_files(out: Path, request: Request) -> list[Path]:
+def _picture_files(out: Path, request: Request, layout: Layout) -> list[Path]:
     """The sheet, or one file a sample: its number keeps two samples of one seed apart and the order as asked."""
-    from ..images import FORMATS
-
-    if out.suffix.lower() in FORMATS:
+    if _is_sheet(out):
+        if layout.single and len(request.seeds) > 1:
+            raise ConfigError(
+                f"--out {out}: {len(request.seeds)} pictures do not fit one file without a sheet"
+            )
         return [out]
     return [out / f"{i:05d}-seed{seed}.png" for i, seed in enumerate(request.seeds)]
 
 
-def _arguments(args: argparse.Namespace, kept: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of ``sample`` that the command line, or the picture, asks for."""
-    if kept:
-        request = kept.get("request")
-        if not isinstance(request, dict) or not isinstance(request.get("seeds"), list):
-            raise ConfigError(f"{args.like}: its fastgen request is damaged")
-        return dict(request)
+def _arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of ``sample`` that the command line asks for."""
     labels = None if args.labels is None else _labels(args.labels)
     count = args.count
     if count is None:
@@ -214,48 +260,38 @@ def _draw(engine: DiffusionEngine, request: Request, args: argparse.Namespace) -
         for preview in engine.stream(**keyword):
             bar.total = preview.total
             bar.update()
-            every = max(1, preview.total // GIF_FRAMES)
+            every = -(-preview.total // GIF_FRAMES)
             if args.gif and (preview.step % every == 0 or preview.step == preview.total):
                 frames.append(preview.images)
     return preview.images, frames
 
 
-def _metadata(source: str, engine: DiffusionEngine, request: Request) -> dict[str, Any]:
-    from .. import __version__
-
-    return {
-        "fastgen": __version__,
-        "model": source,
-        "sha256": engine.describe()["sha256"],
-        "dtype": engine.describe()["dtype"],
-        "request": request.to_dict(),
-    }
-
-
 def _write(
     images: Tensor,
     frames: list[Tensor],
-    args: argparse.Namespace,
-    metadata: dict[str, Any],
     pictures: list[Path],
+    gif: Path | None,
+    layout: Layout,
+    metadata: dict[str, Any],
     names: tuple[str, ...] | None,
 ) -> list[Path]:
     from ..images import save_gif, save_grid, save_image
 
-    scale = args.scale or max(1, -(-CELL // images.shape[-1]))
+    metadata = {**metadata, "layout": dataclasses.asdict(layout)}
     request = metadata["request"]
     seeds, labels = request["seeds"], request["labels"]
-    if pictures == [args.out]:
-        captions = None
-        if not args.no_captions and any(label is not None for label in labels):
-            captions = ["" if i is None else names[i] if names else str(i) for i in labels]
-        save_grid(images, args.out, columns=args.columns, captions=captions, scale=scale, metadata=metadata)
-    else:
-        args.out.mkdir(exist_ok=True)
+    if layout.single:
+        pictures[0].parent.mkdir(exist_ok=True)
         for image, path, seed, label in zip(images, pictures, seeds, labels, strict=True):
             single = {**metadata, "request": {**request, "seeds": [seed], "labels": [label]}}
             save_image(image, path, metadata=single)
-    if not args.gif:
+    else:
+        captions = None
+        if layout.captions and any(label is not None for label in labels):
+            captions = ["" if i is None else names[i] if names else str(i) for i in labels]
+        sheet = {"columns": layout.columns, "captions": captions, "scale": layout.scale}
+        save_grid(images, pictures[0], metadata=metadata, **sheet)
+    if gif is None:
         return pictures
-    save_gif(frames, args.gif, columns=args.columns, scale=scale)
-    return [*pictures, args.gif]
+    save_gif(frames, gif, columns=layout.columns, scale=layout.scale)
+    return [*pictures, gif]

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import fastgen_kernels
 
+from .. import __version__
 from ..architectures import part_config
 from ..checkpoint import Spec
 from ..errors import FastgenError
@@ -64,9 +65,14 @@ class DiffusionEngine:
         self.spec, self.source = spec, source
         self.settings = DiffusionSettings.from_spec(spec)
         self.device = choose_device(device)
+        try:
+            fastgen_kernels.select(self.device.type)
+        except RuntimeError as error:  # no triton
+            raise FastgenError(str(error)) from error
         self.dtype = choose_dtype(dtype, self.device)
         ((name, part),) = spec.parts.items()
         config = part_config(part, f"parts.{name}")
+        self.settings.check_network(config)
         height, width = config.sample_size
         self.shape = (config.in_channels, height, width)
         layout: dict[str, Any] = {"memory_format": torch.channels_last}
@@ -82,8 +88,10 @@ class DiffusionEngine:
             max_batch=max_batch,
             backend=backend,
         )
-        self._lock = threading.RLock()
-        self._busy = False
+        self._lock = (
+            threading.Lock()
+        )  # not an RLock: a stream may be begun in one thread and ended in another
+        self._owner: int | None = None  # the thread whose call the engine is busy with
 
     def sample(
         self,
@@ -195,6 +203,16 @@ class DiffusionEngine:
             },
         }
 
+    def metadata(self, request: Request) -> dict[str, Any]:
+        """What ``fastgen sample --like`` needs to repeat `request`: JSON for ``save_grid(..., metadata=...)``."""
+        return {
+            "fastgen": __version__,
+            "model": self.source,
+            "sha256": self.spec.provenance.get("sha256"),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "request": request.to_dict(),
+        }
+
     def request(self, n: int | None = None, **arguments: Any) -> Request:
         """What ``sample(n, **arguments)`` would draw, with every default and random seed filled in."""
         return resolve(self.settings, n=n, **arguments)
@@ -203,29 +221,29 @@ class DiffusionEngine:
 
     @contextmanager
     def _session(self) -> Iterator[None]:
+        if self._owner == threading.get_ident():
+            raise FastgenError("this engine is streaming in this thread: finish or close that iterator first")
         with self._lock:
-            if self._busy:
-                raise FastgenError(
-                    "this engine is streaming in this thread: finish or close that iterator first"
-                )
-            self._busy = True
+            self._owner = threading.get_ident()
             self._tickets: list[int] = []
             self._results: dict[int, Tensor] = {}
             try:
                 yield
             finally:
                 self.loop.clear()
-                self._busy = False
+                self._owner = None
 
     def _run(self, request: Request) -> Iterator[tuple[int, int]]:
         """Step until every sample of `request` is done, yielding (evaluations done, evaluations in all)."""
         self._tickets = [self.loop.add(single) for single in request.singles(self.settings.noise_schedule)]
         rounds = -(-len(self._tickets) // self.loop.max_batch)
         total = rounds * request.evaluations(self.settings.noise_schedule)
-        for step in range(1, total + 1):
+        step = 0
+        while len(self._results) < len(self._tickets):
             self.loop.step()
             self._results.update(self.loop.finished())
-            yield step, total
+            step += 1
+            yield step, max(step, total)  # more than planned where tables had to wait for room
 
     def _stream(self, request: Request) -> Iterator[Preview]:
         with self._session():

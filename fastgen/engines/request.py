@@ -31,7 +31,8 @@ class Request:
 
     def table(self, schedule: NoiseSchedule) -> Table:
         """The solver's table; the same object for the same solver, so that it is uploaded once."""
-        return _table(self.solver, schedule, self.steps, tuple(sorted(self.options.items())))
+        options = tuple((name, type(value), value) for name, value in sorted(self.options.items()))
+        return _table(self.solver, schedule, self.steps, options)
 
     def evaluations(self, schedule: NoiseSchedule) -> int:
         """Network evaluations a sample takes."""
@@ -52,9 +53,11 @@ class Request:
         return {"seeds": list(self.seeds), "labels": list(self.labels), **named, **self.options}
 
 
-@lru_cache(maxsize=256)
-def _table(solver: str, schedule: NoiseSchedule, steps: int, options: tuple[tuple[str, Any], ...]) -> Table:
-    return solver_table(solver, schedule, steps, **dict(options))
+@lru_cache(maxsize=256, typed=True)  # typed: 1 and True are equal keys, and not the same argument
+def _table(
+    solver: str, schedule: NoiseSchedule, steps: int, options: tuple[tuple[str, type, Any], ...]
+) -> Table:
+    return solver_table(solver, schedule, steps, **{name: value for name, _, value in options})
 
 
 def resolve(
@@ -76,7 +79,7 @@ def resolve(
             raise ArgumentError("steps and num_inference_steps are the same argument: give one")
         steps = options.pop("num_inference_steps")
     solver = settings.solver if solver is None else solver
-    if solver not in SOLVERS:
+    if not isinstance(solver, str) or solver not in SOLVERS:
         raise ConfigError(f"solver: expected one of {', '.join(SOLVERS)}, got {solver!r}")
     known = [option.name for option in SOLVERS[solver].options]
     if eta is not None:
@@ -88,6 +91,9 @@ def resolve(
         )
     if solver == settings.solver:
         options = {**(settings.solver_options or {}), **options}
+    for name, value in options.items():
+        if not isinstance(value, (bool, int, float, str)):
+            raise ConfigError(f"{name}: expected a number, a truth value or a string, got {value!r}")
     if settings.learned and solver == "ddpm":
         options.setdefault("variance_type", settings.variance)
 
@@ -120,45 +126,61 @@ def _check_variance(table: Table, settings: DiffusionSettings) -> None:
         )
 
 
-def _count(n: int | None, seeds: Sequence[int] | None, labels: Any) -> int:
+def _count(n: Any, seeds: Any, labels: Any) -> int:
     if n is not None:
-        if type(n) is not int or n < 1:
+        count = _index(n)
+        if type(count) is not int or count < 1:
             raise ConfigError(f"n: expected an int of at least 1, got {n!r}")
-        return n
+        return count
     if seeds is not None:
-        return len(seeds)
-    return 1 if labels is None or isinstance(labels, (int, str)) else len(labels)
+        return len(_list("seeds", seeds))
+    return 1 if labels is None or _single(labels) else len(_list("labels", labels))
 
 
-def _seeds(count: int, seed: int | None, seeds: Sequence[int] | None) -> tuple[int, ...]:
+def _seeds(count: int, seed: Any, seeds: Any) -> tuple[int, ...]:
     if seed is not None and seeds is not None:
         raise ArgumentError("seed and seeds: give one of them")
     if seeds is None:
         # 53 bits survive every JSON reader
-        first = secrets.randbits(53) if seed is None else _integer("seed", seed)
+        first = secrets.randbits(53) if seed is None else _seed("seed", seed)
         seeds = range(first, first + count)
-    if len(seeds) != count or count == 0:
-        raise ConfigError(f"seeds: expected {count or 'at least 1'}, got {len(seeds)}")
-    return tuple(_integer("seeds", s) for s in seeds)
+    given = _list("seeds", seeds)
+    if len(given) != count or count == 0:
+        raise ConfigError(f"seeds: expected {count or 'at least 1'}, got {len(given)}")
+    return tuple(_seed("seeds", s) for s in given)
 
 
-def _index(value: Any) -> Any:
-    """NumPy's and torch's integers as Python's; anything else as it is, for the solver to refuse."""
-    return value.__index__() if hasattr(value, "__index__") and not isinstance(value, bool) else value
-
-
-def _integer(name: str, seed: Any) -> int:
-    try:
-        value = seed.__index__()
-    except AttributeError:
-        raise ConfigError(f"{name}: expected integers from 0 to 2^64 - 1, got {seed!r}") from None
-    if not 0 <= value <= MAX_SEED:
-        raise ConfigError(f"{name}: expected integers from 0 to 2^64 - 1, got {value}")
+def _seed(name: str, seed: Any) -> int:
+    value = _index(seed)
+    if type(value) is not int or not 0 <= value <= MAX_SEED:
+        raise ConfigError(f"{name}: expected integers from 0 to 2^64 - 1, got {seed!r}")
     return value
 
 
+def _index(value: Any) -> Any:
+    """NumPy's and torch's integers as Python's; anything else as it is, for the caller to refuse."""
+    if isinstance(value, bool):
+        return value
+    try:
+        return value.__index__()
+    except (AttributeError, TypeError, ValueError):
+        return value
+
+
+def _list(name: str, values: Any) -> list:
+    try:
+        return list(values)
+    except TypeError:
+        raise ConfigError(f"{name}: expected a list, got {values!r}") from None
+
+
+def _single(label: Any) -> bool:
+    """Whether this is one label, for all samples."""
+    return isinstance(label, (str, bool, float)) or type(_index(label)) is int
+
+
 def _labels(count: int, labels: Any, settings: DiffusionSettings) -> tuple[int | None, ...]:
-    given = [labels] * count if labels is None or isinstance(labels, (int, str)) else list(labels)
+    given = [labels] * count if labels is None or _single(labels) else _list("labels", labels)
     if len(given) != count:
         raise ConfigError(f"labels: expected one, or one a sample ({count}), got {len(given)}")
     if settings.num_classes is None:
@@ -174,10 +196,11 @@ def _label(label: Any, settings: DiffusionSettings) -> int:
     names, classes = settings.class_names or (), settings.num_classes or 0
     if isinstance(label, str) and label in names:
         return names.index(label)
-    if isinstance(label, str) or not hasattr(label, "__index__") or not 0 <= label.__index__() < classes:
+    number = _index(label)
+    if type(number) is not int or not 0 <= number < classes:
         by_name = f" or one of {', '.join(names[:20])}" if names else ""
         raise ConfigError(f"labels: expected numbers from 0 to {classes - 1}{by_name}, got {label!r}")
-    return label.__index__()
+    return number
 
 
 def _guidance(scale: float | None, settings: DiffusionSettings) -> float:

@@ -42,10 +42,34 @@ class DiffusionSettings:
             raise ConfigError(f"engine: expected diffusion, got {spec.engine!r}")
         settings = from_dict(cls, spec.settings, "settings")
         _ = settings.noise_schedule
+        if settings.null_class is None and settings.guidance_scale != 1:
+            raise ConfigError(
+                "settings: guidance_scale other than 1 needs a null_class to be guided away from"
+            )
         names = settings.class_names
         if names is not None and len(names) != settings.num_classes:
             raise ConfigError(f"settings: {len(names)} class_names for {settings.num_classes} classes")
         return settings
+
+    def check_network(self, config: Any) -> None:
+        """Compare with a denoiser's config (in_channels, out_channels, num_class_embeds). Raises ConfigError."""
+        embedded = config.num_class_embeds
+        if (self.num_classes is None) != (embedded is None):
+            raise ConfigError(
+                f"settings: num_classes is {self.num_classes}, the network embeds {embedded} classes"
+            )
+        if self.num_classes is not None:
+            highest = max(self.num_classes - 1, self.null_class or 0)
+            if highest >= embedded:
+                raise ConfigError(
+                    f"settings: class {highest} is not one of the {embedded} that the network embeds"
+                )
+        wanted = config.in_channels * (1 if self.variance is None else 2)
+        if config.out_channels != wanted:
+            raise ConfigError(
+                f"settings: with variance {self.variance} and {config.in_channels} input channels the network must "
+                f"have {wanted} output channels, it has {config.out_channels}"
+            )
 
     @cached_property
     def noise_schedule(self) -> NoiseSchedule:

@@ -3,7 +3,7 @@
 ``eager`` calls the function again. ``recorded`` is a CPU stand-in for a CUDA graph with the semantics that
 matter: the Python body runs once, replay repeats the recorded operations on the same tensors, Python values seen
 at capture stay frozen, and what a graph cannot hold (host syncs, host random numbers, copies to or from
-another device) is refused at capture.
+another device) is refused at capture. ``.tolist()`` and ``.numpy()`` escape it: they read memory without an operation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ HOST_SYNCS = {
     aten.masked_select.default,
     aten.nonzero.default,
     aten._unique2.default,
+    aten.masked_scatter.default,
+    aten.repeat_interleave.Tensor,
 }
+INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 ALIASES = {aten.lift_fresh.default, aten.detach.default, aten.alias.default}
 
 
@@ -71,7 +74,7 @@ class _Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in HOST_SYNCS or (func is aten.index.Tensor and _by_mask(args[1])):
+        if func in HOST_SYNCS or (func in INDEXED and _by_mask(args[1])):
             raise CaptureError(f"{func} in a captured step: the host would have to wait for a device value")
         if torch.Tag.nondeterministic_seeded in func.tags and _dropout(func, args, kwargs) != 0:
             raise CaptureError(f"{func} in a captured step: its random numbers come from the host")

@@ -21,6 +21,10 @@ def choose_device(device: str | torch.device) -> torch.device:
         raise ConfigError(f"device: {device} was asked for, but this PyTorch sees no CUDA device")
     if chosen.type not in ("cpu", "cuda"):
         raise ConfigError(f"device: expected auto, cpu or cuda[:N], got {device!r}")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device: {device} was asked for, this machine has {torch.cuda.device_count()} CUDA devices"
+        )
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", torch.cuda.current_device())
     return chosen
@@ -39,7 +43,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 def fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 convolutions are faster than float32 ones here: tensor cores, or AVX-512 BF16 / AMX."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     features = cpu_features()
     return features["avx512_bf16"] or features["amx_tile"]
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastgen_kernels import normals, reverse_step_out
+from fastgen_kernels import normals, reverse_step_out, signed_seeds
 from fastgen_kernels.reverse_step.row import INPUT_SCALE, MAX_SLOTS
 
 from ..diffusion.table import Table
+from ..errors import ConfigError
 from .capture import BACKENDS, Step
 from .noise_ahead import NoiseAhead
 from .rows import RowPool
@@ -70,6 +71,10 @@ class Loop:
         backend: str = "eager",
         pool_rows: int = 4096,
     ) -> None:
+        if type(max_batch) is not int or max_batch < 1:
+            raise ConfigError(f"max_batch: expected an int of at least 1, got {max_batch!r}")
+        if backend not in BACKENDS:
+            raise ConfigError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
         self.network, self.shape, self.device, self.dtype = network, shape, device, dtype
         self.labelled, self.null_label = labelled, null_label
         self.learned, self.max_batch = learned, max_batch
@@ -154,10 +159,10 @@ class Loop:
             ticket, request = self._waiting[0]
             first = self._pool.acquire(request.table, request.guidance_scale)
             if first is None:
-                if len(request.table.time) + 1 > self._pool.capacity:
-                    self._grow(len(request.table.time) + 1)
-                    continue
-                break  # its rows fit once others have left
+                if any(entry is not None for entry in self._active):
+                    break  # its rows fit once others have left
+                self._grow(len(request.table) + 1)
+                continue
             self._waiting.popleft()
             slot = free.popleft()
             self._active[slot] = _Active(ticket, request, first)
@@ -170,8 +175,8 @@ class Loop:
         """Initial state of the samples in `slots`: noise of their seeds, first rows, labels."""
         entries = [entry for slot in slots if (entry := self._active[slot]) is not None]
         index = torch.tensor(slots, device=self.device)
-        seeds = torch.tensor([_signed(e.request.seed) for e in entries], device=self.device)
-        x = normals(seeds, 0, "initial", self.shape, device=self.device)
+        seeds = signed_seeds([e.request.seed for e in entries]).to(self.device)
+        x = normals(seeds, 0, "initial", self.shape)
         for i, entry in enumerate(entries):
             if entry.request.initial is not None:
                 x[i] = entry.request.initial
@@ -214,8 +219,6 @@ class Loop:
 
     def _grow(self, rows: int) -> None:
         """A larger pool. Only between samples: captured steps hold the old one's address."""
-        if any(entry is not None for entry in self._active):
-            raise RuntimeError(f"a table of {rows} rows cannot join a running batch")
         self._pool = RowPool(rows, self.device)
         self.graphs.clear()
 
@@ -228,9 +231,11 @@ class Loop:
         return min(1 << (count - 1).bit_length(), self.max_batch)
 
     def _capture(self, key: tuple[int, bool]) -> None:
-        cursor = self._cursor.clone()
-        self._cursor.zero_()  # on the idle row a step changes no sample
+        # On the idle row a step changes no sample, but for one whose network output is not finite at its time.
+        x, cursor = self._x.clone(), self._cursor.clone()
+        self._cursor.zero_()
         self.graphs[key] = BACKENDS[self.backend](self._body(*key))
+        self._x.copy_(x)
         self._cursor.copy_(cursor)
         self._running = None
 
@@ -263,8 +268,3 @@ class Loop:
         self._inputs[:batch] = scaled
         if guided:
             self._inputs[batch : 2 * batch] = scaled
-
-
-def _signed(seed: int) -> int:
-    """The int64 with the bits of a seed in [0, 2^64)."""
-    return seed - (1 << 64) if seed >= 1 << 63 else seed

@@ -48,8 +48,6 @@ class NoiseAhead:
         for slot, seed, table, row in empty:
             rows = [r for r in range(row, len(table.time)) if table.needs_noise[r]][:ahead]
             pairs += [(slot, r, seed, int(table.noise_step[r])) for r in rows]
-        seeds = torch.tensor([seed - (1 << 64) if seed >= 1 << 63 else seed for _, _, seed, _ in pairs])
-        steps = torch.tensor([step for _, _, _, step in pairs])
-        made = normals(seeds, steps, "step", self.shape)
+        made = normals([seed for _, _, seed, _ in pairs], [step for *_, step in pairs], "step", self.shape)
         for (slot, row, _, _), noise in zip(pairs, made, strict=True):
             self._made.setdefault(slot, {})[row] = noise

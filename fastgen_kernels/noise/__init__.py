@@ -72,6 +72,14 @@ def normals(
     return _normals(seeds, steps, STREAMS[stream], math.prod(shape), dtype).view(seeds.shape[0], *shape)
 
 
+def signed_seeds(seeds: Sequence[int]) -> Tensor:
+    """Seeds in [-2^63, 2^64) as int64 [B] of the same 64 bits, on the CPU. ValueError for others."""
+    for seed in seeds:
+        if not -(1 << 63) <= seed < 1 << 64:
+            raise ValueError(f"seeds: expected integers of 64 bits, received {seed}")
+    return torch.tensor([s - (1 << 64) if s >= 1 << 63 else s for s in seeds], dtype=torch.int64)
+
+
 def _pairs_column(
     name: str,
     value: Tensor | Sequence[int],
@@ -79,7 +87,7 @@ def _pairs_column(
     device: torch.device | str | None,
 ) -> Tensor:
     if not isinstance(value, Tensor):
-        value = torch.tensor(value, dtype=torch.int64, device=device)
+        value = signed_seeds(value).to(device)
     elif device is not None:
         value = value.to(device)
     if value.dtype not in dtypes:

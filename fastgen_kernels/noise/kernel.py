@@ -106,7 +106,8 @@ def normals(seeds: Tensor, steps: Tensor, stream: int, count: int) -> Tensor:
     """float32 [B, count] for int64 seeds and steps [B]; as `reference.normals`."""
     out = torch.empty(seeds.shape[0], count, dtype=torch.float32, device=seeds.device)
     tiles = triton.cdiv(count, BLOCK)
-    fill_normals[(tiles * seeds.shape[0],)](
-        out, seeds, steps, count, tiles, stream, BLOCK=BLOCK, num_warps=NUM_WARPS, enable_fp_fusion=True
-    )
+    with torch.cuda.device_of(out):  # Triton launches on the current device, whatever its arguments live on
+        fill_normals[(tiles * seeds.shape[0],)](
+            out, seeds, steps, count, tiles, stream, BLOCK=BLOCK, num_warps=NUM_WARPS, enable_fp_fusion=True
+        )
     return out

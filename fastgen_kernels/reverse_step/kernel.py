@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -168,24 +169,25 @@ def launch(
     channels_last = not F.is_contiguous()
     config = choose_launch(batch, n)
     tiles = channels * triton.cdiv(pixels, config.block) if channels_last else triton.cdiv(n, config.block)
-    reverse_step_kernel[(tiles, batch)](
-        x,
-        h,
-        F,
-        y,
-        rows,
-        cursor,
-        seeds,
-        batch,
-        n,
-        pixels,
-        h.stride(0) if h.shape[0] else 0,
-        C=channels,
-        K=h.shape[0],
-        GUIDED=F.shape[0] != batch,
-        LEARNED=learned,
-        CHANNELS_LAST=channels_last,
-        BLOCK=config.block,
-        num_warps=config.num_warps,
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(x):  # Triton launches on the current device, whatever its arguments live on
+        reverse_step_kernel[(tiles, batch)](
+            x,
+            h,
+            F,
+            y,
+            rows,
+            cursor,
+            seeds,
+            batch,
+            n,
+            pixels,
+            h.stride(0) if h.shape[0] else 0,
+            C=channels,
+            K=h.shape[0],
+            GUIDED=F.shape[0] != batch,
+            LEARNED=learned,
+            CHANNELS_LAST=channels_last,
+            BLOCK=config.block,
+            num_warps=config.num_warps,
+            enable_fp_fusion=True,
+        )

@@ -12,6 +12,7 @@ import torch
 
 import fastgen
 from fastgen.engines.diffusion import DiffusionEngine
+from fastgen.runtime.loop import Loop
 from tests.small import checkpoint, network, spec, unet_config
 
 ATOL = 2e-5  # float error of a few network evaluations at another batch size
@@ -110,6 +111,107 @@ def test_names_that_users_know(engine: DiffusionEngine) -> None:
 def test_wrong_values_are_named(engine: DiffusionEngine, arguments: dict, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         engine.sample(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"labels": np.int64(1)},
+        {"labels": torch.tensor(1)},
+        {"labels": torch.tensor([1, 1]), "n": np.int32(2)},
+        {"labels": np.array([1, 1])},
+        {"labels": 1, "seeds": torch.tensor([3, 4])},
+        {"labels": 1, "seed": np.uint64(3), "n": 2},
+    ],
+)
+def test_integers_of_other_libraries(engine: DiffusionEngine, arguments: dict) -> None:
+    request = engine.request(**{"steps": np.int64(3), "seed": None, **arguments})
+    assert set(request.labels) == {1}
+    assert request.steps == 3
+    assert all(type(v) is int for v in (*request.seeds, *request.labels, request.steps))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"labels": 1.0},
+        {"labels": True},
+        {"labels": torch.tensor([1.0])},
+        {"labels": [[1]]},
+        {"seeds": 5},
+        {"seed": torch.tensor(1.5)},
+        {"seed": True},
+        {"n": True},
+        {"timestep_spacing": ["leading"]},
+        {"solver": ["ddim"]},
+    ],
+)
+def test_what_is_no_integer_is_refused(engine: DiffusionEngine, arguments: dict) -> None:
+    with pytest.raises(fastgen.ConfigError, match=next(iter(arguments))):
+        engine.sample(**arguments)
+
+
+def test_equal_keys_are_not_equal_arguments(engine: DiffusionEngine) -> None:
+    engine.sample(seed=0, steps=1, clip_sample=True)
+    with pytest.raises(fastgen.ConfigError, match="steps"):
+        engine.sample(seed=0, steps=True, clip_sample=True)
+    with pytest.raises(fastgen.ConfigError, match="clip_sample"):
+        engine.sample(seed=0, steps=1, clip_sample=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"null_class": 9}, "class 9 is not one of the 4"),
+        ({"num_classes": 5, "null_class": None}, "class 4 is not one of the 4"),
+        ({"num_classes": None, "null_class": None}, "num_classes is None, the network embeds 4"),
+        ({"null_class": None, "guidance_scale": 3.0}, "needs a null_class"),
+        ({"variance": "learned_range"}, "must have 2 output channels, it has 1"),
+        ({"class_names": ["one"]}, "1 class_names for 3 classes"),
+    ],
+)
+def test_settings_must_fit_the_network(settings: dict, message: str) -> None:
+    with pytest.raises(fastgen.ConfigError, match=message):
+        engine_of(**settings)
+
+
+def test_tables_that_do_not_fit_together_take_turns() -> None:
+    engine = engine_of()
+    engine.loop = Loop(
+        engine.network, engine.shape, device=engine.device, labelled=True, null_label=3, pool_rows=8
+    )
+    call = {"seeds": [1, 2], "labels": [0, None], "guidance_scale": 2.0, "steps": 5}  # two tables of 5 rows
+    torch.testing.assert_close(engine.sample(**call), engine_of().sample(**call), rtol=0, atol=ATOL)
+
+
+def test_a_stream_may_end_in_another_thread(engine: DiffusionEngine) -> None:
+    stream = engine.stream(2, seed=6)
+    beginner = threading.Thread(target=lambda: next(stream))
+    beginner.start()
+    beginner.join()
+    stream.close()
+    done: list[object] = []
+    caller = threading.Thread(target=lambda: done.append(engine.sample(seed=1)), daemon=True)
+    caller.start()
+    caller.join(timeout=60)
+    assert done
+
+
+def test_options_of_the_engine_are_checked(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m")
+    with pytest.raises(fastgen.ConfigError, match="max_batch: expected an int of at least 1, got 0"):
+        fastgen.load(folder, max_batch=0)
+    with pytest.raises(fastgen.ConfigError, match="backend: expected one of eager, recorded, got 'cuda'"):
+        fastgen.load(folder, backend="cuda")
+
+
+def test_a_missing_triton_is_our_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> str:
+        raise RuntimeError("fused kernels need triton")
+
+    monkeypatch.setattr("fastgen_kernels.select", missing)
+    with pytest.raises(fastgen.FastgenError, match="need triton"):
+        engine_of()
 
 
 def test_models_without_classes() -> None:

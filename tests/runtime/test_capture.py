@@ -52,6 +52,12 @@ def test_replay_does_not_call_the_function() -> None:
         (lambda: torch.ones(1).item(), "host would have to wait"),
         (lambda: torch.ones(3).nonzero(), "host would have to wait"),
         (lambda: torch.ones(3)[torch.tensor([True, False, True])], "host would have to wait"),
+        (
+            lambda: torch.ones(3).masked_fill_(torch.tensor([True] * 3), 0)[torch.ones(3) > 0],
+            "host would have",
+        ),
+        (lambda: torch.zeros(3).__setitem__(torch.ones(3) > 0, torch.ones(3)), "host would have to wait"),
+        (lambda: torch.ones(2).repeat_interleave(torch.tensor([1, 2])), "host would have to wait"),
         (lambda: torch.randn(3), "random numbers come from the host"),
         (lambda: torch.nn.functional.dropout(torch.ones(9), 0.5), "random numbers come from the host"),
     ],
