@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 .PHONY: demo test test-all lint format bench gpu clean
 
 demo: $(VENV)/core
-	$(BIN)/fastgen sample zoo:ddpm-mnist --count 64 --labels 0-9 --columns 10 --seed 0 --out demo.png --overwrite
+	$(BIN)/fastgen sample zoo:ddpm-mnist --count 64 --labels 0-9 --seed 0 --out demo.png --overwrite
 
 test: $(VENV)/dev
 	$(PYTEST) -m "not slow and not gpu"

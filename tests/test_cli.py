@@ -223,18 +223,11 @@ def test_nothing_is_overwritten(model: str, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["--columns", "-1"],
-        ["--scale", "0"],
-        ["--seeds", "9-3"],
-        ["--seeds", "a"],
-        ["--seed", "1", "--seeds", "2"],
-        ["--stepz"],
-    ],
+    ["--columns -1", "--scale 0", "--seeds 9-3", "--seeds a", "--seed 1 --seeds 2", "--stepz"],
 )
-def test_usage_errors(model: str, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+def test_usage_errors(model: str, capsys: pytest.CaptureFixture[str], arguments: str) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["sample", model, *arguments])
+        main(["sample", model, *arguments.split()])
     assert stop.value.code == 2
     assert "usage: fastgen" in capsys.readouterr().err
 

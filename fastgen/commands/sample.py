@@ -289,8 +289,14 @@ def _write(
         captions = None
         if layout.captions and any(label is not None for label in labels):
             captions = ["" if i is None else names[i] if names else str(i) for i in labels]
-        sheet = {"columns": layout.columns, "captions": captions, "scale": layout.scale}
-        save_grid(images, pictures[0], metadata=metadata, **sheet)
+        save_grid(
+            images,
+            pictures[0],
+            columns=layout.columns,
+            captions=captions,
+            scale=layout.scale,
+            metadata=metadata,
+        )
     if gif is None:
         return pictures
     save_gif(frames, gif, columns=layout.columns, scale=layout.scale)
