@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from .architectures import builders
-from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_spec, load_tensors
+from .checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from .checkpoint import load as load_checkpoint
 from .engines import ENGINES, DiffusionEngine
 from .errors import CheckpointError, ConfigError
 from .zoo import ZOO
@@ -39,10 +40,9 @@ def load(
     ``engine.describe()`` says what was chosen. Raises CheckpointError or ConfigError (both ValueErrors).
     """
     folder = find(source, revision=revision, local_files_only=local_files_only)
-    spec = load_spec(folder)
+    spec, modules = load_checkpoint(folder, builders)
     if spec.engine not in ENGINES:
         raise ConfigError(f"{folder}: unknown engine {spec.engine!r}; known: {', '.join(ENGINES)}")
-    modules = load_tensors(folder, spec, builders(spec))
     if len(modules) != 1:
         raise ConfigError(
             f"{folder}: a {spec.engine} model has one network, this one has {', '.join(modules)}"

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
+LOAD_ATTEMPTS = 6  # a reader meets a save now and then, hardly several in a row
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,35 @@ def load_spec(folder: str | Path) -> Spec:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: expected an object, got {type(raw).__name__}")
     return spec_from_json(raw, str(path))
+
+
+def load(
+    folder: str | Path, builders: Callable[[Spec], Mapping[str, Callable[[], nn.Module]]]
+) -> tuple[Spec, dict[str, nn.Module]]:
+    """The spec and the filled networks of `folder`, also while a training run replaces them.
+
+    builders(spec) gives a function for each part that makes its network. Raises CheckpointError or ConfigError.
+    """
+    for attempt in range(LOAD_ATTEMPTS):
+        stamp = _stamp(Path(folder) / CONFIG_FILE)
+        spec = load_spec(folder)
+        try:
+            return spec, load_tensors(folder, spec, builders(spec))
+        except CheckpointError:
+            # `save` replaces the config before the weights: where that has not happened, no save is to blame.
+            if attempt == LOAD_ATTEMPTS - 1 or stamp == _stamp(Path(folder) / CONFIG_FILE):
+                raise
+            time.sleep(0.05 * (attempt + 1))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Tells a file from the one that replaces it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def load_tensors(

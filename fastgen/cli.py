@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from . import __version__
@@ -25,6 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         return args.run(args)
+    except BrokenPipeError:  # `fastgen info --solvers | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (FastgenError, OSError) as error:  # anything else is a bug of ours, shown with its traceback
         print(f"fastgen: error: {error}", file=sys.stderr)
         return 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,13 @@ import torch
 
 from fastgen import checkpoint as files
 from fastgen.architectures import builders
-from fastgen.checkpoint import load_spec, load_tensors, write_atomic
+from fastgen.checkpoint import load_spec, write_atomic
 from fastgen.errors import CheckpointError, ConfigError, FastgenError
 from tests.small import checkpoint, network, spec, unet_config
 
 
 def load(folder: Path) -> dict:
-    found = load_spec(folder)
-    return load_tensors(folder, found, builders(found))
+    return files.load(folder, builders)[1]
 
 
 def edit(folder: Path, **changes: object) -> None:
@@ -70,6 +71,29 @@ def test_killed_while_saving_leaves_a_folder_that_loads(tmp_path: Path, monkeypa
         files.save(folder, spec(config), new)
     weight = load(folder)["unet"].conv_in.weight
     assert torch.equal(weight, network(config, seed=9 if survives >= 2 else 0).conv_in.weight)
+
+
+def test_readers_meet_writers(tmp_path: Path) -> None:
+    config = unet_config()
+    states = [{f"unet.{n}": t for n, t in network(config, seed=s).state_dict().items()} for s in (0, 1)]
+    files.save(tmp_path, spec(config), states[0])
+    stop = threading.Event()
+
+    def write() -> None:
+        for k in itertools.count():
+            files.save(tmp_path, spec(config), states[k % 2])
+            if stop.wait(0.05):
+                return
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(40):
+            weight = load(tmp_path)["unet"].conv_in.weight
+            assert any(torch.equal(weight, s["unet.conv_in.weight"]) for s in states)
+    finally:
+        stop.set()
+        writer.join()
 
 
 def test_atomic_write_cleans_up(tmp_path: Path) -> None:
