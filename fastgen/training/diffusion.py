@@ -109,11 +109,12 @@ def _opened(folder: Path, run: Run, dataset: Dataset, resume: bool) -> Run:
 @contextmanager
 def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C is only noted, so that no step is left half done; the second one interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread gets signals
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        # Only the main thread gets signals; and a job in the background, whose shell has it ignore Ctrl-C, goes on.
+        yield lambda: False
         return
     noted: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: FrameType | None) -> None:
         noted.append(number)

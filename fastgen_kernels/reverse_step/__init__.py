@@ -1,5 +1,4 @@
-"""The universal reverse step: one fused update that runs every linear diffusion solver from a row of its
-table.
+"""The universal reverse step: one fused update that runs every linear diffusion solver from a row of its table.
 
 `reverse_step` returns new tensors, is differentiable, compiles and exports; `reverse_step_out` writes into
 the caller's buffers, for captured loops. The maths stands in `reference.py`, the meaning of a row's words in
@@ -19,9 +18,8 @@ from . import cases, cpu, reference, row
 __all__ = ["OP", "reverse_step", "reverse_step_out", "row"]
 
 MAX_BATCH = 65_535  # the launch grid's second axis
-MAX_ELEMENTS = (
-    2**30
-)  # of one sample: the kernel counts elements, twice as many where the variance is learned, in int32
+# Of one sample: the kernel counts elements, twice as many where the variance is learned, in int32.
+MAX_ELEMENTS = 2**30
 
 STATE_OF_NETWORK = {
     torch.float32: torch.float32,
@@ -88,9 +86,8 @@ def reverse_step_out(
 ) -> None:
     """One reverse step of each sample in place: x, h, y and cursor are overwritten.
 
-    As :func:`reverse_step`, with y: next network input (shape, dtype and memory format as returned there),
-    and
-    cursor: int32 [B], which receives each row's index of the row that follows. No autograd; not for export.
+    As :func:`reverse_step`, with y: next network input (shape, dtype and memory format as returned there)
+    and cursor: int32 [B], which receives each row's index of the row that follows. No autograd; not for export.
     """
     _check(x, h, F, rows, seeds, learned, noise)
     if torch.is_grad_enabled() and (x.requires_grad or h.requires_grad or F.requires_grad):

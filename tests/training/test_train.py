@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,15 @@ def interrupt_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(diffusion, "_train_step", interrupted)
 
 
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """Python's own handler, also where the tests run in the background, where shells have Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 @pytest.mark.parametrize("number", [1, 6, 8])
 def test_interrupt_saves_and_resume_ends_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -110,6 +120,15 @@ def test_interrupt_saves_and_resume_ends_the_same(
     assert train(tmp_path / "broken", "--resume", "--quiet") == 0
     for name in (WEIGHTS_FILE, STATE_FILE, LOSS_FILE):
         assert file_sha256(tmp_path / "broken" / name) == file_sha256(tmp_path / "whole" / name), name
+
+
+@pytest.mark.usefixtures("sigint")
+def test_a_background_job_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupt_in_step(monkeypatch, 1)
+    assert train(tmp_path, *FAST, "--steps", "3") == 0
+    assert len(losses(tmp_path)) == 3
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 @pytest.mark.parametrize("saved", range(6))
