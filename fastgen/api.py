@@ -54,6 +54,11 @@ def load(
 def find(source: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:
     """The folder of `source` on this machine, downloaded if need be. Raises CheckpointError."""
     name = str(source)
+    hub = not (
+        name.startswith("zoo:") or Path(name).exists() or isinstance(source, Path)
+    ) and HUB_ID.fullmatch(name)
+    if revision is not None and not hub:
+        raise ConfigError(f"revision: {revision!r} was asked for, but {name} is not a model on the hub")
     if name.startswith("zoo:"):
         try:
             return zoo_folder(name.removeprefix("zoo:"))
@@ -61,9 +66,7 @@ def find(source: str | Path, *, revision: str | None = None, local_files_only: b
             raise CheckpointError(
                 f"{name}: not in the zoo; there is {', '.join('zoo:' + z for z in ZOO)}"
             ) from None
-    if Path(name).exists() or isinstance(source, Path) or not HUB_ID.fullmatch(name):
-        return Path(name)
-    return _download(name, revision, local_files_only)
+    return _download(name, revision, local_files_only) if hub else Path(name)
 
 
 def _download(name: str, revision: str | None, local_files_only: bool) -> Path:

@@ -55,8 +55,9 @@ class Spec:
 def save(folder: str | Path, spec: Spec, tensors: Mapping[str, Tensor]) -> Spec:
     """Write `spec` and `tensors` (CPU or GPU, any dtype) into `folder`; returns the spec with its sha256.
 
-    Killed at any moment, the folder holds the old checkpoint or the new one: the digest, which ties the two
-    files together, is taken out of the old config before the weights are replaced.
+    Killed at any moment, the folder holds a checkpoint that loads: the digest, which ties the two files together, is
+    taken out of the config before the weights are replaced. (Where the old checkpoint has another architecture, its
+    weights do not fit the new config until they are replaced.)
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

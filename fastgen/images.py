@@ -134,7 +134,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     try:
         with Image.open(path) as picture:
             text = getattr(picture, "text", {}).get(METADATA_KEY)
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read as a picture: {error}") from error
     if text is None:
         raise DataError(

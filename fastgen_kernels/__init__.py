@@ -1,6 +1,7 @@
 """Fused operations for generative models: Triton kernels on CUDA, plain PyTorch elsewhere. Imports no triton.
 
-Every operation has one entry in `OPS`, which says everything about it (`op.Op`).
+Every fused operation has one entry in `OPS`, which says everything about it (`op.Op`). `normals` is
+a building block of them.
 """
 
 from __future__ import annotations

@@ -110,9 +110,6 @@ def rounding_bound(exact: Tensor, magnitude: Tensor, dtype: torch.dtype, accumul
     return 1.01 * UNIT_ROUNDOFF[dtype] * exact.abs() + accumulated * working * magnitude + tiny
 
 
-# ---------------------------------------------------------------------------------------------------- choice
-# of path
-
 _requested: ContextVar[Path | None] = ContextVar("fastgen_kernels_path", default=None)
 
 
@@ -171,10 +168,6 @@ def use(path: Path) -> Iterator[None]:
         _requested.reset(token)
 
 
-# ----------------------------------------------------------------------------------------------------------
-# autograd
-
-
 def differentiate_through(custom_op: Any, reference: Callable[..., Any], wrt: tuple[int, ...]) -> None:
     """Give a functional custom op its reference's gradient, for the inputs at the positions `wrt`.
 
@@ -191,6 +184,8 @@ def differentiate_through(custom_op: Any, reference: Callable[..., Any], wrt: tu
         saved = iter(ctx.saved_tensors)
         inputs = [next(saved) if other is None else other[0] for other in ctx.others]
         wanted = [i for i in wrt if ctx.needs_input_grad[i]]
+        if not wanted:  # only an input that has no gradient asks for one
+            return (None,) * len(inputs)
         second_order = torch.is_grad_enabled()
         with torch.enable_grad():
             for i in wanted:

@@ -104,6 +104,10 @@ def test_like_keeps_layout_and_dtype(model: str) -> None:
     [
         {"request": None},
         {"request": {}},
+        {"request": {"seeds": [1], "labels": [None], "solver": "ddim", "steps": [2]}},
+        {"request": {"seeds": [1], "labels": [None], "solver": "ddim", "steps": 2, "self": 1}},
+        {"layout": {"scale": -3}},
+        {"layout": {"scale": 10**6}},
         {"request": {"settings": 1}},
         {"request": {"seeds": 3, "labels": None, "solver": "ddim", "steps": 2}},
         {"request": {"seeds": [1], "labels": [None], "solver": ["ddim"], "steps": 2}},
@@ -124,6 +128,13 @@ def test_like_trusts_nobody(model: str, change: dict, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert main(["sample", "--like", "b.png", "--device", "cpu"]) == 1
     assert capsys.readouterr().err.startswith("fastgen: error: ")
+
+
+def test_like_is_never_a_fresh_request(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    save_image(torch.zeros(1, 8, 8), "b.png", metadata={})
+    assert main(["sample", model, "--like", "b.png"]) == 1
+    assert "its fastgen request is damaged" in capsys.readouterr().err
+    assert not Path("b-again.png").exists()
 
 
 def test_the_library_writes_requests_too(model: str) -> None:
@@ -172,6 +183,9 @@ def test_solver_options(model: str) -> None:
         (["{model}", "--eta", "1"], "unknown argument eta"),
         (["{model}", "--option", "eta"], "expected NAME=VALUE"),
         (["{model}", "--option", "foo=1"], "unknown argument foo"),
+        (["{model}", "--option", "self=1"], "unknown argument self"),
+        (["{model}", "--option", "settings=1"], "unknown argument settings"),
+        (["{model}", "--option", "steps=2"], "is not an option of a solver"),
         (["{model}", "--out", "a.exe"], "expected a sheet"),
         (["{model}", "--out", "no/where/a.png"], "there is no folder"),
         (["{model}", "--gif", "a.png"], "ends in .gif"),

@@ -61,6 +61,13 @@ def test_pictures_without_metadata(tmp_path: Path) -> None:
         read_metadata(tmp_path / "b.png")
 
 
+def test_a_bomb_is_a_damaged_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fastgen.save_image(torch.zeros(1, 64, 64), tmp_path / "a.png", metadata={})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_metadata(tmp_path / "a.png")
+
+
 def test_gif_has_the_frames(tmp_path: Path) -> None:
     frames = [torch.full((4, 1, 4, 4), v) for v in (-1.0, 0.0, 1.0)]
     fastgen.save_gif(frames, tmp_path / "a.gif")

@@ -58,6 +58,12 @@ def test_names_that_are_nothing(tmp_path: Path) -> None:
         fastgen.load(tmp_path / "owner" / "model")
 
 
+def test_a_revision_is_not_ignored(tmp_path: Path) -> None:
+    for source in ("zoo:ddpm-mnist", checkpoint(tmp_path / "m")):
+        with pytest.raises(fastgen.ConfigError, match="is not a model on the hub"):
+            fastgen.load(source, revision="v1")
+
+
 def test_unknown_engine(tmp_path: Path) -> None:
     checkpoint(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import from_dict
+from ..config import bounded, from_dict
 from ..errors import ConfigError
 from .arguments import add_model, integer_ranges, positive
 
@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     from ..api import load
 
     started = time.perf_counter()
-    kept = {} if args.like is None else _kept(args)
+    like = args.like is not None
+    kept = _kept(args) if like else {}
     source = args.model or kept.get("model")
     if not source:
         raise ConfigError("sample: which MODEL? A folder, a hub id, or for a start: zoo:ddpm-mnist")
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     _check_names(args.out, args.gif)
     _check_free([args.out, *([args.gif] if args.gif else [])], args.overwrite)
 
-    revision = args.revision or kept.get("revision")
+    revision = args.revision or (None if args.model else kept.get("revision"))
     engine = load(
         source,
         device=args.device,
@@ -85,9 +86,9 @@ def run(args: argparse.Namespace) -> int:
         revision=revision,
         local_files_only=args.local_files_only,
     )
-    request = engine.request(**(_kept_arguments(args, kept) if kept else _arguments(args)))
+    request = engine.request(**(_kept_arguments(args, kept) if like else _arguments(args)))
     metadata = {**engine.metadata(request), "revision": revision}
-    if kept and kept.get("sha256") != metadata["sha256"]:
+    if like and kept.get("sha256") != metadata["sha256"]:
         raise ConfigError(
             f"{args.like}: was drawn by weights with sha256 {kept.get('sha256')}, those of {source} have "
             f"{metadata['sha256']}"
@@ -122,8 +123,8 @@ class Layout:
     """How pictures lie in a file: by themselves, or on a sheet."""
 
     single: bool = False
-    columns: int | None = None
-    scale: int = 1
+    columns: int | None = bounded(1, 10_000, default=None)
+    scale: int = bounded(1, 64, default=1)
     captions: bool = True
 
     @classmethod
@@ -162,8 +163,6 @@ def _kept_arguments(args: argparse.Namespace, kept: dict[str, Any]) -> dict[str,
         raise ConfigError(
             f"{args.like}: its fastgen request is damaged: no seeds, labels, solver and steps in it"
         )
-    if clash := {"n", "seed", "settings"} & set(request):
-        raise ConfigError(f"{args.like}: its fastgen request is damaged: it names {', '.join(clash)}")
     return request
 
 
@@ -232,6 +231,8 @@ def _arguments(args: argparse.Namespace) -> dict[str, Any]:
         name, equals, value = option.partition("=")
         if not equals:
             raise ConfigError(f"--option {option}: expected NAME=VALUE")
+        if name in arguments:
+            raise ConfigError(f"--option {option}: is not an option of a solver; see `fastgen sample --help`")
         arguments[name] = _value(value)
     return arguments
 

@@ -127,9 +127,9 @@ def _earlier_run(args: argparse.Namespace) -> tuple[Run, Dataset]:
     from ..training import data
     from ..training.run import saved_run
 
-    given = [
-        n for n in (*RUN_OPTIONS, *DATA_OPTIONS, *NETWORK_DEFAULTS) if getattr(args, n) not in (None, False)
-    ]
+    # `is`, not `in`: 0 equals False, and is an answer
+    values = {n: getattr(args, n) for n in (*RUN_OPTIONS, *DATA_OPTIONS, *NETWORK_DEFAULTS)}
+    given = [n for n, value in values.items() if value is not None and value is not False]
     if given:
         flags = ", ".join("--" + n.replace("_", "-") for n in given)
         raise ConfigError(f"train: a resumed run keeps its own settings; leave out {flags}")
@@ -174,6 +174,8 @@ def _new_spec(args: argparse.Namespace, dataset: Dataset, config: RunConfig) -> 
     channels, height, width = dataset.shape
     classes, widths = dataset.num_classes, chosen["widths"]
     levels, common = len(widths), math.gcd(*widths)
+    if not 0 <= chosen["attention"] <= levels:
+        raise ConfigError(f"train: --attention: expected 0 to {levels} (levels), got {chosen['attention']}")
     attended = [i >= levels - chosen["attention"] for i in range(levels)]
     unet = {
         "sample_size": [height, width],
@@ -205,6 +207,7 @@ def _previewer(folder: Path, spec: Spec, settings: DiffusionSettings) -> Callabl
     def preview(step: int, network: nn.Module) -> None:
         from ..engines.diffusion import DiffusionEngine
         from ..images import save_grid
+        from ..training.diffusion import PREVIEWS
 
         # A copy in the network's own dtype: an engine moves what it is given, and this network is still in training.
         device = next(network.parameters()).device
@@ -212,8 +215,8 @@ def _previewer(folder: Path, spec: Spec, settings: DiffusionSettings) -> Callabl
         classes = settings.num_classes
         labels = None if classes is None else [i % classes for i in range(4 * min(classes, 16))]
         count = 32 if labels is None else len(labels)
-        (folder / "previews").mkdir(exist_ok=True)
+        (folder / PREVIEWS).mkdir(exist_ok=True)
         *_, last = engine.stream(count, seed=0, labels=labels)
-        save_grid(last.images, folder / "previews" / f"step-{step:07d}.png", columns=min(classes or 8, 16))
+        save_grid(last.images, folder / PREVIEWS / f"step-{step:07d}.png", columns=min(classes or 8, 16))
 
     return preview

@@ -88,9 +88,8 @@ class DiffusionEngine:
             max_batch=max_batch,
             backend=backend,
         )
-        self._lock = (
-            threading.Lock()
-        )  # not an RLock: a stream may be begun in one thread and ended in another
+        # Not an RLock: a stream may be begun in one thread and ended in another.
+        self._lock = threading.Lock()
         self._owner: int | None = None  # the thread whose call the engine is busy with
 
     def sample(
@@ -213,16 +212,18 @@ class DiffusionEngine:
             "request": request.to_dict(),
         }
 
-    def request(self, n: int | None = None, **arguments: Any) -> Request:
+    def request(self, n: int | None = None, /, **arguments: Any) -> Request:
         """What ``sample(n, **arguments)`` would draw, with every default and random seed filled in."""
-        return resolve(self.settings, n=n, **arguments)
-
-    # ---- inside ---------------------------------------------------------------------------------------
+        if n is not None:
+            arguments["n"] = n
+        return resolve(self.settings, **arguments)
 
     @contextmanager
     def _session(self) -> Iterator[None]:
         if self._owner == threading.get_ident():
-            raise FastgenError("this engine is streaming in this thread: finish or close that iterator first")
+            raise FastgenError(
+                "this engine is busy in this thread: first finish its stream or leave its callback"
+            )
         with self._lock:
             self._owner = threading.get_ident()
             self._tickets: list[int] = []

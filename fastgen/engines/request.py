@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 
 from ..diffusion.schedule import NoiseSchedule
@@ -62,6 +63,7 @@ def _table(
 
 def resolve(
     settings: DiffusionSettings,
+    /,
     *,
     n: int | None = None,
     seed: int | None = None,
@@ -92,17 +94,22 @@ def resolve(
     if solver == settings.solver:
         options = {**(settings.solver_options or {}), **options}
     for name, value in options.items():
+        if isinstance(value, Real) and not isinstance(value, (bool, int, float)):
+            options[name] = value = float(value)  # NumPy's
         if not isinstance(value, (bool, int, float, str)):
             raise ConfigError(f"{name}: expected a number, a truth value or a string, got {value!r}")
     if settings.learned and solver == "ddpm":
         options.setdefault("variance_type", settings.variance)
 
+    steps = settings.steps if steps is None else _index(steps)
+    if type(steps) is not int:
+        raise ConfigError(f"steps: expected an int, got {steps!r}")
     count = _count(n, seeds, labels)
     request = Request(
         _seeds(count, seed, seeds),
         _labels(count, labels, settings),
         solver,
-        settings.steps if steps is None else _index(steps),
+        steps,
         _guidance(guidance_scale, settings),
         options,
     )
@@ -206,7 +213,7 @@ def _label(label: Any, settings: DiffusionSettings) -> int:
 def _guidance(scale: float | None, settings: DiffusionSettings) -> float:
     if scale is None:
         return settings.guidance_scale
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale <= 100:
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 <= scale <= 100:
         raise ConfigError(f"guidance_scale: expected a number from 0 to 100 (1 = no guidance), got {scale!r}")
     if scale != 1 and settings.null_class is None:
         raise ConfigError(

@@ -81,7 +81,7 @@ class Loop:
         self.backend = backend
         self.graphs: dict[tuple[int, bool], Step] = {}
 
-        # The kernel reads and writes channels-last network tensors four pixels at a time.
+        # Noise is made for four pixels at a time, so channels-last network tensors need planes of whole fours.
         wide = (shape[1] * shape[2]) % 4 == 0
         self.memory_format = torch.channels_last if wide else torch.contiguous_format
         self._pool = RowPool(pool_rows, device)
@@ -101,8 +101,6 @@ class Loop:
         self._done: list[tuple[int, Tensor]] = []
         self._next_ticket = 0
         self._running: tuple[int, bool] | None = None  # the graph whose input buffer is filled
-
-    # ---- what an engine calls -------------------------------------------------------------------------
 
     def add(self, request: Request) -> int:
         """Queue a sample, at any time; returns its ticket."""
@@ -149,8 +147,6 @@ class Loop:
             if entry is not None:
                 self._leave(slot, entry)
         self._cursor.zero_()
-
-    # ---- joining and leaving --------------------------------------------------------------------------
 
     def _admit(self) -> None:
         free = deque(slot for slot, entry in enumerate(self._active) if entry is None)
@@ -221,8 +217,6 @@ class Loop:
         """A larger pool. Only between samples: captured steps hold the old one's address."""
         self._pool = RowPool(rows, self.device)
         self.graphs.clear()
-
-    # ---- the step -------------------------------------------------------------------------------------
 
     def _bucket(self, count: int) -> int:
         """The batch of a step. A captured one serves every batch up to the next power of two, `max_batch` at most."""

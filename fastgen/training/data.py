@@ -107,7 +107,9 @@ class PictureFolder:
                     raise DataError(f"{path}: has 16 or 32 bits a pixel; convert it to 8 bits first")
                 picture = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
                 picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-        except OSError as error:
+        except DataError:
+            raise
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{path}: cannot be read as a picture: {error}") from error
         pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
@@ -134,6 +136,8 @@ def load(
     channels are needed by a picture folder (default 64x64, 3) and must fit the others. Raises DataError.
     """
     path = Path(source)
+    if labels is not None and (source == "digits" or path.is_dir() or path.suffix == ".npz"):
+        raise DataError(f"{source}: has labels of its own, or none; only an IDX file takes a file of labels")
     if source == "digits":
         dataset: Dataset = _digits()
     elif path.is_dir():

@@ -20,9 +20,11 @@ from ..checkpoint import CONFIG_FILE, WEIGHTS_FILE, save, write_atomic
 from ..diffusion.schedule import NoiseSchedule
 from ..errors import CheckpointError, DataError
 from .data import Dataset, describe
-from .run import Run, RunConfig, RunState, saved_run
+from .run import STATE_FILE, Run, RunConfig, RunState, saved_run
 
 LOSS_FILE = "loss.csv"
+PREVIEWS = "previews"  # folder of the sheets that `on_preview` may draw
+RUN_FILES = (STATE_FILE, CONFIG_FILE, WEIGHTS_FILE, LOSS_FILE)
 
 
 def train(
@@ -41,15 +43,16 @@ def train(
     """Train `module` (F(x, t, label)) on `dataset` into `folder`; returns the averaged network.
 
     run: its configuration, the spec of the model it makes (one part: the averaged network) and a description of the
-    pictures. null_class: the label that stands for "no label"; `label_dropout` of the labels become it.
-    on_preview(step, averaged network) is called every `preview_every` steps and at the end; it must not change the
-    network.
+    pictures; a resumed run is the folder's own. null_class: the label that stands for "no label"; `label_dropout` of
+    the labels become it. on_preview(step, averaged network) is called every `preview_every` steps and at the end; it
+    must not change the network.
 
     The same seed, data and machine give the same weights, interrupted and resumed or not, on a CPU (GPU libraries add
-    in varying order): every step draws its times, noise and dropouts from a generator seeded by (seed, step). Raises
-    CheckpointError where `folder` holds a run and `resume` is False, or the other way round, or a model without a run;
-    DataError where a resumed run's pictures are not the ones it began with. Ctrl-C ends the step, saves, and then
-    raises KeyboardInterrupt.
+    in varying order): every step draws its times, noise and dropouts from a generator seeded by (seed, step). Ctrl-C
+    ends the step, saves, and then raises KeyboardInterrupt.
+
+    Raises CheckpointError where `folder` holds a run or a model and `resume` is False, or no run and it is True, and
+    DataError where the pictures of a resumed run are not as many, of the shape and of the classes it began with.
     """
     folder, device = Path(folder), torch.device(device)
     run = _opened(folder, run, dataset, resume)
@@ -66,8 +69,9 @@ def train(
         state.restore(folder)
         _publish(state, folder)  # a save that was killed may have got no further than the state
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".*.tmp"):  # of a save that was killed
-        leftover.unlink()
+    for name in RUN_FILES:
+        for leftover in folder.glob(f".{name}.*.tmp"):  # of a save that was killed
+            leftover.unlink()
 
     forked = [device] if device.type == "cuda" else []
     bar = tqdm(total=config.steps, initial=state.step, disable=not progress, unit="step", smoothing=0.05)
@@ -93,8 +97,8 @@ def _opened(folder: Path, run: Run, dataset: Dataset, resume: bool) -> Run:
     if earlier is None:
         if resume:
             raise CheckpointError(f"{folder}: no training run to resume in it")
-        if any((folder / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
-            raise CheckpointError(f"{folder}: holds a model; choose another folder")
+        if there := [name for name in (*RUN_FILES, PREVIEWS) if (folder / name).exists()]:
+            raise CheckpointError(f"{folder}: holds {', '.join(there)} already; choose another folder")
         return run
     if not resume:
         raise CheckpointError(f"{folder}: holds a training run; resume it, or choose another folder")

@@ -106,7 +106,7 @@ class RunState:
             for prefix, target in (("model", self.module), ("ema", self.ema)):
                 state = target.state_dict()
                 if any(f"{prefix}.{n}" not in names for n in state):
-                    raise CheckpointError(f"{path}: does not fit the network in config.json")
+                    raise CheckpointError(f"{path}: does not fit the network that its own spec describes")
                 with torch.no_grad():
                     for name, tensor in state.items():
                         tensor.copy_(file.get_tensor(f"{prefix}.{name}"))

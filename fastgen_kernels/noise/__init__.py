@@ -27,6 +27,9 @@ STREAMS: Mapping[str, int] = {
 }
 
 
+MAX_ELEMENTS = 2**30  # of one sample: the kernel counts them in int32
+
+
 def normals(
     seeds: Tensor | Sequence[int],
     steps: Tensor | Sequence[int] | int,
@@ -58,11 +61,11 @@ def normals(
         raise ValueError(f"stream: expected one of {list(STREAMS)}, received {stream!r}")
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype: expected torch.float32 or torch.float64, received {dtype}")
-    if any(size < 1 for size in shape):
-        raise ValueError(f"shape: expected positive sizes, received {tuple(shape)}")
+    if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
+        raise ValueError(f"shape: expected positive sizes of at most 2^30 elements, received {tuple(shape)}")
     seeds = _pairs_column("seeds", seeds, (torch.int64,), device)
     if isinstance(steps, int):
-        steps = torch.full_like(seeds, steps)
+        steps = _host_steps([steps]).to(seeds.device).expand_as(seeds).contiguous()
     else:
         steps = _pairs_column("steps", steps, (torch.int64, torch.int32), seeds.device).to(torch.int64)
     if steps.shape != seeds.shape:
@@ -75,9 +78,16 @@ def normals(
 def signed_seeds(seeds: Sequence[int]) -> Tensor:
     """Seeds in [-2^63, 2^64) as int64 [B] of the same 64 bits, on the CPU. ValueError for others."""
     for seed in seeds:
-        if not -(1 << 63) <= seed < 1 << 64:
-            raise ValueError(f"seeds: expected integers of 64 bits, received {seed}")
+        if type(seed) is not int or not -(1 << 63) <= seed < 1 << 64:
+            raise ValueError(f"seeds: expected integers of 64 bits, received {seed!r}")
     return torch.tensor([s - (1 << 64) if s >= 1 << 63 else s for s in seeds], dtype=torch.int64)
+
+
+def _host_steps(steps: Sequence[int]) -> Tensor:
+    for step in steps:
+        if type(step) is not int or not 0 <= step < 1 << 32:
+            raise ValueError(f"steps: expected integers from 0 to 2^32 - 1, received {step!r}")
+    return torch.tensor(list(steps), dtype=torch.int64)
 
 
 def _pairs_column(
@@ -87,7 +97,7 @@ def _pairs_column(
     device: torch.device | str | None,
 ) -> Tensor:
     if not isinstance(value, Tensor):
-        value = signed_seeds(value).to(device)
+        value = signed_seeds(value).to(device) if name == "seeds" else _host_steps(value).to(device)
     elif device is not None:
         value = value.to(device)
     if value.dtype not in dtypes:

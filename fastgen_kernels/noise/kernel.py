@@ -17,10 +17,8 @@ from . import reference
 # gives without the cancellation that rounding u to float32 would cause.
 _NEAR_ONE = tl.constexpr(0xB504F334)
 _SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)  # sqrt(1/2) as float32
-_LN2_HIGH, _LN2_LOW = (
-    tl.constexpr(0.693359375),
-    tl.constexpr(-2.12194440e-4),
-)  # 10 bits: exact times an exponent; rest
+# ln 2 in two parts: the first has 10 bits, so that its product with an exponent is exact.
+_LN2_HIGH, _LN2_LOW = tl.constexpr(0.693359375), tl.constexpr(-2.12194440e-4)
 _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7, _L8 = (tl.constexpr(c) for c in reference.LOG)
 _S0, _S1, _S2 = (tl.constexpr(c) for c in reference.SIN)
 _C0, _C1, _C2 = (tl.constexpr(c) for c in reference.COS)

@@ -49,7 +49,7 @@ def reverse_step(
             float64 state), contiguous or channels-last (then H*W must be a multiple of 4). 2B samples:
             classifier-free guidance, conditional half first, weight from the row. 2C channels: `learned`
             variance V in the last C, of the conditional half where guided.
-        rows: [B, 32] typed as x, contiguous: each sample's row, already gathered.
+        rows: [B, 32] typed as x, contiguous: each sample's row, already gathered; its slot is below K.
         seeds: int64 [B], each sample's seed. Noise is `normals(seeds, rows' noise steps, "step", (C, H, W))`,
             made only where the row uses it.
         learned: 0: F has C channels; 1: the noise is scaled by 2^(lo + (V/2 + 1/2) * (hi - lo)), bounds from
@@ -104,10 +104,6 @@ def reverse_step_out(
     _expect_tensor("cursor", cursor, (batch,), torch.int32, x.device)
     _expect_contiguous("cursor", cursor)
     torch.ops.fastgen.reverse_step_out(x, h, F, y, rows, cursor, seeds, learned, noise)
-
-
-# -------------------------------------------------------------------------------------------------- checks at
-# the door
 
 
 def _expect_tensor(
@@ -185,10 +181,6 @@ def _check(
             raise ValueError("noise: expected None on CUDA, where the kernel makes it, received a tensor")
         _expect_tensor("noise", noise, tuple(x.shape), x.dtype, x.device)
         _expect_contiguous("noise", noise)
-
-
-# -------------------------------------------------------------------------------------------------------
-# custom ops
 
 
 # The mutating op is defined at the dispatcher itself: `torch.library.custom_op` adds some 20 us of Python to

@@ -213,9 +213,13 @@ def bytes_moved(
     coefficients = rows[:, row.A : row.B + 8].reshape(-1, 2, 8)
     read = int((coefficients[:, :, row.H : row.H + h.shape[0]] != 0).any(1).sum())
     written = int((integer_words(rows)[:, row.SLOT] >= 0).sum())
-    y = F.shape[0] * x[0].numel() * F.element_size()
+    noisy = int((coefficients[:, :, row.Z] != 0).any(1).sum())
     state = 2 * x.numel() * x.element_size() + (read + written) * picture
-    return state + F.numel() * F.element_size() + y + rows.numel() * rows.element_size() + seeds.numel() * 8
+    # F and y have as many samples; the variance is read where there is noise to scale, and of one half only.
+    network = (2 * F.shape[0] + (noisy if learned else 0)) * x[0].numel() * F.element_size()
+    return (
+        state + network + rows.numel() * rows.element_size() + len(rows) * (seeds.element_size() + 4)
+    )  # 4: cursor
 
 
 def flops(

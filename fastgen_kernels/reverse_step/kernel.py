@@ -132,7 +132,7 @@ def reverse_step_kernel(
 
     if K > 0:
         slot = _word(words, _SLOT)
-        tl.store(h + slot.to(tl.int64) * plane + base + element, kept, mask=mask & (slot >= 0))
+        tl.store(h + slot.to(tl.int64) * plane + base + element, kept, mask=mask & (slot >= 0) & (slot < K))
     tl.store(x + base + element, out, mask=mask)
     scaled = (tl.load(words + _NEXT_SCALE) * out).to(y.dtype.element_ty)
     tl.store(y + base + y_element, scaled, mask=mask)
@@ -150,7 +150,9 @@ class Launch:
 
 # From this many programs at the large tile on, an H200's 132 multiprocessors have several blocks each.
 MANY_PROGRAMS = 512
-LARGE = Launch(512, 4)  # 128-bit accesses, and enough bytes in flight to reach memory's bandwidth
+LARGE = Launch(
+    512, 4
+)  # 128-bit accesses of contiguous tensors, and enough bytes in flight to reach memory's bandwidth
 SMALL = Launch(128, 1)  # latency: a 3x32x32 picture becomes 24 programs rather than 6
 
 

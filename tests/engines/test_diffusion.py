@@ -79,6 +79,8 @@ def test_names_that_users_know(engine: DiffusionEngine) -> None:
         engine.sample(solver="dpm++2m", eta=0.5)
     with pytest.raises(TypeError, match="unknown argument gudance; besides"):
         engine.sample(gudance=3)
+    with pytest.raises(TypeError, match="unknown argument settings"):
+        engine.sample(settings=1)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,8 @@ def test_integers_of_other_libraries(engine: DiffusionEngine, arguments: dict) -
         {"seed": True},
         {"n": True},
         {"timestep_spacing": ["leading"]},
+        {"steps": [2]},
+        {"steps": {}},
         {"solver": ["ddim"]},
     ],
 )
@@ -243,7 +247,7 @@ def test_a_stream_given_up_frees_the_engine(engine: DiffusionEngine) -> None:
     want = engine.sample(2, seed=5)
     stream = engine.stream(2, seed=6)
     next(stream)
-    with pytest.raises(fastgen.FastgenError, match="streaming in this thread"):
+    with pytest.raises(fastgen.FastgenError, match="busy in this thread"):
         engine.sample()
     stream.close()
     assert torch.equal(engine.sample(2, seed=5), want)

@@ -87,9 +87,11 @@ def report(kernel: Any) -> dict[str, Any]:
 
 
 def reports(architecture: int, name: str) -> list[dict[str, Any]]:
-    """A report for every kernel that the cases of operation `name` launch."""
+    """A report for every kernel that the cases of operation `name` launch, or that fills a tensor for "normals"."""
     import fastgen_kernels
 
+    if name == "normals":
+        return noise_reports(architecture)
     op = fastgen_kernels.OPS[name]
     made = []
     for case in op.cases:
@@ -99,6 +101,20 @@ def reports(architecture: int, name: str) -> list[dict[str, Any]]:
                 op.fused(**arguments)
             facts = {"case": case.name, "production": case.production, "dtype": str(dtype)}
             made += [facts | report(kernel) for kernel in compiled]
+    return made
+
+
+def noise_reports(architecture: int) -> list[dict[str, Any]]:
+    """A report for `normals` of a picture, of one element, and of a size that divides by nothing."""
+    from fastgen_kernels.noise.kernel import normals
+
+    made = []
+    for elements in (3072, 1, 105):
+        seeds, steps = torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
+        with compiling(architecture) as compiled:
+            normals(seeds, steps, 1, elements)
+        facts = {"case": f"n{elements}", "production": False, "dtype": "torch.float32"}
+        made += [facts | report(kernel) for kernel in compiled]
     return made
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 # 64 registers leave room for 32 warps on a multiprocessor, which a memory-bound kernel needs to hide its
 # loads.
-MAX_REGISTERS = {"reverse_step": 64}
+MAX_REGISTERS = {"reverse_step": 64, "normals": 64}
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,8 +33,9 @@ def test_compiled(name, architecture):
         }
         print(architecture, facts)
         assert report["local_bytes"] == 0, report
-        if report["production"]:
+        if report["production"] or name == "normals":
             assert report["registers"] <= MAX_REGISTERS[name], report
+        if report["production"]:
             # At least the float32 state moves in 128-bit accesses, both ways.
             assert report["wide_loads"] >= 1, report
             assert report["wide_stores"] >= 1, report

@@ -174,9 +174,6 @@ def test_opcheck():
     )
 
 
-# ---------------------------------------------------------------------------------------------- kernel
-
-
 def test_kernel_words(kernel_device):
     seeds, steps = torch.tensor(SEEDS), torch.tensor([0, 1, 999, 2**31 - 1, 2**32 - 1, 5])
     out = torch.empty(len(SEEDS), 4, 64, dtype=torch.int32, device=kernel_device)
@@ -208,3 +205,22 @@ def test_kernel_normals(kernel_device, count):
     error = ((made.double() - exact).abs() / error_bound(exact)).max().item()
     print(f"{error:.3f} of the bound")
     assert error <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1.5], 0), "seeds: expected integers of 64 bits, received 1.5"),
+        (([2**64], 0), "seeds: expected integers of 64 bits"),
+        (([1], -1), "steps: expected integers from 0 to 2\\^32 - 1, received -1"),
+        (([1], 2**32), "steps: expected integers from 0"),
+        (([1], [1.5]), "steps: expected integers from 0"),
+    ],
+)
+def test_what_is_no_counter_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        normals(*arguments, "step", (2, 2))
+
+
+def test_seeds_of_64_bits():
+    assert torch.equal(normals([2**64 - 1], 3, "step", (5,)), normals([-1], 3, "step", (5,)))

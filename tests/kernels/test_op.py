@@ -56,6 +56,18 @@ def test_an_op_is_complete(name):
     assert fastgen_kernels.decompositions()[operation.overload] is operation.decomposition
 
 
+def test_gradient_asked_only_of_an_input_that_has_none():
+    arguments = (
+        OPS["reverse_step"]
+        .case("slots1")
+        .make(torch.Generator().manual_seed(0), torch.device("cpu"), torch.float32)
+    )
+    arguments["rows"].requires_grad_()
+    x_next, _, _ = fastgen_kernels.reverse_step(**arguments)
+    x_next.sum().backward()
+    assert arguments["rows"].grad is None
+
+
 def test_errors_sees_what_is_wrong():
     operation = OPS["reverse_step"]
     arguments = operation.case("slots1").make(

@@ -127,10 +127,6 @@ def test_slices_of_larger_buffers():
     assert full[:, 2:].isnan().all()
 
 
-# -------------------------------------------------------------------------------------------- registered
-# operation
-
-
 @pytest.mark.parametrize(
     "options", [{"slots": 2}, {"guided": True, "learned": 1}, {"slots": 1, "channels_last": True}]
 )
@@ -219,10 +215,6 @@ def test_compile():
         assert torch.equal(buffer[name], expected[name]), name
 
 
-# -------------------------------------------------------------------------------------------------- checks at
-# the door
-
-
 @pytest.mark.parametrize(
     ("name", "spoil", "error"),
     [
@@ -288,6 +280,10 @@ def test_kernel_refusals():
 
 def test_costs():
     arguments = make((2, 1, 4, 4), torch.bfloat16, slots=2, noise="none")
-    # State 4 + 4, F 2, y 2, two slots read and one written 4 each, for each of 32 elements; rows and seeds.
-    assert OP.bytes_moved(**arguments) == 32 * (8 + 4 + 12) + 2 * (128 + 8)
+    # State 4 + 4, F 2, y 2, two slots read and one written 4 each, for each of 32 elements; rows, seeds, cursor.
+    assert OP.bytes_moved(**arguments) == 32 * (8 + 4 + 12) + 2 * (128 + 8 + 4)
+    # Guided: two halves of F and y. The variance (2 bytes, of one half) is read where there is noise to scale.
+    for noise, variance in (("none", 0), ("all", 2)):
+        guided = make((2, 1, 4, 4), torch.bfloat16, slots=2, noise=noise, guided=True, learned=1)
+        assert OP.bytes_moved(**guided) == 32 * (8 + 8 + variance + 12) + 2 * (128 + 8 + 4)
     assert OP.flops(**arguments) == 32 * (4 + 2 * (2 * 5 - 1))

@@ -213,7 +213,14 @@ def test_a_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[
     digest = file_sha256(tmp_path / WEIGHTS_FILE)
     assert train(tmp_path, *FAST, "--steps", "2") == 1
     assert "holds a training run; resume it, or choose another folder" in capsys.readouterr().err
-    for flag in (["--steps", "5"], ["--flip"], ["--widths", "16,16"], ["--size", "9"], ["--data", "digits"]):
+    for flag in (
+        ["--preview-every", "0"],
+        ["--steps", "5"],
+        ["--flip"],
+        ["--widths", "16,16"],
+        ["--size", "9"],
+        ["--data", "digits"],
+    ):
         assert train(tmp_path, "--resume", *flag) == 1
         assert f"leave out {flag[0]}" in capsys.readouterr().err
     assert train(tmp_path / "new", "--resume") == 1
@@ -228,7 +235,10 @@ def test_a_model_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / STATE_FILE).unlink()  # as a model is published
     digest = file_sha256(tmp_path / WEIGHTS_FILE)
     assert train(tmp_path, *FAST, "--steps", "2") == 1
-    assert "holds a model; choose another folder" in capsys.readouterr().err
+    assert (
+        "holds config.json, model.safetensors, loss.csv already; choose another folder"
+        in capsys.readouterr().err
+    )
     assert file_sha256(tmp_path / WEIGHTS_FILE) == digest
 
 
@@ -265,8 +275,19 @@ def test_previews_leave_the_average_alone(tmp_path: Path, monkeypatch: pytest.Mo
 def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     train(tmp_path, *FAST, "--steps", "1")
     (tmp_path / ".model.safetensors.x1.tmp").write_bytes(b"half")
+    (tmp_path / ".notes.tmp").write_text("mine")
     train(tmp_path, "--resume", "--quiet")
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert [p.name for p in tmp_path.glob(".*.tmp")] == [".notes.tmp"]
+
+
+@pytest.mark.parametrize("name", ["loss.csv", "previews"])
+def test_other_files_are_not_overwritten(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("mine")
+    assert train(tmp_path, *FAST, "--steps", "1") == 1
+    assert f"holds {name} already" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "mine"
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,6 +308,8 @@ def test_a_damaged_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--widths", "8,8,8,8,8"], "must be divisible by 16"),
         (["--beta-schedule", "cosine"], "beta_schedule: expected one of linear"),
         (["--data", "nowhere"], "no such file or folder"),
+        (["--attention", "-1"], "--attention: expected 0 to 2"),
+        (["--labels", "x"], "digits: has labels of its own"),
         (["--layers", "99"], "layers_per_block: expected 1 to 8"),
     ],
 )
