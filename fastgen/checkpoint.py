@@ -65,9 +65,9 @@ def save(folder: str | Path, spec: Spec, tensors: Mapping[str, Tensor]) -> Spec:
     provenance = {**spec.provenance, "sha256": hashlib.sha256(data).hexdigest()}
     spec = dataclasses.replace(spec, provenance=provenance)
     untied = dataclasses.replace(spec, provenance={k: v for k, v in provenance.items() if k != "sha256"})
-    write_atomic(folder / CONFIG_FILE, spec_to_json(untied).encode())
+    write_atomic(folder / CONFIG_FILE, _spec_to_json(untied).encode())
     write_atomic(folder / WEIGHTS_FILE, data)
-    write_atomic(folder / CONFIG_FILE, spec_to_json(spec).encode())
+    write_atomic(folder / CONFIG_FILE, _spec_to_json(spec).encode())
     return spec
 
 
@@ -101,7 +101,7 @@ def load(
         stamp = _stamp(Path(folder) / CONFIG_FILE)
         spec = load_spec(folder)
         try:
-            return spec, load_tensors(folder, spec, builders(spec))
+            return spec, _load_tensors(folder, spec, builders(spec))
         except CheckpointError:
             # `save` replaces the config before the weights: where that has not happened, no save is to blame.
             if attempt == LOAD_ATTEMPTS - 1 or stamp == _stamp(Path(folder) / CONFIG_FILE):
@@ -119,7 +119,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def load_tensors(
+def _load_tensors(
     folder: str | Path, spec: Spec, builders: Mapping[str, Callable[[], nn.Module]]
 ) -> dict[str, nn.Module]:
     """Build each part of `spec` and fill it from ``model.safetensors``: {part: module in float32 on CPU}.
@@ -186,7 +186,7 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         raise
 
 
-def spec_to_json(spec: Spec) -> str:
+def _spec_to_json(spec: Spec) -> str:
     """`spec` as the text of a ``config.json``."""
     return json.dumps(dataclasses.asdict(spec), indent=2) + "\n"
 

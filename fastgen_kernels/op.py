@@ -61,9 +61,8 @@ class Op:
     decomposition: Callable[..., Any]  # stands in for `overload` (positional arguments) in an exported graph
     cases: tuple[Case, ...]
     exact: Callable[..., tuple[Tensor, ...]]  # float64 outputs computed from the arguments as rounded
-    tolerance: Callable[
-        [tuple[Tensor, ...], Arguments], tuple[Tensor, ...]
-    ]  # (exact outputs, arguments) -> bounds
+    # (exact outputs, arguments) -> bounds
+    tolerance: Callable[[tuple[Tensor, ...], Arguments], tuple[Tensor, ...]]
     bytes_moved: Callable[..., int]  # least traffic to and from device memory
     flops: Callable[..., int]  # additions and multiplications
 
@@ -77,8 +76,7 @@ class Op:
     def errors(
         self, arguments: Arguments, outputs: Sequence[Tensor] | Tensor | None = None
     ) -> dict[str, float]:
-        """Worst error of each output as a fraction of its bound (at most 1 when right; inf for an unexpected
-        NaN).
+        """Worst error of each output as a fraction of its bound: at most 1 when right, inf for an unexpected NaN.
 
         `outputs` are judged if given, else those of `function(**arguments)` on the path that is selected.
         """
@@ -89,23 +87,20 @@ class Op:
         worst: dict[str, float] = {}
         for name, value, want, bound in zip(self.outputs, got, exact, bounds, strict=True):
             error = ((value.double() - want).abs() / bound).nan_to_num(nan=float("inf"))
-            error = error.masked_fill(
-                value.isnan() & want.isnan(), 0.0
-            )  # memory that the operation hands on untouched
+            # A NaN in both is memory that the operation hands on untouched.
+            error = error.masked_fill(value.isnan() & want.isnan(), 0.0)
             worst[name] = error.max().item() if error.numel() else 0.0
         return worst
 
 
 def rounding_bound(exact: Tensor, magnitude: Tensor, dtype: torch.dtype, accumulated: float = 8.0) -> Tensor:
-    """Largest error that correct code may show: one rounding to `dtype`, and `accumulated` fp32 ones on the
-    way.
+    """Largest error that correct code may show: one rounding to `dtype`, and `accumulated` fp32 ones on the way.
 
     `exact` is the float64 result from the already rounded inputs, `magnitude` the same operation on absolute
     values.
     """
     working = UNIT_ROUNDOFF[torch.float64 if dtype == torch.float64 else torch.float32]
-    # 1.01 covers the rounding of a value that is itself slightly off; the last term underflow to subnormal
-    # numbers.
+    # 1.01 covers the rounding of a value that is itself slightly off; the last term underflow to subnormals.
     tiny = torch.finfo(dtype).smallest_normal * UNIT_ROUNDOFF[dtype]
     return 1.01 * UNIT_ROUNDOFF[dtype] * exact.abs() + accumulated * working * magnitude + tiny
 
@@ -171,8 +166,7 @@ def use(path: Path) -> Iterator[None]:
 def differentiate_through(custom_op: Any, reference: Callable[..., Any], wrt: tuple[int, ...]) -> None:
     """Give a functional custom op its reference's gradient, for the inputs at the positions `wrt`.
 
-    The forward pass keeps the inputs only; the backward pass runs the reference again and differentiates
-    that.
+    The forward pass keeps the inputs only; the backward pass runs the reference again and differentiates it.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..config import bounded, from_dict
 from ..errors import ConfigError
@@ -253,18 +253,16 @@ def _value(text: str) -> Any:
 
 
 def _draw(engine: DiffusionEngine, request: Request, args: argparse.Namespace) -> tuple[Tensor, list[Tensor]]:
-    from tqdm import tqdm
-
+    """The pictures, and where an animation is asked for, the noisy states on the way."""
     frames: list[Tensor] = []
-    keyword = request.to_dict()
-    with tqdm(total=0, disable=args.quiet or args.json or not sys.stderr.isatty(), unit="step") as bar:
-        for preview in engine.stream(**keyword):
-            bar.total = preview.total
-            bar.update()
-            every = -(-preview.total // GIF_FRAMES)
-            if args.gif and (preview.step % every == 0 or preview.step == preview.total):
-                frames.append(preview.images)
-    return preview.images, frames
+
+    def keep(step: int, total: int, images: Tensor) -> None:
+        if step % -(-total // GIF_FRAMES) == 0 or step == total:
+            frames.append(images)
+
+    progress = not (args.quiet or args.json) and sys.stderr.isatty()
+    images = engine.sample(**request.to_dict(), callback=keep if args.gif else None, progress=progress)
+    return cast("Tensor", images), frames
 
 
 def _write(

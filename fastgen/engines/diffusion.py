@@ -212,11 +212,9 @@ class DiffusionEngine:
             "request": request.to_dict(),
         }
 
-    def request(self, n: int | None = None, /, **arguments: Any) -> Request:
+    def request(self, /, n: int | None = None, **arguments: Any) -> Request:
         """What ``sample(n, **arguments)`` would draw, with every default and random seed filled in."""
-        if n is not None:
-            arguments["n"] = n
-        return resolve(self.settings, **arguments)
+        return resolve(self.settings, n=n, **arguments)
 
     @contextmanager
     def _session(self) -> Iterator[None]:

@@ -113,9 +113,8 @@ def resolve(
         _guidance(guidance_scale, settings),
         options,
     )
-    _check_variance(
-        request.table(settings.noise_schedule), settings
-    )  # making the table checks steps and options
+    table = request.table(settings.noise_schedule)  # checks steps and options
+    _check_variance(table, settings)
     return request
 
 

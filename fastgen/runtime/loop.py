@@ -127,7 +127,7 @@ class Loop:
         self.graphs[key]()
         for slot, entry in active:
             entry.row += 1
-            if entry.row == len(entry.request.table.time):
+            if entry.row == len(entry.request.table):
                 self._retire(slot, entry)
         return True
 

@@ -26,8 +26,8 @@ class NoiseAhead:
     def fill(self, samples: list[tuple[int, int, Table, int]]) -> None:
         """Bring `buffer` up to date for samples (slot, seed, table, row about to be run)."""
         needy = [s for s in samples if s[2].needs_noise[s[3]]]
-        if any(row not in self._made.get(slot, {}) for slot, _, _, row in needy):
-            self._make(needy)
+        if empty := [s for s in needy if s[3] not in self._made.get(s[0], {})]:
+            self._make(empty)
         for slot, _, _, row in needy:
             self.buffer[slot] = self._made[slot].pop(row)
 
@@ -40,13 +40,12 @@ class NoiseAhead:
         self._made = {new: self._made[old] for new, old in enumerate(slots) if old in self._made}
 
     def _make(self, samples: list[tuple[int, int, Table, int]]) -> None:
-        """Noise of the next rows of every sample that has none left, in one call."""
-        empty = [s for s in samples if s[3] not in self._made.get(s[0], {})]
-        elements = self.buffer[0].numel() * len(empty)
+        """Noise of the next rows of all `samples`, in one call."""
+        elements = self.buffer[0].numel() * len(samples)
         ahead = max(1, min(ROWS_AT_A_TIME, ELEMENTS_AT_A_TIME // elements))
         pairs = []  # (slot, row, seed, step of the noise counter)
-        for slot, seed, table, row in empty:
-            rows = [r for r in range(row, len(table.time)) if table.needs_noise[r]][:ahead]
+        for slot, seed, table, row in samples:
+            rows = [r for r in range(row, len(table)) if table.needs_noise[r]][:ahead]
             pairs += [(slot, r, seed, int(table.noise_step[r])) for r in rows]
         made = normals([seed for _, _, seed, _ in pairs], [step for *_, step in pairs], "step", self.shape)
         for (slot, row, _, _), noise in zip(pairs, made, strict=True):

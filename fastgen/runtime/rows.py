@@ -31,7 +31,7 @@ class RowPool:
         key = (id(table), guidance_scale)
         placed = self._placed.get(key)
         if placed is None:
-            length = len(table.time)
+            length = len(table)
             start = self._room(length)
             if start is None:
                 return None

@@ -14,9 +14,9 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import save as serialise
-from torch import Tensor, nn
+from torch import nn
 
-from ..checkpoint import Spec, spec_from_json, spec_to_json, write_atomic
+from ..checkpoint import Spec, spec_from_json, write_atomic
 from ..config import bounded, from_dict, one_of, to_dict
 from ..errors import CheckpointError
 from ..runtime.device import fast_bf16
@@ -89,7 +89,7 @@ class RunState:
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         run = {
             "config": to_dict(self.run.config),
-            "spec": json.loads(spec_to_json(self.run.spec)),
+            "spec": dataclasses.asdict(self.run.spec),
             "data": self.run.data,
         }
         # One entry: safetensors writes several in an order that varies, and equal runs should be equal files.
@@ -117,7 +117,8 @@ class RunState:
                     moments[key] = torch.empty_like(parameter).copy_(
                         file.get_tensor(f"optimizer.{key}.{name}")
                     )
-                self.optimizer.state[parameter] = {"step": _step_tensor(self), **moments}
+                step = torch.tensor(float(self.step), device=parameter.device)  # where a fused AdamW keeps it
+                self.optimizer.state[parameter] = {"step": step, **moments}
 
 
 def saved_run(folder: Path) -> Run | None:
@@ -140,8 +141,3 @@ def _open(path: Path):
         return safetensors.safe_open(str(path), framework="pt")
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-
-
-def _step_tensor(state: RunState) -> Tensor:
-    device = next(state.module.parameters()).device if state.optimizer.defaults["fused"] else "cpu"
-    return torch.tensor(float(state.step), dtype=torch.float32, device=device)

@@ -8,7 +8,7 @@ True
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,8 +25,6 @@ STREAMS: Mapping[str, int] = {
     "hutchinson": 4,
     "inpaint": 5,
 }
-
-
 MAX_ELEMENTS = 2**30  # of one sample: the kernel counts them in int32
 
 
@@ -63,11 +61,12 @@ def normals(
         raise TypeError(f"dtype: expected torch.float32 or torch.float64, received {dtype}")
     if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
         raise ValueError(f"shape: expected positive sizes of at most 2^30 elements, received {tuple(shape)}")
-    seeds = _pairs_column("seeds", seeds, (torch.int64,), device)
+    seeds = _pairs_column("seeds", seeds, signed_seeds, (torch.int64,), device)
     if isinstance(steps, int):
         steps = _host_steps([steps]).to(seeds.device).expand_as(seeds).contiguous()
     else:
-        steps = _pairs_column("steps", steps, (torch.int64, torch.int32), seeds.device).to(torch.int64)
+        dtypes = (torch.int64, torch.int32)
+        steps = _pairs_column("steps", steps, _host_steps, dtypes, seeds.device).to(torch.int64)
     if steps.shape != seeds.shape:
         raise ValueError(
             f"steps: expected one per seed ({seeds.shape[0]}), received shape {tuple(steps.shape)}"
@@ -93,11 +92,12 @@ def _host_steps(steps: Sequence[int]) -> Tensor:
 def _pairs_column(
     name: str,
     value: Tensor | Sequence[int],
+    from_host: Callable[[Sequence[int]], Tensor],
     dtypes: tuple[torch.dtype, ...],
     device: torch.device | str | None,
 ) -> Tensor:
     if not isinstance(value, Tensor):
-        value = signed_seeds(value).to(device) if name == "seeds" else _host_steps(value).to(device)
+        value = from_host(value).to(device)
     elif device is not None:
         value = value.to(device)
     if value.dtype not in dtypes:
