@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .noise import STREAMS, normals, signed_seeds
-from .op import Case, Op, select, use
+from .op import Budget, Case, Op, select, use
 from .reverse_step import OP as _REVERSE_STEP
 from .reverse_step import reverse_step, reverse_step_out
 
@@ -21,6 +21,7 @@ OPS: Mapping[str, Op] = {
 __all__ = [
     "OPS",
     "STREAMS",
+    "Budget",
     "Case",
     "Op",
     "decompositions",

@@ -48,6 +48,17 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What the compile gate allows an operation's kernels in their production launches.
+
+    Spills, local memory, slow-path sines and half-precision products without tensor cores are never allowed.
+    """
+
+    registers: int = 64  # leaves room for 32 warps of 32 on a multiprocessor: enough loads in flight to hide memory
+    wide: float = 0.5  # least share of the bytes loaded, and of those stored, in accesses of 16 bytes or by TMA
+
+
+@dataclass(frozen=True)
 class Op:
     """Everything about one operation. Callables take `function`'s arguments by name, save where noted."""
 
@@ -65,6 +76,7 @@ class Op:
     tolerance: Callable[[tuple[Tensor, ...], Arguments], tuple[Tensor, ...]]
     bytes_moved: Callable[..., int]  # least traffic to and from device memory
     flops: Callable[..., int]  # additions and multiplications
+    budget: Budget = Budget()
 
     def case(self, name: str) -> Case:
         """The case called `name`; KeyError names the known ones."""
@@ -144,6 +156,15 @@ def select(device_type: str) -> Path:
                 "interpreter: set TRITON_INTERPRET=1 before triton is imported, or leave out `use('triton')`"
             )
     return path
+
+
+def direct(device_type: str) -> bool:
+    """Whether a checked function should call its reference without going through the dispatcher.
+
+    True in eager code on the PyTorch path: the custom op there would add microseconds, and the reference's own
+    autograd needs no second forward pass. Traced code (torch.compile, torch.export) gets the custom op's node.
+    """
+    return not torch.compiler.is_compiling() and select(device_type) == "reference"
 
 
 @contextmanager
