@@ -5,9 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet -c constraints.txt
+# The oldest triton that is supported; kernels must compile well on it too.
+TRITON_MIN := $(abspath $(VENV)/triton-3.6.0)
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: demo test test-all lint format bench gpu clean
+.PHONY: demo test test-all lint format bench gate gpu clean
 
 demo: $(VENV)/core
 	$(BIN)/fastgen sample zoo:ddpm-mnist --count 64 --labels 0-9 --seed 0 --out demo.png --overwrite
@@ -15,8 +17,8 @@ demo: $(VENV)/core
 test: $(VENV)/dev
 	$(PYTEST) -m "not slow and not gpu"
 
-test-all: $(VENV)/dev
-	$(PYTEST) -m "not gpu"
+test-all: $(VENV)/dev $(TRITON_MIN)
+	FASTGEN_TRITON_MIN=$(TRITON_MIN) $(PYTEST) -m "not gpu"
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -29,6 +31,10 @@ format: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(BIN)/python -m bench.versus_diffusers --json bench/results/cpu.json
+
+# What the compiler makes of the kernels, without a GPU: docs/compile-gate.md.
+gate: $(VENV)/dev $(TRITON_MIN)
+	$(BIN)/python -m bench.compile_gate --also $(TRITON_MIN) --record
 
 # On the machine with the GPU, which may be offline: whatever Python it has, results of each suite kept as it ends.
 GPU_SUITES := kernels runtime engines
@@ -49,3 +55,6 @@ $(VENV)/core: pyproject.toml constraints.txt
 $(VENV)/dev: $(VENV)/core
 	$(INSTALL) -e ".[dev,onnx]"
 	touch $@
+
+$(TRITON_MIN): $(VENV)/dev
+	$(PIP) install --quiet --no-deps --upgrade --target $@ triton==3.6.0

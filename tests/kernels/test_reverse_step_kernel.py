@@ -6,31 +6,15 @@ import torch
 from fastgen_kernels import OPS, reverse_step, reverse_step_out, use
 from fastgen_kernels.reverse_step import cases, kernel, reference
 
+from .guards import guarded, outside
+
 OP = OPS["reverse_step"]
 SMALL = [case for case in OP.cases if not case.production or case.name == "mnist1"]
-PAD = 64  # elements before and behind a guarded tensor; keeps 16-byte alignment
-
-
-def guarded(tensor: torch.Tensor, fill: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """A copy with the same strides in the middle of a buffer of `fill`, and the whole buffer."""
-    length = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    length = max(length, 0) if tensor.numel() else 0
-    buffer = torch.full((length + 2 * PAD,), fill, dtype=tensor.dtype, device=tensor.device)
-    view = buffer[PAD:].as_strided(tensor.shape, tensor.stride()) if tensor.numel() else tensor
-    return view.copy_(tensor), buffer
-
-
-def outside(buffer: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
-    """What of the buffer does not belong to the view."""
-    mine = torch.zeros(buffer.shape, dtype=torch.bool, device=buffer.device)
-    if view.numel():
-        mine[PAD:].as_strided(view.shape, view.stride()).fill_(True)
-    return buffer[~mine]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
-def test_parity(kernel_device, case, dtype):
+def test_in_place(kernel_device, case, dtype):
     arguments = case.make(torch.Generator().manual_seed(2), kernel_device, dtype)
     exact = OP.exact(**arguments)
     inputs = {name: guarded(arguments[name], float("nan"))[0] for name in ("F", "rows")}

@@ -1,0 +1,91 @@
+"""The compile gate is green for every operation, on both tritons in the field, and red for planted faults."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from bench import compile_gate
+
+# `make test-all` installs a second triton, the oldest that is supported, and names its folder here.
+OTHER = os.environ.get("FASTGEN_TRITON_MIN")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("triton", ["installed", "oldest"])
+@pytest.mark.parametrize("name", compile_gate.BUDGETS)
+def test_within_budget(name, triton):
+    if triton == "oldest" and not OTHER:
+        pytest.skip("FASTGEN_TRITON_MIN does not name the folder of a second triton")
+    reports = compile_gate.compiled([name], Path(OTHER) if triton == "oldest" else None)
+    assert {report["architecture"] for report in reports} == {80, 90, 100}
+    assert compile_gate.judge(reports) == []
+
+
+@pytest.fixture(scope="module")
+def planted() -> dict[str, list[str]]:
+    names = ["copy", "tensor_core", "tf32", "narrow", "sine", "spill", "no_mma"]
+    reports = compile_gate.compiled(names, module="tests.kernels.planted")
+    return {name: compile_gate.judge([r for r in reports if r["op"] == name]) for name in names}
+
+
+@pytest.mark.parametrize("name", ["copy", "tensor_core", "tf32"])
+def test_a_good_kernel_passes(planted, name):
+    assert planted[name] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("narrow", "0% of the bytes of loads in 16-byte accesses"),
+        ("sine", "slow reduction of large angles"),
+        ("spill", "bytes of local memory"),
+        ("spill", "registers, 64 allowed"),
+        ("no_mma", "without tensor-core instructions"),
+    ],
+)
+def test_a_planted_fault_is_seen(planted, name, complaint):
+    for architecture in (80, 90, 100):
+        about = [line for line in planted[name] if f"sm_{architecture}" in line]
+        if not (complaint.endswith("allowed") and architecture == 80):  # there it spills instead
+            assert any(complaint in line for line in about), about
+
+
+def test_a_small_kernel_weighs_nothing():
+    wide = {"programs": 1000, "warps": 4, "loads": {"16": 2}, "stores": {"16": 1}}
+    small = {"programs": 1, "warps": 1, "loads": {"4": 8}, "stores": {"4": 1}}
+    assert compile_gate.wide_share([wide, small], "loads") > 0.999
+    assert compile_gate.wide_share([small], "loads") == 0.0
+    assert compile_gate.wide_share([{**small, "loads": {}}], "loads") == 1.0
+
+
+def test_what_cannot_be_launched_is_seen():
+    report = {"op": "none", "case": "c", "dtype": "float32", "architecture": 80, "programs": 1, "kernel": "k"}
+    report |= {"registers": 60, "warps": 64, "local_bytes": 0, "shared_bytes": 200 << 10, "dots": 0}
+    report |= {
+        "full_precision_dots": 0,
+        "tensor_core": 0,
+        "slow_trigonometry": False,
+        "loads": {},
+        "stores": {},
+    }
+    lines = compile_gate.judge([report])
+    assert [line for line in lines if "64 warps of 60 registers cannot be launched" in line]
+    assert [line for line in lines if "204800 bytes of shared memory do not fit" in line]
+
+
+def test_a_kernel_that_does_not_compile_is_an_error():
+    with pytest.raises(RuntimeError, match=r"compiling none such failed:[\s\S]*ValueError: none such"):
+        compile_gate.compiled(["none such"], module="tests.kernels.planted")
+
+
+def test_recorded_results_are_what_the_documentation_shows():
+    results = json.loads(compile_gate.RESULTS.read_text())
+    text = (compile_gate.ROOT / "docs" / "compile-gate.md").read_text()
+    assert compile_gate.table(results) in text
+    assert set(compile_gate.BUDGETS) == {report["op"] for reports in results.values() for report in reports}
