@@ -1,8 +1,9 @@
 """The compile gate: what the compiler makes of every operation's production launches, held against its budget.
 
-`python -m bench.compile_gate` compiles them for sm_80, sm_90 and sm_100 in a child process, with no GPU, and says what is wrong with
-each; `--also DIR` does it once more with the triton installed in DIR (`pip install --no-deps --target DIR triton==3.6.0`).
-A new operation in `OPS` is covered without a word here. Exit code 1 where anything is outside its budget.
+`python -m bench.compile_gate` compiles them for sm_80, sm_90 and sm_100 in a child process, with no GPU, and says
+what is wrong with each; `--also DIR` does it once more with the triton in DIR (`pip install --no-deps --target DIR
+triton==3.6.0`). A new operation in `OPS` is covered without a word here. Exit code 1
+where anything is outside its budget.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def judge(reports: list[Report]) -> list[str]:
 def table(results: dict[str, list[Report]]) -> str:
     """Markdown: for every operation, architecture and triton the worst over its production cases."""
     lines = [
-        "| operation | triton | architecture | kernels | registers (allowed) | 16-byte loads | 16-byte stores | shared memory |",
+        "| operation | triton | architecture | kernels | registers (allowed) | 16-byte loads | 16-byte stores "
+        "| shared memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple, list[Report]] = defaultdict(list)

@@ -1,7 +1,8 @@
 """Compile what an operation launches for GPUs that need not be there, and read what the compiler made of it.
 
 A child of `compile_gate`, in a process without TRITON_INTERPRET: `python -m bench.compile_only OP...` prints a JSON
-list with a report for every kernel of every production case, type and architecture. ptxas, cuobjdump and nvdisasm come in triton's wheel.
+list with a report for every kernel of every production case, type and architecture. ptxas, cuobjdump and nvdisasm
+come in triton's wheel.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def width(operation: str) -> int:
 def accesses(operations: list[str], kind: str, scalars: list[str]) -> dict[int, int]:
     """Global accesses by width in bytes, without those of single values: {16: 4, 4: 1}.
 
-    kind: "load" or "store". scalars: types of the values that the kernel loads singly, by every thread alike, such as coefficients; their
-    cost is one broadcast, and says nothing about how tensors are read.
+    kind: "load" or "store". scalars: types of the values that the kernel moves singly, by every thread alike, such
+    as coefficients; their cost is one broadcast, and says nothing about how tensors are read.
     """
     names = {"load": ("LDG.", "LDGSTS"), "store": ("STG.",)}[kind]
     counts: dict[int, int] = {}

@@ -10,6 +10,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -182,6 +183,23 @@ def use(path: Path) -> Iterator[None]:
         yield
     finally:
         _requested.reset(token)
+
+
+def loaded_kernels() -> list[Any]:
+    """Every compiled kernel of this package that is loaded now.
+
+    Whoever captures a CUDA graph keeps the list as long as the graph: it launches their machine code by address.
+    """
+    modules = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith("fastgen_kernels.") and name.endswith(".kernel")
+    ]
+    # Triton's JITFunction: device -> (its compiled kernels by signature, ...). The interpreter's has none.
+    caches = [
+        getattr(value, "device_caches", None) or {} for module in modules for value in list(vars(module).values())
+    ]
+    return [kernel for cache in caches for entry in list(cache.values()) for kernel in list(entry[0].values())]
 
 
 def differentiate_through(custom_op: Any, reference: Callable[..., Any], wrt: tuple[int, ...]) -> None:

@@ -1,6 +1,6 @@
 """The capture seam: a step function becomes something that can be replayed.
 
-``eager`` calls the function again. ``recorded`` is a CPU stand-in for a CUDA graph with the semantics that
+``eager`` calls the function again; ``cuda`` captures a CUDA graph (`cuda_graph.py`). ``recorded`` is a CPU stand-in for a CUDA graph with the semantics that
 matter: the Python body runs once, replay repeats the recorded operations on the same tensors, Python values seen
 at capture stay frozen, and what a graph cannot hold (host syncs, host random numbers, copies to or from
 another device) is refused at capture. ``.tolist()`` and ``.numpy()`` escape it: they read memory without an operation.
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import CaptureError
+from .cuda_graph import CudaGraphs
 
 Step = Callable[[], None]
 
@@ -49,7 +50,12 @@ def recorded(step: Step) -> Step:
     return tape.replay
 
 
-BACKENDS: dict[str, Callable[[Step], Step]] = {"eager": eager, "recorded": recorded}
+# What a loop on a device captures its steps with, made once a loop.
+BACKENDS: dict[str, Callable[[torch.device], Callable[[Step], Step]]] = {
+    "eager": lambda device: eager,
+    "recorded": lambda device: recorded,
+    "cuda": CudaGraphs,
+}
 
 
 def _by_mask(indices: Sequence[Tensor | None]) -> bool:

@@ -59,3 +59,10 @@ def cpu_features() -> dict[str, bool]:
         "amx_tile": "_is_amx_tile_supported",
     }
     return {name: bool(getattr(cpu, probe, lambda: False)()) for name, probe in names.items()}
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that the device, or the host, has no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

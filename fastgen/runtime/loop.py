@@ -3,10 +3,14 @@
 Each sample of the batch has its own solver table, row, seed, label and guidance weight, all of them data on the
 device; a step is one network evaluation for everybody and touches only device tensors, so that it can be
 captured once per (batch bucket, guided or not) and replayed for every request to come.
+
+Where memory does not suffice for the batch, half of the samples sleep in their places and the others go on; a sleeper
+wakes when one before it has left. Its noise is its own, so its picture does not change.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +22,10 @@ from fastgen_kernels import normals, reverse_step_out, signed_seeds
 from fastgen_kernels.reverse_step.row import INPUT_SCALE, MAX_SLOTS
 
 from ..diffusion.table import Table
-from ..errors import ConfigError
-from .capture import BACKENDS, Step
+from ..errors import ConfigError, OutOfMemoryError
+from .capture import Step
+from .device import out_of_memory
+from .graphs import Graphs
 from .noise_ahead import NoiseAhead
 from .rows import RowPool
 
@@ -46,6 +52,7 @@ class _Active:
     request: Request
     first_row: int
     row: int = 0  # rows already done
+    begun: bool = False  # whether its initial state is there
 
 
 class Loop:
@@ -54,7 +61,10 @@ class Loop:
     network: F(x [B, C, H, W] in `dtype`, t float32 [B], label int64 [B] or None) -> [B, C or 2C, H, W].
     shape: (C, H, W) of a sample. labelled: whether the network takes labels; null_label: the one that stands for none.
     learned: how the network's variance channels are read, as in ``reverse_step``. max_batch: samples that step
-    together; others wait. backend: a name in ``BACKENDS``. Not thread-safe: an engine's lock is.
+    together; others wait. backend: how a step is captured, see ``Graphs``. Not thread-safe: an engine's lock is.
+
+    Buffers have room for the largest batch there was so far; captured steps hold their addresses, so that a larger
+    batch forgets them, and what is captured next shares the larger one's memory.
     """
 
     def __init__(
@@ -68,35 +78,25 @@ class Loop:
         null_label: int = 0,
         learned: int = 0,
         max_batch: int = 64,
-        backend: str = "eager",
+        backend: str = "auto",
         pool_rows: int = 4096,
     ) -> None:
         if type(max_batch) is not int or max_batch < 1:
             raise ConfigError(f"max_batch: expected an int of at least 1, got {max_batch!r}")
-        if backend not in BACKENDS:
-            raise ConfigError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
         self.network, self.shape, self.device, self.dtype = network, shape, device, dtype
         self.labelled, self.null_label = labelled, null_label
         self.learned, self.max_batch = learned, max_batch
-        self.backend = backend
-        self.graphs: dict[tuple[int, bool], Step] = {}
+        self.micro_batch = max_batch  # less once memory has run out
+        self.graphs = Graphs(backend, device)
 
         # Noise is made for four pixels at a time, so channels-last network tensors need planes of whole fours.
         wide = (shape[1] * shape[2]) % 4 == 0
         self.memory_format = torch.channels_last if wide else torch.contiguous_format
         self._pool = RowPool(pool_rows, device)
-        self._x = torch.zeros(max_batch, *shape, device=device)
-        self._history = torch.zeros(MAX_SLOTS, max_batch, *shape, device=device)
-        self._inputs = torch.zeros(2 * max_batch, *shape, device=device, dtype=dtype).to(
-            memory_format=self.memory_format
-        )
-        self._cursor = torch.zeros(max_batch, dtype=torch.int32, device=device)
-        self._seeds = torch.zeros(max_batch, dtype=torch.int64, device=device)
-        self._labels = torch.zeros(max_batch, dtype=torch.int64, device=device)
         # On a GPU the step makes its noise itself; on a CPU it is made for many rows at a time beforehand.
-        self._noise = NoiseAhead(max_batch, shape) if device.type == "cpu" else None
-
-        self._active: list[_Active | None] = [None] * max_batch
+        self._noise = NoiseAhead(shape) if device.type == "cpu" else None
+        self._active: list[_Active | None] = []  # by slot
+        self._reserve(0)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._done: list[tuple[int, Tensor]] = []
         self._next_ticket = 0
@@ -111,9 +111,23 @@ class Loop:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """One network evaluation for every sample in the batch; False when there was nothing to do."""
+        """One network evaluation for every sample in the batch; False when there was nothing to do.
+
+        Raises OutOfMemoryError where one sample alone does not fit in memory, CaptureError where a step cannot be captured.
+        """
+        while True:
+            try:
+                return self._step()
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                said = str(error).strip().partition("\n")[0]
+            self._halve(said)  # not in the handler: there the failed step's tensors are still alive
+
+    def _step(self) -> bool:
+        self._collect()
         self._admit()
-        active = [(slot, entry) for slot, entry in enumerate(self._active) if entry is not None]
+        active = [(s, entry) for s, entry in enumerate(self._active[: self.micro_batch]) if entry is not None]
         if not active:
             return False
         key = (self._bucket(active[-1][0] + 1), any(e.request.guidance_scale != 1 for _, e in active))
@@ -124,11 +138,10 @@ class Loop:
             self._running = key
         if self._noise is not None:
             self._noise.fill([(s, e.request.seed, e.request.table, e.row) for s, e in active])
-        self.graphs[key]()
-        for slot, entry in active:
+        self.graphs.replay(key)
+        for _, entry in active:
             entry.row += 1
-            if entry.row == len(entry.request.table):
-                self._retire(slot, entry)
+        self._collect()
         return True
 
     def finished(self) -> list[tuple[int, Tensor]]:
@@ -148,9 +161,49 @@ class Loop:
                 self._leave(slot, entry)
         self._cursor.zero_()
 
+    def _halve(self, said: str) -> None:
+        """Half as many samples at a time from now on. `said`: the words of the error."""
+        count = sum(entry is not None for entry in self._active[: self.micro_batch]) or len(self._waiting)
+        self.graphs.clear()
+        self._running = None
+        if count <= 1:
+            raise OutOfMemoryError(
+                f"not even one sample of shape {list(self.shape)} fits in the memory of {self.device}: {said}"
+            )
+        self.micro_batch = max(1, min(self._bucket(count), count) // 2)
+        warnings.warn(
+            f"{self.device} ran out of memory at {count} samples a step; fastgen goes on with {self.micro_batch}. "
+            f"max_batch={self.micro_batch} avoids the attempt ({said})",
+            stacklevel=4,
+        )
+
+    def _reserve(self, batch: int) -> None:
+        """Buffers for `batch` samples, with what the old ones hold."""
+        old, C, device = len(self._active), self.shape, self.device
+        x = torch.zeros(batch, *C, device=device)
+        history = torch.zeros(MAX_SLOTS, batch, *C, device=device)
+        inputs = torch.zeros(2 * batch, *C, device=device, dtype=self.dtype).to(memory_format=self.memory_format)
+        cursor = torch.zeros(batch, dtype=torch.int32, device=device)
+        seeds, labels = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(2))
+        if old:
+            history[:, :old] = self._history
+            for new, kept in ((x, self._x), (cursor, self._cursor), (seeds, self._seeds), (labels, self._labels)):
+                new[:old] = kept
+        self._x, self._history, self._inputs = x, history, inputs
+        self._cursor, self._seeds, self._labels = cursor, seeds, labels
+        if self._noise is not None:
+            self._noise.reserve(batch)
+        self._active += [None] * (batch - old)
+        self.graphs.clear()
+        self._running = None
+
     def _admit(self) -> None:
-        free = deque(slot for slot, entry in enumerate(self._active) if entry is None)
-        joined: list[int] = []
+        used = sum(entry is not None for entry in self._active)
+        wanted = min(used + len(self._waiting), self.micro_batch)
+        if wanted > len(self._active):
+            self._reserve(min(1 << (wanted - 1).bit_length(), self.max_batch))
+        self._compact()  # sleepers first
+        free = deque(slot for slot, e in enumerate(self._active[: self.micro_batch]) if e is None)
         while self._waiting and free:
             ticket, request = self._waiting[0]
             first = self._pool.acquire(request.table, request.guidance_scale)
@@ -160,12 +213,10 @@ class Loop:
                 self._grow(len(request.table) + 1)
                 continue
             self._waiting.popleft()
-            slot = free.popleft()
-            self._active[slot] = _Active(ticket, request, first)
-            joined.append(slot)
+            self._active[free.popleft()] = _Active(ticket, request, first)
+        joined = [slot for slot, entry in enumerate(self._active) if entry is not None and not entry.begun]
         if joined:
             self._start(joined)
-        self._compact()
 
     def _start(self, slots: list[int]) -> None:
         """Initial state of the samples in `slots`: noise of their seeds, first rows, labels."""
@@ -185,10 +236,15 @@ class Loop:
         labels = [e.request.label if e.request.label is not None else self.null_label for e in entries]
         self._labels[index] = torch.tensor(labels, device=self.device)
         self._running = None
+        for entry in entries:
+            entry.begun = True
 
-    def _retire(self, slot: int, entry: _Active) -> None:
-        self._done.append((entry.ticket, self._x[slot].clone()))
-        self._leave(slot, entry)  # the step itself has put the cursor on the idle row
+    def _collect(self) -> None:
+        """Hand out the samples whose last row is done."""
+        for slot, entry in enumerate(self._active):
+            if entry is not None and entry.row == len(entry.request.table):
+                self._done.append((entry.ticket, self._x[slot].clone()))
+                self._leave(slot, entry)  # the step itself has put the cursor on the idle row
 
     def _leave(self, slot: int, entry: _Active) -> None:
         self._pool.release(entry.request.table, entry.request.guidance_scale)
@@ -197,12 +253,14 @@ class Loop:
             self._noise.forget(slot)
 
     def _compact(self) -> None:
-        """Move samples to the front where that lets a smaller bucket serve them."""
+        """Move samples to the front where that lets a smaller bucket serve them, or wakes one that sleeps."""
         used = [slot for slot, entry in enumerate(self._active) if entry is not None]
-        if not used or self._bucket(used[-1] + 1) == self._bucket(len(used)):
+        count, awake = len(used), sum(slot < self.micro_batch for slot in used)
+        if awake == min(count, self.micro_batch) and (
+            not awake or self._bucket(used[awake - 1] + 1) == self._bucket(awake)
+        ):
             return
         index = torch.tensor(used, device=self.device)
-        count = len(used)
         for state in (self._x, self._seeds, self._cursor, self._labels):
             state[:count] = state[index].clone()
         self._history[:, :count] = self._history[:, index].clone()
@@ -210,7 +268,7 @@ class Loop:
         if self._noise is not None:
             self._noise.move(used)
         entries = [self._active[slot] for slot in used]
-        self._active = [*entries, *[None] * (self.max_batch - count)]
+        self._active = [*entries, *[None] * (len(self._active) - count)]
         self._running = None
 
     def _grow(self, rows: int) -> None:
@@ -219,19 +277,21 @@ class Loop:
         self.graphs.clear()
 
     def _bucket(self, count: int) -> int:
-        """The batch of a step. A captured one serves every batch up to the next power of two, `max_batch` at most."""
-        if self.backend == "eager":
+        """The batch of a step. A captured one serves every batch up to the next power of two."""
+        if not self.graphs.freezes:
             return count
-        return min(1 << (count - 1).bit_length(), self.max_batch)
+        return min(1 << (count - 1).bit_length(), self.micro_batch)
 
     def _capture(self, key: tuple[int, bool]) -> None:
         # On the idle row a step changes no sample, but for one whose network output is not finite at its time.
         x, cursor = self._x.clone(), self._cursor.clone()
         self._cursor.zero_()
-        self.graphs[key] = BACKENDS[self.backend](self._body(*key))
-        self._x.copy_(x)
-        self._cursor.copy_(cursor)
-        self._running = None
+        try:
+            self.graphs.add(key, self._body(*key))
+        finally:
+            self._x.copy_(x)
+            self._cursor.copy_(cursor)
+            self._running = None
 
     def _body(self, batch: int, guided: bool) -> Step:
         x, history = self._x[:batch], self._history[:, :batch]

@@ -13,15 +13,19 @@ ELEMENTS_AT_A_TIME = 1 << 18  # bounds the memory and the wait before a step
 
 
 class NoiseAhead:
-    """`buffer` float32 [max_batch, C, H, W]: the noise that each sample's next step reads.
+    """`buffer` float32 [batch, C, H, W]: the noise that each sample's next step reads.
 
     Bits are those of ``normals(seed, noise step, "step")``, however many are made at once.
     """
 
-    def __init__(self, max_batch: int, shape: tuple[int, int, int]) -> None:
+    def __init__(self, shape: tuple[int, int, int]) -> None:
         self.shape = shape
-        self.buffer = torch.zeros(max_batch, *shape)
+        self.buffer = torch.zeros(0, *shape)
         self._made: dict[int, dict[int, torch.Tensor]] = {}  # slot -> {row: noise}
+
+    def reserve(self, batch: int) -> None:
+        """A buffer for `batch` samples, at another address."""
+        self.buffer = torch.zeros(batch, *self.shape)
 
     def fill(self, samples: list[tuple[int, int, Table, int]]) -> None:
         """Bring `buffer` up to date for samples (slot, seed, table, row about to be run)."""

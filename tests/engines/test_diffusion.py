@@ -205,8 +205,8 @@ def test_options_of_the_engine_are_checked(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m")
     with pytest.raises(fastgen.ConfigError, match="max_batch: expected an int of at least 1, got 0"):
         fastgen.load(folder, max_batch=0)
-    with pytest.raises(fastgen.ConfigError, match="backend: expected one of eager, recorded, got 'cuda'"):
-        fastgen.load(folder, backend="cuda")
+    with pytest.raises(fastgen.ConfigError, match="graph: expected True, False or 'recorded', got 'cuda'"):
+        fastgen.load(folder, graph="cuda")
 
 
 def test_a_missing_triton_is_our_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,13 +301,15 @@ def test_request_repeats_a_call(engine: DiffusionEngine) -> None:
 
 def test_recorded_engine_captures_once(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m")
-    eager, recorded = fastgen.load(folder), fastgen.load(folder, backend="recorded")
+    eager, recorded = fastgen.load(folder), fastgen.load(folder, graph="recorded")
     for call in ({"steps": 4}, {"steps": 7, "solver": "ddim", "eta": 1.0}, {"solver": "ddpm", "steps": 5}):
         both = [
             e.sample(4, seed=1, labels=[0, 1, 2, None], guidance_scale=2.0, **call) for e in (eager, recorded)
         ]
         assert torch.equal(*both)
-    assert recorded.describe()["captured"] == [{"batch": 4, "guided": True}]
+    (captured,) = recorded.describe()["captured"]
+    assert (captured["batch"], captured["guided"]) == (4, True)
+    assert captured["seconds"] > 0
 
 
 def test_describe_is_plain_data(engine: DiffusionEngine) -> None:

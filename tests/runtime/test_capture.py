@@ -81,5 +81,5 @@ def test_attention_is_random_only_where_it_drops() -> None:
 
 def test_eager_calls_the_function_itself() -> None:
     calls: list[int] = []
-    BACKENDS["eager"](lambda: calls.append(1))()
+    BACKENDS["eager"](torch.device("cpu"))(lambda: calls.append(1))()
     assert calls == [1]

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from fastgen.runtime.loop import Request
+from fastgen.errors import CaptureError
+from fastgen.runtime.loop import Loop, Request
 from tests.runtime.test_loop import TABLES, assert_close, draw, loop, oracle
+from tests.small import TinyNet
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
+def session_on_gpu(shape: tuple[int, int, int] = (3, 32, 32), **changes) -> Loop:  # type: ignore[no-untyped-def]
+    session = loop(shape, device=torch.device("cuda"), **changes)
+    session.network.cuda()  # type: ignore[attr-defined]
+    return session
+
+
+@pytest.mark.parametrize("backend", ["cuda", "eager"])
 @pytest.mark.parametrize("solver", TABLES)
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 @pytest.mark.parametrize("shape", [(1, 6, 6), (3, 5, 7), (3, 32, 32)])
-def test_equals_the_plain_interpreter(solver: str, guidance: float, shape: tuple[int, int, int]) -> None:
-    session = loop(shape, device=torch.device("cuda"))
-    session.network.cuda()  # type: ignore[attr-defined]
+def test_equals_the_plain_interpreter(
+    solver: str, guidance: float, shape: tuple[int, int, int], backend: str
+) -> None:
+    session = session_on_gpu(shape, backend=backend)
     request = Request(TABLES[solver], seed=5, label=3, guidance_scale=guidance)
     (got,) = draw(session, [request])
     assert_close(got.cpu(), oracle(request, shape), request.table)
 
 
-def test_a_step_never_waits_for_the_device() -> None:
-    session = loop((3, 32, 32), device=torch.device("cuda"))
-    session.network.cuda()  # type: ignore[attr-defined]
+@pytest.mark.parametrize("backend", ["cuda", "eager"])
+def test_a_step_never_waits_for_the_device(backend: str) -> None:
+    session = session_on_gpu(backend=backend)
     for k in range(4):
         session.add(Request(TABLES["ddpm"], seed=k, label=k, guidance_scale=2.0))
     session.step()
@@ -35,3 +46,63 @@ def test_a_step_never_waits_for_the_device() -> None:
             session.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("solver", TABLES)
+def test_captured_equals_uncaptured_bit_for_bit(solver: str) -> None:
+    requests = [Request(TABLES[solver], seed=k, label=k, guidance_scale=1.0 + k) for k in range(4)]
+    captured = draw(session_on_gpu(backend="cuda"), requests)
+    eager = draw(session_on_gpu(backend="eager"), requests)
+    assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))
+
+
+def test_another_solver_needs_no_other_capture() -> None:
+    session = session_on_gpu()
+    assert session.graphs.backend == "cuda"
+    draw(session, [Request(TABLES["dpm++2m"], seed=k, guidance_scale=2.0) for k in range(4)])
+    facts = session.graphs.describe()
+    assert facts[0]["seconds"] > 0
+    draw(session, [Request(TABLES["ddim"], seed=k, guidance_scale=7.0) for k in range(4)])
+    assert session.graphs.describe() == facts
+
+
+def test_graphs_share_a_pool_and_outlive_one_another() -> None:
+    session = session_on_gpu(max_batch=8)
+    alone = draw(session, [Request(TABLES["ddpm"], seed=7, label=1)])[0]
+    many = [Request(TABLES["ddpm"], seed=k, label=1) for k in range(8)]
+    draw(session, many)  # larger buffers: the small graph is captured again, in the large one's pool
+    assert torch.equal(draw(session, [Request(TABLES["ddpm"], seed=7, label=1)])[0], alone)
+    assert torch.equal(draw(session, many)[7], draw(session_on_gpu(max_batch=8), many)[7])
+    assert {batch for batch, _ in session.graphs.keys()} == {1, 8}
+
+
+def test_what_a_graph_cannot_hold_is_an_error_that_says_what_to_do() -> None:
+    class Waits(TinyNet):
+        def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+            return super().forward(x, t, label) * t.max().item()
+
+    session = session_on_gpu()
+    session.network = Waits(3).cuda()
+    session.add(Request(TABLES["ddim"], seed=1))
+    with pytest.raises(CaptureError, match="graph=False"):
+        session.step()
+    torch.cuda.synchronize()
+    other = session_on_gpu()  # the device is none the worse
+    assert draw(other, [Request(TABLES["ddim"], seed=1)])[0].isfinite().all()
+
+
+def test_memory_that_runs_out_halves_the_batch() -> None:
+    class Hungry(TinyNet):
+        def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+            if len(x) > 2:
+                torch.empty(1 << 50, dtype=torch.uint8, device=x.device)
+            return super().forward(x, t, label)
+
+    requests = [Request(TABLES["ddpm"], seed=k, label=k) for k in range(8)]
+    want = draw(session_on_gpu(), requests)
+    session = session_on_gpu()
+    session.network = Hungry(3).cuda()
+    with pytest.warns(UserWarning, match="ran out of memory"):
+        got = draw(session, requests)
+    assert session.micro_batch == 2
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

@@ -1,0 +1,184 @@
+"""Memory that runs out halves the batch and changes no picture; buffers and graphs are no larger than needed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastgen.errors import ConfigError, OutOfMemoryError
+from fastgen.runtime import device
+from fastgen.runtime.graphs import Graphs
+from fastgen.runtime.loop import Loop, Request
+from tests.runtime.test_loop import TABLES, draw, loop
+from tests.small import TinyNet
+
+CPU = torch.device("cpu")
+
+
+def exhausted() -> None:
+    """What PyTorch itself does where memory does not suffice."""
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+class Hungry(TinyNet):
+    """Fits in memory up to `most` samples at once; notes the batches that it was asked for."""
+
+    def __init__(self, most: int, fail: Callable[[], None] = exhausted) -> None:
+        super().__init__()
+        self.most, self.fail = most, fail
+        self.batches: list[int] = []
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        self.batches.append(len(x))
+        if len(x) > self.most:
+            self.fail()
+        return super().forward(x, t, label)
+
+
+def hungry(most: int, fail: Callable[[], None] = exhausted, **changes: object) -> Loop:
+    session = loop(**changes)
+    session.network = Hungry(most, fail)
+    return session
+
+
+def unlike(count: int) -> list[Request]:
+    tables = list(TABLES.values())
+    return [
+        Request(tables[k % 3], seed=50 + k, label=k % 10, guidance_scale=2.0 + k % 2) for k in range(count)
+    ]
+
+
+@pytest.mark.parametrize("backend", ["eager", "recorded"])
+@pytest.mark.parametrize("most", [2, 4, 7])
+def test_the_pictures_stay_the_same(backend: str, most: int) -> None:
+    requests = unlike(11)
+    want = draw(loop(), requests)
+    session = hungry(most, backend=backend)
+    with pytest.warns(UserWarning, match=r"ran out of memory at 8 samples a step.*max_batch="):
+        got = draw(session, requests)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert 1 <= session.micro_batch <= most
+    with warnings.catch_warnings():  # the lesson is kept
+        warnings.simplefilter("error")
+        draw(session, requests)
+
+
+def test_memory_that_runs_out_in_the_midst_of_a_run() -> None:
+    """Samples with half their steps done sleep and wake with their history and noise."""
+    requests = unlike(8)
+    want = draw(loop(), requests)
+    session = hungry(99)
+    tickets = [session.add(request) for request in requests]
+    done: dict[int, Tensor] = {}
+    for _ in range(3):
+        session.step()
+    session.network.most = 3  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning):
+        while session.step():
+            done.update(session.finished())
+            assert set(session.current()).isdisjoint(done)
+    assert all(torch.equal(done[t], w) for t, w in zip(tickets, want, strict=True))
+
+
+def test_requests_that_join_sleepers_wait_behind_them() -> None:
+    requests = unlike(10)
+    want = draw(loop(), requests)
+    session = hungry(2)
+    tickets = [session.add(request) for request in requests[:6]]
+    with pytest.warns(UserWarning):
+        session.step()
+    tickets += [session.add(request) for request in requests[6:]]
+    done: dict[int, Tensor] = {}
+    while session.step():
+        done.update(session.finished())
+    assert all(torch.equal(done[t], w) for t, w in zip(tickets, want, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["eager", "recorded"])
+def test_not_even_one_sample_fits(backend: str) -> None:
+    session = hungry(0, backend=backend)
+    session.add(Request(TABLES["ddim"], seed=1))
+    with pytest.raises(OutOfMemoryError, match=r"not even one sample of shape \[1, 6, 6\] fits .*allocate"):
+        session.step()
+    session.clear()
+    session.network = TinyNet()
+    request = Request(TABLES["ddim"], seed=2)
+    assert torch.equal(draw(session, [request])[0], draw(loop(), [request])[0])
+
+
+def test_other_errors_pass() -> None:
+    def broken() -> None:
+        raise RuntimeError("size mismatch")
+
+    session = hungry(0, broken)
+    session.add(Request(TABLES["ddim"], seed=1))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        session.step()
+    assert session.micro_batch == session.max_batch
+
+
+def test_every_kind_of_memory_error_is_known() -> None:
+    assert device.out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert device.out_of_memory(MemoryError())
+    with pytest.raises(RuntimeError) as caught:
+        exhausted()
+    assert device.out_of_memory(caught.value)
+    assert not device.out_of_memory(RuntimeError("size mismatch"))
+
+
+def test_buffers_grow_with_the_batch() -> None:
+    session = loop(max_batch=64)
+    assert session._x.shape[0] == 0
+    draw(session, unlike(3))
+    assert session._x.shape[0] == 4
+    assert session._history.shape[1] == 4
+    draw(session, unlike(2))
+    assert session._x.shape[0] == 4
+    draw(session, unlike(70))
+    assert session._x.shape[0] == 64
+
+
+def test_growing_in_the_midst_of_a_run_keeps_it() -> None:
+    requests = unlike(7)
+    want = draw(loop(), requests)
+    session = loop(backend="recorded")
+    tickets = [session.add(requests[0])]
+    session.step()
+    tickets += [session.add(request) for request in requests[1:]]
+    done: dict[int, Tensor] = {}
+    while session.step():
+        done.update(session.finished())
+    assert all(torch.equal(done[t], w) for t, w in zip(tickets, want, strict=True))
+
+
+def test_the_least_recently_used_graph_leaves() -> None:
+    calls: list[int] = []
+    graphs = Graphs("eager", CPU, limit=2)
+    for batch in (1, 2):
+        graphs.add((batch, False), lambda batch=batch: calls.append(batch))
+    graphs.replay((1, False))
+    graphs.add((4, True), lambda: calls.append(4))
+    assert graphs.keys() == [(1, False), (4, True)]
+    assert (2, False) not in graphs
+    graphs.replay((4, True))
+    assert calls == [1, 4]
+    graphs.clear()
+    assert graphs.keys() == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [("cuda", "captures steps of a CUDA device"), ("turbo", "expected one of auto, eager, recorded, cuda")],
+)
+def test_a_backend_that_does_not_fit_is_refused(backend: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Graphs(backend, CPU)
+
+
+def test_auto_is_eager_on_a_cpu_and_graphs_on_a_gpu() -> None:
+    assert Graphs("auto", CPU).backend == "eager"
+    assert Graphs("auto", torch.device("cuda", 0)).backend == "cuda"
