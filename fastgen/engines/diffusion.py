@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -18,14 +21,17 @@ import fastgen_kernels
 from .. import __version__
 from ..architectures import part_config
 from ..checkpoint import Spec
-from ..errors import FastgenError
+from ..diffusion.schedule import NoiseSchedule
+from ..errors import ArgumentError, ConfigError, FastgenError
 from ..images import to_output
 from ..runtime.device import choose_device, choose_dtype
 from ..runtime.loop import Loop
+from .module import Wrapped, check_shape, module_settings, placed, wrap
 from .request import Request, resolve
 from .settings import DiffusionSettings
 
 Callback = Callable[[int, int, Tensor], Any]
+_ENGINES: WeakSet[DiffusionEngine] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -43,41 +49,45 @@ class Preview:
 class DiffusionEngine:
     """Samples from a denoising network. Made by :func:`fastgen.load`.
 
-    Calls from several threads queue; one engine draws for one call at a time.
+    Calls from several threads queue; one engine draws for one call at a time. On a CPU it may also be used in a process
+    forked from the one that loaded it, on one core there (OpenMP's threads do not survive a fork); an engine on a GPU,
+    and a process that is spawned, need a `load` of their own. Engines cannot be pickled or copied.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        spec: Spec,
+        settings: DiffusionSettings,
+        shape: tuple[int, int, int],
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         source: str = "",
+        networks: dict[str, str] | None = None,
+        sha256: str | None = None,
+        channels_last: bool = True,
         max_batch: int = 64,
-        backend: str = "eager",
+        graph: bool | str = True,
     ) -> None:
         """`network`, F(x, t, label), is moved to `device` and `dtype` and belongs to the engine from here on.
 
-        spec: its checkpoint's; source: where it came from, for records. max_batch: samples that step together
-        (more are drawn in turns). backend: how a step is captured, a name in ``runtime.capture.BACKENDS``.
+        shape: (C, H, W) of a sample. source, networks, sha256: where it came from, for records. channels_last: its memory
+        format. max_batch: samples that step together (more are drawn in turns; fewer once memory has run out).
+        graph: capture steps in CUDA graphs on CUDA; False runs them one operation at a time; "recorded" is a stand-in
+        for the CPU that refuses what a graph cannot hold.
         """
-        self.spec, self.source = spec, source
-        self.settings = DiffusionSettings.from_spec(spec)
+        self.settings, self.shape = settings, shape
+        self.source, self.networks, self.sha256 = source, networks or {}, sha256
         self.device = choose_device(device)
         try:
             fastgen_kernels.select(self.device.type)
         except RuntimeError as error:  # no triton
             raise FastgenError(str(error)) from error
         self.dtype = choose_dtype(dtype, self.device)
-        ((name, part),) = spec.parts.items()
-        config = part_config(part, f"parts.{name}")
-        self.settings.check_network(config)
-        height, width = config.sample_size
-        self.shape = (config.in_channels, height, width)
-        layout: dict[str, Any] = {"memory_format": torch.channels_last}
+        layout: dict[str, Any] = {"memory_format": torch.channels_last} if channels_last else {}
         self.network = network.to(self.device, self.dtype, **layout).eval()
-        self.loop = Loop(
+        self._new_loop = partial(
+            Loop,
             self.network,
             self.shape,
             device=self.device,
@@ -85,12 +95,93 @@ class DiffusionEngine:
             labelled=self.settings.num_classes is not None,
             null_label=self.settings.null_class or 0,
             learned=self.settings.learned,
+            channels_last=channels_last,
             max_batch=max_batch,
-            backend=backend,
+            backend=_backend(graph),
         )
+        self.loop = self._new_loop()
         # Not an RLock: a stream may be begun in one thread and ended in another.
         self._lock = threading.Lock()
         self._owner: int | None = None  # the thread whose call the engine is busy with
+        self._lost = False  # on a GPU that this forked process cannot use
+        _ENGINES.add(self)
+
+    @classmethod
+    def from_spec(cls, network: nn.Module, spec: Spec, **options: Any) -> DiffusionEngine:
+        """From the filled network of a checkpoint's `spec`. options: those of ``DiffusionEngine``. Raises ConfigError."""
+        settings = DiffusionSettings.from_spec(spec)
+        ((name, part),) = spec.parts.items()
+        config = part_config(part, f"parts.{name}")
+        settings.check_network(config)
+        networks = {name: part.architecture}
+        shape = (config.in_channels, *config.sample_size)
+        return cls(
+            network, settings, shape, networks=networks, sha256=spec.provenance.get("sha256"), **options
+        )
+
+    @classmethod
+    def from_module(
+        cls,
+        net: nn.Module,
+        schedule: NoiseSchedule | Mapping[str, Any],
+        prediction_type: str,
+        shape: Sequence[int],
+        *,
+        num_classes: int | None = None,
+        null_class: int | None = None,
+        class_names: Sequence[str] | None = None,
+        variance: str | None = None,
+        integer_time: bool = False,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        channels_last: bool = False,
+        max_batch: int = 64,
+        graph: bool | str = True,
+        **defaults: Any,
+    ) -> DiffusionEngine:
+        """Sample from any network of yours: net(x, t), or net(x, t, label) where it knows classes.
+
+        net: x is [B, C, H, W] in its dtype, t float32 [B] (int64 with `integer_time`) in training steps, 0 to
+            T - 1, label int64 [B]; it returns [B, C, H, W] ([B, 2C, H, W] with `variance`), or an object whose
+            `sample`, or first entry, is that. It is used, not copied: weights that change in place show in the next
+            call. It is put into eval mode.
+        schedule: the noise schedule it was trained with, or its arguments: {"beta_schedule": "linear"}.
+        prediction_type: what it predicts: epsilon, sample or v_prediction.
+        shape: (C, H, W).
+        num_classes, null_class, class_names: labels run from 0 to num_classes - 1; null_class is the one that it learnt
+            as "no label", which guidance needs.
+        variance: "learned_range" or "learned", where the second half of its channels says the variance.
+        integer_time: it looks t up in a table. Solvers that need times between the steps are then refused.
+        device, dtype: where to move it; by default it stays where and as it is.
+        channels_last, max_batch, graph: see ``DiffusionEngine``.
+        **defaults: solver, steps, guidance_scale, solver_options that ``sample`` uses where its caller says nothing.
+
+        Raises ConfigError (a ValueError) that names the argument, also where a trial call of `net` fails.
+        """
+        settings = module_settings(
+            schedule, prediction_type, num_classes, null_class, class_names, variance, defaults
+        )
+        wrapped = wrap(net, integer_time)
+        here, kind = placed(net)
+        engine = cls(
+            wrapped,
+            settings,
+            check_shape(shape),
+            device=here if device is None else device,
+            dtype=kind if dtype is None else dtype,
+            source=f"module {type(net).__module__}.{type(net).__qualname__}",
+            networks={"module": type(net).__qualname__},
+            channels_last=channels_last,
+            max_batch=max_batch,
+            graph=graph,
+        )
+        wrapped.try_out(engine.shape, settings, engine.device, engine.dtype)
+        return engine
+
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentError(
+            f"an engine cannot be pickled or copied; load it where it is used (this one is {self.source!r})"
+        )
 
     def sample(
         self,
@@ -135,10 +226,12 @@ class DiffusionEngine:
             eta=eta,
             **options,
         )
-        with self._session(), tqdm(total=0, disable=not progress, unit="step") as bar:
+        # No bar, not even a disabled one, where none is wanted: tqdm's lock may be held when a process forks.
+        with self._session(), tqdm(total=0, unit="step") if progress else nullcontext() as bar:
             for step, total in self._run(request):
-                bar.total = total
-                bar.update()
+                if bar is not None:
+                    bar.total = total
+                    bar.update()
                 if callback is not None:
                     callback(step, total, self._images())
             return to_output(self._images(), output_type)
@@ -178,8 +271,8 @@ class DiffusionEngine:
         return {
             "engine": "diffusion",
             "source": self.source,
-            "sha256": self.spec.provenance.get("sha256"),
-            "networks": {name: part.architecture for name, part in self.spec.parts.items()},
+            "sha256": self.sha256,
+            "networks": self.networks,
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "shape": list(self.shape),
             "classes": self.settings.num_classes,
@@ -187,13 +280,10 @@ class DiffusionEngine:
             "dtype": str(self.dtype).removeprefix("torch."),
             "reverse_step": fastgen_kernels.select(self.device.type),
             "memory_format": str(self.loop.memory_format).removeprefix("torch."),
-            "backend": self.loop.backend,
-            "captured": [
-                {"batch": batch, "guided": guided}
-                for batch, guided in sorted(self.loop.graphs)
-                if self.loop.backend != "eager"
-            ],
+            "backend": self.loop.graphs.backend,
+            "captured": self.loop.graphs.describe(),
             "max_batch": self.loop.max_batch,
+            "micro_batch": self.loop.micro_batch,
             "defaults": {
                 "solver": self.settings.solver,
                 "steps": self.settings.steps,
@@ -207,17 +297,25 @@ class DiffusionEngine:
         return {
             "fastgen": __version__,
             "model": self.source,
-            "sha256": self.spec.provenance.get("sha256"),
+            "sha256": self.sha256,
             "dtype": str(self.dtype).removeprefix("torch."),
             "request": request.to_dict(),
         }
 
     def request(self, /, n: int | None = None, **arguments: Any) -> Request:
         """What ``sample(n, **arguments)`` would draw, with every default and random seed filled in."""
-        return resolve(self.settings, n=n, **arguments)
+        request = resolve(self.settings, n=n, **arguments)
+        if isinstance(self.network, Wrapped):
+            self.network.check_times(request.table(self.settings.noise_schedule))
+        return request
 
     @contextmanager
     def _session(self) -> Iterator[None]:
+        if self._lost:
+            raise FastgenError(
+                f"this engine was loaded on {self.device} before this process was forked, and a GPU does not survive "
+                "that; load it in this process, or start processes with multiprocessing's spawn"
+            )
         if self._owner == threading.get_ident():
             raise FastgenError(
                 "this engine is busy in this thread: first finish its stream or leave its callback"
@@ -239,7 +337,8 @@ class DiffusionEngine:
         total = rounds * request.evaluations(self.settings.noise_schedule)
         step = 0
         while len(self._results) < len(self._tickets):
-            self.loop.step()
+            if not self.loop.step():
+                raise FastgenError("this call was begun before a fork; begin it again in this process")
             self._results.update(self.loop.finished())
             step += 1
             yield step, max(step, total)  # more than planned where tables had to wait for room
@@ -258,3 +357,31 @@ class DiffusionEngine:
             if state is not None:
                 images[i] = state
         return images.clamp_(-1, 1)
+
+    def _forked(self) -> None:
+        """In a child process: whoever held the lock is not there, and the loop may have been in the midst of a step."""
+        self._lost = self.device.type != "cpu"
+        if self._lock.locked():
+            self._lock, self._owner = threading.Lock(), None
+            if not self._lost:
+                self.loop = self._new_loop()
+
+
+def _backend(graph: bool | str) -> str:
+    """The loop's `backend` for the engine's `graph`. Raises ConfigError."""
+    chosen = {True: "auto", False: "eager", "recorded": "recorded"}
+    if not isinstance(graph, (bool, str)) or graph not in chosen:
+        raise ConfigError(f"graph: expected True, False or 'recorded', got {graph!r}")
+    return chosen[graph]
+
+
+def _after_fork() -> None:
+    """Make the engines of a forked process usable."""
+    engines = list(_ENGINES)
+    if engines:
+        torch.set_num_threads(1)  # GNU OpenMP would wait forever for threads that did not come along
+    for engine in engines:
+        engine._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -40,16 +40,23 @@ class DiffusionSettings:
         """Check a checkpoint's settings. Raises ConfigError."""
         if spec.engine != "diffusion":
             raise ConfigError(f"engine: expected diffusion, got {spec.engine!r}")
-        settings = from_dict(cls, spec.settings, "settings")
-        _ = settings.noise_schedule
-        if settings.null_class is None and settings.guidance_scale != 1:
+        return from_dict(cls, spec.settings, "settings").checked()
+
+    def checked(self) -> DiffusionSettings:
+        """Itself, if its values fit one another. Raises ConfigError."""
+        _ = self.noise_schedule
+        if self.null_class is None and self.guidance_scale != 1:
             raise ConfigError(
                 "settings: guidance_scale other than 1 needs a null_class to be guided away from"
             )
-        names = settings.class_names
-        if names is not None and len(names) != settings.num_classes:
-            raise ConfigError(f"settings: {len(names)} class_names for {settings.num_classes} classes")
-        return settings
+        if self.null_class is not None and self.num_classes is None:
+            raise ConfigError(
+                f"settings: null_class is {self.null_class}, but there are no classes (num_classes)"
+            )
+        names = self.class_names
+        if names is not None and len(names) != self.num_classes:
+            raise ConfigError(f"settings: {len(names)} class_names for {self.num_classes} classes")
+        return self
 
     def check_network(self, config: Any) -> None:
         """Compare with a denoiser's config (in_channels, out_channels, num_class_embeds). Raises ConfigError."""

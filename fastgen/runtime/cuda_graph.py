@@ -26,7 +26,7 @@ class CudaGraphs:
         if device.type != "cuda":
             raise CaptureError(f"CUDA graphs need a CUDA device, this one is {device}")
         self.device = device
-        self.pool: tuple[int, int] | None = None
+        self.pool: Any = None  # PyTorch's handle
 
     def __call__(self, step: Callable[[], None]) -> Callable[[], None]:
         """A function that replays `step`. CaptureError where a graph cannot hold it; memory errors as they come."""

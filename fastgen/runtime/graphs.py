@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +55,9 @@ class Graphs:
     def __contains__(self, key: Key) -> bool:
         return key in self._captured
 
-    def keys(self) -> list[Key]:
+    def __iter__(self) -> Iterator[Key]:
         """(batch, guided) of every step there is, the least recently used first."""
-        return list(self._captured)
+        return iter(self._captured)
 
     def replay(self, key: Key) -> None:
         """Run the step. KeyError where it was not added."""

@@ -60,8 +60,8 @@ class Loop:
 
     network: F(x [B, C, H, W] in `dtype`, t float32 [B], label int64 [B] or None) -> [B, C or 2C, H, W].
     shape: (C, H, W) of a sample. labelled: whether the network takes labels; null_label: the one that stands for none.
-    learned: how the network's variance channels are read, as in ``reverse_step``. max_batch: samples that step
-    together; others wait. backend: how a step is captured, see ``Graphs``. Not thread-safe: an engine's lock is.
+    learned: how the network's variance channels are read, as in ``reverse_step``. channels_last: the memory format of
+    the network's input, where H*W is a multiple of 4. max_batch: samples that step together; others wait. backend: how a step is captured, see ``Graphs``. Not thread-safe: an engine's lock is.
 
     Buffers have room for the largest batch there was so far; captured steps hold their addresses, so that a larger
     batch forgets them, and what is captured next shares the larger one's memory.
@@ -77,6 +77,7 @@ class Loop:
         labelled: bool = False,
         null_label: int = 0,
         learned: int = 0,
+        channels_last: bool = True,
         max_batch: int = 64,
         backend: str = "auto",
         pool_rows: int = 4096,
@@ -91,11 +92,17 @@ class Loop:
 
         # Noise is made for four pixels at a time, so channels-last network tensors need planes of whole fours.
         wide = (shape[1] * shape[2]) % 4 == 0
-        self.memory_format = torch.channels_last if wide else torch.contiguous_format
+        self.memory_format = torch.channels_last if channels_last and wide else torch.contiguous_format
         self._pool = RowPool(pool_rows, device)
         # On a GPU the step makes its noise itself; on a CPU it is made for many rows at a time beforehand.
         self._noise = NoiseAhead(shape) if device.type == "cpu" else None
         self._active: list[_Active | None] = []  # by slot
+        self._x: Tensor  # float32 [capacity, C, H, W]: states
+        self._history: Tensor  # float32 [MAX_SLOTS, capacity, C, H, W]
+        self._inputs: Tensor  # [2 * capacity, C, H, W] in the network's dtype
+        self._cursor: Tensor  # int32 [capacity]
+        self._seeds: Tensor  # int64 [capacity]
+        self._labels: Tensor  # int64 [capacity]
         self._reserve(0)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._done: list[tuple[int, Tensor]] = []
@@ -182,12 +189,19 @@ class Loop:
         old, C, device = len(self._active), self.shape, self.device
         x = torch.zeros(batch, *C, device=device)
         history = torch.zeros(MAX_SLOTS, batch, *C, device=device)
-        inputs = torch.zeros(2 * batch, *C, device=device, dtype=self.dtype).to(memory_format=self.memory_format)
+        inputs = torch.zeros(2 * batch, *C, device=device, dtype=self.dtype).to(
+            memory_format=self.memory_format
+        )
         cursor = torch.zeros(batch, dtype=torch.int32, device=device)
         seeds, labels = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(2))
         if old:
             history[:, :old] = self._history
-            for new, kept in ((x, self._x), (cursor, self._cursor), (seeds, self._seeds), (labels, self._labels)):
+            for new, kept in (
+                (x, self._x),
+                (cursor, self._cursor),
+                (seeds, self._seeds),
+                (labels, self._labels),
+            ):
                 new[:old] = kept
         self._x, self._history, self._inputs = x, history, inputs
         self._cursor, self._seeds, self._labels = cursor, seeds, labels

@@ -73,7 +73,7 @@ def test_graphs_share_a_pool_and_outlive_one_another() -> None:
     draw(session, many)  # larger buffers: the small graph is captured again, in the large one's pool
     assert torch.equal(draw(session, [Request(TABLES["ddpm"], seed=7, label=1)])[0], alone)
     assert torch.equal(draw(session, many)[7], draw(session_on_gpu(max_batch=8), many)[7])
-    assert {batch for batch, _ in session.graphs.keys()} == {1, 8}
+    assert {batch for batch, _ in session.graphs} == {1, 8}
 
 
 def test_what_a_graph_cannot_hold_is_an_error_that_says_what_to_do() -> None:

@@ -1,0 +1,133 @@
+"""Somebody else's network as the denoiser F(x, t, label) that the sampling loop calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import from_dict
+from ..diffusion.schedule import NoiseSchedule
+from ..diffusion.table import Table
+from ..errors import ConfigError, OutOfMemoryError
+from ..runtime.device import DTYPES, out_of_memory
+from .settings import DiffusionSettings
+
+DEFAULTS = ("solver", "steps", "guidance_scale", "solver_options")
+TRIAL_BATCH = 2
+
+
+class Wrapped(nn.Module):
+    """`net` called as F(x, t, label): its time's type, and the tensor that its result holds."""
+
+    def __init__(self, net: nn.Module, integer_time: bool) -> None:
+        super().__init__()
+        self.net, self.integer_time = net, integer_time
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        t = t.to(torch.int64) if self.integer_time else t
+        output = self.net(x, t) if label is None else self.net(x, t, label)
+        if not isinstance(output, Tensor):
+            output = output.sample if hasattr(output, "sample") else output[0]
+        return output.to(x.dtype)  # a network under autocast answers in another
+
+    def try_out(
+        self,
+        shape: tuple[int, int, int],
+        settings: DiffusionSettings,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Call the network once and look at the result. Raises ConfigError or OutOfMemoryError."""
+        channels = shape[0] * (1 if settings.variance is None else 2)
+        want = (TRIAL_BATCH, channels, *shape[1:])
+        x = torch.zeros(TRIAL_BATCH, *shape, device=device, dtype=dtype)
+        t = torch.zeros(TRIAL_BATCH, device=device)
+        label = None
+        call = f"net(x {list(x.shape)} {_name(dtype)}, t [{TRIAL_BATCH}]"
+        if settings.num_classes is not None:
+            label = torch.zeros(TRIAL_BATCH, dtype=torch.int64, device=device)
+            call += f", label [{TRIAL_BATCH}]"
+        try:
+            with torch.no_grad():
+                got = self(x, t, label)
+        except Exception as error:
+            if out_of_memory(error):
+                raise OutOfMemoryError(
+                    f"net: a trial call {call}) does not fit in memory: {error}"
+                ) from error
+            raise ConfigError(f"net: a trial call {call}) raised {type(error).__name__}: {error}") from error
+        if got.shape != want:
+            raise ConfigError(
+                f"net: a trial call {call}) returned shape {list(got.shape)}, expected {list(want)}"
+            )
+
+    def check_times(self, table: Table) -> None:
+        """Raises ConfigError where `table` asks for times that an integer cannot say."""
+        if self.integer_time and (table.time % 1 != 0).any():
+            between = float(table.time[table.time % 1 != 0][0])
+            raise ConfigError(
+                f"solver {table.name} asks the network at t = {between:g}, which integer_time=True excludes: take "
+                "another solver or timestep_spacing"
+            )
+
+
+def wrap(net: nn.Module, integer_time: bool) -> Wrapped:
+    """`net` for the loop. Raises ConfigError."""
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
+    if type(integer_time) is not bool:
+        raise ConfigError(f"integer_time: expected True or False, got {integer_time!r}")
+    return Wrapped(net, integer_time)
+
+
+def placed(net: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a module's parameters are, and their type; the CPU and float32 for one without any."""
+    found = next((p for p in net.parameters() if p.dtype in DTYPES.values()), None)
+    return (torch.device("cpu"), torch.float32) if found is None else (found.device, found.dtype)
+
+
+def check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """(C, H, W), checked. Raises ConfigError."""
+    sizes = tuple(shape) if isinstance(shape, Sequence) else ()
+    if len(sizes) != 3 or any(type(size) is not int or size < 1 for size in sizes):
+        raise ConfigError(f"shape: expected (C, H, W), three ints of at least 1, got {shape!r}")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def module_settings(
+    schedule: NoiseSchedule | Mapping[str, Any],
+    prediction_type: str,
+    num_classes: int | None,
+    null_class: int | None,
+    class_names: Sequence[str] | None,
+    variance: str | None,
+    defaults: Mapping[str, Any],
+) -> DiffusionSettings:
+    """The settings of a model without a checkpoint, checked as strictly. Raises ConfigError."""
+    if unknown := sorted(set(defaults) - set(DEFAULTS)):
+        parameters = [name for name in inspect.signature(module_settings).parameters if name != "defaults"]
+        raise ConfigError(
+            f"unknown argument {', '.join(unknown)}; besides {', '.join(parameters)} and those that say where it runs, "
+            f"from_module takes {', '.join(DEFAULTS)}"
+        )
+    if not isinstance(schedule, NoiseSchedule):
+        schedule = NoiseSchedule.from_config(schedule)
+    schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
+    values = {
+        "schedule": schedule.to_config(),
+        "num_classes": num_classes,
+        "null_class": null_class,
+        "class_names": None if class_names is None else list(class_names),
+        "variance": variance,
+        **defaults,
+    }
+    return from_dict(DiffusionSettings, values, "from_module").checked()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
