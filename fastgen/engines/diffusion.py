@@ -71,8 +71,8 @@ class DiffusionEngine:
     ) -> None:
         """`network`, F(x, t, label), is moved to `device` and `dtype` and belongs to the engine from here on.
 
-        shape: (C, H, W) of a sample. source, networks, sha256: where it came from, for records. channels_last: its memory
-        format. max_batch: samples that step together (more are drawn in turns; fewer once memory has run out).
+        shape: (C, H, W) of a sample. source, networks, sha256: where it came from, for records. channels_last: its
+        memory format. max_batch: samples that step together (more are drawn in turns; fewer once memory has run out).
         graph: capture steps in CUDA graphs on CUDA; False runs them one operation at a time; "recorded" is a stand-in
         for the CPU that refuses what a graph cannot hold.
         """
@@ -108,7 +108,7 @@ class DiffusionEngine:
 
     @classmethod
     def from_spec(cls, network: nn.Module, spec: Spec, **options: Any) -> DiffusionEngine:
-        """From the filled network of a checkpoint's `spec`. options: those of ``DiffusionEngine``. Raises ConfigError."""
+        """From the filled network of a checkpoint. options: those of ``DiffusionEngine``. Raises ConfigError."""
         settings = DiffusionSettings.from_spec(spec)
         ((name, part),) = spec.parts.items()
         config = part_config(part, f"parts.{name}")

@@ -1,9 +1,10 @@
 """The capture seam: a step function becomes something that can be replayed.
 
-``eager`` calls the function again; ``cuda`` captures a CUDA graph (`cuda_graph.py`). ``recorded`` is a CPU stand-in for a CUDA graph with the semantics that
-matter: the Python body runs once, replay repeats the recorded operations on the same tensors, Python values seen
-at capture stay frozen, and what a graph cannot hold (host syncs, host random numbers, copies to or from
-another device) is refused at capture. ``.tolist()`` and ``.numpy()`` escape it: they read memory without an operation.
+``eager`` calls the function again; ``cuda`` captures a CUDA graph (`cuda_graph.py`). ``recorded`` is a CPU stand-in
+for a CUDA graph with the semantics that matter: the Python body runs once, replay repeats the recorded operations on
+the same tensors, Python values seen at capture stay frozen, and what a graph cannot hold (host syncs, host random
+numbers, copies to or from another device) is refused at capture. ``.tolist()`` and ``.numpy()`` escape it: they read
+memory without an operation.
 """
 
 from __future__ import annotations

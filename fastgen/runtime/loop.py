@@ -61,7 +61,8 @@ class Loop:
     network: F(x [B, C, H, W] in `dtype`, t float32 [B], label int64 [B] or None) -> [B, C or 2C, H, W].
     shape: (C, H, W) of a sample. labelled: whether the network takes labels; null_label: the one that stands for none.
     learned: how the network's variance channels are read, as in ``reverse_step``. channels_last: the memory format of
-    the network's input, where H*W is a multiple of 4. max_batch: samples that step together; others wait. backend: how a step is captured, see ``Graphs``. Not thread-safe: an engine's lock is.
+    the network's input, where H*W is a multiple of 4. max_batch: samples that step together; others wait.
+    backend: how a step is captured, see ``Graphs``. Not thread-safe: an engine's lock is.
 
     Buffers have room for the largest batch there was so far; captured steps hold their addresses, so that a larger
     batch forgets them, and what is captured next shares the larger one's memory.
@@ -120,7 +121,8 @@ class Loop:
     def step(self) -> bool:
         """One network evaluation for every sample in the batch; False when there was nothing to do.
 
-        Raises OutOfMemoryError where one sample alone does not fit in memory, CaptureError where a step cannot be captured.
+        Raises OutOfMemoryError where one sample alone does not fit in memory, CaptureError where a step cannot be
+        captured.
         """
         while True:
             try:
