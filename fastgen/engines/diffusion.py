@@ -29,6 +29,7 @@ from ..runtime.loop import Loop
 from .module import Wrapped, check_shape, module_settings, placed, wrap
 from .request import Request, resolve
 from .settings import DiffusionSettings
+from .verification import Verification, verify
 
 Callback = Callable[[int, int, Tensor], Any]
 _ENGINES: WeakSet[DiffusionEngine] = WeakSet()
@@ -86,7 +87,7 @@ class DiffusionEngine:
         self.dtype = choose_dtype(dtype, self.device)
         layout: dict[str, Any] = {"memory_format": torch.channels_last} if channels_last else {}
         self.network = network.to(self.device, self.dtype, **layout).eval()
-        self._new_loop = partial(
+        self.new_loop = partial(  # its arguments can be overridden one by one
             Loop,
             self.network,
             self.shape,
@@ -99,7 +100,7 @@ class DiffusionEngine:
             max_batch=max_batch,
             backend=_backend(graph),
         )
-        self.loop = self._new_loop()
+        self.loop = self.new_loop()
         # Not an RLock: a stream may be begun in one thread and ended in another.
         self._lock = threading.Lock()
         self._owner: int | None = None  # the thread whose call the engine is busy with
@@ -292,6 +293,22 @@ class DiffusionEngine:
             },
         }
 
+    def verify(self, *, reference: nn.Module | None = None, batch: int = 2, seed: int = 0) -> Verification:
+        """Compare what runs here with plain float64 on the CPU, on random input of `batch` samples.
+
+        Every layer is held against itself on the very inputs it got, within what rounding explains; so is the fused
+        step; the captured step must equal the uncaptured one bit for bit. ``print`` the result, or take its
+        ``to_dict()``; ``passed`` is the verdict.
+
+        reference: the network in full precision, for the drift of the whole (by default the engine's own weights).
+        """
+        if type(batch) is not int or not 1 <= batch <= self.loop.max_batch:
+            raise ConfigError(
+                f"batch: expected an int from 1 to max_batch = {self.loop.max_batch}, got {batch!r}"
+            )
+        with self._session():
+            return verify(self, reference, batch, seed)
+
     def metadata(self, request: Request) -> dict[str, Any]:
         """What ``fastgen sample --like`` needs to repeat `request`: JSON for ``save_grid(..., metadata=...)``."""
         return {
@@ -364,7 +381,7 @@ class DiffusionEngine:
         if self._lock.locked():
             self._lock, self._owner = threading.Lock(), None
             if not self._lost:
-                self.loop = self._new_loop()
+                self.loop = self.new_loop()
 
 
 def _backend(graph: bool | str) -> str:

@@ -1,0 +1,317 @@
+"""Is the engine right on this machine? Every layer, the fused step and the captured graph against plain float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgen_kernels import OPS
+from fastgen_kernels.op import UNIT_ROUNDOFF
+from fastgen_kernels.reverse_step import cases
+
+from ..models.blocks import NormAct
+
+if TYPE_CHECKING:
+    from .diffusion import DiffusionEngine
+
+WORKING = 2.0**-24  # unit roundoff of the sums inside a layer
+TF32 = 2.0**-11
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    error: greatest deviation, divided by the greatest value of the reference. bound: the deviation as a fraction of
+    what rounding explains, at most 1 when right; None where no bound is known. drift: deviation from the reference
+    network as a whole up to here, divided likewise: what lower precision costs.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    error: float
+    bound: float | None = None
+    drift: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.bound is None or self.bound <= 1.0
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What ``engine.verify()`` found. ``print`` it for a table; ``to_dict()`` is JSON."""
+
+    facts: dict[str, Any]
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that has a bound is within it."""
+        return all(check.passed for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        checks = [{**asdict(c), "shape": list(c.shape), "passed": c.passed} for c in self.checks]
+        return {**self.facts, "passed": self.passed, "checks": checks}
+
+    def __str__(self) -> str:
+        head = ("", "", "shape", "error", "of bound", "drift", "")
+        rows = [head]
+        for c in self.checks:
+            bound = "" if c.bound is None else f"{c.bound:.2f}"
+            drift = "" if c.drift is None else f"{c.drift:.1e}"
+            shape = "x".join(map(str, c.shape))
+            rows.append((c.name, c.kind, shape, f"{c.error:.1e}", bound, drift, "" if c.passed else "WRONG"))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = []
+        for row in rows:
+            words = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
+            figures = [cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True)]
+            lines.append("  ".join([*words, *figures]).rstrip())
+        facts = [f"{name}: {value}" for name, value in self.facts.items()]
+        wrong = [c.name for c in self.checks if not c.passed]
+        verdict = "all within what rounding explains" if not wrong else f"WRONG: {', '.join(wrong)}"
+        return "\n".join([*facts, "", *lines, "", verdict])
+
+
+@torch.no_grad()
+def verify(engine: DiffusionEngine, reference: nn.Module | None, batch: int, seed: int) -> Verification:
+    """As ``DiffusionEngine.verify`` describes. The engine's lock is held."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, *engine.shape, generator=generator).to(engine.dtype)
+    t = torch.rand(batch, generator=generator) * (engine.settings.noise_schedule.num_train_timesteps - 1)
+    t = t.round()
+    label = None
+    if engine.settings.num_classes is not None:
+        label = torch.randint(engine.settings.num_classes, (batch,), generator=generator)
+
+    def run(
+        network: nn.Module, device: torch.device, dtype: torch.dtype, layout: torch.memory_format
+    ) -> Tensor:
+        # A float64 network gets a float64 time; else the loop's float32.
+        time = t.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+        inputs = x.to(device, dtype, memory_format=layout)
+        return network(inputs, time) if label is None else network(inputs, time, label.to(device))
+
+    with watching(engine.network) as seen:
+        got = run(engine.network, engine.device, engine.dtype, engine.loop.memory_format)
+    exact, dtype = _exact_twin(engine.network if reference is None else reference)
+    with watching(exact) as wanted:
+        try:
+            want = run(exact, torch.device("cpu"), dtype, torch.contiguous_format)
+        except RuntimeError:  # a network that makes tensors of its own in float32
+            if dtype == torch.float32:
+                raise
+            exact, dtype = exact.float(), torch.float32
+            wanted.clear()
+            want = run(exact, torch.device("cpu"), dtype, torch.contiguous_format)
+
+    rounded = reference is None and engine.dtype != torch.float32
+    checks = []
+    for name, call in seen.items():
+        check = _layer(name, call, engine.dtype)
+        if check is not None:
+            other = wanted.get(name)
+            drift = None if other is None else deviation(call.output, other.output)
+            checks.append(replace(check, drift=drift))
+    whole = deviation(got, want)
+    checks.append(Check("network", "network", tuple(got.shape), whole, drift=whole))
+    checks += list(_steps(engine, batch, generator))
+    checks += list(_graphs(engine, batch, seed))
+    facts = {
+        "model": engine.source,
+        "device": str(engine.device),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "reference": f"{str(dtype).removeprefix('torch.')} on the CPU, "
+        + ("the engine's own weights, rounded to its dtype" if rounded else "float32 weights"),
+        "batch": batch,
+        "seed": seed,
+    }
+    return Verification(facts, checks)
+
+
+@dataclass
+class Call:
+    """What a layer was given and returned, the first time it was called."""
+
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    named: dict[str, Any]
+    output: Tensor
+
+
+@contextmanager
+def watching(network: nn.Module) -> Iterator[dict[str, Call]]:
+    """Within the block, the calls of every module that has no modules in it."""
+    seen: dict[str, Call] = {}
+    given: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    handles = []
+
+    def copied(value: Any) -> Any:  # this layer, or a later one, may work in place
+        return value.clone() if isinstance(value, Tensor) else value
+
+    def before(name: str, module: nn.Module, inputs: Any, named: Any) -> None:
+        given[name] = tuple(map(copied, inputs)), {key: copied(value) for key, value in named.items()}
+
+    def after(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point() and name not in seen:
+            seen[name] = Call(module, *given[name], output.clone())
+
+    for name, module in network.named_modules():
+        if next(module.children(), None) is None:
+            handles.append(module.register_forward_pre_hook(partial(before, name), with_kwargs=True))
+            handles.append(module.register_forward_hook(partial(after, name)))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def deviation(got: Tensor, want: Tensor) -> float:
+    """Greatest |got - want|, divided by the greatest |want|; inf where only one is finite."""
+    got, want = got.detach().double().cpu(), want.detach().double().cpu()
+    if got.shape != want.shape:
+        return float("inf")
+    scale = float(want.abs().max()) if want.numel() else 0.0
+    worst = float((got - want).abs().nan_to_num(nan=float("inf")).max()) if want.numel() else 0.0
+    return worst / scale if scale > 0 else worst
+
+
+def _exact_twin(network: nn.Module) -> tuple[nn.Module, torch.dtype]:
+    twin = copy.deepcopy(network).to("cpu", torch.float64)
+    for parameter in twin.parameters():
+        parameter.data = parameter.data.contiguous()
+    return twin.eval(), torch.float64
+
+
+def _layer(name: str, call: Call, dtype: torch.dtype) -> Check | None:
+    """The layer alone, on the very inputs that the engine gave it, in float64."""
+    module = copy.deepcopy(call.module).to("cpu", torch.float64)
+    inputs = [_exactly(value) for value in call.inputs]
+    named = {key: _exactly(value) for key, value in call.named.items()}
+    try:
+        exact = module(*inputs, **named)
+    except RuntimeError:  # a layer that cannot work in float64 is judged by the network as a whole
+        return None
+    bound = None
+    allowed = _allowed(module, inputs, exact, UNIT_ROUNDOFF[dtype], _tf32(call))
+    if allowed is not None:
+        difference = (call.output.double().cpu() - exact).abs()
+        fraction = torch.where(difference == 0, 0.0, difference / allowed).nan_to_num(nan=float("inf"))
+        bound = float(fraction.max())
+    return Check(name, type(module).__name__, tuple(exact.shape), deviation(call.output, exact), bound)
+
+
+def _exactly(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().cpu()
+    return value.double().contiguous() if value.is_floating_point() else value
+
+
+def _tf32(call: Call) -> bool:
+    on = call.output.is_cuda and call.output.dtype == torch.float32
+    return on and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+
+
+def _summed(terms: int) -> float:
+    """Relative rounding of a sum of `terms` products in float32, in whatever order.
+
+    n u is never exceeded (Higham 2002, eq. 3.5), 6 sqrt(n) u with probability 3e-8 an element (Higham & Mary 2019,
+    theorem 3.1, lambda = 6).
+    """
+    return min(terms, 6.0 * math.sqrt(terms)) * WORKING
+
+
+def _allowed(module: nn.Module, inputs: list[Any], exact: Tensor, u: float, tf32: bool) -> Tensor | None:
+    """What rounding explains of a deviation: to the layer's type (u), and in the float32 sums inside it.
+
+    None for kinds of layers whose arithmetic is not known here.
+    """
+    rounded = 1.01 * u * exact.abs()
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        twin = copy.deepcopy(module)
+        for parameter in twin.parameters():
+            parameter.data.abs_()
+        relative = _summed(module.weight[0].numel() + 1) + (2 * TF32 if tf32 else 0.0)
+        return rounded + relative * twin(inputs[0].abs())
+    if isinstance(module, nn.GroupNorm):
+        x = inputs[0]
+        groups = x.reshape(len(x), module.num_groups, -1)
+        mean, var = groups.mean(2, keepdim=True), groups.var(2, unbiased=False, keepdim=True)
+        rstd = (var + module.eps).rsqrt()
+        # Libraries take the variance as E[x^2] - E[x]^2: its relative error grows with the mean's share.
+        condition = 1.0 + mean.square() * rstd.square()
+        scaled = (groups.abs() + mean.abs()) * rstd
+        size = (1, -1, *[1] * (x.dim() - 2))
+        weight, bias = (1.0 if p is None else p.abs().reshape(size) for p in (module.weight, module.bias))
+        statistics = (scaled * (_summed(groups.shape[2]) * condition + 8.0 * WORKING)).reshape(x.shape)
+        sums = weight * statistics + 8.0 * WORKING * bias
+        if not (isinstance(module, NormAct) and module.act):
+            return rounded + sums
+        plain = nn.GroupNorm.forward(module, x).abs()
+        return (
+            rounded + 1.1 * (sums + 1.01 * u * plain) + 8.0 * WORKING * plain
+        )  # SiLU's slope is at most 1.1
+    if isinstance(module, (nn.SiLU, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Mish)):
+        return rounded + 8.0 * WORKING * (exact.abs() + inputs[0].abs())
+    if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten)):
+        return rounded
+    return None
+
+
+def _steps(engine: DiffusionEngine, batch: int, generator: torch.Generator) -> Iterator[Check]:
+    """The fused step at this engine's shape, on the path that it takes here."""
+    op = OPS["reverse_step"]
+    last = engine.loop.memory_format == torch.channels_last
+    for guided in (False, True):
+        arguments = cases.arguments(
+            generator,
+            engine.device,
+            engine.dtype,
+            (batch, *engine.shape),
+            slots=4,
+            guided=guided,
+            learned=engine.settings.learned,
+            channels_last=last,
+            sliced=True,
+        )
+        outputs = op.function(**arguments)
+        fraction = max(op.errors(arguments, outputs).values())
+        worst = max(deviation(a, b) for a, b in zip(outputs, op.exact(**arguments), strict=True))
+        name = "reverse_step, guided" if guided else "reverse_step"
+        yield Check(name, "fused", (batch, *engine.shape), worst, fraction)
+
+
+def _graphs(engine: DiffusionEngine, batch: int, seed: int) -> Iterator[Check]:
+    """The captured step against the same step uncaptured, which it must equal bit for bit."""
+    if not engine.loop.graphs.freezes:
+        return
+    # A captured step has a batch of a power of two; uncaptured it must have the same, for libraries to choose alike.
+    count = min(1 << (batch - 1).bit_length(), engine.loop.max_batch)
+    classes = engine.settings.num_classes
+    labels = None if classes is None else [k % classes for k in range(count)]
+    request = engine.request(
+        seeds=range(seed, seed + count), labels=labels, steps=min(3, engine.settings.steps)
+    )
+    drawn = []
+    for backend in (engine.loop.graphs.backend, "eager"):
+        loop = engine.new_loop(backend=backend)
+        tickets = [loop.add(single) for single in request.singles(engine.settings.noise_schedule)]
+        done: dict[int, Tensor] = {}
+        while loop.step():
+            done.update(loop.finished())
+        drawn.append(torch.stack([done[ticket] for ticket in tickets]))
+    captured, eager = drawn
+    bound = 0.0 if torch.equal(captured, eager) else float("inf")
+    yield Check("captured step", "graph", tuple(eager.shape), deviation(captured, eager), bound)

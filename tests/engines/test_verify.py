@@ -1,0 +1,145 @@
+"""`engine.verify()` is green for a right engine and names what is wrong in a broken one."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastgen
+from fastgen import ConfigError, DiffusionEngine
+from fastgen.cli import main
+from fastgen.engines import verification
+from fastgen.models.blocks import NormAct
+from tests.engines.test_from_module import Own
+from tests.small import checkpoint
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("graph", [True, "recorded"])
+def test_a_right_engine_passes(tmp_path: Path, dtype: str, graph: bool | str) -> None:
+    engine = fastgen.load(checkpoint(tmp_path / "m"), dtype=dtype, device="cpu", graph=graph)
+    found = engine.verify(batch=3, seed=4)
+    assert found.passed, str(found)
+    by_name = {check.name: check for check in found.checks}
+    assert by_name["conv_in"].kind == "Conv2d"
+    assert 0 < by_name["conv_in"].bound <= 1
+    assert ("captured step" in by_name) == (graph == "recorded")
+    assert by_name["reverse_step, guided"].bound <= 1
+    limit = {"float32": 1e-4, "bfloat16": 0.2, "float16": 0.02}[dtype]
+    assert 0 < by_name["network"].drift < limit
+    json.dumps(found.to_dict(), allow_nan=False)
+    lines = str(found).splitlines()
+    assert lines[-1] == "all within what rounding explains"
+    assert any(line.startswith("conv_in") for line in lines)
+
+
+def planted(engine: DiffusionEngine, name: str, change: float) -> None:
+    """A layer of the engine that answers wrongly, as a faulty kernel would."""
+    layer = engine.network.get_submodule(name)
+    right = type(layer).forward
+
+    class Faulty(type(layer)):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            out = right(self, x)
+            # Its float64 copy is the truth that it is judged by.
+            return out if out.dtype == torch.float64 else out + change * (out == out.max()) * out.abs().max()
+
+    layer.__class__ = Faulty
+
+
+@pytest.mark.parametrize("name", ["conv_in", "mid_block.resnets.0.norm1", "mid_block.attentions.0.to_v"])
+def test_a_wrong_layer_is_named(tmp_path: Path, name: str) -> None:
+    engine = fastgen.load(checkpoint(tmp_path / "m"), device="cpu")
+    reference = copy.deepcopy(engine.network)
+    planted(engine, name, 0.01)
+    found = engine.verify(reference=reference)
+    assert not found.passed
+    assert [check.name for check in found.checks if not check.passed] == [name]
+    assert str(found).endswith(f"WRONG: {name}")
+    later = found.checks[[check.name for check in found.checks].index(name) + 1 :]
+    assert max(check.drift for check in later if check.drift is not None) > 1e-4
+
+
+def test_a_layer_that_answers_nan_is_named(tmp_path: Path) -> None:
+    engine = fastgen.load(checkpoint(tmp_path / "m"), device="cpu")
+    planted(engine, "conv_out", float("nan"))
+    found = engine.verify()
+    assert "conv_out" in str(found).splitlines()[-1]
+    assert {check.name for check in found.checks if not check.passed} == {"conv_out"}
+
+
+def test_a_wrong_step_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fastgen.load(checkpoint(tmp_path / "m"), device="cpu")
+    op = verification.OPS["reverse_step"]
+    broken = dataclasses.replace(op, function=_shifted(op.function))
+    monkeypatch.setattr(verification, "OPS", {"reverse_step": broken})
+    wrong = [check.name for check in engine.verify().checks if not check.passed]
+    assert wrong == ["reverse_step", "reverse_step, guided"]
+
+
+def _shifted(function):  # type: ignore[no-untyped-def]
+    def shifted(**arguments):  # type: ignore[no-untyped-def]
+        x, h, y = function(**arguments)
+        return x + 1e-3, h, y
+
+    return shifted
+
+
+def test_a_network_of_ones_own() -> None:
+    engine = DiffusionEngine.from_module(Own(), {}, "epsilon", (2, 6, 10), graph="recorded")
+    found = engine.verify()
+    assert found.passed, str(found)
+    assert {"net.first", "net.time", "net.last", "captured step"} <= {check.name for check in found.checks}
+
+
+def test_a_network_that_works_in_float32_only() -> None:
+    class Single(Own):
+        def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+            return super().forward(x, t, label) * (torch.ones(1, 1) @ x.new_ones(1, 1))
+
+    engine = DiffusionEngine.from_module(Single(), {}, "epsilon", (2, 6, 10))
+    found = engine.verify()
+    assert found.passed
+    assert found.facts["reference"].startswith("float32 on the CPU")
+
+
+def test_the_engine_draws_as_before(tmp_path: Path) -> None:
+    engine = fastgen.load(checkpoint(tmp_path / "m"), device="cpu", graph="recorded")
+    before = engine.sample(3, seed=1, labels=0)
+    engine.verify()
+    assert torch.equal(engine.sample(3, seed=1, labels=0), before)
+    with pytest.raises(ConfigError, match="batch: expected an int from 1 to max_batch = 64, got 0"):
+        engine.verify(batch=0)
+
+
+def test_bounds_grow_with_the_sum() -> None:
+    assert verification._summed(1) == 2**-24
+    assert verification._summed(9) == 9 * 2**-24
+    assert verification._summed(10_000) == pytest.approx(600 * 2**-24)
+
+
+def test_a_norm_far_from_zero_is_allowed_its_cancellation() -> None:
+    """E[x^2] - E[x]^2 loses what the mean's share is; a library that does so is not called wrong."""
+    norm = NormAct(2, 4).double()
+    near = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    u = 2.0**-24
+    small, large = (verification._allowed(norm, [x], norm(x), u, False).max() for x in (near, near + 100))
+    assert large > 1000 * small
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(checkpoint(tmp_path / "m"))
+    assert main(["verify", folder, "--device", "cpu", "--dtype", "bfloat16"]) == 0
+    assert "float32 weights" in capsys.readouterr().out
+    assert main(["verify", folder, "--device", "cpu", "--json", "--batch", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["passed"] is True
+    assert main(["verify"]) == 2
+    assert "MODEL is missing" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "none")]) == 1
+    assert "no such folder" in capsys.readouterr().err
