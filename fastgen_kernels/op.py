@@ -78,6 +78,9 @@ class Op:
     bytes_moved: Callable[..., int]  # least traffic to and from device memory
     flops: Callable[..., int]  # additions and multiplications
     budget: Budget = Budget()
+    eager: Callable[..., Any] | None = None  # the fastest plain PyTorch formula, where that is not the reference
+    # Copies the arguments and returns a call of `out` on the copies, for whoever times it.
+    in_place: Callable[..., Callable[[], None]] | None = None
 
     def case(self, name: str) -> Case:
         """The case called `name`; KeyError names the known ones."""

@@ -14,13 +14,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # From left to right; modules of one layer may import each other.
 LAYERS = [
     {"fastgen_kernels"},
-    {"fastgen.errors", "fastgen.config"},
+    {"fastgen.errors", "fastgen.config", "fastgen.files", "fastgen.tensor_file"},
     {"fastgen.models", "fastgen.diffusion"},
     {"fastgen.checkpoint", "fastgen.runtime", "fastgen.training", "fastgen.images"},
     {"fastgen.architectures", "fastgen.engines", "fastgen.zoo"},
     {"fastgen.converters"},
     {"fastgen.api", "fastgen"},
-    {"fastgen.commands", "fastgen.cli", "fastgen.__main__"},
+    {"fastgen.commands", "fastgen.bench", "fastgen.cli", "fastgen.__main__"},
 ]
 HEAVY = ["triton", "diffusers", "onnx", "onnxruntime", "matplotlib", "PIL", "sklearn", "huggingface_hub"]
 

@@ -311,6 +311,20 @@ def _fused(
     return _on_copies(_launch, x, h, F, rows, seeds, learned, noise)
 
 
+def _in_place(
+    x: Tensor,
+    h: Tensor,
+    F: Tensor,
+    rows: Tensor,
+    seeds: Tensor,
+    learned: int = 0,
+    noise: Tensor | None = None,
+) -> Callable[[], None]:
+    x, h, y = x.clone(), h.clone(), _empty_input(x, F)
+    cursor = torch.empty(x.shape[0], dtype=torch.int32, device=x.device)
+    return lambda: reverse_step_out(x, h, F, y, rows, cursor, seeds, learned=learned, noise=noise)
+
+
 OP = Op(
     name="reverse_step",
     outputs=("x_next", "h_next", "y"),
@@ -325,6 +339,7 @@ OP = Op(
     tolerance=cases.tolerance,
     bytes_moved=cases.bytes_moved,
     flops=cases.flops,
+    in_place=_in_place,
     # A thread owns four elements of every tensor, 16 bytes of the float32 state but 8 of a half-precision network's
     # output; with guidance and learned variance but no history, three such reads stand beside one of the state.
     budget=Budget(wide=0.4),
