@@ -36,13 +36,17 @@ bench: $(VENV)/dev
 gate: $(VENV)/dev $(TRITON_MIN)
 	$(BIN)/python -m bench.compile_gate --also $(TRITON_MIN) --record
 
-# On the machine with the GPU, which may be offline: whatever Python it has, results of each suite kept as it ends.
+# On the machine with the GPU, which may be offline: whatever Python it has, results of each suite kept as it ends;
+# then the kernels' speed.
 GPU_SUITES := kernels runtime engines
 gpu:
 	mkdir -p $(OUT)
 	status=0; for suite in $(GPU_SUITES); do \
 	  PYTHONPATH=. $(PYTHON) -m pytest -q -m gpu tests/$$suite --junitxml=$(OUT)/gpu-$$suite.xml; code=$$?; \
-	  if [ $$code -ne 0 ] && [ $$code -ne 5 ]; then status=1; fi; done; exit $$status
+	  if [ $$code -ne 0 ] && [ $$code -ne 5 ]; then status=1; fi; done; \
+	if $(PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+	  PYTHONPATH=. $(PYTHON) -m fastgen.bench kernels --device cuda --json $(OUT)/gpu-kernels.json || status=1; \
+	else echo "no CUDA device: the kernels were not timed"; fi; exit $$status
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import shutil
 import sys
@@ -18,7 +19,7 @@ from fastgen_kernels import OPS
 from ..commands.info import doctor
 from ..errors import FastgenError
 from ..runtime.device import DTYPES, choose_device
-from . import kernels
+from . import chains, kernels
 
 WIDTHS = (15, 16, 9, 6, 10, 23, 6, 8, 8)
 
@@ -32,9 +33,9 @@ def parser() -> argparse.ArgumentParser:
     suite = suites.add_parser(
         "kernels",
         help="the fused operations",
-        description="Every production case of the fused operations: error as a fraction of its bound, time with "
-        "quartiles, share of a copy's bandwidth in this run, and the rivals' time over fastgen's. Exit code 1 where a "
-        "result is wrong.",
+        description="Every production case of the fused operations, and PatchGAN as a chain of them: error as a "
+        "fraction of its bound, time with quartiles, share of a copy's bandwidth in this run, and the rivals' time "
+        "over fastgen's. Exit code 1 where a result is wrong.",
     )
     suite.add_argument(
         "--op", action="append", default=[], choices=list(OPS), help="only this operation; repeatable"
@@ -91,20 +92,27 @@ def _kernels(args: argparse.Namespace, device: torch.device, against: list[str])
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     print(_aligned((*kernels.HEAD, *against)))
     rows = []
-    for row in kernels.run(
-        device,
-        ops=args.op,
-        cases=args.case,
-        dtypes=[DTYPES[name] for name in names],
-        against=against,
-        rounds=args.rounds,
-    ):
+    copy = kernels.copy_bandwidth(device, args.rounds)
+    how = {
+        "copy": copy,
+        "dtypes": [DTYPES[name] for name in names],
+        "against": against,
+        "rounds": args.rounds,
+    }
+    measured = kernels.run(device, ops=args.op, cases=args.case, **how)
+    if not args.op and not args.case:
+        measured = itertools.chain(measured, chains.run(device, **how))
+    for row in measured:
         print(_aligned(kernels.line(row, against)), flush=True)
         rows.append(row)
     wrong = [f"{row.op} {row.case} {row.dtype}" for row in rows if row.seconds is None]
     print(f"wrong: {', '.join(wrong)}" if wrong else f"{len(rows)} cases, every result within its bound")
     if args.json is not None:
-        results = {"environment": facts, "kernels": [row.to_dict() for row in rows]}
+        results = {
+            "environment": facts,
+            "copy_bytes_per_second": copy,
+            "kernels": [row.to_dict() for row in rows],
+        }
         args.json.write_text(json.dumps(results, indent=1) + "\n")
     return 1 if wrong else 0
 

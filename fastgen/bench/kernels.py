@@ -125,6 +125,7 @@ def rivals(op: Op, arguments: dict[str, Any], against: Sequence[str]) -> dict[st
 def run(
     device: torch.device,
     *,
+    copy: float,
     ops: Sequence[str] = (),
     cases: Sequence[str] = (),
     dtypes: Sequence[torch.dtype],
@@ -132,7 +133,6 @@ def run(
     rounds: int = 9,
 ) -> Iterator[Row]:
     """Measure what is selected, a row at a time."""
-    copy = copy_bandwidth(device, rounds)
     for op, case, dtype in selected(ops, cases, dtypes):
         yield measure(op, case, dtype, device, copy=copy, against=against, rounds=rounds)
         gc.collect()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastgen.bench import __main__ as command
-from fastgen.bench import kernels
+from fastgen.bench import chains, kernels
 from fastgen_kernels import OPS
 
 CPU = torch.device("cpu")
@@ -141,3 +141,32 @@ def test_without_a_compiler_it_says_so(
     captured = capsys.readouterr()
     assert "without compile: no C++ compiler" in captured.err
     assert "compile" not in captured.out.splitlines()[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chain(dtype: torch.dtype) -> None:
+    how = {"copy": 1e10, "against": ["eager"], "rounds": 3, "batches": (1, 2), "size": 32}
+    first, second = chains.run(CPU, dtypes=[dtype], **how)
+    assert (first.case, second.case) == ("batch 1", "batch 2")
+    assert 0 < first.error <= 1
+    assert first.ratio("eager") is not None
+    assert second.tflop_per_second * second.seconds.median == pytest.approx(
+        2 * first.tflop_per_second * first.seconds.median
+    )
+
+
+def test_chain_has_the_receptive_field_of_70_pixels() -> None:
+    net = chains.Discriminator(CPU, torch.float32)
+    x = torch.zeros(1, 6, 256, 256, requires_grad=True)
+    net.eager(x)[0, 0, 15, 15].backward()
+    rows = x.grad.abs().sum((0, 1, 3)).nonzero().flatten()
+    assert rows.max() - rows.min() + 1 == 70
+    with torch.no_grad():
+        assert torch.allclose(net.fused(x[..., :64, :64]), net.eager(x[..., :64, :64]), atol=1e-5)
+
+
+def test_a_wrong_chain_gets_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chains.Discriminator, "error", lambda self, x: 1.5)
+    how = {"copy": 1e10, "against": [], "rounds": 3, "batches": (1,), "size": 32}
+    (row,) = chains.run(CPU, dtypes=[torch.float32], **how)
+    assert row.seconds is None

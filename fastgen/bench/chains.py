@@ -1,0 +1,135 @@
+"""Operations one after the other, as a network runs them: pix2pix's 70x70 patch discriminator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastgen_kernels import OPS, pack_weight, patch_conv
+
+from .kernels import Row
+from .timing import interleaved
+
+# Isola et al. 2017, appendix 6.1.2: C64-C128-C256-C512 and one output channel; (inputs, outputs, stride, slope).
+LAYERS = ((6, 64, 2, 0.2), (64, 128, 2, 0.2), (128, 256, 2, 0.2), (256, 512, 1, 0.2), (512, 1, 1, None))
+SIZE = 256
+BATCHES = {"cuda": (1, 64), "cpu": (1,)}  # 64 pictures keep a CPU busy for minutes
+
+
+class Discriminator:
+    """The 70x70 PatchGAN with batch norm folded into weights and biases: of random weights."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.weights, self.biases = [], []
+        for inputs, outputs, _, _ in LAYERS:
+            # Activations keep their size: half of them pass, and LeakyReLU lets a fifth of the others through.
+            scale = math.sqrt(2 / 1.04 / (inputs * 16))
+            weight = torch.randn(outputs, inputs, 4, 4, generator=generator) * scale
+            self.weights.append(weight.to(device, dtype, memory_format=torch.channels_last))
+            self.biases.append((torch.randn(outputs, generator=generator) * 0.1).to(device, dtype))
+        self.packed = [pack_weight(weight) for weight in self.weights]
+
+    def fused(self, x: Tensor) -> Tensor:
+        """[B, 6, H, W] -> [B, 1, H / 8 - 2, W / 8 - 2]: a score a patch."""
+        for (_, _, stride, slope), weight, bias in zip(LAYERS, self.packed, self.biases, strict=True):
+            x = patch_conv(x, weight, bias, stride=stride, negative_slope=slope)
+        return x
+
+    def eager(self, x: Tensor) -> Tensor:
+        """The same by PyTorch's convolutions, channels-last."""
+        for (_, _, stride, slope), weight, bias in zip(LAYERS, self.weights, self.biases, strict=True):
+            x = F.conv2d(x, weight, bias, stride=stride, padding=1)
+            if slope is not None:
+                x = F.leaky_relu_(x, slope)
+        return x
+
+    def error(self, x: Tensor) -> float:
+        """Worst error of a layer on the input that it gets in the chain, as a fraction of its bound."""
+        worst = 0.0
+        for (_, _, stride, slope), weight, bias in zip(LAYERS, self.packed, self.biases, strict=True):
+            arguments = {"x": x, "weight": weight, "bias": bias, "stride": stride, "negative_slope": slope}
+            x = patch_conv(**arguments)
+            worst = max(worst, *OPS["patch_conv"].errors(arguments, x).values())
+        return worst
+
+
+def run(
+    device: torch.device,
+    *,
+    dtypes: Sequence[torch.dtype],
+    copy: float,
+    against: Sequence[str],
+    rounds: int,
+    batches: Sequence[int] | None = None,
+    size: int = SIZE,
+) -> Iterator[Row]:
+    """A row for every batch and type. On CUDA batch 1 runs as a captured graph, as in an engine; rivals as they are."""
+    for dtype in dtypes:
+        net = Discriminator(device, dtype)
+        for batch in batches or BATCHES[device.type]:
+            x = torch.randn(batch, LAYERS[0][0], size, size, generator=torch.Generator().manual_seed(1))
+            x = x.to(device, dtype, memory_format=torch.channels_last)
+            yield _row(net, x, copy, against, rounds)
+
+
+@torch.no_grad()
+def _row(net: Discriminator, x: Tensor, copy: float, against: Sequence[str], rounds: int) -> Row:
+    name, case = str(x.dtype).removeprefix("torch."), f"batch {len(x)}"
+    error = net.error(x)
+    if not error <= 1.0:
+        return Row("patch_gan", case, name, error)
+    calls: dict[str, Callable[[], object]] = {"fastgen": lambda: net.fused(x)}
+    if x.is_cuda and len(x) == 1:
+        calls["fastgen"] = _captured(calls["fastgen"])
+        case += " captured"
+    if "eager" in against:
+        calls["eager"] = lambda: net.eager(x)
+    if "compile" in against:
+        torch._dynamo.reset()
+        compiled = torch.compile(
+            net.eager, dynamic=False, mode="max-autotune-no-cudagraphs" if x.is_cuda else "default"
+        )
+        calls["compile"] = lambda: compiled(x)
+    timings = interleaved(calls, x.device, rounds=rounds)
+    own = timings.pop("fastgen")
+    moved, flops = _costs(net, x)
+    return Row(
+        "patch_gan",
+        case,
+        name,
+        error,
+        seconds=own,
+        gb_per_second=moved / own.median / 1e9,
+        copy_share=moved / own.median / copy,
+        tflop_per_second=flops / own.median / 1e12,
+        rivals=timings,
+    )
+
+
+def _captured(call: Callable[[], object]) -> Callable[[], object]:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def _costs(net: Discriminator, x: Tensor) -> tuple[int, int]:
+    """Bytes and FLOPs of all layers."""
+    op, moved, flops = OPS["patch_conv"], 0, 0
+    for (_, _, stride, slope), weight, bias in zip(LAYERS, net.packed, net.biases, strict=True):
+        arguments = {"x": x, "weight": weight, "bias": bias, "stride": stride, "negative_slope": slope}
+        moved += op.bytes_moved(**arguments)
+        flops += op.flops(**arguments)
+        x = patch_conv(**arguments)
+    return moved, flops
