@@ -53,12 +53,12 @@ def normals(
         (:func:`error_bound`).
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what was received.
+        ValueError: naming the argument, what was expected and what was received.
     """
     if stream not in STREAMS:
         raise ValueError(f"stream: expected one of {list(STREAMS)}, received {stream!r}")
     if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"dtype: expected torch.float32 or torch.float64, received {dtype}")
+        raise ValueError(f"dtype: expected torch.float32 or torch.float64, received {dtype}")
     if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
         raise ValueError(f"shape: expected positive sizes of at most 2^30 elements, received {tuple(shape)}")
     seeds = _pairs_column("seeds", seeds, signed_seeds, (torch.int64,), device)
@@ -101,7 +101,7 @@ def _pairs_column(
     elif device is not None:
         value = value.to(device)
     if value.dtype not in dtypes:
-        raise TypeError(f"{name}: expected {' or '.join(map(str, dtypes))}, received {value.dtype}")
+        raise ValueError(f"{name}: expected {' or '.join(map(str, dtypes))}, received {value.dtype}")
     if value.dim() != 1 or value.shape[0] == 0:
         raise ValueError(f"{name}: expected shape [B] with B >= 1, received {tuple(value.shape)}")
     return value.contiguous()

@@ -66,7 +66,7 @@ def reverse_step(
     are zero does not touch the result.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what was received.
+        ValueError: naming the argument, what was expected and what was received.
     """
     _check(x, h, F, rows, seeds, learned, noise)
     return torch.ops.fastgen.reverse_step(x, h, F, rows, seeds, learned, noise)
@@ -112,7 +112,7 @@ def _expect_tensor(
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {tuple(shape)}, received {tuple(value.shape)}")
     if value.dtype != dtype:
-        raise TypeError(f"{name}: expected {dtype}, received {value.dtype}")
+        raise ValueError(f"{name}: expected {dtype}, received {value.dtype}")
     if value.device != device:
         raise ValueError(f"{name}: expected a tensor on {device}, where x is, received one on {value.device}")
 
@@ -126,7 +126,7 @@ def _check(
     x: Tensor, h: Tensor, F: Tensor, rows: Tensor, seeds: Tensor, learned: int, noise: Tensor | None
 ) -> None:
     if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x: expected torch.float32 or torch.float64, received {x.dtype}")
+        raise ValueError(f"x: expected torch.float32 or torch.float64, received {x.dtype}")
     if x.dim() != 4 or 0 in x.shape:
         raise ValueError(f"x: expected shape [B, C, H, W], all positive, received {tuple(x.shape)}")
     _expect_contiguous("x", x)
@@ -158,7 +158,7 @@ def _check(
         )
     if STATE_OF_NETWORK.get(F.dtype) != x.dtype:
         allowed = [str(dtype) for dtype, state in STATE_OF_NETWORK.items() if state == x.dtype]
-        raise TypeError(f"F: expected {' or '.join(allowed)} with x in {x.dtype}, received {F.dtype}")
+        raise ValueError(f"F: expected {' or '.join(allowed)} with x in {x.dtype}, received {F.dtype}")
     if F.device != x.device:
         raise ValueError(f"F: expected a tensor on {x.device}, where x is, received one on {F.device}")
     if not F.is_contiguous():
@@ -289,7 +289,7 @@ def _launch(
     noise: Tensor | None,
 ) -> None:
     if x.dtype != torch.float32:
-        raise TypeError(
+        raise ValueError(
             f"x: the kernel takes torch.float32, received {x.dtype}: use fastgen_kernels.use('reference')"
         )
     if noise is not None:

@@ -156,15 +156,15 @@ def test_arguments():
     assert z.dtype == torch.float32
     assert z.is_contiguous()
     assert torch.equal(z[1:], normals(torch.tensor([2]), 4, "inpaint", (2, 3)))
-    for error, arguments in [
-        (ValueError, ([1], 0, "no such stream", (2,))),
-        (TypeError, (torch.tensor([1], dtype=torch.int32), 0, "step", (2,))),
-        (ValueError, (torch.tensor(1), 0, "step", (2,))),
-        (ValueError, ([1, 2], [1], "step", (2,))),
-        (ValueError, ([1], 0, "step", (0,))),
-        (TypeError, ([1], 0, "step", (2,), torch.float16)),
+    for arguments in [
+        ([1], 0, "no such stream", (2,)),
+        (torch.tensor([1], dtype=torch.int32), 0, "step", (2,)),
+        (torch.tensor(1), 0, "step", (2,)),
+        ([1, 2], [1], "step", (2,)),
+        ([1], 0, "step", (0,)),
+        ([1], 0, "step", (2,), torch.float16),
     ]:
-        with pytest.raises(error, match=r"expected .*received"):
+        with pytest.raises(ValueError, match=r"expected .*received"):
             normals(*arguments)
 
 

@@ -216,39 +216,39 @@ def test_compile():
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil", "error"),
+    ("name", "spoil"),
     [
-        ("x", lambda a: a["x"].half(), TypeError),
-        ("x", lambda a: a["x"][0], ValueError),
-        ("x", lambda a: a["x"].transpose(2, 3), ValueError),
-        ("x", lambda a: a["x"][:0], ValueError),
-        ("h", lambda a: a["h"][0], ValueError),
-        ("h", lambda a: a["h"][:1].expand(5, *a["x"].shape), ValueError),
-        ("h", lambda a: a["h"][..., :5], ValueError),
-        ("h", lambda a: a["h"].double(), TypeError),
-        ("h", lambda a: a["h"].transpose(3, 4).contiguous().transpose(3, 4), ValueError),
-        ("F", lambda a: a["F"][:2], ValueError),
-        ("F", lambda a: torch.cat((a["F"], a["F"]), 1), ValueError),
-        ("F", lambda a: a["F"].double(), TypeError),
-        ("F", lambda a: a["F"].transpose(2, 3).contiguous().transpose(2, 3), ValueError),
-        ("F", lambda a: a["F"].to("meta"), ValueError),
-        ("rows", lambda a: a["rows"][:, :31], ValueError),
-        ("rows", lambda a: a["rows"].double(), TypeError),
-        ("seeds", lambda a: a["seeds"].int(), TypeError),
-        ("seeds", lambda a: a["seeds"][:1], ValueError),
-        ("noise", lambda a: a["x"][:1], ValueError),
-        ("noise", lambda a: a["x"].double(), TypeError),
-        ("learned", lambda a: 3, ValueError),
-        ("y", lambda a: a["y"].to(torch.bfloat16), TypeError),
-        ("y", lambda a: a["y"][:1], ValueError),
-        ("y", lambda a: a["y"].contiguous(memory_format=torch.channels_last), ValueError),
-        ("cursor", lambda a: a["cursor"].long(), TypeError),
-        ("cursor", lambda a: a["cursor"].repeat(2)[::2], ValueError),
+        ("x", lambda a: a["x"].half()),
+        ("x", lambda a: a["x"][0]),
+        ("x", lambda a: a["x"].transpose(2, 3)),
+        ("x", lambda a: a["x"][:0]),
+        ("h", lambda a: a["h"][0]),
+        ("h", lambda a: a["h"][:1].expand(5, *a["x"].shape)),
+        ("h", lambda a: a["h"][..., :5]),
+        ("h", lambda a: a["h"].double()),
+        ("h", lambda a: a["h"].transpose(3, 4).contiguous().transpose(3, 4)),
+        ("F", lambda a: a["F"][:2]),
+        ("F", lambda a: torch.cat((a["F"], a["F"]), 1)),
+        ("F", lambda a: a["F"].double()),
+        ("F", lambda a: a["F"].transpose(2, 3).contiguous().transpose(2, 3)),
+        ("F", lambda a: a["F"].to("meta")),
+        ("rows", lambda a: a["rows"][:, :31]),
+        ("rows", lambda a: a["rows"].double()),
+        ("seeds", lambda a: a["seeds"].int()),
+        ("seeds", lambda a: a["seeds"][:1]),
+        ("noise", lambda a: a["x"][:1]),
+        ("noise", lambda a: a["x"].double()),
+        ("learned", lambda a: 3),
+        ("y", lambda a: a["y"].to(torch.bfloat16)),
+        ("y", lambda a: a["y"][:1]),
+        ("y", lambda a: a["y"].contiguous(memory_format=torch.channels_last)),
+        ("cursor", lambda a: a["cursor"].long()),
+        ("cursor", lambda a: a["cursor"].repeat(2)[::2]),
     ],
 )
-def test_refusals(name, spoil, error):
+def test_refusals(name, spoil):
     arguments = buffers(make(slots=2))
-    with pytest.raises(error, match=rf"^{name}: expected .*received"):
+    with pytest.raises(ValueError, match=rf"^{name}: expected .*received"):
         reverse_step_out(**(arguments | {name: spoil(arguments)}))
 
 
@@ -271,7 +271,7 @@ def test_in_place_form_has_no_gradient():
 
 def test_kernel_refusals():
     with use("triton"):
-        with pytest.raises(TypeError, match="float32"):
+        with pytest.raises(ValueError, match="float32"):
             reverse_step(**make(dtype=torch.float64))
         arguments = make()
         with pytest.raises(ValueError, match=r"^noise: "):
