@@ -1,0 +1,218 @@
+"""Group normalisation with activation, embedding and concatenation, as U-Nets use it: one operation.
+
+The maths stands in `reference.py`, how the work is divided in `plan.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import check
+from ..op import Budget, Op, differentiate_through, direct, select
+from . import cases, cpu, reference
+
+__all__ = ["OP", "group_norm"]
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MAX_ELEMENTS = 2**31  # that a sample may span: the kernel counts in int32
+
+
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    skip: Tensor | None = None,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    act: bool = True,
+) -> Tensor:
+    """silu(norm([x, skip] + add) * (1 + scale) + shift): a residual block's normalisation, in one or two launches.
+
+    The norm is that of Wu & He 2018 (eq. 1-4), as `torch.nn.functional.group_norm`: each sample's channels in
+    `num_groups` groups of adjacent ones, each brought to mean 0 and variance 1, then times `weight`, plus `bias`.
+
+    Args:
+        x: [B, C1, H, W], float32, float16 or bfloat16 (float64 on the PyTorch path), NCHW or channels-last; may be
+            a slice of channels or of samples.
+        num_groups: divides C = C1 + C2. 1 is layer norm over the picture, C instance norm.
+        weight: [C], or None for 1. Typed as x, as every tensor here; contiguous, as all but x and skip.
+        bias: [C], or None for 0.
+        eps: added to the variance, at least 0.
+        skip: [B, C2, H, W] laid out as x: stands behind x's channels, as in `torch.cat((x, skip), 1)`, which is
+            not made. Groups may hold channels of both.
+        add: [B, C], added to every pixel before the statistics: an embedding that shifts the norm's input.
+        scale: [B, C], the norm's result is multiplied by 1 + scale: "scale_shift" residual blocks.
+        shift: [B, C], added after that.
+        act: SiLU, z / (1 + exp(-z)), at the end.
+
+    Returns:
+        [B, C, H, W] in x's dtype and layout, contiguous in it. Computed in float32 (float64 from float64) and
+        rounded once. On the Triton path a sample's bits depend on its batch in one respect: batches that fill
+        the machine and smaller ones divide pictures up to 64x64 differently.
+
+    Gradients flow to all tensors.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what was received; x and skip of unlike layouts too.
+    """
+    _check(x, num_groups, weight, bias, eps, skip, add, scale, shift)
+    if direct(x.device.type):
+        if x.device.type == "cpu" and not _needs_gradient(x, weight, bias, skip, add, scale, shift):
+            return cpu.group_norm(x, num_groups, weight, bias, eps, skip, add, scale, shift, act)
+        return reference.group_norm(x, num_groups, weight, bias, eps, skip, add, scale, shift, act)
+    return torch.ops.fastgen.group_norm(x, num_groups, weight, bias, eps, skip, add, scale, shift, act)
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors)
+
+
+def _check(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    skip: Tensor | None,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> None:
+    check.rank("x", x, 4, "[B, C, H, W]")
+    check.dtype("x", x, DTYPES)
+    batch, channels, height, width = x.shape
+    device, dtype = x.device, x.dtype
+    # Asking PyTorch first: it is quick, and on CPU a small picture's whole norm takes 6 us.
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)) and not any(
+        reference.layouts(x)
+    ):
+        check.fail("x", "NCHW or channels-last (slices of channels too)", f"strides {x.stride()}")
+    if skip is not None:
+        check.rank("skip", skip, 4, "[B, C2, H, W]")
+        check.tensor("skip", skip, (batch, skip.shape[1], height, width), (dtype,), device, "[B, C2, H, W]")
+        _check_layouts(x, skip)
+        channels += skip.shape[1]
+    if not isinstance(num_groups, int) or num_groups < 1 or channels % num_groups:
+        check.fail("num_groups", f"a positive divisor of the {channels} channels", repr(num_groups))
+    if not eps >= 0.0:
+        check.fail("eps", "at least 0", eps)
+    a_channel, a_sample = (channels,), (batch, channels)
+    for name, value, shape in (
+        ("weight", weight, a_channel),
+        ("bias", bias, a_channel),
+        ("add", add, a_sample),
+        ("scale", scale, a_sample),
+        ("shift", shift, a_sample),
+    ):
+        if value is not None:
+            check.tensor(name, value, shape, (dtype,), device, "[C]" if shape is a_channel else "[B, C]")
+            check.contiguous(name, value)
+
+
+def _check_layouts(x: Tensor, skip: Tensor) -> None:
+    for usual in (torch.contiguous_format, torch.channels_last):
+        if x.is_contiguous(memory_format=usual) and skip.is_contiguous(memory_format=usual):
+            return
+    planes, pixels = reference.layouts(x)
+    skip_planes, skip_pixels = reference.layouts(skip)
+    if not (planes and skip_planes) and not (pixels and skip_pixels):
+        names = {(True, False): "NCHW", (False, True): "channels-last"}
+        received = names.get((skip_planes, skip_pixels), f"strides {skip.stride()}")
+        check.fail(
+            "skip", f"x's layout, {names[planes, pixels]}" if planes != pixels else "x's layout", received
+        )
+
+
+@torch.library.custom_op("fastgen::group_norm", mutates_args=())
+def _group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    skip: Tensor | None,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: bool,
+) -> Tensor:
+    """`group_norm` on the selected path. Every traced call, and every one on a GPU, ends here."""
+    if select(x.device.type) == "triton":
+        return _fused(x, num_groups, weight, bias, eps, skip, add, scale, shift, act)
+    run = cpu.group_norm if x.device.type == "cpu" else reference.group_norm
+    return run(x, num_groups, weight, bias, eps, skip, add, scale, shift, act)
+
+
+@_group_norm.register_fake
+def _(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    skip: Tensor | None,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: bool,
+) -> Tensor:
+    channels = x.shape[1] + (0 if skip is None else skip.shape[1])
+    return torch.empty(
+        (x.shape[0], channels, *x.shape[2:]),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=reference.output_format(x, skip),
+    )
+
+
+differentiate_through(_group_norm, reference.group_norm, wrt=(0, 2, 3, 5, 6, 7, 8))
+
+
+def _fused(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    skip: Tensor | None = None,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    act: bool = True,
+) -> Tensor:
+    if x.dtype == torch.float64:
+        check.fail("x", "float32, float16 or bfloat16 on the Triton path", "torch.float64: use('reference')")
+    for name, value in (("x", x), ("skip", skip)):
+        if value is not None:
+            extents = zip(value.shape[1:], value.stride()[1:], strict=True)
+            span = 1 + sum((size - 1) * stride for size, stride in extents)
+            if span >= MAX_ELEMENTS or x[0].numel() + value[0].numel() >= MAX_ELEMENTS:
+                check.fail(
+                    name, "fewer than 2^31 elements a sample, in memory and in the result", list(value.shape)
+                )
+    from . import kernel
+
+    return kernel.launch(x, num_groups, weight, bias, eps, skip, add, scale, shift, act)
+
+
+OP = Op(
+    name="group_norm",
+    outputs=("y",),
+    function=group_norm,
+    out=None,
+    reference=reference.group_norm,
+    fused=_fused,
+    overload=torch.ops.fastgen.group_norm.default,
+    decomposition=reference.group_norm,
+    cases=cases.CASES,
+    exact=cases.exact,
+    tolerance=cases.tolerance,
+    bytes_moved=cases.bytes_moved,
+    flops=cases.flops,
+    budget=Budget(),
+)

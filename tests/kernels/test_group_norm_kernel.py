@@ -1,0 +1,173 @@
+"""Group normalisation's kernels, in the interpreter or on the GPU, and how they divide a picture."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from fastgen_kernels import OPS, group_norm, use
+from fastgen_kernels.group_norm import cases, plan
+
+OP = OPS["group_norm"]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def make(device, shape, num_groups, dtype=torch.float32, seed=0, **options):
+    return cases.arguments(torch.Generator().manual_seed(seed), device, dtype, shape, num_groups, **options)
+
+
+@pytest.fixture
+def divide(monkeypatch):
+    """Makes small pictures take the launches of large ones."""
+
+    def apply(**constants):
+        constants.setdefault("PROGRAMS", 6)
+        for name, value in constants.items():
+            monkeypatch.setattr(plan, name, value)
+        plan.plan.cache_clear()
+
+    yield apply
+    monkeypatch.undo()
+    plan.plan.cache_clear()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"act": False, "affine": False},
+        {"add": True},
+        {"scale": True},
+        {"shift": True, "affine": False},
+        {"skip": 7, "add": True},
+        {"skip": 4, "sliced": 2, "scale": True, "shift": True},
+        {"skip": 16, "add": True, "scale": True, "shift": True, "act": False},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_options(kernel_device, options, channels_last):
+    own = 20 if options.get("skip") == 4 else 8
+    groups = 3 if options.get("skip") in (4, 7, 16) else 4
+    arguments = make(
+        kernel_device, (2, own, 5, 7), groups, torch.bfloat16, channels_last=channels_last, **options
+    )
+    with use("triton"):
+        assert OP.errors(arguments)["y"] <= 1.0
+        y = group_norm(**arguments)
+    assert y.is_contiguous(memory_format=LAYOUTS[channels_last])
+
+
+SPLIT = plan.Launch(row=16, column=0, num_warps=1, unroll=2)
+WIDE = plan.Launch(row=64, column=64 << 10, num_warps=4, unroll=4)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("launch", [SPLIT, WIDE], ids=["two", "one"])
+@pytest.mark.parametrize(
+    ("shape", "skip", "groups"), [((2, 6, 9, 11), 3, 3), ((1, 10, 11, 9), 10, 1), ((1, 12, 9, 10), 0, 12)]
+)
+def test_every_way_to_divide(kernel_device, divide, shape, skip, groups, launch, channels_last):
+    """Splits, groups cut into parts, idle lanes, rows shorter than a tile: all of a large picture's on a small one."""
+    divide(LATENCY=(launch, SPLIT), THROUGHPUT=(launch, SPLIT), PLANES=4, MAX_PLANES=8)
+    for dtype in (torch.float32, torch.float16):
+        arguments = make(
+            kernel_device,
+            shape,
+            groups,
+            dtype,
+            skip=skip,
+            add=True,
+            scale=True,
+            shift=True,
+            channels_last=channels_last,
+        )
+        with use("triton"):
+            assert OP.errors(arguments)["y"] <= 1.0
+
+
+@pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
+@pytest.mark.parametrize("launch", [SPLIT, WIDE], ids=["two", "one"])
+def test_a_large_mean(kernel_device, divide, launch, memory_format):
+    divide(LATENCY=(launch, SPLIT))
+    x = torch.randn(1, 8, 19, 17, generator=torch.Generator().manual_seed(0)) + 1e4
+    x = x.to(kernel_device).contiguous(memory_format=memory_format)
+    with use("triton"):
+        y = group_norm(x, 2, act=False)
+    exact = OP.exact(x=x, num_groups=2, eps=1e-5, act=False)[0]
+    assert (y.double() - exact).abs().max() < 5e-3  # float32 holds 1e4 to 5e-4
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("launch", [SPLIT, WIDE], ids=["two", "one"])
+def test_bits_do_not_depend_on_the_batch(kernel_device, divide, launch, channels_last):
+    divide(LATENCY=(launch, SPLIT), THROUGHPUT=(launch, SPLIT))
+    together = make(kernel_device, (3, 6, 7, 9), 3, skip=3, add=True, channels_last=channels_last)
+    with use("triton"):
+        all_of_them = group_norm(**together)
+        for i in range(3):
+            alone = together | {name: together[name][i : i + 1] for name in ("x", "skip", "add")}
+            assert torch.equal(group_norm(**alone), all_of_them[i : i + 1])
+
+
+def test_a_nan_stays_in_its_group(kernel_device):
+    arguments = make(kernel_device, (2, 8, 4, 5), 4, channels_last=True)
+    arguments["x"][1, 2, 3, 3] = float("nan")
+    with use("triton"):
+        y = group_norm(**arguments).isnan()
+    assert y[1, 2:4].all()
+    assert y.sum() == y[1, 2:4].numel()
+
+
+SHAPES = [
+    (batch, groups, size, pixels, element, channels_last)
+    for batch, (groups, size), pixels, element, channels_last in itertools.product(
+        (1, 64), ((32, 4), (32, 12), (32, 32), (8, 20), (1, 3), (1, 1000), (40, 1)),
+        (1, 49, 784, 1024, 4096, 65536), (2, 4), (False, True),
+    )
+]  # fmt: skip
+
+
+def test_plans_cover_every_element_once_and_fit():
+    for shape in SHAPES:
+        _, groups, size, pixels, element, _ = shape
+        way = plan.plan(*shape)
+        own = [
+            (block // way.parts * size + block % way.parts * way.width, size - block % way.parts * way.width)
+            if way.parts > 1
+            else (block * way.width, groups * size - block * way.width)
+            for block in range(way.blocks)
+        ]
+        covered = [c for first, left in own for c in range(first, first + min(way.width, left))]
+        assert covered == list(range(groups * size)), shape
+        assert (way.splits - 1) * way.run < pixels <= way.splits * way.run, shape
+        assert way.lanes >= way.width
+        assert way.groups * size >= way.width or way.parts > 1
+        if way.one_launch:
+            assert way.splits == way.parts == 1
+            assert way.width * pixels * element <= 128 << 10
+        else:
+            assert way.run % (way.rows * way.unroll) == 0
+            assert way.groups * way.partials <= 2 * plan.MAX_PARTIALS
+        assert way.rows * way.lanes <= max(32 * way.num_warps * plan.VECTOR // element, way.lanes)
+
+
+def test_plans_of_the_shapes_that_matter():
+    """What the docstring of a launch promises for U-Nets, in bfloat16 and channels-last."""
+    wide = plan.plan(256, 32, 8, 32 * 32, 2, True)
+    assert wide.one_launch
+    assert wide.width * 2 == 64
+    narrow = plan.plan(1, 32, 8, 32 * 32, 2, True)
+    assert narrow.one_launch
+    assert narrow.blocks == 32
+    for batch in (1, 16):  # too large for one launch in any batch: the same work for a sample
+        large = plan.plan(batch, 32, 4, 256 * 256, 2, True)
+        assert not large.one_launch
+        assert large.blocks * large.splits >= 132
+        assert large == plan.plan(1, 32, 4, 256 * 256, 2, True)
+    for size in (4, 8, 12, 16, 20, 24):
+        for batch in (1, 256):
+            way = plan.plan(batch, 32, size, 14 * 14, 2, True)
+            assert way.width * 2 % plan.VECTOR == 0
+    assert math.prod((wide.rows, wide.lanes)) == 32 * wide.num_warps * 8
