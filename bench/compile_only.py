@@ -161,14 +161,17 @@ def production(name: str) -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
 
 def reports(name: str) -> list[dict[str, Any]]:
     """A report for every kernel that the production cases of operation `name` launch, on every architecture."""
-    made = []
+    made: list[dict[str, Any]] = []
+    read: dict[str, dict[str, Any]] = {}  # cases share kernels, and reading machine code takes longer than compiling
     for facts, launch in production(name):
         for architecture in ARCHITECTURES:
             with compiling(architecture) as compiled:
                 launch()
             for kernel, programs in compiled:
                 where = {"op": name, **facts, "architecture": architecture, "programs": programs}
-                made.append(where | report(kernel))
+                if kernel.hash not in read:
+                    read[kernel.hash] = report(kernel)
+                made.append(where | read[kernel.hash])
     return made
 
 

@@ -3,6 +3,10 @@
 One file may hold several networks (generator and discriminator, the stages of a cascade): tensor names carry
 the part's name as a prefix, ``unet.conv_in.weight``. Files are replaced atomically, so that a folder can be
 loaded at every moment of a training run.
+
+Nobody vouches for a checkpoint: its config is bounded field by field, networks are built without memory first
+(`meta`) and compared with the weights' header, and only what the file really holds is allocated: its own bytes, twice
+as much where half-precision weights become float32.
 """
 
 from __future__ import annotations
@@ -10,26 +14,28 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from .config import from_dict
+from .config import from_dict, parse_json, shown
 from .errors import CheckpointError, ConfigError
+from .files import make_folder, open_ordinary, prepared, read_ordinary
+from .tensor_file import TensorFile
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
+MAX_PARTS = 16
+PART_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # no dot: it ends the prefix of the part's tensors
 LOAD_ATTEMPTS = 6  # a reader meets a save now and then, hardly several in a row
 
 
@@ -57,17 +63,26 @@ def save(folder: str | Path, spec: Spec, tensors: Mapping[str, Tensor]) -> Spec:
 
     Killed at any moment, the folder holds a checkpoint that loads: the digest, which ties the two files together, is
     taken out of the config before the weights are replaced. (Where the old checkpoint has another architecture, its
-    weights do not fit the new config until they are replaced.)
+    weights do not fit the new config until they are replaced.) Raises WriteError where a file cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, parents=True)
     data = serialise({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     provenance = {**spec.provenance, "sha256": hashlib.sha256(data).hexdigest()}
     spec = dataclasses.replace(spec, provenance=provenance)
     untied = dataclasses.replace(spec, provenance={k: v for k, v in provenance.items() if k != "sha256"})
-    write_atomic(folder / CONFIG_FILE, _spec_to_json(untied).encode())
-    write_atomic(folder / WEIGHTS_FILE, data)
-    write_atomic(folder / CONFIG_FILE, _spec_to_json(spec).encode())
+    tied, free = _spec_to_json(spec).encode(), _spec_to_json(untied).encode()
+    if len(tied) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{folder}: a {CONFIG_FILE} of {len(tied)} bytes could not be loaded again")
+    # Everything is on disk before anything is replaced: a disk that is full leaves the old checkpoint.
+    with (
+        prepared(folder / WEIGHTS_FILE, data) as replace_weights,
+        prepared(folder / CONFIG_FILE, tied) as tie,
+        prepared(folder / CONFIG_FILE, free) as untie,
+    ):
+        untie()
+        replace_weights()
+        tie()
     return spec
 
 
@@ -75,16 +90,15 @@ def load_spec(folder: str | Path) -> Spec:
     """Read and check ``config.json`` of `folder`. Raises CheckpointError or ConfigError."""
     folder = Path(folder)
     path = folder / CONFIG_FILE
-    if not folder.is_dir():
+    if not _exists(folder):
         raise CheckpointError(f"{folder}: no such folder; a model is a folder with {CONFIG_FILE} in it")
-    if not path.is_file():
+    if not _exists(path):
         raise CheckpointError(f"{folder}: no {CONFIG_FILE} in it; is this a fastgen model folder?")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes is no configuration")
+    data = read_ordinary(path, MAX_CONFIG_BYTES, CheckpointError)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+        raw = parse_json(data, str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: expected an object, got {type(raw).__name__}")
     return spec_from_json(raw, str(path))
@@ -127,7 +141,7 @@ def _load_tensors(
     Names and shapes in the file's header are compared with the modules' before anything is allocated.
     """
     path = Path(folder) / WEIGHTS_FILE
-    if not path.is_file():
+    if not _exists(path):
         raise CheckpointError(f"{folder}: no {WEIGHTS_FILE} beside {CONFIG_FILE}")
     with torch.device("meta"):
         modules = {part: build() for part, build in builders.items()}
@@ -136,54 +150,43 @@ def _load_tensors(
         for part, module in modules.items()
         for name, tensor in module.state_dict().items()
     }
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            _compare({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, wanted, path)  # noqa: SIM118
-            state = {name: file.get_tensor(name) for name in wanted}
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
+    with TensorFile(path) as file:
+        file.compare(wanted, CONFIG_FILE)
+        state = dict(file.read({name: tensor.dtype for name, tensor in wanted.items()}))
     expected = spec.provenance.get("sha256")
-    if expected is not None and file_sha256(path) != expected:
+    if expected is not None and file.sha256 != expected:
         raise CheckpointError(
             f"{path}: its sha256 is not the one in {CONFIG_FILE}: the weights are damaged or another model's"
         )
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{path}: {name} holds values that are not finite; was its training stable?"
+            )
     for part, module in modules.items():
-        own = {
-            name: _cast(state[f"{part}.{name}"], tensor, f"{path}: {part}.{name}")
-            for name, tensor in module.state_dict().items()
-        }
+        own = {name: state.pop(f"{part}.{name}") for name in module.state_dict()}
         module.load_state_dict(own, assign=True)
         module.requires_grad_(False).eval()
+        unfilled = [name for name, buffer in module.named_buffers() if buffer.is_meta]
+        assert not unfilled, f"{part}: buffers {unfilled} are not in its state_dict and cannot be loaded"
     return modules
 
 
 def file_sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
+    with open_ordinary(path, CheckpointError) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write `data` beside `path`, flush it to disk, then rename: `path` holds the old content or the new."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+def _exists(path: Path) -> bool:
+    """Whether something is there, or may be: what cannot be looked at is for the reader to report."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # mkstemp makes it private; other files of the folder are not
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)  # the new name, too, must survive a power cut
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _spec_to_json(spec: Spec) -> str:
@@ -191,17 +194,27 @@ def _spec_to_json(spec: Spec) -> str:
     return json.dumps(dataclasses.asdict(spec), indent=2) + "\n"
 
 
+def _version(raw: Mapping[str, Any]) -> str:
+    version = raw.get("format_version")
+    return str(version) if type(version) is int and abs(version) < 1 << 62 else shown(version)
+
+
 def spec_from_json(raw: Mapping[str, Any], where: str) -> Spec:
     """A spec from parsed JSON, checked; `where` names the file in errors. Raises ConfigError."""
     if raw.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{where}: format_version {raw.get('format_version')!r} is not {FORMAT_VERSION}, "
+            f"{where}: format_version {_version(raw)} is not {FORMAT_VERSION}, "
             "the one this fastgen reads; a newer fastgen may read it"
         )
     raw = dict(raw)
     parts = raw.pop("parts", None)
-    if not isinstance(parts, dict) or not parts:
-        raise ConfigError(f"{where}: parts: expected an object with at least one network")
+    if not isinstance(parts, dict) or not 1 <= len(parts) <= MAX_PARTS:
+        raise ConfigError(
+            f"{where}: parts: expected an object with at least one network, at most {MAX_PARTS}"
+        )
+    for name in parts:
+        if not PART_NAME.fullmatch(name):
+            raise ConfigError(f"{where}: parts: {shown(name)} is no name of a network")
     spec = from_dict(_Header, raw, where)
     return Spec(
         engine=spec.engine,
@@ -217,24 +230,3 @@ class _Header:
     settings: dict = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
-
-
-def _compare(found: dict[str, tuple[int, ...]], wanted: Mapping[str, Tensor], path: Path) -> None:
-    if missing := sorted(set(wanted) - set(found)):
-        raise CheckpointError(f"{path}: {len(missing)} tensors are missing, the first is {missing[0]}")
-    if extra := sorted(set(found) - set(wanted)):
-        raise CheckpointError(f"{path}: {len(extra)} tensors do not belong, the first is {extra[0]}")
-    for name, tensor in wanted.items():
-        if found[name] != tuple(tensor.shape):
-            raise CheckpointError(
-                f"{path}: {name} has shape {list(found[name])}, {CONFIG_FILE} asks for {list(tensor.shape)}"
-            )
-
-
-def _cast(value: Tensor, like: Tensor, where: str) -> Tensor:
-    if value.is_floating_point() != like.is_floating_point():
-        raise CheckpointError(f"{where} has dtype {value.dtype}, expected {like.dtype}")
-    value = value.to(like.dtype)
-    if value.is_floating_point() and not torch.isfinite(value).all():
-        raise CheckpointError(f"{where} holds values that are not finite")
-    return value

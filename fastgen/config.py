@@ -6,7 +6,9 @@ A field may carry bounds or choices in its metadata: ``bounded(1, 4096, default=
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -15,6 +17,8 @@ from typing import Any, TypeVar
 from .errors import ConfigError
 
 T = TypeVar("T")
+
+MAX_DEPTH = 32  # of nested JSON: far more than any file of ours has, far less than the interpreter can follow
 
 
 def bounded(low: float, high: float, default: Any = dataclasses.MISSING, max_items: int = 16) -> Any:
@@ -33,13 +37,37 @@ def one_of(*choices: str, default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"choices": choices})
 
 
+def parse_json(text: str | bytes, where: str) -> Any:
+    """JSON that nobody vouches for, UTF-8: no NaN, no key twice, no half characters, at most `MAX_DEPTH` deep.
+
+    Raises ConfigError.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        if "\\u" in text:  # half a surrogate pair can be neither printed nor saved
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not valid JSON: {error}") from error
+    level, depth = [value], 1
+    while level := [inner for v in level for inner in _inner(v)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"{where}: not valid JSON: nested more than {MAX_DEPTH} deep")
+    return value
+
+
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build dataclass `cls` from `values` (JSON types). `where` names the place in error messages."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: expected an object, got {type(values).__name__}")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - set(fields)):
-        raise ConfigError(f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(fields)}")
+    if unknown := sorted(set(values) - set(fields), key=str):
+        raise ConfigError(
+            f"{where}: unknown key {', '.join(map(_key, unknown[:5]))}"
+            f"{' and others' if len(unknown) > 5 else ''}; known: {', '.join(fields)}"
+        )
     hints = typing.get_type_hints(cls)
     arguments = {}
     for name, field in fields.items():
@@ -66,27 +94,67 @@ def _checked(value: Any, hint: Any, rules: Mapping[str, Any], where: str) -> Any
         hint = next(option for option in options if option is not type(None))
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: expected a list, got {_shown(value)}")
+            raise ConfigError(f"{where}: expected a list, got {shown(value)}")
         if len(value) > rules.get("max_items", 16):
             raise ConfigError(f"{where}: at most {rules.get('max_items', 16)} items, got {len(value)}")
         item = typing.get_args(hint)[0]
         return tuple(_checked(v, item, rules, f"{where}[{i}]") for i, v in enumerate(value))
     if hint is float and type(value) is int:
-        value = float(value)
+        value = _float(value, where)
     hint = (
         typing.get_origin(hint) or hint
     )  # dict[str, Any] -> dict: its entries are checked where they are used
     if type(value) is not hint:
-        raise ConfigError(f"{where}: expected {hint.__name__}, got {_shown(value)}")
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where}: expected a finite number, got {value}")
     if "low" in rules and not rules["low"] <= value <= rules["high"]:
-        raise ConfigError(f"{where}: expected {rules['low']} to {rules['high']}, got {value}")
+        raise ConfigError(f"{where}: expected {rules['low']} to {rules['high']}, got {_number(value)}")
     if "choices" in rules and value not in rules["choices"]:
-        raise ConfigError(f"{where}: expected one of {', '.join(rules['choices'])}, got {_shown(value)}")
+        raise ConfigError(f"{where}: expected one of {', '.join(rules['choices'])}, got {shown(value)}")
     return value
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
+def shown(value: Any) -> str:
+    """`value` in a message: its type and its beginning, whatever its size and depth."""
+    try:
+        text = reprlib.repr(value)
+    except ValueError:  # an integer of more digits than Python writes out
+        text = "of thousands of digits"
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _number(value: float) -> str:
+    return str(value) if abs(value) < 1e30 else shown(value)
+
+
+def _key(name: Any) -> str:
+    text = str(name)
+    return text if text.isprintable() and len(text) <= 60 else reprlib.repr(text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; one key twice means one thing to this reader and another to the next."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {_key(twice)} twice")
+    return values
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _inner(value: Any) -> list[Any]:
+    """What lies directly within `value` and may itself hold something."""
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [v for v in values if isinstance(v, (dict, list))]
+
+
+def _float(value: int, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(f"{where}: expected a finite number, got {shown(value)}") from None

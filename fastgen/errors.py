@@ -21,5 +21,21 @@ class DataError(FastgenError, ValueError):
     """Training data cannot be found or read."""
 
 
+class WriteError(FastgenError, OSError):
+    """A file cannot be written (full disk, no permission); what was there before is whole. `errno` says why."""
+
+
+class TrainingError(FastgenError, RuntimeError):
+    """A training run cannot go on; its last save is kept."""
+
+
 class CaptureError(FastgenError, RuntimeError):
     """A step does something that a captured graph cannot replay (host sync, host random numbers, copies)."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where Ctrl-C raises KeyboardInterrupt: no error of the user's, the process is to end."""
+
+
+class OutOfMemoryError(FastgenError, MemoryError):
+    """Not even one sample fits in the device's memory."""

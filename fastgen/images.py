@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import write_atomic
+from .config import parse_json
 from .errors import ConfigError, DataError
+from .files import open_ordinary, write_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,6 +98,7 @@ def save_grid(
     """Write a sheet of `images` [n, C, H, W] in [-1, 1]; the suffix of `path` says the format (PNG, JPEG, WebP).
 
     Arguments as for :func:`grid`; `metadata` (JSON types) is kept in a PNG. A file there is replaced atomically.
+    Raises WriteError where that fails, and leaves it as it was.
     """
     _save(grid(images, columns=columns, captions=captions, scale=scale), Path(path), metadata)
 
@@ -132,17 +134,20 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            text = getattr(picture, "text", {}).get(METADATA_KEY)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        # `info` is what lies before the pixels, which are not decoded: their size is anybody's claim.
+        with open_ordinary(path, DataError) as file, Image.open(file, formats=["PNG"]) as picture:
+            text = picture.info.get(METADATA_KEY)
+    except DataError:
+        raise
+    except Exception as error:  # Pillow fails in any way there is on a damaged file
         raise DataError(f"{path}: cannot be read as a picture: {error}") from error
     if text is None:
         raise DataError(
             f"{path}: holds no fastgen request (PNG files of `fastgen sample` do, and of save_grid with metadata=)"
         )
     try:
-        values = json.loads(text)
-    except ValueError as error:
+        values = parse_json(text, "its fastgen request")
+    except ConfigError as error:
         raise DataError(f"{path}: its fastgen request is damaged: {error}") from error
     if not isinstance(values, dict):
         raise DataError(f"{path}: its fastgen request is damaged: no object")

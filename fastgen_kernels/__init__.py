@@ -9,12 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .adain import OP as _ADAIN
+from .adain import adain
+from .affine_coupling import OP as _AFFINE_COUPLING
+from .affine_coupling import affine_coupling, affine_coupling_out
+from .group_norm import OP as _GROUP_NORM
+from .group_norm import group_norm
 from .noise import STREAMS, normals, signed_seeds
-from .op import Budget, Case, Op, select, use
+from .op import Budget, Case, Op, loaded_kernels, select, use
+from .patch_conv import OP as _PATCH_CONV
+from .patch_conv import pack_weight, patch_conv
+from .patch_score import OP as _PATCH_SCORE
+from .patch_score import patch_score
 from .reverse_step import OP as _REVERSE_STEP
 from .reverse_step import reverse_step, reverse_step_out
 
 OPS: Mapping[str, Op] = {
+    "adain": _ADAIN,
+    "affine_coupling": _AFFINE_COUPLING,
+    "group_norm": _GROUP_NORM,
+    "patch_conv": _PATCH_CONV,
+    "patch_score": _PATCH_SCORE,
     "reverse_step": _REVERSE_STEP,
 }
 
@@ -24,8 +39,16 @@ __all__ = [
     "Budget",
     "Case",
     "Op",
+    "adain",
+    "affine_coupling",
+    "affine_coupling_out",
     "decompositions",
+    "loaded_kernels",
+    "group_norm",
     "normals",
+    "pack_weight",
+    "patch_conv",
+    "patch_score",
     "reverse_step",
     "reverse_step_out",
     "select",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 
 from fastgen import checkpoint as files
 from fastgen.architectures import builders
-from fastgen.checkpoint import load_spec, write_atomic
+from fastgen.checkpoint import load_spec
 from fastgen.errors import CheckpointError, ConfigError, FastgenError
+from fastgen.files import write_atomic
 from tests.small import checkpoint, network, spec, unet_config
 
 
@@ -57,13 +59,15 @@ def test_killed_while_saving_leaves_a_folder_that_loads(tmp_path: Path, monkeypa
     new = {f"unet.{n}": t for n, t in network(config, seed=9).state_dict().items()}
     done: list[Path] = []
 
-    def killed(path: Path, data: bytes) -> None:
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
         if len(done) == survives:
             raise KeyboardInterrupt
-        done.append(path)
-        write_atomic(path, data)
+        done.append(target)
+        replace(source, target)
 
-    monkeypatch.setattr(files, "write_atomic", killed)
+    monkeypatch.setattr(os, "replace", killed)
     if survives < 3:
         with pytest.raises(KeyboardInterrupt):
             files.save(folder, spec(config), new)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..config import bounded, from_dict
-from ..errors import ConfigError
+from ..config import bounded, from_dict, shown
+from ..errors import ConfigError, WriteError
+from ..files import check_writable, make_folder, remove_leftovers
 from .arguments import add_model, integer_ranges, positive
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         args.out = Path("sample.png") if args.like is None else args.like.with_stem(args.like.stem + "-again")
     _check_names(args.out, args.gif)
     _check_free([args.out, *([args.gif] if args.gif else [])], args.overwrite)
+    _check_places(args.out, args.gif)
 
     revision = args.revision or (None if args.model else kept.get("revision"))
     engine = load(
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     metadata = {**engine.metadata(request), "revision": revision}
     if like and kept.get("sha256") != metadata["sha256"]:
         raise ConfigError(
-            f"{args.like}: was drawn by weights with sha256 {kept.get('sha256')}, those of {source} have "
+            f"{args.like}: was drawn by weights with sha256 {shown(kept.get('sha256'))}, those of {source} have "
             f"{metadata['sha256']}"
         )
     layout = Layout.chosen(args, kept.get("layout"), engine.shape)
@@ -99,7 +101,15 @@ def run(args: argparse.Namespace) -> int:
     loaded = time.perf_counter()
     images, frames = _draw(engine, request, args)
     drawn = time.perf_counter()
-    files = _write(images, frames, pictures, args.gif, layout, metadata, engine.settings.class_names)
+    places = [*pictures, *([args.gif] if args.gif else [])]
+    for folder in {path.parent for path in places}:
+        remove_leftovers(folder, [path.name for path in places])  # of a run that was killed
+    try:
+        files = _write(images, frames, pictures, args.gif, layout, metadata, engine.settings.class_names)
+    except WriteError as error:
+        if not like and args.seed is None and args.seeds is None:  # else nobody could draw them again
+            error.args = (f"{error}. The same pictures again: --seed {request.seeds[0]}",)
+        raise
     report = {
         **metadata,
         "files": [str(f) for f in files],
@@ -152,7 +162,7 @@ def _kept(args: argparse.Namespace) -> dict[str, Any]:
     kept = read_metadata(args.like)
     for name in ("model", "sha256", "dtype", "revision"):
         if not isinstance(kept.get(name, ""), str | None):
-            raise ConfigError(f"{args.like}: its fastgen request is damaged: {name} is {kept[name]!r}")
+            raise ConfigError(f"{args.like}: its fastgen request is damaged: {name} is {shown(kept[name])}")
     return kept
 
 
@@ -163,6 +173,8 @@ def _kept_arguments(args: argparse.Namespace, kept: dict[str, Any]) -> dict[str,
         raise ConfigError(
             f"{args.like}: its fastgen request is damaged: no seeds, labels, solver and steps in it"
         )
+    if not isinstance(request["seeds"], list):  # else a count may follow, which is anybody's claim
+        raise ConfigError(f"{args.like}: its fastgen request is damaged: seeds are no list")
     return request
 
 
@@ -189,8 +201,14 @@ def _check_names(out: Path, gif: Path | None) -> None:
         )
 
 
+def _check_places(out: Path, gif: Path | None) -> None:
+    """Before any work is done: a new file can be made where the pictures go (a folder is made beside its place)."""
+    for folder in {out if out.is_dir() else out.absolute().parent, *([gif.absolute().parent] if gif else [])}:
+        check_writable(folder)
+
+
 def _check_free(paths: list[Path], overwrite: bool) -> None:
-    """Before any work is done: every file can be written and nothing of the user's is replaced."""
+    """Before any work is done: nothing of the user's is replaced."""
     for path in paths:
         if path.is_file() and not overwrite:
             raise ConfigError(f"{path} is there already; choose another name, or --overwrite")
@@ -280,7 +298,7 @@ def _write(
     request = metadata["request"]
     seeds, labels = request["seeds"], request["labels"]
     if layout.single:
-        pictures[0].parent.mkdir(exist_ok=True)
+        make_folder(pictures[0].parent)
         for image, path, seed, label in zip(images, pictures, seeds, labels, strict=True):
             single = {**metadata, "request": {**request, "seeds": [seed], "labels": [label]}}
             save_image(image, path, metadata=single)

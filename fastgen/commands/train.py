@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,30 +95,39 @@ def run(args: argparse.Namespace) -> int:
     from ..engines.settings import DiffusionSettings
     from ..runtime.device import choose_device
     from ..training.diffusion import train
+    from ..training.run import check_state, saved_run
 
     device = choose_device(args.device)
     run, dataset = _earlier_run(args) if args.resume else _new_run(args, device)
     settings = DiffusionSettings.from_spec(run.spec)
     torch.manual_seed(run.config.seed)  # the initial weights
     (build,) = builders(run.spec).values()
+    if args.resume:  # the run says how large its network is: see that its weights are, before they get room
+        with torch.device("meta"):
+            check_state(args.folder, build(), run.config)
     network = build()
     names = f", {dataset.num_classes} classes" if dataset.num_classes else ""
     print(
         f"{len(dataset)} pictures {'x'.join(map(str, dataset.shape))}{names}; "
         f"{sum(p.numel() for p in network.parameters()):,} parameters on {device}"
     )
-    train(
-        network,
-        run,
-        settings.noise_schedule,
-        dataset,
-        args.folder,
-        null_class=settings.null_class,
-        device=device,
-        resume=args.resume,
-        progress=not args.quiet,
-        on_preview=_previewer(args.folder, run.spec, settings),
-    )
+    try:
+        train(
+            network,
+            run,
+            settings.noise_schedule,
+            dataset,
+            args.folder,
+            null_class=settings.null_class,
+            device=device,
+            resume=args.resume,
+            progress=not args.quiet,
+            on_preview=_previewer(args.folder, run.spec, settings),
+        )
+    except KeyboardInterrupt as stop:
+        if saved_run(args.folder) is not None:
+            stop.args = (*stop.args, f"go on with: fastgen train {shlex.quote(str(args.folder))} --resume")
+        raise
     print(f"saved {args.folder}; draw from it with: fastgen sample {args.folder}")
     return 0
 
@@ -206,17 +216,20 @@ def _new_spec(args: argparse.Namespace, dataset: Dataset, config: RunConfig) -> 
 def _previewer(folder: Path, spec: Spec, settings: DiffusionSettings) -> Callable[[int, nn.Module], None]:
     def preview(step: int, network: nn.Module) -> None:
         from ..engines.diffusion import DiffusionEngine
+        from ..files import make_folder, remove_leftovers
         from ..images import save_grid
         from ..training.diffusion import PREVIEWS
 
         # A copy in the network's own dtype: an engine moves what it is given, and this network is still in training.
         device = next(network.parameters()).device
-        engine = DiffusionEngine(copy.deepcopy(network), spec, device=device, dtype="float32")
+        engine = DiffusionEngine.from_spec(copy.deepcopy(network), spec, device=device, dtype="float32")
         classes = settings.num_classes
         labels = None if classes is None else [i % classes for i in range(4 * min(classes, 16))]
         count = 32 if labels is None else len(labels)
-        (folder / PREVIEWS).mkdir(exist_ok=True)
+        make_folder(folder / PREVIEWS)
         *_, last = engine.stream(count, seed=0, labels=labels)
-        save_grid(last.images, folder / PREVIEWS / f"step-{step:07d}.png", columns=min(classes or 8, 16))
+        path = folder / PREVIEWS / f"step-{step:07d}.png"
+        remove_leftovers(path.parent, [path.name])  # of a run that was killed here
+        save_grid(last.images, path, columns=min(classes or 8, 16))
 
     return preview

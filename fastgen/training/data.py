@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import re
 import zipfile
 import zlib
@@ -22,8 +23,16 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..files import open_ordinary
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+# Decided by content, not by name: Pillow would hand a PostScript file in disguise to another program.
+PICTURE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF")
+MAX_PIXELS = 1 << 26  # of one picture: eight of them are decoded at a time, into 4 bytes a pixel or more
+# What a compressed file may expand to. Pictures seldom shrink by more than 50; zeros, as in a bomb, by 1000.
+MAX_EXPANSION = 200
+ALWAYS_ALLOWED = 1 << 28  # bytes, whatever the expansion
+MAX_LABEL = 1_000_000 - 2  # a network embeds at most a million classes, and one of them is "no label"
 IDX_DTYPE_UINT8 = 0x08  # third byte of an IDX file: the type of its entries
 
 
@@ -102,14 +111,18 @@ class PictureFolder:
 
         channels, height, width = self.shape
         try:
-            with Image.open(path) as file:
+            with open_ordinary(path, DataError) as data, Image.open(data, formats=PICTURE_FORMATS) as file:
+                if math.prod(file.size) > MAX_PIXELS:
+                    raise DataError(
+                        f"{path}: {file.width} x {file.height} are more than {MAX_PIXELS} pixels; scale it down"
+                    )
                 if file.mode.startswith("I"):
                     raise DataError(f"{path}: has 16 or 32 bits a pixel; convert it to 8 bits first")
                 picture = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
                 picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
         except DataError:
             raise
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's decoders fail in any way there is on a damaged file
             raise DataError(f"{path}: cannot be read as a picture: {error}") from error
         pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
@@ -170,23 +183,45 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 def read_idx(path: str | Path) -> np.ndarray:
     """An array from an IDX file of unsigned bytes, gzipped or not (LeCun et al., the MNIST format)."""
     path = Path(path)
-    try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] != IDX_DTYPE_UINT8 or not 1 <= data[3] <= 4:
-        raise DataError(f"{path}: not an IDX file of unsigned bytes (nor a folder, nor .npz)")
-    header = 4 + 4 * data[3]
-    if len(data) < header:
-        raise DataError(f"{path}: ends within its header")
-    shape = tuple(int(n) for n in np.frombuffer(data[4:header], dtype=">u4"))
-    if len(data) - header != math.prod(shape):
+    with open_ordinary(path, DataError) as file:
+        size = os.fstat(file.fileno()).st_size
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        source: Any = gzip.GzipFile(fileobj=file) if packed else file
+        try:
+            start = source.read(4)
+            if (
+                len(start) < 4
+                or start[:2] != b"\0\0"
+                or start[2] != IDX_DTYPE_UINT8
+                or not 1 <= start[3] <= 4
+            ):
+                raise DataError(f"{path}: not an IDX file of unsigned bytes (nor a folder, nor .npz)")
+            sizes = source.read(4 * start[3])
+            if len(sizes) < 4 * start[3]:
+                raise DataError(f"{path}: ends within its header")
+            shape = tuple(int(n) for n in np.frombuffer(sizes, dtype=">u4"))
+            claimed = math.prod(shape)
+            if packed:
+                _check_expansion(claimed, size, path)
+            elif claimed != size - len(start) - len(sizes):
+                raise DataError(
+                    f"{path}: header says {claimed} bytes of data, the file has {size - len(start) - len(sizes)}"
+                )
+            data = source.read(claimed)
+            more = len(source.read(1))
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: cannot be read: {error}") from error
+    if len(data) != claimed or more:
         raise DataError(
-            f"{path}: header says {math.prod(shape)} bytes of data, the file has {len(data) - header}"
+            f"{path}: header says {claimed} bytes of data, the file has {'more' if more else len(data)}"
         )
-    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def _check_expansion(claimed: int, size: int, where: Any) -> None:
+    if claimed > max(ALWAYS_ALLOWED, MAX_EXPANSION * size):
+        raise DataError(f"{where}: {size} bytes expand to {claimed}; unpack it yourself if you trust it")
 
 
 def _idx(path: Path, labels_path: Path | None) -> Arrays:
@@ -202,21 +237,54 @@ def _idx(path: Path, labels_path: Path | None) -> Arrays:
 
 def _npz(path: Path) -> Arrays:
     try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with open_ordinary(path, DataError) as file, zipfile.ZipFile(file) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            images_name = next((n for n in ("images", "x", "x_train", "arr_0") if n in names), None)
+            labels_name = next((n for n in ("labels", "y", "y_train", "arr_1") if n in names), None)
+            if images_name is None:
+                raise DataError(
+                    f"{path}: no array named images (or x, x_train); it has {', '.join(names[:20]) or 'nothing'}"
+                )
+            size = os.fstat(file.fileno()).st_size
+            images = _member(archive, images_name, size, path)
+            labels = None if labels_name is None else _member(archive, labels_name, size, path)
+    except DataError:
+        raise
+    except Exception as error:  # zipfile and NumPy's header parser fail in any way there is on a damaged file
         raise DataError(f"{path}: cannot be read as NPZ: {error}") from error
-    images = next((arrays[n] for n in ("images", "x", "x_train", "arr_0") if n in arrays), None)
-    if images is None:
-        raise DataError(
-            f"{path}: no array named images (or x, x_train); it has {', '.join(arrays) or 'nothing'}"
-        )
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
-    labels = next((arrays[n] for n in ("labels", "y", "y_train", "arr_1") if n in arrays), None)
     return _arrays(images, labels, path)
+
+
+def _member(archive: zipfile.ZipFile, name: str, size: int, where: Path) -> np.ndarray:
+    """An array of an NPZ file of `size` bytes. Its header must claim what the archive holds, and never a pickle."""
+    info = archive.getinfo(f"{name}.npy")
+    _check_expansion(info.file_size, size, f"{where}: {name}")
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise DataError(f"{where}: {name}: NPY version {version} holds no plain numbers")
+        shape, fortran, dtype = read(file)
+        if dtype.hasobject or min(shape, default=0) < 0:
+            raise DataError(f"{where}: cannot be read as NPZ: {name} holds {dtype} {list(shape)}, no numbers")
+        claimed = math.prod(shape) * dtype.itemsize
+        if claimed != info.file_size - file.tell():
+            raise DataError(
+                f"{where}: {name}: its header says {claimed} bytes of data, "
+                f"the archive has {info.file_size - file.tell()}"
+            )
+        data = file.read(claimed)
+        if len(data) != claimed:
+            raise DataError(f"{where}: {name}: ends early")
+        file.read(1)  # at the end the checksum is compared
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _digits() -> Arrays:
@@ -240,8 +308,10 @@ def _arrays(images: np.ndarray, labels: np.ndarray | None, where: Any) -> Arrays
             raise DataError(
                 f"{where}: expected {len(images)} integer labels, got {labels.dtype} {list(labels.shape)}"
             )
-        if labels.min() < 0:
-            raise DataError(f"{where}: labels must not be negative, got {labels.min()}")
+        if labels.min() < 0 or labels.max() > MAX_LABEL:
+            raise DataError(
+                f"{where}: labels must not be negative nor above {MAX_LABEL}, got {labels.min()} to {labels.max()}"
+            )
     return Arrays(
         torch.from_numpy(np.array(images)),
         None if labels is None else torch.from_numpy(labels.astype(np.int64)),

@@ -16,15 +16,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checkpoint import CONFIG_FILE, WEIGHTS_FILE, save, write_atomic
+from ..checkpoint import CONFIG_FILE, WEIGHTS_FILE, save
 from ..diffusion.schedule import NoiseSchedule
-from ..errors import CheckpointError, DataError
+from ..errors import CheckpointError, DataError, Terminated, TrainingError
+from ..files import make_folder, remove_leftovers, write_atomic
 from .data import Dataset, describe
 from .run import STATE_FILE, Run, RunConfig, RunState, saved_run
 
 LOSS_FILE = "loss.csv"
 PREVIEWS = "previews"  # folder of the sheets that `on_preview` may draw
 RUN_FILES = (STATE_FILE, CONFIG_FILE, WEIGHTS_FILE, LOSS_FILE)
+STOPS: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
 def train(
@@ -49,10 +51,12 @@ def train(
 
     The same seed, data and machine give the same weights, interrupted and resumed or not, on a CPU (GPU libraries add
     in varying order): every step draws its times, noise and dropouts from a generator seeded by (seed, step). Ctrl-C
-    ends the step, saves, and then raises KeyboardInterrupt.
+    or SIGTERM ends the step, saves, and then raises KeyboardInterrupt or Terminated; a second one interrupts at once.
 
-    Raises CheckpointError where `folder` holds a run or a model and `resume` is False, or no run and it is True, and
-    DataError where the pictures of a resumed run are not as many, of the shape and of the classes it began with.
+    Raises TrainingError where the loss is no number any more, which is never saved; WriteError where a save fails, and
+    the one before it is whole; CheckpointError where `folder` holds a run or a model and `resume` is False, or no run
+    and it is True; DataError where the pictures of a resumed run are not as many, of the shape and of the classes it
+    began with.
     """
     folder, device = Path(folder), torch.device(device)
     run = _opened(folder, run, dataset, resume)
@@ -67,26 +71,40 @@ def train(
     state = RunState(run, module, ema, optimizer, [])
     if resume:
         state.restore(folder)
+    make_folder(folder, parents=True)
+    remove_leftovers(folder, RUN_FILES)  # of a save that was killed
+    if resume:
         _publish(state, folder)  # a save that was killed may have got no further than the state
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in RUN_FILES:
-        for leftover in folder.glob(f".{name}.*.tmp"):  # of a save that was killed
-            leftover.unlink()
+
+    last, often = config.steps, config.preview_every if on_preview else 0
+
+    def preview_due() -> bool:
+        return often > 0 and (state.step % often == 0 or state.step == last)
 
     forked = [device] if device.type == "cuda" else []
-    bar = tqdm(total=config.steps, initial=state.step, disable=not progress, unit="step", smoothing=0.05)
-    with bar, torch.random.fork_rng(forked), _interrupt_between_steps() as interrupted:
+    bar = tqdm(total=last, initial=state.step, disable=not progress, unit="step", smoothing=0.05)
+    with bar, torch.random.fork_rng(forked), _stop_between_steps() as stopped:
+        if resume and on_preview and preview_due():
+            on_preview(state.step, ema)  # likewise: it follows the save
+        saved = resume
         for x, label in _batches(dataset, config, state.step):
             _train_step(state, schedule, x.to(device), label, null_class)
             bar.update()
             bar.set_postfix(loss=f"{_recent(state.losses):.4f}", refresh=False)
-            last = state.step == config.steps
-            if state.step % config.save_every == 0 or last or interrupted():
+            stop = stopped()
+            if not math.isfinite(state.losses[-1]):
+                raise _diverged(state, folder)
+            # A folder with a preview and no run could neither be resumed nor begun again.
+            first = preview_due() and not saved
+            if state.step % config.save_every == 0 or state.step == last or first or stop:
+                if not all(bool(torch.isfinite(w).all()) for w in module.parameters()):
+                    raise _diverged(state, folder)
                 state.save(folder)
                 _publish(state, folder)
-            if interrupted():
-                raise KeyboardInterrupt
-            if on_preview and config.preview_every and (state.step % config.preview_every == 0 or last):
+                saved = True
+            if stop:
+                raise stop(f"step {state.step} of {last} is done and saved")
+            if on_preview and preview_due():
                 on_preview(state.step, ema)
     return ema
 
@@ -111,24 +129,41 @@ def _opened(folder: Path, run: Run, dataset: Dataset, resume: bool) -> Run:
 
 
 @contextmanager
-def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C is only noted, so that no step is left half done; the second one interrupts at once."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
-        # Only the main thread gets signals; and a job in the background, whose shell has it ignore Ctrl-C, goes on.
-        yield lambda: False
-        return
+def _stop_between_steps() -> Iterator[Callable[[], type[KeyboardInterrupt] | None]]:
+    """The first Ctrl-C or SIGTERM is only noted, so that no step is left half done; the second interrupts at once.
+
+    Yields a function that says what was noted: the exception that stands for it, or None.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # only the main thread gets signals
+        before = {number: signal.getsignal(number) for number in STOPS}
+    # A job in the background, whose shell has it ignore Ctrl-C, goes on; so does a handler from outside Python (None).
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     noted: list[int] = []
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def note(number: int, frame: FrameType | None) -> None:
         noted.append(number)
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    signal.signal(signal.SIGINT, note)
+    for number in before:
+        signal.signal(number, note)
     try:
-        yield lambda: bool(noted)
+        yield lambda: STOPS[noted[0]] if noted else None
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
+
+
+def _diverged(state: RunState, folder: Path) -> TrainingError:
+    """Nothing that is not finite may replace the last save."""
+    kept = "its last save is kept" if (folder / STATE_FILE).exists() else "nothing was saved"
+    return TrainingError(
+        f"{folder}: training has diverged: loss or weights of step {state.step} are not finite; {kept}. "
+        "Begin again with a smaller --lr, a longer --warmup or a smaller --grad-clip"
+    )
 
 
 def _batches(dataset: Dataset, config: RunConfig, start: int) -> Iterator[tuple[Tensor, Tensor | None]]:

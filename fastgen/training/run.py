@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from safetensors.torch import save as serialise
-from torch import nn
+from torch import Tensor, nn
 
-from ..checkpoint import Spec, spec_from_json, write_atomic
-from ..config import bounded, from_dict, one_of, to_dict
-from ..errors import CheckpointError
+from ..checkpoint import Spec, spec_from_json
+from ..config import at_most, bounded, from_dict, one_of, parse_json, to_dict
+from ..errors import CheckpointError, ConfigError
+from ..files import write_atomic
 from ..runtime.device import fast_bf16
+from ..tensor_file import TensorFile
 
 STATE_FILE = "training.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of each parameter
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class RunState:
         return len(self.losses)
 
     def save(self, folder: Path) -> None:
-        """Replace the run's state file in `folder`."""
+        """Replace the run's state file in `folder`. Raises WriteError."""
         tensors = {f"model.{name}": t for name, t in self.module.state_dict().items()}
         tensors |= {f"ema.{name}": t for name, t in self.ema.state_dict().items()}
         for name, parameter in self.module.named_parameters():
@@ -99,26 +102,26 @@ class RunState:
         write_atomic(folder / STATE_FILE, serialise(flat, metadata=metadata))
 
     def restore(self, folder: Path) -> None:
-        """Fill this state from `folder`'s state file."""
+        """Fill this state from `folder`'s state file. Raises CheckpointError."""
         path = folder / STATE_FILE
-        with _open(path) as file:
-            names = set(file.keys())
-            for prefix, target in (("model", self.module), ("ema", self.ema)):
-                state = target.state_dict()
-                if any(f"{prefix}.{n}" not in names for n in state):
-                    raise CheckpointError(f"{path}: does not fit the network that its own spec describes")
-                with torch.no_grad():
-                    for name, tensor in state.items():
-                        tensor.copy_(file.get_tensor(f"{prefix}.{name}"))
-            self.losses = file.get_tensor("losses").tolist()
-            for name, parameter in self.module.named_parameters():
-                moments = {}
-                for key in ("exp_avg", "exp_avg_sq"):
-                    moments[key] = torch.empty_like(parameter).copy_(
-                        file.get_tensor(f"optimizer.{key}.{name}")
-                    )
-                step = torch.tensor(float(self.step), device=parameter.device)  # where a fused AdamW keeps it
-                self.optimizer.state[parameter] = {"step": step, **moments}
+        targets = {f"model.{name}": t for name, t in self.module.state_dict().items()}
+        targets |= {f"ema.{name}": t for name, t in self.ema.state_dict().items()}
+        for name, parameter in self.module.named_parameters():
+            moments = {key: torch.empty_like(parameter, requires_grad=False) for key in MOMENTS}
+            targets |= {f"optimizer.{key}.{name}": t for key, t in moments.items()}
+            self.optimizer.state[parameter] = moments
+        with TensorFile(path) as file:
+            _compare(file, self.module, self.run.config)
+            for name, tensor in file.read({}):
+                if not torch.isfinite(tensor).all():
+                    raise CheckpointError(f"{path}: {name} holds values that are not finite")
+                if name == "losses":
+                    self.losses = tensor.tolist()
+                else:
+                    targets[name].copy_(tensor)
+        for parameter in self.module.parameters():
+            # where a fused AdamW keeps it
+            self.optimizer.state[parameter]["step"] = torch.tensor(float(self.step), device=parameter.device)
 
 
 def saved_run(folder: Path) -> Run | None:
@@ -126,18 +129,53 @@ def saved_run(folder: Path) -> Run | None:
     path = folder / STATE_FILE
     if not path.exists():
         return None
-    with _open(path) as file:
-        metadata = file.metadata() or {}
+    with TensorFile(path) as file:
+        metadata = file.metadata
     try:
-        run = json.loads(metadata["run"])
+        run = parse_json(metadata["run"], str(path))
         config = from_dict(RunConfig, run["config"], str(path))
-        return Run(config, spec_from_json(run["spec"], str(path)), run["data"])
-    except (KeyError, TypeError, ValueError) as error:
+        spec = spec_from_json(run["spec"], str(path))
+        if len(spec.parts) != 1:
+            raise ValueError(f"{len(spec.parts)} networks are trained")
+        return Run(config, spec, from_dict(_Pictures, run["data"], f"{path}: data").to_dict())
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path}: is no training run of this version of fastgen: {error}") from error
 
 
-def _open(path: Path):
-    try:
-        return safetensors.safe_open(str(path), framework="pt")
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+def check_state(folder: Path, module: nn.Module, config: RunConfig) -> None:
+    """Whether the state file in `folder` holds `module` (on `meta`, say), before the module is really built.
+
+    Raises CheckpointError.
+    """
+    with TensorFile(folder / STATE_FILE) as file:
+        _compare(file, module, config)
+
+
+def _compare(file: TensorFile, module: nn.Module, config: RunConfig) -> None:
+    """Hold a state file's header against the network and the length of the run."""
+    entry = file.entries.get("losses")
+    if entry is None or entry.dtype != torch.float64 or not 0 < math.prod(entry.shape) <= config.steps:
+        raise CheckpointError(f"{file.path}: expected losses of 1 to {config.steps} steps")
+    expected: dict[str, Tensor] = {"losses": torch.empty(math.prod(entry.shape), device="meta")}
+    for prefix in ("model", "ema"):
+        expected |= {f"{prefix}.{name}": t for name, t in module.state_dict().items()}
+    for name, parameter in module.named_parameters():
+        expected |= {f"optimizer.{key}.{name}": parameter for key in MOMENTS}
+    file.compare(expected, "its own spec")
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """``training.data.describe``, read back."""
+
+    pictures: int = bounded(1, 1 << 62)
+    shape: tuple[int, ...] = bounded(1, 1 << 20, max_items=3)
+    num_classes: int | None = bounded(1, 1 << 62, default=None)
+    class_names: tuple[str, ...] | None = at_most(1_000_000, default=None)
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3:
+            raise ConfigError(f"shape: expected channels, height and width, got {list(self.shape)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return to_dict(self)

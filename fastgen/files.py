@@ -1,0 +1,141 @@
+"""Single files: only ordinary ones are read, and what is written is there as a whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from .errors import FastgenError, WriteError
+
+
+def open_ordinary(path: str | Path, error: type[FastgenError]) -> io.BufferedReader:
+    """Open an ordinary file to read bytes from. Raises `error` for a folder, a pipe, a device, or what is not there.
+
+    Never waits: a named pipe that nobody writes to would keep a plain ``open`` forever.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as problem:  # ValueError: a null character in the name
+        raise error(f"{path}: cannot be read: {_reason(problem)}") from problem
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise error(f"{path}: cannot be read: it is no ordinary file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_ordinary(path: str | Path, limit: int, error: type[FastgenError]) -> bytes:
+    """The bytes of an ordinary file of at most `limit` bytes. Raises `error`."""
+    with open_ordinary(path, error) as file:
+        try:
+            data = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
+        except OSError as problem:
+            raise error(f"{path}: cannot be read: {_reason(problem)}") from problem
+    if len(data) > limit:
+        raise error(f"{path}: is longer than {limit} bytes, too long to be what it should be")
+    return data
+
+
+@contextlib.contextmanager
+def prepared(path: str | Path, data: bytes) -> Iterator[Callable[[], None]]:
+    """Write `data` beside `path` and flush it to disk; calling what this yields renames it to `path`, at once.
+
+    Where it is not called, nothing has happened. Raises WriteError where a file cannot be written, and leaves nothing
+    behind. Only a kill leaves the temporary file, for :func:`remove_leftovers`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+    def replace() -> None:
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells others that its writer lives
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                yield replace
+        finally:
+            with contextlib.suppress(OSError):  # it has its name, or the folder is gone
+                os.unlink(temporary)
+    except WriteError:
+        raise  # of another file, written meanwhile
+    except OSError as problem:
+        raise _write_error(path, problem) from problem
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Replace `path` by `data`: it holds the old content or the new. Raises WriteError, and leaves nothing behind."""
+    with prepared(path, data) as replace:
+        replace()
+
+
+def make_folder(path: str | Path, *, parents: bool = False) -> None:
+    """Make a folder unless it is there. Raises WriteError."""
+    try:
+        Path(path).mkdir(parents=parents, exist_ok=True)
+    except OSError as problem:
+        raise _write_error(Path(path), problem) from problem
+
+
+def check_writable(folder: str | Path) -> None:
+    """Before work is done that would be lost: whether a file can be made in `folder`. Raises WriteError."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as problem:
+        raise _write_error(Path(folder), problem) from problem
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove what killed writers of `names` left in `folder`; the temporary file of one that lives is locked."""
+    wanted = set(names)  # of .NAME.XXXXXXXX.tmp, as write_atomic calls it
+    for path in _temporaries(folder):
+        if path.name[1:].rsplit(".", 2)[0] not in wanted:
+            continue
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def _temporaries(folder: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if (
+                entry.name.startswith(".")
+                and entry.name.endswith(".tmp")
+                and entry.is_file(follow_symlinks=False)
+            ):
+                yield Path(entry.path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's names to disk: a new name, too, must survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(problem: BaseException) -> str:
+    return (problem.strerror if isinstance(problem, OSError) else None) or str(problem)
+
+
+def _write_error(path: Path, problem: OSError) -> WriteError:
+    error = WriteError(
+        f"{path}: cannot be written: {_reason(problem)}; what was there before is unchanged. "
+        "Make room, or choose a place where you may write"
+    )
+    error.errno = problem.errno
+    return error

@@ -1,0 +1,168 @@
+"""PatchGAN's convolution: 4x4, padding 1, bias and LeakyReLU in one pass: every layer of the patch discriminator.
+
+`pack_weight` brings a weight into the order in which the kernels read it, once. The mean over a picture's patches is
+an operation of its own, `patch_score`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import check
+from ..op import Budget, Op, differentiate_through, direct, select
+from . import cases, cpu, reference
+from .layout import output_format, output_shape, pack_weight, padded
+
+__all__ = ["OP", "check_arguments", "pack_weight", "patch_conv", "refuse_double"]
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# The kernels count a sample's elements, and all pixels and patches, in int32.
+MAX_COUNT = 2**30
+
+
+def patch_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 2,
+    negative_slope: float | None = 0.2,
+) -> Tensor:
+    """One layer of the patch discriminator: 4x4 convolution with padding 1, bias, LeakyReLU.
+
+    y = leaky_relu(conv(x, weight) + bias), leaky_relu(v) = v where v >= 0, else negative_slope * v
+    (Isola et al. 2017, appendix 6.1.2, with batch norm folded into weight and bias beforehand).
+
+    Args:
+        x: [B, Cin, H, W] float32, float16 or bfloat16 (float64 on the PyTorch path), H and W at least 2, any strides.
+            The kernel reads a channels-last x as it lies where its pixels start at multiples of 8 elements (Cin a
+            multiple of 8, or fewer channels of such pixels); it copies another one first.
+        weight: [Cout, Cin, 4, 4] typed as x, any strides; from :func:`pack_weight` it is not copied.
+        bias: [Cout] typed as x, contiguous, or None.
+        stride: 1 or 2.
+        negative_slope: at least 0; None for no activation.
+
+    Returns:
+        [B, Cout, (H - 2) // stride + 1, (W - 2) // stride + 1] typed as x, dense: channels-last where x or weight is,
+        as PyTorch's convolutions choose it, otherwise contiguous.
+
+    float32 products are rounded to TF32 where `torch.backends.cudnn.conv.fp32_precision` is "tf32" (PyTorch's default,
+    `torch.backends.cudnn.allow_tf32`). Gradients flow to x, weight and bias.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what was received.
+    """
+    check_arguments(x, weight, bias, stride)
+    if negative_slope is not None and not 0.0 <= negative_slope < math.inf:
+        check.fail("negative_slope", "None or a finite number, at least 0", negative_slope)
+    if direct(x.device.type):
+        return _reference(x, weight, bias, stride, negative_slope)
+    return torch.ops.fastgen.patch_conv(x, weight, bias, stride, negative_slope)
+
+
+def check_arguments(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:
+    """ValueError unless the arguments are as :func:`patch_conv` describes them.
+
+    Each is looked at in one expression, and again in words where that fails: a small layer takes 40 us on CPU.
+    """
+    if not isinstance(x, Tensor) or x.dim() != 4:
+        check.rank("x", x, 4, "[B, Cin, H, W]")
+    batch, inputs, height, width = x.shape
+    dtype, device = x.dtype, x.device
+    if dtype not in DTYPES:
+        check.dtype("x", x, DTYPES)
+    if height < 2 or width < 2 or not batch or not inputs:
+        check.fail(
+            "x", "shape [B, Cin, H, W], pictures of at least 2x2 pixels and nothing empty", list(x.shape)
+        )
+    if max(batch, padded(inputs)) * height * width >= MAX_COUNT:
+        check.fail(
+            "x", "fewer than 2^30 pixels, and elements a picture (Cin rounded up to 8s)", list(x.shape)
+        )
+    channels = (len(weight) if isinstance(weight, Tensor) and weight.dim() else 0) or 1
+    shape = (channels, inputs, 4, 4)
+    if not isinstance(weight, Tensor) or (weight.shape, weight.dtype, weight.device) != (
+        shape,
+        dtype,
+        device,
+    ):
+        check.tensor("weight", weight, shape, (dtype,), device, "[Cout, Cin, 4, 4]")
+    if bias is not None and (
+        not isinstance(bias, Tensor)
+        or (bias.shape, bias.dtype, bias.device) != ((channels,), dtype, device)
+        or not bias.is_contiguous()
+    ):
+        check.tensor("bias", bias, (channels,), (dtype,), device, "[Cout]")
+        check.contiguous("bias", bias)
+    if stride != 1 and stride != 2:
+        check.fail("stride", "1 or 2", stride)
+
+
+def _reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, negative_slope: float | None
+) -> Tensor:
+    """The PyTorch path."""
+    function = cpu.patch_conv if x.is_cpu else reference.patch_conv
+    return function(x, weight, bias, stride, negative_slope)
+
+
+def _fused(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 2,
+    negative_slope: float | None = 0.2,
+) -> Tensor:
+    """The Triton path."""
+    refuse_double(x)
+    from ..patch_score import kernel as one_channel
+    from . import kernel
+
+    convolve = one_channel.convolve if weight.shape[0] == 1 else kernel.convolve
+    return convolve(x, weight, bias, stride, negative_slope)
+
+
+def refuse_double(x: Tensor) -> None:
+    if x.dtype == torch.float64:
+        check.fail("x", "float32, float16 or bfloat16 in the kernel (or use('reference'))", x.dtype)
+
+
+@torch.library.custom_op("fastgen::patch_conv", mutates_args=())
+def _patch_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, negative_slope: float | None
+) -> Tensor:
+    run = _fused if select(x.device.type) == "triton" else _reference
+    return run(x, weight, bias, stride, negative_slope)
+
+
+@_patch_conv.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, negative_slope: float | None) -> Tensor:
+    shape = output_shape(x, weight, stride)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=output_format(x, weight))
+
+
+differentiate_through(_patch_conv, reference.patch_conv, wrt=(0, 1, 2))
+
+
+OP = Op(
+    name="patch_conv",
+    outputs=("y",),
+    function=patch_conv,
+    out=None,
+    reference=reference.patch_conv,
+    fused=_fused,
+    overload=torch.ops.fastgen.patch_conv.default,
+    decomposition=reference.patch_conv,
+    cases=cases.CASES,
+    exact=cases.exact,
+    tolerance=cases.tolerance,
+    bytes_moved=cases.bytes_moved,
+    flops=cases.flops,
+    # Bound by tensor cores: two blocks of 8 warps share a multiprocessor's 65,536 registers. Tensors move in boxes and
+    # accesses of 16 bytes; the bias comes once a program, 8 bytes at a time in float32, in the accumulators' layout,
+    # and counts as much as a step of the loop.
+    budget=Budget(registers=128, wide=0.4),
+)

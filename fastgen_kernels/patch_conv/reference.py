@@ -1,0 +1,33 @@
+"""PatchGAN's convolution in plain PyTorch (Isola et al. 2017, appendix 6.1.2).
+
+Every layer of the patch discriminator is
+
+    y = leaky_relu(conv4x4(x, stride, padding = 1) + bias),     leaky_relu(v) = max(v, 0) + slope * min(v, 0)
+
+with batch norm folded into weight and bias beforehand; the last one has a single output channel and no
+activation. The 70x70 discriminator has strides 2, 2, 2, 1, 1: each of its outputs sees 70x70 pixels, and their mean
+is the score of the picture.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layout import output_format
+
+PADDING = 1
+
+
+def patch_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 2,
+    negative_slope: float | None = 0.2,
+) -> Tensor:
+    """Convolution, bias and LeakyReLU; arguments and result as `fastgen_kernels.patch_conv` describes."""
+    y = F.conv2d(x, weight, bias, stride, PADDING)
+    if negative_slope is not None:
+        y = F.leaky_relu(y, negative_slope)
+    return y.contiguous(memory_format=output_format(x, weight))

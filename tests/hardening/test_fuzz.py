@@ -1,0 +1,233 @@
+"""Whatever is in a file, it loads or is refused with one clear line: no other exception, no hang, no large allocation.
+
+Each test runs in a child process that cannot allocate more than twice what the file claims (see `guard`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from fastgen.errors import FastgenError
+from tests.small import checkpoint
+
+from . import children, runs
+from .damage import as_json, broken, broken_tensors, mutated
+from .guard import guard
+
+CONFIGS, WEIGHTS, STATES, PICTURES = 1000, 500, 300, 300
+PLAIN = pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
+
+
+def attempts(count: int, damage: st.SearchStrategy, read: Callable[[Any], bool]) -> None:
+    """`read` every one of `count` damaged things: True where it loads; prints how many did."""
+    outcomes: list[bool] = []
+
+    @settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(damage)
+    def attempt(thing: Any) -> None:
+        try:
+            outcomes.append(read(thing))
+        except FastgenError as error:
+            said = str(error)
+        else:
+            return
+        outcomes.append(False)
+        assert said.isprintable(), repr(said)
+        assert len(said) < 2000, len(said)
+
+    attempt()
+    print(f"{len(outcomes)} read, {sum(outcomes)} loaded")
+
+
+def passed(tmp_path: Path, function: Callable[..., None], *arguments: object) -> tuple[int, int]:
+    """(things read, things loaded) by `function` in a child, which must not fail."""
+    code, said = children.run(tmp_path / "output", function, *arguments)
+    assert code == 0, f"{said[:3000]} ... {said[-3000:]}"
+    words = said.split()
+    return int(words[-4]), int(words[-2])
+
+
+def claim(folder: Path) -> int:
+    """Bytes that the files of a model claim: their own, and float32 for each weight of half precision."""
+    return sum(2 * p.stat().st_size for p in folder.iterdir() if p.is_file())
+
+
+def load(folder: Path) -> None:
+    """Load a model; where its pictures are small, draw one."""
+    import fastgen
+
+    with guard(claim(folder)):
+        engine = fastgen.load(folder, device="cpu")
+        if math.prod(engine.shape) > 4096:
+            return  # no file backs the size of its pictures: drawing takes what the user asks for
+        labels = None if engine.settings.num_classes is None else 0
+        steps = min(2, engine.settings.noise_schedule.num_train_timesteps)
+        images = engine.sample(1, seed=0, labels=labels, steps=steps)
+        assert isinstance(images, torch.Tensor)
+        assert images.shape == (1, *engine.shape)
+
+
+def fuzz_configs(folder: str, count: int) -> None:
+    path = checkpoint(Path(folder)) / "config.json"
+    text = path.read_bytes()
+    raw = json.loads(text)
+
+    def read(data: bytes) -> bool:
+        path.write_bytes(data)
+        load(path.parent)
+        return True
+
+    attempts(count, st.one_of(*[mutated(raw).map(as_json)] * 4, broken(text)), read)
+
+
+def fuzz_weights(folder: str, count: int) -> None:
+    path = checkpoint(Path(folder)) / "model.safetensors"
+    whole, config = path.read_bytes(), json.loads((path.parent / "config.json").read_text())
+    untied = {**config, "provenance": {}}  # without the digest the damage itself must be found, or do no harm
+
+    def read(thing: tuple[bytes, bool]) -> bool:
+        data, tied = thing
+        path.write_bytes(data)
+        (path.parent / "config.json").write_text(json.dumps(config if tied else untied))
+        load(path.parent)
+        assert not tied or data == whole, "damage that the digest did not show"
+        return True
+
+    attempts(count, st.tuples(broken_tensors(whole), st.sampled_from([False, False, True])), read)
+
+
+def fuzz_states(folder: str, count: int) -> None:
+    from fastgen.architectures import builders
+    from fastgen.cli import main
+    from fastgen.engines.settings import DiffusionSettings
+    from fastgen.training.run import STATE_FILE, RunState, check_state, saved_run
+
+    run_folder = Path(folder) / "run"
+    assert main(runs.train_arguments(run_folder, runs.pictures(Path(folder)))) == 0
+    path = run_folder / STATE_FILE
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    run = json.loads(header["__metadata__"]["run"])
+
+    def with_run(raw: Any) -> bytes:
+        text = as_json({**header, "__metadata__": {"run": as_json(raw).decode()}})
+        return len(text).to_bytes(8, "little") + text + whole[8 + length :]
+
+    def read(data: bytes) -> bool:
+        path.write_bytes(data)
+        with guard(
+            2 * len(data)
+        ):  # the network, its average and what the optimiser remembers, and the file's own
+            found = saved_run(run_folder)
+            assert found is not None
+            DiffusionSettings.from_spec(found.spec)
+            (build,) = builders(found.spec).values()
+            with torch.device("meta"):
+                check_state(run_folder, build(), found.config)
+            network = build()
+            optimizer = torch.optim.AdamW(network.parameters())
+            RunState(found, network, build(), optimizer, []).restore(run_folder)
+        return True
+
+    attempts(count, st.one_of(broken_tensors(whole), mutated(run).map(with_run)), read)
+
+
+def fuzz_pictures(folder: str, count: int) -> None:
+    from fastgen.cli import main
+    from fastgen.images import read_metadata, save_image
+
+    root = Path(folder)
+    model, path, out = checkpoint(root / "model"), root / "a.png", root / "b.png"
+    words = ["--seeds", "1,2", "--solver", "ddim", "--steps", "2", "--device", "cpu", "-o", str(path)]
+    assert main(["sample", str(model), *words]) == 0
+    whole, kept = path.read_bytes(), read_metadata(path)
+
+    def picture(raw: Any) -> bytes:
+        save_image(torch.zeros(1, 8, 8), out, metadata=raw)
+        return out.read_bytes()
+
+    def read(data: bytes) -> bool:
+        path.write_bytes(data)
+        with guard(8 << 20):  # what drawing takes
+            return (
+                main(["sample", "--like", str(path), "--device", "cpu", "-o", str(out), "--overwrite"]) == 0
+            )
+
+    attempts(count, st.one_of(broken(whole), mutated(kept).map(picture)), read)
+
+
+@PLAIN
+def test_configs(tmp_path: Path, share: float) -> None:
+    count, loaded = passed(tmp_path, fuzz_configs, str(tmp_path / "m"), int(share * CONFIGS))
+    assert count >= share * CONFIGS
+    assert 0 < loaded < count / 2  # values that make no difference are among them; most are refused
+
+
+@PLAIN
+def test_weights(tmp_path: Path, share: float) -> None:
+    count, loaded = passed(tmp_path, fuzz_weights, str(tmp_path / "m"), int(share * WEIGHTS))
+    assert count >= share * WEIGHTS
+    assert 0 < loaded < count / 2  # a flipped bit of a weight is another weight, where there is no digest
+
+
+@PLAIN
+def test_training_states(tmp_path: Path, share: float) -> None:
+    count, loaded = passed(tmp_path, fuzz_states, str(tmp_path), int(share * STATES))
+    assert count >= share * STATES
+    assert 0 < loaded < count
+
+
+@PLAIN
+def test_pictures(tmp_path: Path, share: float) -> None:
+    count, loaded = passed(tmp_path, fuzz_pictures, str(tmp_path), int(share * PICTURES))
+    assert count >= share * PICTURES
+    assert loaded < count
+
+
+def allocate(times: float) -> None:
+    claimed = 64 << 20
+    with guard(claimed):
+        torch.empty(int(times * claimed), dtype=torch.uint8)
+
+
+def test_the_guard_sees_what_is_too_much(tmp_path: Path) -> None:
+    assert children.run(tmp_path / "output", allocate, 1.9)[0] == 0
+    code, said = children.run(tmp_path / "output", allocate, 3.0)
+    assert code != 0
+    assert "can't allocate memory" in said
+
+
+def sleep() -> None:
+    with guard(0):
+        signal.alarm(1)
+        time.sleep(children.PATIENCE)
+
+
+def test_the_guard_ends_what_hangs(tmp_path: Path) -> None:
+    code, said = children.run(tmp_path / "output", sleep)
+    assert code == -signal.SIGALRM
+    assert "in sleep" in said
+
+
+def test_a_plain_model_is_within_its_claim(tmp_path: Path) -> None:
+    code, said = children.run(tmp_path / "output", load, checkpoint(tmp_path / "m"))
+    assert code == 0, said

@@ -1,0 +1,202 @@
+"""Killed at any moment, every file on disk is whole, and whoever goes on ends where nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from fastgen.cli import main
+from tests.small import checkpoint
+
+from . import children
+from .runs import check_picture, check_run, digests, next_arguments, pictures, train_arguments
+
+KILLS = 50
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return pictures(tmp_path)
+
+
+def sample_arguments(model: Path, out: Path, *more: str) -> list[str]:
+    words = ["--seeds", "0-4", "--steps", "2", "--device", "cpu", "--quiet"]
+    return ["sample", str(model), *words, "-o", str(out), "--gif", str(out / "all.gif"), *more]
+
+
+def killed_at(event: int, arguments: list[str]) -> int:
+    """The command, with SIGKILL at the `event`-th step of writing: made, half written, flushed, renamed, kept."""
+    from fastgen import files
+
+    events = 0
+
+    def happens() -> None:
+        nonlocal events
+        events += 1
+        if events == event:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    class Half:
+        """A file that may be killed with half of its bytes on disk."""
+
+        def __init__(self, file) -> None:  # type: ignore[no-untyped-def]
+            self.file = file
+
+        def __enter__(self) -> Half:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def fileno(self) -> int:
+            return self.file.fileno()
+
+        def flush(self) -> None:
+            self.file.flush()
+            happens()
+
+        def write(self, data: bytes) -> None:
+            self.file.write(data[: len(data) // 2])
+            self.file.flush()
+            happens()
+            self.file.write(data[len(data) // 2 :])
+
+    class Os:
+        """`os`, as fastgen.files sees it."""
+
+        def __getattr__(self, name: str):  # type: ignore[no-untyped-def]
+            return getattr(os, name)
+
+        def fdopen(self, descriptor: int, mode: str):  # type: ignore[no-untyped-def]
+            file = os.fdopen(descriptor, mode)
+            if mode == "rb":
+                return file
+            happens()  # the file is there, empty
+            return Half(file)
+
+        def fsync(self, descriptor: int) -> None:
+            os.fsync(descriptor)
+            happens()
+
+        def replace(self, source: Path, target: Path) -> None:
+            happens()
+            os.replace(source, target)
+            happens()
+
+    files.os = Os()  # type: ignore[assignment]
+    code = main(arguments)
+    print(f"events {events}")
+    return code
+
+
+def events_of(tmp_path: Path, arguments: list[str]) -> int:
+    """How many moments `killed_at` can choose from."""
+    code, said = children.run(tmp_path / "output", killed_at, 0, arguments)
+    assert code == 0, said
+    return int(said.rsplit("events ", 1)[1])
+
+
+@pytest.mark.parametrize(
+    ("preview_every", "saves", "previews", "stride"),
+    [(2, 3, 3, 25), pytest.param(6, 2, 1, 1, marks=pytest.mark.slow)],
+)
+def test_train_killed_at_every_step_of_writing(
+    tmp_path: Path, data: Path, preview_every: int, saves: int, previews: int, stride: int
+) -> None:
+    count = events_of(tmp_path, train_arguments(tmp_path / "whole", data, preview_every))
+    whole = digests(tmp_path / "whole")
+    assert count == 7 * (5 * saves + previews)  # seven moments a file, five files a save
+    for event in range(1, count + 1, stride):
+        folder = tmp_path / f"at-{event}"
+        begin = train_arguments(folder, data, preview_every)
+        code, said = children.run(tmp_path / "output", killed_at, event, begin)
+        assert code == -signal.SIGKILL, said
+        check_run(folder)
+        code, said = children.run(tmp_path / "output", children.command, *next_arguments(folder, begin))
+        assert code == 0, said
+        assert digests(folder) == whole, event
+
+
+@pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_sample_killed_at_every_step_of_writing(tmp_path: Path, stride: int) -> None:
+    model = checkpoint(tmp_path / "model")
+    (tmp_path / "whole").mkdir()
+    count = events_of(tmp_path, sample_arguments(model, tmp_path / "whole"))
+    whole = digests(tmp_path / "whole")
+    assert count == 7 * (5 + 1)
+    for event in range(1, count + 1, stride):
+        folder = tmp_path / f"at-{event}"
+        folder.mkdir()
+        code, said = children.run(tmp_path / "output", killed_at, event, sample_arguments(model, folder))
+        assert code == -signal.SIGKILL, said
+        check_and_draw_again(tmp_path, model, folder, whole)
+
+
+def check_and_draw_again(tmp_path: Path, model: Path, folder: Path, whole: dict[str, str]) -> None:
+    """What a killed `sample` left is whole and right; the same command ends the same, and sweeps up."""
+    there = {name: digest for name, digest in digests(folder).items() if not name.endswith(".tmp")}
+    assert there.items() <= whole.items()
+    for name in there:
+        check_picture(folder / name)
+    code, said = children.run(
+        tmp_path / "output", children.command, *sample_arguments(model, folder, "--overwrite")
+    )
+    assert code == 0, said
+    assert digests(folder) == whole
+
+
+def kill_at_random(child: children.Child, longest: float, chance: random.Random) -> bool:
+    """SIGKILL within `longest` seconds; False where the child has ended before."""
+    time.sleep(chance.uniform(0, longest))
+    child.signal(signal.SIGKILL)
+    code = child.wait()
+    assert code in (0, -signal.SIGKILL), child.said()
+    return code != 0
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(KILLS, marks=pytest.mark.slow)])
+def test_train_killed_at_random(tmp_path: Path, data: Path, kills: int) -> None:
+    began = time.perf_counter()
+    code, said = children.run(
+        tmp_path / "output", children.command, *train_arguments(tmp_path / "whole", data)
+    )
+    longest = time.perf_counter() - began
+    assert code == 0, said
+    whole, chance, done, folder = digests(tmp_path / "whole"), random.Random(0), 0, tmp_path / "0"
+    while done < kills:
+        arguments = next_arguments(folder, train_arguments(folder, data))
+        child = children.start(tmp_path / "output", children.command, *arguments)
+        if kill_at_random(child, longest, chance):
+            done += 1
+            check_run(folder)
+        else:  # it came to its end, after several kills perhaps
+            assert digests(folder) == whole
+            folder = tmp_path / str(done)
+    arguments = next_arguments(folder, train_arguments(folder, data))
+    code, said = children.run(tmp_path / "output", children.command, *arguments)
+    assert code == 0, said
+    assert digests(folder) == whole
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(KILLS, marks=pytest.mark.slow)])
+def test_sample_killed_at_random(tmp_path: Path, kills: int) -> None:
+    model = checkpoint(tmp_path / "model")
+    (tmp_path / "whole").mkdir()
+    began = time.perf_counter()
+    code, said = children.run(
+        tmp_path / "output", children.command, *sample_arguments(model, tmp_path / "whole")
+    )
+    longest = time.perf_counter() - began
+    assert code == 0, said
+    whole, chance, done = digests(tmp_path / "whole"), random.Random(1), 0
+    while done < kills:
+        folder = tmp_path / f"{done}-{chance.random()}"
+        folder.mkdir()
+        child = children.start(tmp_path / "output", children.command, *sample_arguments(model, folder))
+        done += kill_at_random(child, longest, chance)
+        check_and_draw_again(tmp_path, model, folder, whole)

@@ -1,0 +1,111 @@
+"""Ctrl-C and SIGTERM: the step is ended and saved, files are whole, and the exit code says what came."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from fastgen.cli import main
+from tests.small import checkpoint
+
+from . import children, runs
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+def train_signalled(arguments: list[str], step: int, *numbers: int) -> int:
+    """Train; within step `step` the signals `numbers` come, one after the other."""
+    from fastgen.training import diffusion
+
+    train_step, steps = diffusion._train_step, []
+
+    def signalled(*given: object) -> None:
+        steps.append(1)
+        if len(steps) == step:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        train_step(*given)  # type: ignore[arg-type]
+
+    diffusion._train_step = signalled  # type: ignore[assignment]
+    return main(arguments)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_training_ends_its_step_and_saves(tmp_path: Path, number: int) -> None:
+    data, folder, whole = runs.pictures(tmp_path), tmp_path / "run", tmp_path / "whole"
+    code, said = children.run(
+        tmp_path / "output", train_signalled, runs.train_arguments(folder, data), 2, number
+    )
+    assert code == 128 + number, said
+    assert f"fastgen: {WORDS[signal.Signals(number)]}; step 2 of {runs.STEPS} is done and saved; " in said
+    assert f"go on with: fastgen train {folder} --resume" in said
+    runs.check_run(folder)
+    for arguments in (runs.train_arguments(whole, data), runs.resume_arguments(folder)):
+        code, said = children.run(tmp_path / "output", children.command, *arguments)
+        assert code == 0, said
+    assert runs.digests(folder) == runs.digests(whole)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_interrupts_at_once(tmp_path: Path, number: int) -> None:
+    data, folder = runs.pictures(tmp_path), tmp_path / "run"
+    code, said = children.run(
+        tmp_path / "output", train_signalled, runs.train_arguments(folder, data), 5, signal.SIGTERM, number
+    )
+    assert code == 128 + number, said
+    assert "done and saved" not in said
+    assert f"go on with: fastgen train {folder} --resume" in said
+    assert len((folder / "loss.csv").read_text().splitlines()) == 1 + 3  # of the save before
+
+
+def background_job(arguments: list[str]) -> int:
+    """As a shell starts it with `&`: Ctrl-C is ignored, SIGTERM is not."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return train_signalled(arguments, 2, signal.SIGINT, signal.SIGTERM)
+
+
+def test_a_background_job_can_be_terminated(tmp_path: Path) -> None:
+    arguments = runs.train_arguments(tmp_path / "run", runs.pictures(tmp_path))
+    code, said = children.run(tmp_path / "output", background_job, arguments)
+    assert code == 128 + signal.SIGTERM, said
+    assert "terminated; step 2 of" in said
+
+
+def sample_signalled(arguments: list[str], number: int) -> int:
+    """Sample; the signal comes when the third picture is on disk and has no name yet."""
+    from fastgen import files
+
+    replaced = []
+
+    class Os:
+        def __getattr__(self, name: str):  # type: ignore[no-untyped-def]
+            return getattr(os, name)
+
+        def replace(self, source: Path, target: Path) -> None:
+            replaced.append(target)
+            if len(replaced) == 3:
+                os.kill(os.getpid(), number)
+            os.replace(source, target)
+
+    files.os = Os()  # type: ignore[assignment]
+    code = main(arguments)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    return code
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_sampling_leaves_whole_files(tmp_path: Path, number: int) -> None:
+    model, out = checkpoint(tmp_path / "model"), tmp_path / "out"
+    words = ["--seeds", "0-5", "--steps", "1", "--device", "cpu", "--quiet"]
+    code, said = children.run(
+        tmp_path / "output", sample_signalled, ["sample", str(model), *words, "-o", str(out)], number
+    )
+    assert code == 128 + number, said
+    assert said.splitlines()[-1] == f"fastgen: {WORDS[signal.Signals(number)]}"
+    assert sorted(p.name for p in out.iterdir()) == ["00000-seed0.png", "00001-seed1.png"]
+    for path in out.iterdir():
+        runs.check_picture(path)
