@@ -9,12 +9,13 @@ launches, nor on the batch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from . import plan
 
 MAPS = {"exp": 0, "sigmoid": 1, "sigmoid_eps": 2, "tanh": 3, "soft_clip": 4, "additive": 5}
 _SIGMOID, _SIGMOID_EPS, _TANH, _SOFT_CLIP, _ADDITIVE = (
@@ -252,75 +253,6 @@ def sum_kernel(
     tl.store(at, sums)
 
 
-@dataclass(frozen=True)
-class Launch:
-    """Tiles [rows, columns], powers of two; `tiles` of them a program."""
-
-    rows: int
-    columns: int
-    tiles: int = 1
-
-    @property
-    def num_warps(self) -> int:
-        """8 elements a thread: 16 bytes of a half-precision network, 32 of the state."""
-        return min(max(self.rows * self.columns // 256, 1), 16)
-
-
-# A sample up to this size is one program's: on one multiprocessor it takes about as long as the second launch that
-# adds up the parts of a divided one.
-WHOLE = 4096
-LARGE = 2048  # tile of a larger sample: eight warps
-SMALL = 512  # ... where that leaves multiprocessors idle: one large picture
-SHARED = 1024  # tile of several small samples: tabular flows
-# Programs of LARGE that keep an H200's 132 multiprocessors busy: three for each, 24 warps with 64 bytes a thread on
-# their way. Beyond that a program takes more tiles, so that few sums are left to the second launch, or none.
-ENOUGH = 396
-MOST_TILES = 64  # of a program; each is a column of `totals`
-SUM_BLOCK = 4096  # of the second launch
-
-
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n."""
-    return 1 << (n - 1).bit_length()
-
-
-def flat_launch(batch: int, n: int) -> Launch:
-    """The launch for `batch` samples that are runs of n elements."""
-    whole = power_of_two(n)
-    if whole <= WHOLE:
-        # Small samples share a program once there are more than keep the machine busy.
-        return Launch(min(max(SHARED // whole, 1), power_of_two(max(batch // (4 * ENOUGH), 1))), whole)
-    columns = LARGE if batch * n >= ENOUGH * LARGE else SMALL
-    return Launch(1, columns, tiles_each(batch, triton.cdiv(n, columns)))
-
-
-def plane_launch(batch: int, channels: int, pixels: int, pixels_first: bool) -> Launch:
-    """The launch for samples whose tensors differ in order or have gaps: tiles [channels, pixels].
-
-    pixels_first: pixels run fastest in every tensor. Else a tile has 32 channels, so that those tensors where
-    channels run fastest get whole sectors too. The tile does not depend on the batch, for it sets the sum's order.
-    """
-    c, p = power_of_two(channels), power_of_two(pixels)
-    if c * p <= WHOLE:
-        return Launch(c, p)
-    rows = min(1 if pixels_first else 32, c)
-    columns = min(LARGE // rows, p)
-    rows = min(LARGE // columns, c)  # what few pixels leave
-    tiles = triton.cdiv(channels, rows) * triton.cdiv(pixels, columns)
-    return Launch(rows, columns, tiles_each(batch, tiles))
-
-
-def tiles_each(batch: int, tiles: int) -> int:
-    """Tiles a program, of `tiles` a sample: the most that leave ENOUGH programs, evenly laden."""
-    best = each = 1
-    while each < min(tiles, MOST_TILES):
-        each *= 2
-        programs = triton.cdiv(tiles, each)
-        if batch * programs >= ENOUGH and (programs == 1 or tiles >= 0.9 * programs * each):
-            best = each
-    return best
-
-
 def launch(
     x: Tensor,
     y: Tensor,
@@ -365,13 +297,13 @@ def launch(
         flat = False
     if flat:
         pixel_strides = [run or 0 for run in runs]
-        config = flat_launch(batch, channels * pixels)
-        across, tiles = 1, triton.cdiv(channels * pixels, config.columns)
+        config = plan.flat_launch(batch, channels * pixels)
+        across, tiles = 1, plan.cdiv(channels * pixels, config.columns)
     else:
-        config = plane_launch(batch, channels, pixels, all(pixel == 1 for pixel in pixel_strides))
-        across = triton.cdiv(pixels, config.columns)
-        tiles = triton.cdiv(channels, config.rows) * across
-    programs = triton.cdiv(tiles, config.tiles)
+        config = plan.plane_launch(batch, channels, pixels, all(pixel == 1 for pixel in pixel_strides))
+        across = plan.cdiv(pixels, config.columns)
+        tiles = plan.cdiv(channels, config.rows) * across
+    programs = plan.cdiv(tiles, config.tiles)
     # The stride of a single sample means nothing, and may be anything.
     batch_strides = [tensor.stride(0) if batch > 1 else 0 for tensor in tensors]
     unit = math.gcd(16, *batch_strides)
@@ -383,7 +315,7 @@ def launch(
     if parity is not None:
         chosen = CHECKERBOARD if x.dim() == 4 else ALTERNATE
     with torch.cuda.device_of(x):  # Triton launches on the current device, whatever its arguments live on
-        coupling_kernel[(programs * (triton.cdiv(batch, config.rows) if flat else batch),)](
+        coupling_kernel[(programs * (plan.cdiv(batch, config.rows) if flat else batch),)](
             x,
             y,
             network,
@@ -431,8 +363,8 @@ def launch(
 def _add_up(partial: Tensor, log_det: Tensor, add: bool) -> Tensor:
     """One launch towards `log_det` [B] from partial sums [B, count]: log_det itself, or fewer sums."""
     batch, count = partial.shape
-    block = min(power_of_two(count), SUM_BLOCK)
-    blocks = triton.cdiv(count, block)
+    block = min(plan.power_of_two(count), plan.SUM_BLOCK)
+    blocks = plan.cdiv(count, block)
     total = log_det if blocks == 1 else partial.new_empty((batch, blocks))
     sum_kernel[(batch * blocks,)](
         partial,

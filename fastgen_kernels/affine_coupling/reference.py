@@ -99,13 +99,12 @@ def affine_coupling(
         s = torch.where(active, s, 0.0)  # an exponential that overflows there would spoil the gradient
     u = argument(s, scale, bound, slope, rescale)
     a = scale_of(u, scale, eps)
-    # The shift behind a product works in place: one result less in memory, which differentiation does not need.
     if inverse:
-        y = (x / a).sub_(t) if shift_first else (x - t) / a
+        y = x / a - t if shift_first else (x - t) / a
     elif shift_first:
         y = (x + t) * a
     else:
-        y = (x * a).add_(t)
+        y = x * a + t
     if active is not None:
         y = torch.where(active, y, x)
     if not log_det:

@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from fastgen_kernels import OPS, affine_coupling, affine_coupling_out, use
-from fastgen_kernels.affine_coupling import cases
+from fastgen_kernels.affine_coupling import cases, plan
 
 from .guards import guarded, outside
-
-kernel = pytest.importorskip("fastgen_kernels.affine_coupling.kernel")
 
 OP = OPS["affine_coupling"]
 SMALL = [case for case in OP.cases if not case.production]
@@ -66,7 +64,7 @@ def test_options(kernel_device, scale, changed):
 @pytest.mark.parametrize("inverse", [False, True])
 def test_maps_keep_relative_accuracy(kernel_device, monkeypatch, scale, error, inverse):
     """Of log a, for small and large raw scales: samples of one element, whose log_det is no sum."""
-    monkeypatch.setattr(kernel, "ENOUGH", 1)
+    monkeypatch.setattr(plan, "ENOUGH", 1)
     tiny = torch.logspace(-9, 0, 100)
     s = torch.cat((torch.linspace(-40, 40, 801), tiny, -tiny, -2.0 + tiny, torch.linspace(-1, 1, 301)))
     network = torch.stack((s, torch.zeros_like(s)), 1).to(kernel_device)
@@ -113,9 +111,9 @@ def test_sums_do_not_depend_on_the_cut(kernel_device, monkeypatch, options, cuts
     results, launches = [], set()
     for cut in cuts:
         for name, value in cut.items():
-            monkeypatch.setattr(kernel, name, value)
-        launch = kernel.plane_launch(2, 3, 35, True) if "parity" in options else kernel.flat_launch(2, 105)
-        launches.add((launch, kernel.SUM_BLOCK))
+            monkeypatch.setattr(plan, name, value)
+        launch = plan.plane_launch(2, 3, 35, True) if "parity" in options else plan.flat_launch(2, 105)
+        launches.add((launch, plan.SUM_BLOCK))
         with use("triton"):
             results.append(affine_coupling(**whole))
             one = affine_coupling(**alone)
@@ -130,9 +128,9 @@ def test_samples_share_a_program(kernel_device, monkeypatch):
     """Tabular batches: as many samples a tile as there are, and the same bits."""
     arguments = make(kernel_device, (19, 10), part=slice(5, None), scale="sigmoid", shift_first=True)
     results = []
-    for enough in (kernel.ENOUGH, 1):
-        monkeypatch.setattr(kernel, "ENOUGH", enough)
-        results.append(kernel.flat_launch(19, 5))
+    for enough in (plan.ENOUGH, 1):
+        monkeypatch.setattr(plan, "ENOUGH", enough)
+        results.append(plan.flat_launch(19, 5))
         with use("triton"):
             results += affine_coupling(**arguments)
     assert results[0].rows == 1
@@ -176,19 +174,19 @@ def test_launches():
     powers = {1 << i for i in range(13)}
     shapes = itertools.product([1, 3, 64, 5000], [1, 3, 6, 24, 100], [1, 49, 256, 4096])
     for batch, channels, pixels in shapes:
-        found = [kernel.flat_launch(batch, channels * pixels)]
-        found += [kernel.plane_launch(batch, channels, pixels, first) for first in (False, True)]
+        found = [plan.flat_launch(batch, channels * pixels)]
+        found += [plan.plane_launch(batch, channels, pixels, first) for first in (False, True)]
         for launch in found:
             assert {launch.rows, launch.columns, launch.tiles} <= powers
-            assert launch.rows * launch.columns <= kernel.WHOLE
-            assert launch.tiles <= kernel.MOST_TILES
+            assert launch.rows * launch.columns <= plan.WHOLE
+            assert launch.tiles <= plan.MOST_TILES
         # What sets the order of a plane's sum must not depend on the batch.
         for first in (False, True):
-            one = kernel.plane_launch(1, channels, pixels, first)
-            many = kernel.plane_launch(batch, channels, pixels, first)
+            one = plan.plane_launch(1, channels, pixels, first)
+            many = plan.plane_launch(batch, channels, pixels, first)
             assert (one.rows, one.columns) == (many.rows, many.columns)
     # One picture is spread over the machine; a long batch leaves nothing to add up.
-    one, many = kernel.flat_launch(1, 6 * 128 * 128), kernel.flat_launch(512, 6 * 64 * 64)
+    one, many = plan.flat_launch(1, 6 * 128 * 128), plan.flat_launch(512, 6 * 64 * 64)
     assert 6 * 128 * 128 // (one.columns * one.tiles) >= 132
     assert many.columns * many.tiles >= 6 * 64 * 64
 
