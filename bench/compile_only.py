@@ -162,7 +162,9 @@ def production(name: str) -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
 def reports(name: str) -> list[dict[str, Any]]:
     """A report for every kernel that the production cases of operation `name` launch, on every architecture."""
     made: list[dict[str, Any]] = []
-    read: dict[str, dict[str, Any]] = {}  # cases share kernels, and reading machine code takes longer than compiling
+    read: dict[
+        str, dict[str, Any]
+    ] = {}  # cases share kernels, and reading machine code takes longer than compiling
     for facts, launch in production(name):
         for architecture in ARCHITECTURES:
             with compiling(architecture) as compiled:

@@ -48,7 +48,9 @@ def load(
             f"{folder}: a {spec.engine} model has one network, this one has {', '.join(modules)}"
         )
     (network,) = modules.values()
-    return ENGINES[spec.engine].from_spec(network, spec, device=device, dtype=dtype, source=str(source), **options)
+    return ENGINES[spec.engine].from_spec(
+        network, spec, device=device, dtype=dtype, source=str(source), **options
+    )
 
 
 def find(source: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:

@@ -55,8 +55,12 @@ class Budget:
     Spills, local memory, slow-path sines and half-precision products without tensor cores are never allowed.
     """
 
-    registers: int = 64  # leaves room for 32 warps of 32 on a multiprocessor: enough loads in flight to hide memory
-    wide: float = 0.5  # least share of the bytes loaded, and of those stored, in accesses of 16 bytes or by TMA
+    registers: int = (
+        64  # leaves room for 32 warps of 32 on a multiprocessor: enough loads in flight to hide memory
+    )
+    wide: float = (
+        0.5  # least share of the bytes loaded, and of those stored, in accesses of 16 bytes or by TMA
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ class Op:
     bytes_moved: Callable[..., int]  # least traffic to and from device memory
     flops: Callable[..., int]  # additions and multiplications
     budget: Budget = Budget()
-    eager: Callable[..., Any] | None = None  # the fastest plain PyTorch formula, where that is not the reference
+    eager: Callable[..., Any] | None = (
+        None  # the fastest plain PyTorch formula, where that is not the reference
+    )
     # Copies the arguments and returns a call of `out` on the copies, for whoever times it.
     in_place: Callable[..., Callable[[], None]] | None = None
 
@@ -200,9 +206,13 @@ def loaded_kernels() -> list[Any]:
     ]
     # Triton's JITFunction: device -> (its compiled kernels by signature, ...). The interpreter's has none.
     caches = [
-        getattr(value, "device_caches", None) or {} for module in modules for value in list(vars(module).values())
+        getattr(value, "device_caches", None) or {}
+        for module in modules
+        for value in list(vars(module).values())
     ]
-    return [kernel for cache in caches for entry in list(cache.values()) for kernel in list(entry[0].values())]
+    return [
+        kernel for cache in caches for entry in list(cache.values()) for kernel in list(entry[0].values())
+    ]
 
 
 def differentiate_through(custom_op: Any, reference: Callable[..., Any], wrt: tuple[int, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,8 @@ class Discriminator:
         """Worst error of a layer on the input that it gets in the chain, as a fraction of its bound."""
         worst = 0.0
         for (_, _, stride, slope), weight, bias in zip(LAYERS, self.packed, self.biases, strict=True):
-            arguments = {"x": x, "weight": weight, "bias": bias, "stride": stride, "negative_slope": slope}
+            arguments: dict[str, Any] = {"x": x, "weight": weight, "bias": bias}
+            arguments |= {"stride": stride, "negative_slope": slope}
             x = patch_conv(**arguments)
             worst = max(worst, *OPS["patch_conv"].errors(arguments, x).values())
         return worst
@@ -128,7 +130,8 @@ def _costs(net: Discriminator, x: Tensor) -> tuple[int, int]:
     """Bytes and FLOPs of all layers."""
     op, moved, flops = OPS["patch_conv"], 0, 0
     for (_, _, stride, slope), weight, bias in zip(LAYERS, net.packed, net.biases, strict=True):
-        arguments = {"x": x, "weight": weight, "bias": bias, "stride": stride, "negative_slope": slope}
+        arguments: dict[str, Any] = {"x": x, "weight": weight, "bias": bias}
+        arguments |= {"stride": stride, "negative_slope": slope}
         moved += op.bytes_moved(**arguments)
         flops += op.flops(**arguments)
         x = patch_conv(**arguments)
