@@ -17,6 +17,7 @@ from ..runtime import loop
 from .settings import DiffusionSettings
 
 MAX_SEED = (1 << 64) - 1
+MAX_COUNT = 1_000_000  # of samples a call, which holds all of them
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ def _check_variance(table: Table, settings: DiffusionSettings) -> None:
 def _count(n: Any, seeds: Any, labels: Any) -> int:
     if n is not None:
         count = _index(n)
-        if type(count) is not int or count < 1:
-            raise ConfigError(f"n: expected an int of at least 1, got {n!r}")
+        if type(count) is not int or not 1 <= count <= MAX_COUNT:
+            raise ConfigError(f"n: expected an int from 1 to {MAX_COUNT}, got {n!r}")
         return count
     if seeds is not None:
         return len(_list("seeds", seeds))
