@@ -65,4 +65,6 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that the device, or the host, has no memory left."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    # PyTorch's CPU allocator; CUDA, triton and graphs outside PyTorch's allocator; cuBLAS and cuDNN workspaces.
+    signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

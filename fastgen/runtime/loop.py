@@ -14,6 +14,8 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +32,24 @@ from .noise_ahead import NoiseAhead
 from .rows import RowPool
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _plainly(method: Callable[P, R]) -> Callable[P, R]:
+    """Without gradients, and alike whatever mode the caller is in: buffers outlive his inference_mode or autocast."""
+
+    @wraps(method)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            return method(*args, **kwargs)
+
+    return inner
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,7 @@ class Loop:
     batch forgets them, and what is captured next shares the larger one's memory.
     """
 
+    @_plainly
     def __init__(
         self,
         network: Network,
@@ -97,6 +118,8 @@ class Loop:
         self._pool = RowPool(pool_rows, device)
         # On a GPU the step makes its noise itself; on a CPU it is made for many rows at a time beforehand.
         self._noise = NoiseAhead(shape) if device.type == "cpu" else None
+        self._last = torch.cuda.Event() if device.type == "cuda" else None  # after the last step
+        self._tried = 0  # samples in the batch that is being attempted
         self._active: list[_Active | None] = []  # by slot
         self._x: Tensor  # float32 [capacity, C, H, W]: states
         self._history: Tensor  # float32 [MAX_SLOTS, capacity, C, H, W]
@@ -117,21 +140,27 @@ class Loop:
         self._waiting.append((ticket, request))
         return ticket
 
-    @torch.no_grad()
+    @_plainly
     def step(self) -> bool:
         """One network evaluation for every sample in the batch; False when there was nothing to do.
 
         Raises OutOfMemoryError where one sample alone does not fit in memory, CaptureError where a step cannot be
         captured.
         """
-        while True:
-            try:
-                return self._step()
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                said = str(error).strip().partition("\n")[0]
-            self._halve(said)  # not in the handler: there the failed step's tensors are still alive
+        if self._last is not None:  # calls may come on different streams, and share the buffers
+            torch.cuda.current_stream(self.device).wait_event(self._last)
+        try:
+            while True:
+                try:
+                    return self._step()
+                except Exception as error:
+                    if not out_of_memory(error):
+                        raise
+                    said = str(error).strip().partition("\n")[0]
+                self._halve(said)  # not in the handler: there the failed step's tensors are still alive
+        finally:
+            if self._last is not None:
+                self._last.record(torch.cuda.current_stream(self.device))
 
     def _step(self) -> bool:
         self._collect()
@@ -139,6 +168,7 @@ class Loop:
         active = [(s, entry) for s, entry in enumerate(self._active[: self.micro_batch]) if entry is not None]
         if not active:
             return False
+        self._tried = len(active)
         key = (self._bucket(active[-1][0] + 1), any(e.request.guidance_scale != 1 for _, e in active))
         if key not in self.graphs:
             self._capture(key)
@@ -162,6 +192,7 @@ class Loop:
         """{ticket: float32 [C, H, W], a view} of the samples being drawn: their noisy states."""
         return {entry.ticket: self._x[slot] for slot, entry in enumerate(self._active) if entry is not None}
 
+    @_plainly
     def clear(self) -> None:
         """Forget every request that is not finished, for instance after an interrupt."""
         self._waiting.clear()
@@ -171,19 +202,19 @@ class Loop:
         self._cursor.zero_()
 
     def _halve(self, said: str) -> None:
-        """Half as many samples at a time from now on. `said`: the words of the error."""
-        count = sum(entry is not None for entry in self._active[: self.micro_batch]) or len(self._waiting)
+        """Half as many samples at a time as were tried, from now on. `said`: the words of the error."""
+        count = self._tried
         self.graphs.clear()
         self._running = None
         if count <= 1:
             raise OutOfMemoryError(
                 f"not even one sample of shape {list(self.shape)} fits in the memory of {self.device}: {said}"
             )
-        self.micro_batch = max(1, min(self._bucket(count), count) // 2)
+        self.micro_batch = max(1, count // 2)
         warnings.warn(
             f"{self.device} ran out of memory at {count} samples a step; fastgen goes on with {self.micro_batch}. "
             f"max_batch={self.micro_batch} avoids the attempt ({said})",
-            stacklevel=4,
+            stacklevel=5,
         )
 
     def _reserve(self, batch: int) -> None:
@@ -217,6 +248,7 @@ class Loop:
         used = sum(entry is not None for entry in self._active)
         wanted = min(used + len(self._waiting), self.micro_batch)
         if wanted > len(self._active):
+            self._tried = wanted
             self._reserve(min(1 << (wanted - 1).bit_length(), self.max_batch))
         self._compact()  # sleepers first
         free = deque(slot for slot, e in enumerate(self._active[: self.micro_batch]) if e is None)
@@ -230,8 +262,11 @@ class Loop:
                 continue
             self._waiting.popleft()
             self._active[free.popleft()] = _Active(ticket, request, first)
-        joined = [slot for slot, entry in enumerate(self._active) if entry is not None and not entry.begun]
+        # Those that sleep begin when they wake.
+        awake = enumerate(self._active[: self.micro_batch])
+        joined = [slot for slot, entry in awake if entry is not None and not entry.begun]
         if joined:
+            self._tried = len(joined)
             self._start(joined)
 
     def _start(self, slots: list[int]) -> None:
@@ -277,9 +312,12 @@ class Loop:
         ):
             return
         index = torch.tensor(used, device=self.device)
-        for state in (self._x, self._seeds, self._cursor, self._labels):
-            state[:count] = state[index].clone()
-        self._history[:, :count] = self._history[:, index].clone()
+        states = (self._x, self._seeds, self._cursor, self._labels)
+        # All copies before any is put back: memory that runs out between would leave a mixture.
+        moved, history = [state[index] for state in states], self._history[:, index]
+        for state, values in zip(states, moved, strict=True):
+            state[:count] = values
+        self._history[:, :count] = history
         self._cursor[count:] = 0
         if self._noise is not None:
             self._noise.move(used)

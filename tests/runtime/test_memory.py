@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from fastgen.errors import ConfigError, OutOfMemoryError
-from fastgen.runtime import device
+from fastgen.runtime import cuda_graph, device
+from fastgen.runtime import loop as loop_module
 from fastgen.runtime.graphs import Graphs
 from fastgen.runtime.loop import Loop, Request
 from tests.runtime.test_loop import TABLES, draw, loop
@@ -131,6 +134,8 @@ def test_every_kind_of_memory_error_is_known() -> None:
     with pytest.raises(RuntimeError) as caught:
         exhausted()
     assert device.out_of_memory(caught.value)
+    assert device.out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert device.out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
     assert not device.out_of_memory(RuntimeError("size mismatch"))
 
 
@@ -186,3 +191,93 @@ def test_a_backend_that_does_not_fit_is_refused(backend: str, message: str) -> N
 def test_auto_is_eager_on_a_cpu_and_graphs_on_a_gpu() -> None:
     assert Graphs("auto", CPU).backend == "eager"
     assert Graphs("auto", torch.device("cuda", 0)).backend == "cuda"
+
+
+class Small:
+    """Buffers of more than `most` samples do not fit: stands in for a device whose memory others use."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+        self.most, right = most, Loop._reserve
+
+        def reserve(session: Loop, batch: int) -> None:
+            if batch > self.most:
+                exhausted()
+            right(session, batch)
+
+        monkeypatch.setattr(Loop, "_reserve", reserve)
+
+
+@pytest.mark.filterwarnings("ignore:cpu ran out of memory")
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_buffers_that_cannot_grow(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    requests = unlike(40)
+    want = draw(loop(), requests)
+    Small(monkeypatch, most)
+    session = loop()
+    assert all(torch.equal(a, b) for a, b in zip(draw(session, requests), want, strict=True))
+    assert session.micro_batch == most
+
+
+@pytest.mark.filterwarnings("ignore:cpu ran out of memory")
+@pytest.mark.parametrize(("running", "joining", "most"), [(1, 3, 1), (3, 5, 4), (2, 2, 2)])
+def test_buffers_that_cannot_grow_for_those_that_join(
+    monkeypatch: pytest.MonkeyPatch, running: int, joining: int, most: int
+) -> None:
+    requests = unlike(running + joining)
+    want = draw(loop(), requests)
+    Small(monkeypatch, most)
+    session = loop()
+    tickets = [session.add(request) for request in requests[:running]]
+    session.step()
+    tickets += [session.add(request) for request in requests[running:]]
+    done: dict[int, Tensor] = {}
+    while session.step():
+        done.update(session.finished())
+    assert all(torch.equal(done[t], w) for t, w in zip(tickets, want, strict=True))
+    assert session.micro_batch == most
+
+
+@pytest.mark.filterwarnings("ignore:cpu ran out of memory")
+def test_noise_that_does_not_fit_for_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = unlike(8)
+    want = draw(loop(), requests)
+    right = loop_module.normals
+
+    def normals(seeds: Tensor, *rest: object) -> Tensor:
+        if len(seeds) > 3:
+            exhausted()
+        return right(seeds, *rest)
+
+    monkeypatch.setattr(loop_module, "normals", normals)
+    session = loop()
+    assert all(torch.equal(a, b) for a, b in zip(draw(session, requests), want, strict=True))
+    assert session.micro_batch == 2
+
+
+def test_the_callers_mode_does_not_matter() -> None:
+    request = Request(TABLES["ddim"], seed=3, label=1)
+    (want,) = draw(loop(), [request])
+    session = loop()
+    with torch.inference_mode():
+        (first,) = draw(session, [request])
+    (second,) = draw(session, [request])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (third,) = draw(session, [request])
+    assert all(torch.equal(value, want) for value in (first, second, third))
+    assert not draw(loop(), [request])[0].requires_grad
+
+
+def test_a_captured_step_is_kept_alive() -> None:
+    """A graph holds addresses; what it reads must live as long, also what only the step's closure owns."""
+    held = torch.zeros(3)
+    gone = weakref.ref(held)
+
+    def step(held: Tensor = held) -> None:
+        held.add_(1)
+
+    replay = cuda_graph.partial(cuda_graph._replay, SimpleNamespace(replay=lambda: None), step, [])
+    del held, step
+    assert gone() is not None
+    replay()
+    del replay
+    assert gone() is None
