@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, NoReturn
 from weakref import WeakSet
 
@@ -24,7 +25,7 @@ from ..checkpoint import Spec
 from ..diffusion.schedule import NoiseSchedule
 from ..errors import ArgumentError, ConfigError, FastgenError
 from ..images import to_output
-from ..runtime.device import choose_device, choose_dtype
+from ..runtime.device import DTYPES, choose_device, choose_dtype
 from ..runtime.loop import Loop
 from .module import Wrapped, check_shape, module_settings, placed, wrap
 from .request import Request, resolve
@@ -62,7 +63,7 @@ class DiffusionEngine:
         shape: tuple[int, int, int],
         *,
         device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "auto",
+        dtype: str | torch.dtype | None = "auto",
         source: str = "",
         networks: dict[str, str] | None = None,
         sha256: str | None = None,
@@ -72,10 +73,10 @@ class DiffusionEngine:
     ) -> None:
         """`network`, F(x, t, label), is moved to `device` and `dtype` and belongs to the engine from here on.
 
-        shape: (C, H, W) of a sample. source, networks, sha256: where it came from, for records. channels_last: its
-        memory format. max_batch: samples that step together (more are drawn in turns; fewer once memory has run out).
-        graph: capture steps in CUDA graphs on CUDA; False runs them one operation at a time; "recorded" is a stand-in
-        for the CPU that refuses what a graph cannot hold.
+        shape: (C, H, W) of a sample. dtype: None leaves the network's types as they are. source, networks, sha256:
+        where it came from, for records. channels_last: its memory format. max_batch: samples that step together (more
+        are drawn in turns; fewer once memory has run out). graph: capture steps in CUDA graphs on CUDA; False runs
+        them one operation at a time; "recorded" is a stand-in for the CPU that refuses what a graph cannot hold.
         """
         self.settings, self.shape = settings, shape
         self.source, self.networks, self.sha256 = source, networks or {}, sha256
@@ -84,9 +85,10 @@ class DiffusionEngine:
             fastgen_kernels.select(self.device.type)
         except RuntimeError as error:  # no triton
             raise FastgenError(str(error)) from error
-        self.dtype = choose_dtype(dtype, self.device)
+        self.dtype = choose_dtype(placed(network)[1] if dtype is None else dtype, self.device)
         layout: dict[str, Any] = {"memory_format": torch.channels_last} if channels_last else {}
-        self.network = network.to(self.device, self.dtype, **layout).eval()
+        self.network = network.to(self.device, None if dtype is None else self.dtype, **layout).eval()
+        self._addresses: tuple[int, ...] = ()  # of its weights, which captured steps hold
         self.new_loop = partial(  # its arguments can be overridden one by one
             Loop,
             self.network,
@@ -145,7 +147,7 @@ class DiffusionEngine:
         net: x is [B, C, H, W] in its dtype, t float32 [B] (int64 with `integer_time`) in training steps, 0 to
             T - 1, label int64 [B]; it returns [B, C, H, W] ([B, 2C, H, W] with `variance`), or an object whose
             `sample`, or first entry, is that. It is used, not copied: weights that change in place show in the next
-            call. It is put into eval mode.
+            call. Every call puts it into eval mode.
         schedule: the noise schedule it was trained with, or its arguments: {"beta_schedule": "linear"}.
         prediction_type: what it predicts: epsilon, sample or v_prediction.
         shape: (C, H, W).
@@ -164,19 +166,23 @@ class DiffusionEngine:
         )
         wrapped = wrap(net, integer_time)
         here, kind = placed(net)
+        if dtype is None and kind not in DTYPES.values():
+            raise ConfigError(
+                f"net: its parameters are {kind}; give dtype, one of {', '.join(DTYPES)}, to convert it"
+            )
         engine = cls(
             wrapped,
             settings,
             check_shape(shape),
             device=here if device is None else device,
-            dtype=kind if dtype is None else dtype,
+            dtype=dtype,
             source=f"module {type(net).__module__}.{type(net).__qualname__}",
             networks={"module": type(net).__qualname__},
             channels_last=channels_last,
             max_batch=max_batch,
             graph=graph,
         )
-        wrapped.try_out(engine.shape, settings, engine.device, engine.dtype)
+        wrapped.try_out(engine.shape, settings, engine.device, engine.dtype, min(2, max_batch))
         return engine
 
     def __reduce__(self) -> NoReturn:
@@ -296,9 +302,10 @@ class DiffusionEngine:
     def verify(self, *, reference: nn.Module | None = None, batch: int = 2, seed: int = 0) -> Verification:
         """Compare what runs here with plain float64 on the CPU, on random input of `batch` samples.
 
-        Every layer is held against itself on the very inputs it got, within what rounding explains; so is the fused
-        step; the captured step must equal the uncaptured one bit for bit. ``print`` the result, or take its
-        ``to_dict()``; ``passed`` is the verdict.
+        Every layer (a module without modules in it) is held against itself on the very inputs it got, within what
+        rounding explains; so is the fused step. The network as a whole may differ from float64 by twice what random
+        rounding of its layers does. The captured step must equal the uncaptured one bit for bit. ``print`` the
+        result, or take its ``to_dict()``; ``passed`` is the verdict.
 
         reference: the network in full precision, for the drift of the whole (by default the engine's own weights).
         """
@@ -306,6 +313,8 @@ class DiffusionEngine:
             raise ConfigError(
                 f"batch: expected an int from 1 to max_batch = {self.loop.max_batch}, got {batch!r}"
             )
+        if type(seed) is not int or not 0 <= seed < 1 << 63:
+            raise ConfigError(f"seed: expected an int from 0 to 2^63 - 1, got {seed!r}")
         with self._session():
             return verify(self, reference, batch, seed)
 
@@ -341,16 +350,28 @@ class DiffusionEngine:
             self._owner = threading.get_ident()
             self._tickets: list[int] = []
             self._results: dict[int, Tensor] = {}
+            self._look_at_network()
             try:
                 yield
             finally:
                 self.loop.clear()
                 self._owner = None
 
+    def _look_at_network(self) -> None:
+        """What its owner may have done since the last call: train it further, or replace its weights."""
+        if any(module.training for module in self.network.modules()):
+            self.network.eval()
+        if self.loop.graphs.freezes:
+            tensors = chain(self.network.parameters(), self.network.buffers())
+            addresses = tuple(tensor.data_ptr() for tensor in tensors)
+            if addresses != self._addresses:
+                self.loop.graphs.clear()
+                self._addresses = addresses
+
     def _run(self, request: Request) -> Iterator[tuple[int, int]]:
         """Step until every sample of `request` is done, yielding (evaluations done, evaluations in all)."""
         self._tickets = [self.loop.add(single) for single in request.singles(self.settings.noise_schedule)]
-        rounds = -(-len(self._tickets) // self.loop.max_batch)
+        rounds = -(-len(self._tickets) // self.loop.micro_batch)
         total = rounds * request.evaluations(self.settings.noise_schedule)
         step = 0
         while len(self._results) < len(self._tickets):

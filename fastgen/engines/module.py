@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,11 +15,10 @@ from ..config import from_dict
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.table import Table
 from ..errors import ConfigError, OutOfMemoryError
-from ..runtime.device import DTYPES, out_of_memory
+from ..runtime.device import out_of_memory
 from .settings import DiffusionSettings
 
 DEFAULTS = ("solver", "steps", "guidance_scale", "solver_options")
-TRIAL_BATCH = 2
 
 
 class Wrapped(nn.Module):
@@ -41,20 +41,27 @@ class Wrapped(nn.Module):
         settings: DiffusionSettings,
         device: torch.device,
         dtype: torch.dtype,
+        batch: int,
     ) -> None:
-        """Call the network once and look at the result. Raises ConfigError or OutOfMemoryError."""
+        """Call the network once, with its last class and its null class, and look at the result.
+
+        Raises ConfigError or OutOfMemoryError.
+        """
         channels = shape[0] * (1 if settings.variance is None else 2)
-        want = (TRIAL_BATCH, channels, *shape[1:])
-        x = torch.zeros(TRIAL_BATCH, *shape, device=device, dtype=dtype)
-        t = torch.zeros(TRIAL_BATCH, device=device)
+        want = (batch, channels, *shape[1:])
+        x = torch.zeros(batch, *shape, device=device, dtype=dtype)
+        t = torch.zeros(batch, device=device)
         label = None
-        call = f"net(x {list(x.shape)} {_name(dtype)}, t [{TRIAL_BATCH}]"
+        call = f"net(x {list(x.shape)} {_name(dtype)}, t [{batch}]"
         if settings.num_classes is not None:
-            label = torch.zeros(TRIAL_BATCH, dtype=torch.int64, device=device)
-            call += f", label [{TRIAL_BATCH}]"
+            highest = max(settings.num_classes - 1, settings.null_class or 0)
+            label = torch.tensor([highest, settings.num_classes - 1][:batch], device=device)
+            call += f", label {label.tolist()}"
         try:
             with torch.no_grad():
                 got = self(x, t, label)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)  # a label out of range shows only now
         except Exception as error:
             if out_of_memory(error):
                 raise OutOfMemoryError(
@@ -86,9 +93,10 @@ def wrap(net: nn.Module, integer_time: bool) -> Wrapped:
 
 
 def placed(net: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where a module's parameters are, and their type; the CPU and float32 for one without any."""
-    found = next((p for p in net.parameters() if p.dtype in DTYPES.values()), None)
-    return (torch.device("cpu"), torch.float32) if found is None else (found.device, found.dtype)
+    """Where a module's parameters are, and the type of the first real one; the CPU and float32 without any."""
+    tensors = list(chain(net.parameters(), net.buffers()))
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return device, next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
