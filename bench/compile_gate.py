@@ -70,7 +70,7 @@ def wide_share(reports: list[Report], kind: str) -> float:
         for size, count in report[kind].items():
             moved = int(size) * count * threads
             total += moved
-            wide += moved if int(size) == 16 else 0
+            wide += moved if int(size) >= 16 else 0
     return wide / total if total else 1.0
 
 
@@ -90,8 +90,12 @@ def complaints(reports: list[Report], budget: Budget) -> list[str]:
         if report["shared_bytes"] > SHARED_BYTES[report["architecture"]]:
             found.append(f"{kernel}: {report['shared_bytes']} bytes of shared memory do not fit")
         half = report["dtype"] in ("float16", "bfloat16")
-        if (report["dots"] or (half and report["full_precision_dots"])) and not report["tensor_core"]:
+        plain = report["full_precision_dots"] if half else 0
+        plain += max(0, report["plain_dots"] - report["full_precision_dots"])
+        if plain or (report["dots"] and not report["tensor_core"]):
             found.append(f"{kernel}: a half-precision or tf32 product without tensor-core instructions")
+        if report["reads_tensors"] and not report["loads"]:
+            found.append(f"{kernel}: reads tensors, but no access of theirs was found")
         if report["slow_trigonometry"]:
             found.append(f"{kernel}: sine or cosine with the slow reduction of large angles")
     for kind in ("loads", "stores"):

@@ -23,7 +23,6 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import KernelInterface
 
 ARCHITECTURES = (80, 90, 100)
-SCALAR_BYTES = {"i1": 1, "i8": 1, "i16": 2, "f16": 2, "bf16": 2, "i32": 4, "f32": 4, "i64": 8, "f64": 8}
 SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 # A product of half-precision or tf32 tiles, as the compiler's first form writes it.
 TENSOR_DOT = re.compile(r"tt\.dot\b[^\n]*?(?:inputPrecision = tf32\b[^\n]*|:[^\n]*x(?:bf16|f16)>\s*\*)")
@@ -72,34 +71,57 @@ def compiling(architecture: int) -> Iterator[list[tuple[Any, int]]]:
         triton.runtime.driver._active = active
 
 
-def width(operation: str) -> int:
-    """Bytes that a thread moves by a SASS load or store."""
-    for bits in (128, 64):
-        if f".{bits}" in operation:
-            return bits // 8
-    if re.search(r"\.[US]8", operation):
-        return 1
-    return 2 if re.search(r"\.[US]16", operation) else 4
+Place = tuple[str, str, str]  # file, line, column
 
 
-def accesses(operations: list[str], kind: str, scalars: list[str]) -> dict[int, int]:
-    """Global accesses by width in bytes, without those of single values: {16: 4, 4: 1}.
+def single_places(first: str, kind: str) -> set[Place]:
+    """Where the source loads ("load") or stores ("store") single values only, such as coefficients.
 
-    kind: "load" or "store". scalars: types of the values that the kernel moves singly, by every thread alike, such
-    as coefficients; their cost is one broadcast, and says nothing about how tensors are read.
+    first: the compiler's first form of a kernel. Every thread moves a single value alike: its cost is one broadcast,
+    and says nothing about how tensors are read.
     """
-    names = {"load": ("LDG.", "LDGSTS"), "store": ("STG.",)}[kind]
+    named = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", first, re.MULTILINE))
+
+    def place(name: str) -> Place | None:
+        text = named.get(name, "")
+        if found := re.match(r'"(?:[^"]*/)?([^"/]+)":(\d+):(\d+)', text):
+            return found[1], found[2], found[3]
+        inner = re.search(r"#loc\d*", text)  # a name, or a call: the place within what is called comes first
+        return place(inner[0]) if inner else None
+
+    moves = re.findall(rf"\btt\.{kind} .*: (!tt\.ptr|tensor).* loc\((#loc\d*)\)", first)
+    places = {
+        shape: {place(name) for found, name in moves if found == shape} for shape in ("!tt.ptr", "tensor")
+    }
+    return {where for where in places["!tt.ptr"] - places["tensor"] if where is not None}
+
+
+def accesses(ptx: str, first: str, kind: str) -> dict[int, int]:
+    """Global accesses of tensors by width in bytes a thread: {16: 4, 4: 1}; TMA's count as 16."""
+    single, here = single_places(first, kind), None
+    direct = re.compile(
+        {"load": r"\bld\.global", "store": r"\bst\.global"}[kind] + r"[\w.:]*?(?:\.v(\d))?\.[bfus](\d+)"
+    )
+    tma = {
+        "load": r"cp\.async\.bulk\.tensor[\w.:]*\.shared",
+        "store": r"cp\.async\.bulk\.tensor[\w.:]*\.global\.shared",
+    }[kind]
     counts: dict[int, int] = {}
-    for operation in operations:
-        if operation.startswith(names):
-            counts[width(operation)] = counts.get(width(operation), 0) + 1
-        elif operation.startswith({"load": "UTMALDG", "store": "UTMASTG"}[kind]):
-            counts[16] = counts.get(16, 0) + 1
-    for scalar in scalars:
-        size = SCALAR_BYTES[scalar]
-        if counts.get(size, 0):  # the compiler may have merged some
-            counts[size] -= 1
-    return {size: count for size, count in sorted(counts.items()) if count}
+    for line in ptx.splitlines():
+        if found := re.search(r"\.loc\s.*//\s*([^\s:]+):(\d+):(\d+)", line):
+            here = (found[1], found[2], found[3])
+        size = 0
+        if found := direct.search(line):
+            size = 0 if here in single else int(found[1] or 1) * int(found[2]) // 8
+        elif kind == "load" and (
+            found := re.search(r"cp\.async\.c[ag]\.shared[\w.:]*\.global.*\],\s*(0x\w+|\d+)", line)
+        ):
+            size = int(found[1], 0)
+        elif re.search(tma, line) and not (kind == "load" and ".global.shared" in line):
+            size = 16
+        if size:
+            counts[size] = counts.get(size, 0) + 1
+    return dict(sorted(counts.items()))
 
 
 def report(kernel: Any) -> dict[str, Any]:
@@ -116,8 +138,6 @@ def report(kernel: Any) -> dict[str, Any]:
     used = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", resources))
     operations = SASS.findall(assembly)
     first, ptx = kernel.asm["ttir"], kernel.asm["ptx"]
-    scalars = re.findall(r"= tt\.load [^\n]*: !tt\.ptr<(\w+)>", first)
-    scalar_stores = re.findall(r"\btt\.store [^\n]*: !tt\.ptr<(\w+)>", first)
     return {
         "kernel": kernel.metadata.name,
         "warps": kernel.metadata.num_warps,
@@ -125,10 +145,13 @@ def report(kernel: Any) -> dict[str, Any]:
         "local_bytes": int(used["STACK"]) + int(used["LOCAL"]),  # a stack frame, or spilled registers
         "shared_bytes": kernel.metadata.shared,
         "instructions": sum(not name.startswith("NOP") for name in operations),
-        "loads": accesses(operations, "load", scalars),
-        "stores": accesses(operations, "store", scalar_stores),
+        "loads": accesses(ptx, first, "load"),
+        "stores": accesses(ptx, first, "store"),
+        "reads_tensors": bool(re.search(r"\btt\.(load|descriptor_load) .*: (tensor|!tt\.tensordesc)", first)),
         "dots": len(TENSOR_DOT.findall(first)),
         "full_precision_dots": len(NO_TF32.findall(first)),
+        # Products that the compiler gave to ordinary arithmetic: their results lie as other tensors do.
+        "plain_dots": len(re.findall(r"\btt\.dot\b[^\n]*-> tensor<[^\n]*#blocked", kernel.asm["ttgir"])),
         "tensor_core": sum(bool(re.match(r"HMMA|HGMMA|UTC\w*MMA", name)) for name in operations),
         # The table of 2/pi, which only the range reduction of large angles reads.
         "slow_trigonometry": "i2opi" in ptx,

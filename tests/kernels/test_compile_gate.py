@@ -29,7 +29,7 @@ def test_within_budget(name, triton):
 
 @pytest.fixture(scope="module")
 def planted() -> dict[str, list[str]]:
-    names = ["copy", "tensor_core", "tf32", "narrow", "sine", "spill", "no_mma"]
+    names = ["copy", "tensor_core", "tf32", "narrow", "coefficients", "sine", "spill", "no_mma", "two_dots"]
     reports = compile_gate.compiled(names, module="tests.kernels.planted")
     return {name: compile_gate.judge([r for r in reports if r["op"] == name]) for name in names}
 
@@ -43,10 +43,12 @@ def test_a_good_kernel_passes(planted, name):
     ("name", "complaint"),
     [
         ("narrow", "0% of the bytes of loads in 16-byte accesses"),
+        ("coefficients", "0% of the bytes of loads in 16-byte accesses"),
         ("sine", "slow reduction of large angles"),
         ("spill", "bytes of local memory"),
         ("spill", "registers, 64 allowed"),
         ("no_mma", "without tensor-core instructions"),
+        ("two_dots", "without tensor-core instructions"),
     ],
 )
 def test_a_planted_fault_is_seen(planted, name, complaint):
@@ -67,15 +69,11 @@ def test_a_small_kernel_weighs_nothing():
 def test_what_cannot_be_launched_is_seen():
     report = {"op": "none", "case": "c", "dtype": "float32", "architecture": 80, "programs": 1, "kernel": "k"}
     report |= {"registers": 60, "warps": 64, "local_bytes": 0, "shared_bytes": 200 << 10, "dots": 0}
-    report |= {
-        "full_precision_dots": 0,
-        "tensor_core": 0,
-        "slow_trigonometry": False,
-        "loads": {},
-        "stores": {},
-    }
+    report |= {"full_precision_dots": 0, "plain_dots": 0, "tensor_core": 0, "slow_trigonometry": False}
+    report |= {"reads_tensors": True, "loads": {}, "stores": {}}
     lines = compile_gate.judge([report])
     assert [line for line in lines if "64 warps of 60 registers cannot be launched" in line]
+    assert [line for line in lines if "no access of theirs was found" in line]
     assert [line for line in lines if "204800 bytes of shared memory do not fit" in line]
 
 
