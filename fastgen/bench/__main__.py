@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..commands.info import doctor
 from ..errors import FastgenError
 from ..runtime.device import DTYPES, choose_device
 from . import chains, kernels
+from .race import LAUNCHED, RIVALS
 
 WIDTHS = (15, 16, 9, 6, 10, 23, 6, 8, 8)
 
@@ -68,8 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     top = parser()
     args = top.parse_args(arguments)
     against = [] if args.against == "none" else args.against.split(",")
-    if unknown := sorted(set(against) - set(kernels.RIVALS)):
-        top.error(f"--against: unknown {', '.join(unknown)}; known: {', '.join(kernels.RIVALS)}, none")
+    if unknown := sorted(set(against) - set(RIVALS)):
+        top.error(f"--against: unknown {', '.join(unknown)}; known: {', '.join(RIVALS)}, none")
     if args.rounds < 3:
         top.error("--rounds: at least 3, for quartiles")
     names = {case.name for op in OPS.values() for case in op.cases if not args.op or op.name in args.op}
@@ -89,31 +91,25 @@ def _kernels(args: argparse.Namespace, device: torch.device, against: list[str])
         against = [name for name in against if name != "compile"]
     names = args.dtype or (["float32", "bfloat16"] if device.type == "cuda" else ["float32"])
     facts = environment(device)
+    shown = [*against, LAUNCHED] if device.type == "cuda" and "eager" in against else against
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(_aligned((*kernels.HEAD, *against)))
-    rows = []
+    print(_aligned((*kernels.HEAD, *shown)))
+    rows: list[kernels.Row] = []
     copy = kernels.copy_bandwidth(device, args.rounds)
-    how = {
-        "copy": copy,
-        "dtypes": [DTYPES[name] for name in names],
-        "against": against,
-        "rounds": args.rounds,
-    }
+    how: dict[str, Any] = {"copy": copy, "dtypes": [DTYPES[name] for name in names]}
+    how |= {"against": against, "rounds": args.rounds}
     measured = kernels.run(device, ops=args.op, cases=args.case, **how)
     if not args.op and not args.case:
         measured = itertools.chain(measured, chains.run(device, **how))
     for row in measured:
-        print(_aligned(kernels.line(row, against)), flush=True)
+        print(_aligned(kernels.line(row, shown)), flush=True)
         rows.append(row)
+        if args.json is not None:  # after every row: what was measured is kept, whatever comes
+            results = {"environment": facts, "copy_bytes_per_second": copy}
+            results["kernels"] = [row.to_dict() for row in rows]
+            args.json.write_text(json.dumps(results, indent=1) + "\n")
     wrong = [f"{row.op} {row.case} {row.dtype}" for row in rows if row.seconds is None]
     print(f"wrong: {', '.join(wrong)}" if wrong else f"{len(rows)} cases, every result within its bound")
-    if args.json is not None:
-        results = {
-            "environment": facts,
-            "copy_bytes_per_second": copy,
-            "kernels": [row.to_dict() for row in rows],
-        }
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
     return 1 if wrong else 0
 
 
@@ -126,7 +122,19 @@ def environment(device: torch.device) -> dict[str, Any]:
         **{name: found["versions"][name] for name in ("fastgen", "torch", "triton")},
         "python": found["python"],
         "features": " ".join(found["cpu"]["features"]),
+        **(_gpu(device) if device.type == "cuda" else {}),
     }
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    """CUDA's version, the driver's and the clocks, as far as they can be read."""
+    found: dict[str, Any] = {"cuda": torch.version.cuda}
+    if tool := shutil.which("nvidia-smi"):
+        query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem"
+        command = [tool, f"--id={device.index or 0}", f"--query-gpu={query}", "--format=csv,noheader"]
+        out = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        found |= dict(zip(query.split(","), out.split(", "), strict=False))
+    return found
 
 
 def _no_compiler(device: torch.device) -> str:

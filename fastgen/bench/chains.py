@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from fastgen_kernels import OPS, pack_weight, patch_conv
 
-from .kernels import Row
-from .timing import interleaved
+from .kernels import Row, rated
+from .race import compiled, race
+from .timing import Call
 
 # Isola et al. 2017, appendix 6.1.2: C64-C128-C256-C512 and one output channel; (inputs, outputs, stride, slope).
 LAYERS = ((6, 64, 2, 0.2), (64, 128, 2, 0.2), (128, 256, 2, 0.2), (256, 512, 1, 0.2), (512, 1, 1, None))
@@ -70,7 +71,7 @@ def run(
     batches: Sequence[int] | None = None,
     size: int = SIZE,
 ) -> Iterator[Row]:
-    """A row for every batch and type. On CUDA batch 1 runs as a captured graph, as in an engine; rivals as they are."""
+    """A row for every batch and type."""
     for dtype in dtypes:
         net = Discriminator(device, dtype)
         for batch in batches or BATCHES[device.type]:
@@ -85,45 +86,13 @@ def _row(net: Discriminator, x: Tensor, copy: float, against: Sequence[str], rou
     error = net.error(x)
     if not error <= 1.0:
         return Row("patch_gan", case, name, error)
-    calls: dict[str, Callable[[], object]] = {"fastgen": lambda: net.fused(x)}
-    if x.is_cuda and len(x) == 1:
-        calls["fastgen"] = _captured(calls["fastgen"])
-        case += " captured"
-    if "eager" in against:
-        calls["eager"] = lambda: net.eager(x)
-    if "compile" in against:
-        torch._dynamo.reset()
-        compiled = torch.compile(
-            net.eager, dynamic=False, mode="max-autotune-no-cudagraphs" if x.is_cuda else "default"
-        )
-        calls["compile"] = lambda: compiled(x)
-    timings = interleaved(calls, x.device, rounds=rounds)
-    own = timings.pop("fastgen")
-    moved, flops = _costs(net, x)
-    return Row(
-        "patch_gan",
-        case,
-        name,
-        error,
-        seconds=own,
-        gb_per_second=moved / own.median / 1e9,
-        copy_share=moved / own.median / copy,
-        tflop_per_second=flops / own.median / 1e12,
-        rivals=timings,
-    )
 
+    def compile_formula() -> Call:
+        fast = compiled(net.eager, x.is_cuda)
+        return lambda: fast(x)
 
-def _captured(call: Callable[[], object]) -> Callable[[], object]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+    timings = race(lambda: net.fused(x), lambda: net.eager(x), compile_formula, against, x.device, rounds)
+    return rated(Row("patch_gan", case, name, error), timings, _costs(net, x), copy, x.device)
 
 
 def _costs(net: Discriminator, x: Tensor) -> tuple[int, int]:

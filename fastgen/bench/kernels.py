@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastgen_kernels import OPS, Case, Op
 
-from .timing import Timing, interleaved
+from .race import RIVALS, compiled, race
+from .timing import Call, Timing, interleaved
 
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 27}  # larger than any cache
-RIVALS = ("eager", "compile")
 
 
 @dataclass(frozen=True)
 class Row:
     """One case. Rates are those of fastgen; ratios are the rival's median time over fastgen's: above 1 is faster.
 
-    error: worst deviation from float64 as a fraction of the derived bound; above 1 nothing is timed.
+    error: worst deviation from float64 as a fraction of the derived bound; above 1 nothing is timed. copy_share: of the
+    bandwidth of a copy in the same run; None for tensors that stay in a GPU's cache.
     """
 
     op: str
@@ -85,41 +85,38 @@ def measure(
     name = str(dtype).removeprefix("torch.")
     if not error <= 1.0:
         return Row(op.name, case.name, name, error)
-    calls = rivals(op, arguments, against)
-    with torch.no_grad():
-        timings = interleaved(calls, device, rounds=rounds)
+    formula = op.eager or op.reference
+    own = op.in_place(**arguments) if op.in_place is not None else lambda: op.function(**arguments)
+
+    def compile_formula() -> Call:
+        fast = compiled(formula, device.type == "cuda")
+        return lambda: fast(**arguments)
+
+    timings = race(own, lambda: formula(**arguments), compile_formula, against, device, rounds)
+    cost = (op.bytes_moved(**arguments), op.flops(**arguments))
+    return rated(Row(op.name, case.name, name, error), timings, cost, copy, device)
+
+
+def rated(
+    row: Row, timings: dict[str, Timing], cost: tuple[int, int], copy: float, device: torch.device
+) -> Row:
+    """`row` with its times and rates. cost: bytes and FLOPs of a call; copy: bytes a second of a copy."""
     own = timings.pop("fastgen")
-    speed = op.bytes_moved(**arguments) / own.median
-    return Row(
-        op.name,
-        case.name,
-        name,
-        error,
+    moved, flops = cost
+    speed = moved / own.median
+    return replace(
+        row,
         seconds=own,
         gb_per_second=speed / 1e9,
-        copy_share=speed / copy,
-        tflop_per_second=op.flops(**arguments) / own.median / 1e12,
+        copy_share=speed / copy if moved >= 2 * cache_bytes(device) else None,
+        tflop_per_second=flops / own.median / 1e12,
         rivals=timings,
     )
 
 
-def rivals(op: Op, arguments: dict[str, Any], against: Sequence[str]) -> dict[str, Callable[[], object]]:
-    """What is timed: fastgen as its engines call it (in place where they do), and the plain formula.
-
-    compile: the same formula under torch.compile, tuned as far as it goes without a graph of its own.
-    """
-    formula = op.eager or op.reference
-    own = op.in_place(**arguments) if op.in_place is not None else lambda: op.function(**arguments)
-    calls: dict[str, Callable[[], object]] = {"fastgen": own}
-    if "eager" in against:
-        calls["eager"] = lambda: formula(**arguments)
-    if "compile" in against:
-        torch._dynamo.reset()  # otherwise cases after the eighth would run uncompiled
-        cuda = any(value.is_cuda for value in arguments.values() if isinstance(value, Tensor))
-        mode = "max-autotune-no-cudagraphs" if cuda else "default"
-        compiled = torch.compile(formula, mode=mode, dynamic=False, fullgraph=True)
-        calls["compile"] = lambda: compiled(**arguments)
-    return calls
+def cache_bytes(device: torch.device) -> int:
+    """The second-level cache of a GPU, in which small tensors stay; on a CPU 0, where rates are for orientation."""
+    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
 
 
 def run(
@@ -157,7 +154,7 @@ def line(row: Row, against: Sequence[str]) -> tuple[str, ...]:
         _seconds(time.median),
         f"{_seconds(time.low)} - {_seconds(time.high)}",
         f"{row.gb_per_second:.3g}",
-        f"{row.copy_share:.0%}",
+        "" if row.copy_share is None else f"{row.copy_share:.0%}",
         f"{row.tflop_per_second:.2g}",
         *["" if ratio is None else f"{ratio:.2f}x" for ratio in ratios],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,14 @@ def interleaved(
     """
     if rounds < 3:
         raise ValueError(f"rounds: expected at least 3, for quartiles, received {rounds}")
+    # Events are recorded on the current device, whichever the calls use.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return _interleaved(calls, device, rounds, sample_seconds)
+
+
+def _interleaved(
+    calls: Mapping[str, Call], device: torch.device, rounds: int, sample_seconds: float
+) -> dict[str, Timing]:
     counts = {name: _repeats(call, device, sample_seconds) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds):

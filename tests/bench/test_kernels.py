@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastgen.bench import __main__ as command
-from fastgen.bench import chains, kernels
+from fastgen.bench import chains, kernels, race
 from fastgen_kernels import OPS
 
 CPU = torch.device("cpu")
@@ -40,6 +40,7 @@ def test_a_row(name: str) -> None:
     arguments = case.make(torch.Generator().manual_seed(0), CPU, torch.float32)
     moved = row.gb_per_second * 1e9 * row.seconds.median
     assert moved == pytest.approx(op.bytes_moved(**arguments))
+    assert kernels.cache_bytes(CPU) == 0
     assert row.copy_share == pytest.approx(row.gb_per_second / 10)
     assert row.tflop_per_second * 1e12 * row.seconds.median == pytest.approx(op.flops(**arguments))
     assert row.ratio("eager") == row.rivals["eager"].median / row.seconds.median
@@ -66,9 +67,17 @@ def test_a_wrong_kernel_gets_no_speed() -> None:
 def test_the_eager_rival_is_the_fastest_formula() -> None:
     called = []
     op = dataclasses.replace(STEP, eager=lambda **arguments: called.append(1))
-    arguments = STEP.case("one").make(torch.Generator().manual_seed(0), CPU, torch.float32)
-    kernels.rivals(op, arguments, ["eager"])["eager"]()
-    assert called == [1]
+    row = kernels.measure(op, STEP.case("one"), torch.float32, CPU, copy=1e10, against=["eager"], rounds=3)
+    assert len(called) >= 2 + 3 * row.rivals["eager"].calls
+
+
+def test_a_rival_that_fails_is_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> object:
+        raise RuntimeError("no such backend\nlong story")
+
+    timings = race.race(lambda: None, lambda: None, broken, ["eager", "compile"], CPU, 3)
+    assert timings.keys() == {"fastgen", "eager"}
+    assert capsys.readouterr().err == "compile is left out: RuntimeError: no such backend\n"
 
 
 def test_bandwidth_of_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
