@@ -53,3 +53,9 @@ def contiguous(name: str, value: Tensor) -> None:
     """`value` is contiguous."""
     if not value.is_contiguous():
         fail(name, "a contiguous tensor", f"strides {value.stride()}: pass {name}.contiguous()")
+
+
+def number(name: str, value: float, expected: str = "a number") -> None:
+    """`value` is a Python number: a tensor would have to be waited for."""
+    if not isinstance(value, (int, float)):
+        fail(name, expected, type(value).__name__)

@@ -88,6 +88,10 @@ def adain(
     >>> torch.allclose(y.mean((2, 3)), style.mean((2, 3)), atol=1e-4)
     True
     """
+    check.rank("x", x, 4, "[B, C, H, W]")
+    if x.dtype not in BESIDE:
+        check.dtype("x", x, tuple(BESIDE))
+    _check_layout("x", x)
     if mean is not None or std is not None:
         if mean is None or std is None:
             check.fail("std" if std is None else "mean", "mean and std together", "None")
@@ -155,12 +159,13 @@ def _check_layout(name: str, value: Tensor) -> None:
     step = reference.pixel_stride(value)
     even = height == 1 or width == 1 or value.stride(2) == width * step
     follow = step == 1 or channels == 1 or value.stride(1) == 1
-    if not (even and follow and step <= MAX_STEP and (channels == 1 or value.stride(1) <= 2 * MAX_PIXELS)):
-        check.fail(
-            name,
-            "a contiguous or channels-last tensor, or a slice of one along B or C",
-            f"strides {value.stride()}",
-        )
+    received = f"strides {value.stride()}"
+    if not (even and follow):
+        check.fail(name, "a contiguous or channels-last tensor, or a slice of one along B or C", received)
+    if step > MAX_STEP:
+        check.fail(name, "at most 2^17 elements from a pixel to the next", received)
+    if channels > 1 and value.stride(1) > 2 * MAX_PIXELS:
+        check.fail(name, "at most 2^25 elements from a channel to the next", received)
 
 
 def _check(
@@ -177,10 +182,7 @@ def _check(
     slope_before: float,
     slope_after: float,
 ) -> None:
-    check.rank("x", x, 4, "[B, C, H, W]")
-    if x.dtype not in BESIDE:
-        check.dtype("x", x, tuple(BESIDE))
-    _check_layout("x", x)
+    """Everything but x itself."""
     if scale is not None:
         _check_row("scale", scale, x)
     if shift is not None:
@@ -194,6 +196,11 @@ def _check(
         check.dtype("style", style, BESIDE[x.dtype])
         _check_device("style", style, x)
         _check_layout("style", style)
+    check.number("alpha", alpha, "a number in [0, 1]")
+    check.number("eps", eps, "a positive number")
+    check.number("correction", correction, "0 or 1")
+    check.number("slope_before", slope_before)
+    check.number("slope_after", slope_after)
     if not 0.0 <= alpha <= 1.0:
         check.fail("alpha", "a number in [0, 1]", alpha)
     if not 0.0 < eps < math.inf:

@@ -2,8 +2,9 @@
 
 A tile is a block of channels by a run of pixels, whatever the layout: strides say where it lies, the launch
 table which way it is long. Where one tile holds whole planes, one program reads them, takes their statistics
-in registers, and writes. Else planes are cut into spans: a first kernel leaves each span's statistics, a
-second combines them in a fixed order and reads the pixels again.
+in registers, and writes. Larger channels-last planes, as long as they stay in cache, are read twice by one program.
+Else planes are cut into spans: a first kernel leaves each span's statistics, a second combines them in a fixed
+order and reads the pixels again.
 
 Statistics are three numbers: `centre` and `rest`, whose sum is the mean, and `m2`, the sum of squared deviations.
 The centre is a sum over pixels rounded as float32 rounds it, the rest is what it missed (Chan, Golub and
@@ -12,46 +13,123 @@ LeVeque 1983): x - centre is nearly exact, so a large mean costs no digits, and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .plan import VECTOR, Plan, choose_plan, power_of_2
 from .reference import memory_format, pixel_stride
 
 
 @triton.jit
 def _per_channel(values, channel, known):
-    """Values [C] of a block of channels in float32, zeros where there are none."""
-    out = tl.zeros(channel.shape, tl.float32)
-    if values is not None:
-        out = tl.load(values + channel, mask=known, other=0.0).to(tl.float32)
-    return out
+    """Values [C] of a block of channels in float32; None where there are none."""
+    return None if values is None else tl.load(values + channel, mask=known, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _two_parts(centre, rest):
+    """Their sum as float32 rounds it, and what it missed (Knuth's two-sum)."""
+    total = centre + rest
+    part = total - centre
+    return total, (centre - (total - part)) + (rest - part)
+
+
+@triton.jit
+def _multiple(n, UNIT: tl.constexpr):
+    """n, which UNIT divides, so that the compiler knows: by itself it sees multiples of 16 only."""
+    return n // UNIT * UNIT
+
+
+@triton.jit
+def _leaky_relu(v, slope):
+    """LeakyReLU; v itself where slope is None."""
+    if slope is not None:
+        v = tl.where(v >= 0.0, v, v * slope)
+    return v
 
 
 @triton.jit
 def _content_tile(
-    x,  # the tile's first element
-    noise,  # the tile's first pixel, or None
+    x,  # the block's first channel, at the plane's first pixel
+    noise,  # the sample's, or None
     weight,  # float32 [BLOCK_C], of the noise
-    bias,  # float32 [BLOCK_C]
+    bias,  # float32 [BLOCK_C], or None
     row,  # int32 [BLOCK_C], from 0
     column,  # int32 [BLOCK_P], from 0
-    mask,  # [BLOCK_C, BLOCK_P]
-    left,  # pixels from the tile's first on
+    known,  # [BLOCK_C]
+    first,  # the tile's first pixel
+    pixels,  # H * W
     x_c,  # elements from a channel to the next
     x_p,  # elements from a pixel to the next
-    slope,
+    slope,  # or None
 ):
-    """What is normalised, float32 [BLOCK_C, BLOCK_P]."""
-    v = tl.load(x + (row * x_c)[:, None] + (column * x_p)[None, :], mask=mask, other=0.0).to(tl.float32)
+    """What is normalised, float32 [BLOCK_C, BLOCK_P], and where it is real."""
+    inside = column < pixels - first
+    mask = known[:, None] & inside[None, :]
+    at = x + first.to(tl.int64) * x_p + (row * x_c)[:, None] + (column * x_p)[None, :]
+    v = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     if noise is not None:
-        z = tl.load(noise + column, mask=column < left, other=0.0).to(tl.float32)
+        z = tl.load(noise + first + column, mask=inside, other=0.0).to(tl.float32)
         v += z[None, :] * weight[:, None]
-    v += bias[:, None]
-    return tl.where(v >= 0.0, v, v * slope)
+    if bias is not None:
+        v += bias[:, None]
+    return _leaky_relu(v, slope), mask
+
+
+@triton.jit
+def _moments(
+    x,  # the block's first channel, at the plane's first pixel
+    noise,  # the sample's, or None
+    weight,  # float32 [BLOCK_C]
+    bias,  # float32 [BLOCK_C], or None
+    row,
+    column,
+    known,  # [BLOCK_C]
+    begin,  # pixels [begin, stop)
+    stop,
+    pixels,  # H * W
+    x_c,
+    x_p,
+    slope,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """Centre, rest and m2 [BLOCK_C] of channels over a span of whole steps of BLOCK_P * UNROLL pixels.
+
+    Every place of a tile keeps its own by Welford's update, about the first value that it sees; they are merged once.
+    """
+    centre, _ = _content_tile(x, noise, weight, bias, row, column, known, begin, pixels, x_c, x_p, slope)
+    mean = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
+    m2 = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
+    seen = 0.0
+    for start in range(begin, stop, BLOCK_P * UNROLL):
+        for u in tl.static_range(UNROLL):  # independent loads: the compiler issues them together
+            first = start + u * BLOCK_P
+            v, mask = _content_tile(
+                x, noise, weight, bias, row, column, known, first, pixels, x_c, x_p, slope
+            )
+            v -= centre
+            seen += 1.0
+            delta = tl.where(mask, v - mean, 0.0)
+            mean += delta * (1.0 / seen)
+            m2 += delta * (v - mean)
+    # A place's pixels are begin + column, + BLOCK_P, ...: places have seen unlike numbers of them.
+    count = tl.maximum(stop - begin - column + (BLOCK_P - 1), 0) // BLOCK_P
+    count = count.to(tl.float32)[None, :]
+    total = (stop - begin).to(tl.float32)
+    block_centre = tl.sum(centre * count, 1) / total
+    mean += centre - block_centre[:, None]
+    rest = tl.sum(mean * count, 1) / total
+    apart = mean - rest[:, None]
+    block_centre, rest = _two_parts(block_centre, rest)
+    return block_centre, rest, tl.sum(m2 + count * apart * apart, 1)
 
 
 @triton.jit
@@ -86,7 +164,58 @@ def _combine(
     rest = tl.sum(tl.where(mask, means * counts[:, None], 0.0), 0) / pixels
     d = means - rest[None, :]
     m2 = tl.load(at + 2 * channels, mask=mask, other=0.0) + tl.where(mask, d * d * counts[:, None], 0.0)
+    centre, rest = _two_parts(centre, rest)
     return centre, rest, tl.sum(m2, 0)
+
+
+@triton.jit
+def _span(
+    program,  # of B * splits * blocks of channels, neighbours in memory next to each other
+    x,
+    partials,
+    bias,
+    noise,
+    noise_weight,
+    channels,
+    pixels,
+    splits,
+    span,
+    x_b,
+    x_c,
+    x_p,
+    noise_b,
+    slope,
+    PLANAR: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """Leave a span's statistics; arguments as `statistics_kernel` has them."""
+    if PLANAR:
+        pixels, x_c, noise_b = _multiple(pixels, UNIT), _multiple(x_c, UNIT), _multiple(noise_b, UNIT)
+    else:
+        channels, x_p = _multiple(channels, UNIT), _multiple(x_p, UNIT)
+    blocks = tl.cdiv(channels, BLOCK_C)
+    split = program // blocks % splits
+    b = (program // blocks // splits).to(tl.int64)
+    block = program % blocks * BLOCK_C
+    row = tl.arange(0, BLOCK_C)
+    channel = block + row
+    known = channel < channels
+    x += b * _multiple(x_b, UNIT) + block.to(tl.int64) * x_c
+    if noise is not None:
+        noise += b * noise_b
+    begin = split * span
+    centre, rest, m2 = _moments(
+        x, noise, _per_channel(noise_weight, channel, known), _per_channel(bias, channel, known),
+        row, tl.arange(0, BLOCK_P), known, begin, tl.minimum(begin + span, pixels), pixels, x_c, x_p, slope,
+        BLOCK_C, BLOCK_P, UNROLL,
+    )  # fmt: skip
+    at = partials + (b * splits + split) * 3 * channels + channel
+    tl.store(at, centre, mask=known)
+    tl.store(at + channels, rest, mask=known)
+    tl.store(at + 2 * channels, m2, mask=known)
 
 
 @triton.jit
@@ -99,63 +228,52 @@ def statistics_kernel(
     channels,  # C
     pixels,  # H * W
     splits,  # spans of a plane
-    tiles,  # tiles of a span; the last span may have fewer
+    span,  # pixels of a span; the last may have fewer
     x_b,  # elements from a sample to the next
     x_c,  # ... a channel
     x_p,  # ... a pixel
     noise_b,  # ... a sample of the noise, 0 where all share it
-    slope,  # LeakyReLU before
+    slope,  # LeakyReLU before, or None
+    programs,  # x's; those behind them are the style's
+    style,  # [B or 1, C, H', W'], or None
+    style_partials,
+    style_pixels,
+    style_splits,
+    style_span,
+    style_b,
+    style_c,
+    style_p,
+    PLANAR: tl.constexpr,  # x_p is 1; else x_c
+    UNIT: tl.constexpr,  # what divides the strides and, of y, the extents between pixels or channels
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    UNROLL: tl.constexpr,
+    STYLE_PLANAR: tl.constexpr,
+    STYLE_UNIT: tl.constexpr,
+    STYLE_C: tl.constexpr,
+    STYLE_P: tl.constexpr,
+    STYLE_UNROLL: tl.constexpr,
 ):
-    # Grid: B * splits * blocks of channels, neighbours in memory next to each other.
-    blocks = tl.cdiv(channels, BLOCK_C)
-    split = tl.program_id(0) // blocks % splits
-    b = (tl.program_id(0) // blocks // splits).to(tl.int64)
-    block = tl.program_id(0) % blocks * BLOCK_C
-    row = tl.arange(0, BLOCK_C)
-    column = tl.arange(0, BLOCK_P)
-    channel = block + row
-    known = channel < channels
-    x += b * x_b + block.to(tl.int64) * x_c
-    if noise is not None:
-        noise += b * noise_b
-    bias_values = _per_channel(bias, channel, known)
-    weight = _per_channel(noise_weight, channel, known)
-
-    centre = tl.zeros((BLOCK_C,), tl.float32)
-    rest = tl.zeros((BLOCK_C,), tl.float32)
-    m2 = tl.zeros((BLOCK_C,), tl.float32)
-    begin = split * tiles * BLOCK_P
-    used = tl.cdiv(tl.minimum(tiles * BLOCK_P, pixels - begin), BLOCK_P)
-    for i in range(used):
-        first = begin + i * BLOCK_P
-        left = pixels - first
-        mask = known[:, None] & (column < left)[None, :]
-        at = x + first.to(tl.int64) * x_p
-        z = None if noise is None else noise + first
-        v = _content_tile(at, z, weight, bias_values, row, column, mask, left, x_c, x_p, slope)
-        count = tl.minimum(left, BLOCK_P).to(tl.float32)
-        before = (i * BLOCK_P) * 1.0
-        _, tile_centre, tile_rest, tile_m2 = _deviations(v, mask, count)
-        # Chan, Golub and LeVeque 1983, eq. 2.1, about the first tile's centre.
-        centre = tl.where(i == 0, tile_centre, centre)
-        delta = (tile_centre - centre) + (tile_rest - rest)
-        share = count / (before + count)
-        rest += delta * share
-        m2 += tile_m2 + delta * delta * (before * share)
-
-    at = partials + (b * splits + split) * 3 * channels + channel
-    tl.store(at, centre, mask=known)
-    tl.store(at + channels, rest, mask=known)
-    tl.store(at + 2 * channels, m2, mask=known)
+    # Grid: x's B * splits * blocks of channels, then the style's.
+    program = tl.program_id(0)
+    if style is None or program < programs:
+        _span(
+            program, x, partials, bias, noise, noise_weight, channels, pixels, splits, span,
+            x_b, x_c, x_p, noise_b, slope, PLANAR, UNIT, BLOCK_C, BLOCK_P, UNROLL,
+        )  # fmt: skip
+    else:
+        _span(
+            program - programs, style, style_partials, None, None, None, channels, style_pixels, style_splits,
+            style_span, style_b, style_c, style_p, 0, None,
+            STYLE_PLANAR, STYLE_UNIT, STYLE_C, STYLE_P, STYLE_UNROLL,
+        )  # fmt: skip
 
 
 @triton.jit
 def adain_kernel(
     x,  # [B, C, H, W], any strides that pixels of a channel are evenly spaced in
     y,  # [B, C, H, W], contiguous or channels-last; x's type
-    partials,  # float32 [B, splits, 3, C], or None where a tile holds whole planes
+    partials,  # float32 [B, splits, 3, C], or None where a program has whole planes
     scale,  # [B, C], any strides, or None
     shift,  # [B, C], any strides, or None
     style_partials,  # float32 [B or 1, style_splits, 3, C], or None; with it scale and shift are None
@@ -165,12 +283,10 @@ def adain_kernel(
     channels,  # C
     pixels,  # H * W
     splits,  # spans of a plane
-    tiles,  # tiles of a span; the last span may have fewer
+    span,  # pixels of a span; the last may have fewer
     x_b,  # elements from a sample to the next
     x_c,  # ... a channel
     x_p,  # ... a pixel
-    y_c,
-    y_p,
     scale_b,
     scale_c,
     shift_b,
@@ -185,14 +301,23 @@ def adain_kernel(
     eps,
     freedom,  # float: what m2 is divided by, H * W - correction
     style_freedom,  # ... of the style
-    slope_before,
-    slope_after,
+    slope_before,  # or None
+    slope_after,  # or None
+    ON_CHIP: tl.constexpr,  # a tile holds whole planes
+    PLANAR: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    UNROLL: tl.constexpr,
     SPLITS: tl.constexpr,  # power of 2 from splits on
     STYLE_SPLITS: tl.constexpr,
 ):
     # Grid: B * splits * blocks of channels. The last comes first: what the statistics read last is still in L2.
+    if PLANAR:
+        pixels, x_c, noise_b = _multiple(pixels, UNIT), _multiple(x_c, UNIT), _multiple(noise_b, UNIT)
+    else:
+        channels, x_p = _multiple(channels, UNIT), _multiple(x_p, UNIT)
+    y_c, y_p = (pixels, 1) if PLANAR else (1, channels)
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     blocks = tl.cdiv(channels, BLOCK_C)
     split = program // blocks % splits
@@ -202,7 +327,7 @@ def adain_kernel(
     column = tl.arange(0, BLOCK_P)
     channel = block + row
     known = channel < channels
-    x += b * x_b + block.to(tl.int64) * x_c
+    x += b * _multiple(x_b, UNIT) + block.to(tl.int64) * x_c
     y += b * channels * pixels + block.to(tl.int64) * y_c
     if noise is not None:
         noise += b * noise_b
@@ -230,162 +355,133 @@ def adain_kernel(
         offset = _per_channel(shift + b * shift_b, channel.to(tl.int64) * shift_c, known)
 
     # alpha * (gain * d / std + offset) + (1 - alpha) * (d + mean), as one factor and one term a channel.
-    if partials is None:
-        mask = known[:, None] & (column < pixels)[None, :]
-        v = _content_tile(x, noise, weight, bias_values, row, column, mask, pixels, x_c, x_p, slope_before)
+    begin = split * span
+    if ON_CHIP:
+        v, mask = _content_tile(
+            x, noise, weight, bias_values, row, column, known, begin, pixels, x_c, x_p, slope_before
+        )
         d, centre, rest, m2 = _deviations(v, mask, pixels * 1.0)
         gain = alpha * (gain * tl.rsqrt(m2 / freedom + eps)) + keep
         offset = alpha * offset + keep * (centre + rest)
         out = d * gain[:, None] + offset[:, None]
-        out = tl.where(out >= 0.0, out, out * slope_after)
+        out = _leaky_relu(out, slope_after)
         at = y + (row * y_c)[:, None] + (column * y_p)[None, :]
         tl.store(at, out.to(y.dtype.element_ty), mask=mask)
     else:
-        span = tiles * BLOCK_P
-        centre, rest, m2 = _combine(
-            partials + b * splits * 3 * channels, channel, known, channels, pixels, splits, span, SPLITS
-        )
+        if partials is None:
+            centre, rest, m2 = _moments(
+                x, noise, weight, bias_values, row, column, known, begin, pixels, pixels, x_c, x_p, slope_before,
+                BLOCK_C, BLOCK_P, UNROLL,
+            )  # fmt: skip
+        else:
+            centre, rest, m2 = _combine(
+                partials + b * splits * 3 * channels, channel, known, channels, pixels, splits, span, SPLITS
+            )
         gain = alpha * (gain * tl.rsqrt(m2 / freedom + eps)) + keep
-        offset = alpha * offset + keep * (centre + rest)
-        begin = split * span
-        used = tl.cdiv(tl.minimum(span, pixels - begin), BLOCK_P)
-        for i in range(used):
-            first = begin + (used - 1 - i) * BLOCK_P
-            left = pixels - first
-            mask = known[:, None] & (column < left)[None, :]
-            at = x + first.to(tl.int64) * x_p
-            z = None if noise is None else noise + first
-            v = _content_tile(at, z, weight, bias_values, row, column, mask, left, x_c, x_p, slope_before)
-            out = ((v - centre[:, None]) - rest[:, None]) * gain[:, None] + offset[:, None]
-            out = tl.where(out >= 0.0, out, out * slope_after)
+        offset = alpha * offset + keep * (centre + rest) - rest * gain
+        STEP: tl.constexpr = BLOCK_P * UNROLL
+        column = tl.arange(0, STEP)
+        steps = tl.cdiv(tl.minimum(span, pixels - begin), STEP)
+        for i in range(steps):
+            first = begin + (steps - 1 - i) * STEP
+            v, mask = _content_tile(
+                x, noise, weight, bias_values, row, column, known, first, pixels, x_c, x_p, slope_before
+            )
+            out = (v - centre[:, None]) * gain[:, None] + offset[:, None]
+            out = _leaky_relu(out, slope_after)
             at = y + first.to(tl.int64) * y_p + (row * y_c)[:, None] + (column * y_p)[None, :]
             tl.store(at, out.to(y.dtype.element_ty), mask=mask)
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A tile of channels by pixels, and the warps that share it: 16 or 32 elements a thread."""
+class _Map:
+    """Content or style as the kernels take it."""
 
-    channels: int
-    pixels: int
-    num_warps: int
+    x: Tensor
+    plan: Plan
+    planar: bool
+    unit: int
 
-
-# A plane of a tile's pixels or fewer is kept in registers. Which tile, and how often a plane is split, depends on
-# the plane alone, so that a sample's bits are the same in any batch.
-PLANAR = (
-    Tile(64, 16, 2),  # up to 4x4: planes follow each other, 1024 elements make full lines
-    Tile(16, 64, 2),  # 8x8
-    Tile(4, 256, 2),  # 16x16
-    Tile(1, 1024, 2),  # 32x32: 2 warps, so that a batch of one still has as many programs as channels
-    Tile(1, 2048, 4),
-    Tile(1, 4096, 8),  # 64x64
-    Tile(1, 8192, 16),
-    Tile(1, 16384, 16),  # 128x128: 32 elements a thread, two programs on a multiprocessor: the last that fits
-)
-CHANNELS_LAST = (
-    Tile(64, 16, 2),  # 4x4: 128-byte lines of half-precision channels
-    Tile(32, 64, 4),  # 8x8: 64 bytes, two sectors, are enough for memory and give twice the programs
-    Tile(32, 256, 8),  # 16x16
-    Tile(32, 512, 16),
-    # 32x32: a sector of 32 bytes, whose line's others neighbours fetch at that time; 16 elements a thread, since
-    # with 32 some compilers run out of registers.
-    Tile(16, 1024, 32),
-)
-
-
-@dataclass(frozen=True)
-class Split:
-    """How larger planes are cut: into spans of whole tiles."""
-
-    tile: Tile
-    programs: int  # wanted for a sample: enough to fill an H200's 132 multiprocessors at batch 1
-    most: int  # spans of a plane: every program of the second kernel reads the statistics of them all
-
-
-PLANAR_SPLIT = Split(Tile(1, 4096, 8), programs=512, most=128)  # four programs fit a multiprocessor
-# A span's statistics are as many as its channels: 32 x 64 x 3 floats beside 1,024 pixels of 32 channels of a 64-channel
-# 256x256 picture. More spans would cost more than they bring.
-CHANNELS_LAST_SPLIT = Split(Tile(32, 256, 8), programs=128, most=64)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The launch for planes of one size."""
-
-    block_c: int
-    block_p: int
-    num_warps: int
-    splits: int = 1
-    tiles: int = 1
+    @classmethod
+    def of(cls, x: Tensor, column: bool = True, noise_b: int = 0) -> _Map:
+        channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
+        # Single pixels are channels in a row, whatever their strides say.
+        planar = memory_format(x) == torch.contiguous_format and pixels > 1
+        plan = choose_plan(channels, pixels, planar, x.element_size(), column)
+        b, c, p = _strides(x)
+        unit = math.gcd(VECTOR // x.element_size(), b, *((c, pixels, noise_b) if planar else (p, channels)))
+        return cls(x, plan, planar, unit)
 
     @property
-    def on_chip(self) -> bool:
-        """Whether one tile holds whole planes."""
-        return self.splits * self.tiles == 1
+    def pixels(self) -> int:
+        return self.x.shape[2] * self.x.shape[3]
 
     @property
-    def span(self) -> int:
-        """Pixels of a span."""
-        return self.tiles * self.block_p
+    def programs(self) -> int:
+        return self.x.shape[0] * self.plan.programs(self.x.shape[1])
 
+    def partials(self) -> Tensor:
+        size = (self.x.shape[0], self.plan.splits, 3, self.x.shape[1])
+        return torch.empty(size, dtype=torch.float32, device=self.x.device)
 
-def choose_plan(channels: int, pixels: int, planar: bool) -> Plan:
-    """The plan for planes of `pixels` pixels in samples of `channels` channels."""
-    for tile in PLANAR if planar else CHANNELS_LAST:
-        if pixels <= tile.pixels:
-            return Plan(min(tile.channels, triton.next_power_of_2(channels)), tile.pixels, tile.num_warps)
-    split = PLANAR_SPLIT if planar else CHANNELS_LAST_SPLIT
-    block_c = min(split.tile.channels, triton.next_power_of_2(channels))
-    block_p = split.tile.channels * split.tile.pixels // block_c
-    needed = triton.cdiv(pixels, block_p)
-    spans = min(needed, split.most, max(split.programs // triton.cdiv(channels, block_c), 1))
-    tiles = triton.cdiv(needed, spans)
-    return Plan(block_c, block_p, split.tile.num_warps, triton.cdiv(needed, tiles), tiles)
+    @property
+    def options(self) -> dict[str, int | bool]:
+        plan = self.plan
+        return {
+            "PLANAR": self.planar,
+            "UNIT": self.unit,
+            "BLOCK_C": plan.block_c,
+            "BLOCK_P": plan.block_p,
+            "UNROLL": plan.unroll,
+        }
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:
-    """Elements from a sample, a channel and a pixel of x to the next."""
-    return x.stride(0), x.stride(1), pixel_stride(x)
-
-
-def _plan_of(x: Tensor) -> Plan:
-    pixels = x.shape[2] * x.shape[3]
-    # Single pixels are channels in a row, whatever their strides say.
-    planar = memory_format(x) == torch.contiguous_format and pixels > 1
-    return choose_plan(x.shape[1], pixels, planar)
+    """Elements from a sample, a channel and a pixel of x to the next; 0 from a single sample."""
+    return x.stride(0) if x.shape[0] > 1 else 0, x.stride(1), pixel_stride(x)
 
 
 def _statistics(
-    x: Tensor,
-    plan: Plan,
+    content: _Map,
     bias: Tensor | None = None,
     noise: Tensor | None = None,
     noise_weight: Tensor | None = None,
-    slope: float = 1.0,
-) -> Tensor:
-    """Statistics [B, splits, 3, C] of the spans of x's planes."""
-    batch, channels, height, width = x.shape
-    partials = torch.empty((batch, plan.splits, 3, channels), dtype=torch.float32, device=x.device)
-    statistics_kernel[(batch * plan.splits * triton.cdiv(channels, plan.block_c),)](
-        x,
+    noise_b: int = 0,
+    slope: float | None = None,
+    style: _Map | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Statistics [B, splits, 3, C] of the spans of both maps' planes, in one launch."""
+    partials = content.partials()
+    style_partials, programs = None, content.programs
+    second: tuple[Any, ...] = (None,) * 8
+    names = ("STYLE_PLANAR", "STYLE_UNIT", "STYLE_C", "STYLE_P", "STYLE_UNROLL")
+    options = dict.fromkeys(names, 0)
+    if style is not None:
+        style_partials, programs = style.partials(), programs + style.programs
+        plan = style.plan
+        second = (style.x, style_partials, style.pixels, plan.splits, plan.span, *_strides(style.x))
+        options = dict(zip(names, style.options.values(), strict=True))
+    statistics_kernel[(programs,)](
+        content.x,
         partials,
         bias,
         noise,
         noise_weight,
-        channels,
-        height * width,
-        plan.splits,
-        plan.tiles,
-        *_strides(x),
-        noise.stride(0) if noise is not None and noise.shape[0] > 1 else 0,
+        content.x.shape[1],
+        content.pixels,
+        content.plan.splits,
+        content.plan.span,
+        *_strides(content.x),
+        noise_b,
         slope,
-        BLOCK_C=plan.block_c,
-        BLOCK_P=plan.block_p,
-        num_warps=plan.num_warps,
+        content.programs,
+        *second,
+        **content.options,
+        **options,
+        num_warps=content.plan.num_warps,
         enable_fp_fusion=True,
     )
-    return partials
+    return partials, style_partials
 
 
 def launch(
@@ -406,16 +502,21 @@ def launch(
     batch, channels, height, width = x.shape
     pixels = height * width
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-    plan = _plan_of(x)
+    noise_b = noise.stride(0) if noise is not None and noise.shape[0] > 1 else 0
+    content = _Map.of(x, noise_b=noise_b)
+    plan = content.plan
+    before, after = (None if slope == 1.0 else slope for slope in (slope_before, slope_after))
     with torch.cuda.device_of(x):  # Triton launches on the current device, whatever its arguments live on
         partials = style_partials = None
-        if not plan.on_chip:
-            partials = _statistics(x, plan, bias, noise, noise_weight, slope_before)
-        style_plan, style_pixels = plan, 1
-        if style is not None:
-            style_plan, style_pixels = _plan_of(style), style.shape[2] * style.shape[3]
-            style_partials = _statistics(style, style_plan)
-        adain_kernel[(batch * plan.splits * triton.cdiv(channels, plan.block_c),)](
+        styled = None if style is None else _Map.of(style, column=False)
+        if plan.splits > 1:
+            partials, style_partials = _statistics(
+                content, bias, noise, noise_weight, noise_b, before, styled
+            )
+        elif styled is not None:
+            style_partials, _ = _statistics(styled)
+        style_plan, style_pixels = (plan, 1) if styled is None else (styled.plan, styled.pixels)
+        adain_kernel[(content.programs,)](
             x,
             y,
             partials,
@@ -428,12 +529,11 @@ def launch(
             channels,
             pixels,
             plan.splits,
-            plan.tiles,
+            plan.span,
             *_strides(x),
-            *_strides(y)[1:],
             *((0, 0) if scale is None else scale.expand(batch, channels).stride()),
             *((0, 0) if shift is None else shift.expand(batch, channels).stride()),
-            noise.stride(0) if noise is not None and noise.shape[0] > 1 else 0,
+            noise_b,
             style_partials.stride(0) if style_partials is not None and len(style_partials) > 1 else 0,
             style_pixels,
             style_plan.span,
@@ -443,12 +543,12 @@ def launch(
             eps,
             float(max(pixels - correction, 1)),
             float(max(style_pixels - correction, 1)),
-            slope_before,
-            slope_after,
-            BLOCK_C=plan.block_c,
-            BLOCK_P=plan.block_p,
-            SPLITS=triton.next_power_of_2(plan.splits),
-            STYLE_SPLITS=triton.next_power_of_2(style_plan.splits),
+            before,
+            after,
+            ON_CHIP=plan.on_chip,
+            **content.options,
+            SPLITS=power_of_2(plan.splits),
+            STYLE_SPLITS=power_of_2(style_plan.splits),
             num_warps=plan.num_warps,
             enable_fp_fusion=True,
         )

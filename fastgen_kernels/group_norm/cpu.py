@@ -1,9 +1,7 @@
 """The reference for CPU tensors that need no gradient: the same numbers from fewer passes over memory.
 
-What comes after the norm is done in place, 16-bit batches are widened a sample at a time, and PyTorch's own
-channels-last kernel is used, which takes a third of the time of a copy to NCHW and back, except where the variance of
-a group with a large mean would be lost in it, and in float64. Its float32 sums are rougher than the reference's: for
-256x256 pixels results are off by 1e-5 rather than 2e-7.
+NCHW is left to PyTorch's kernel, which adds in trees. Its channels-last kernel is not used: it adds a group's pixels
+one after the other, and takes the variance as E[x^2] - E[x]^2. 16-bit tensors are widened a few samples at a time.
 """
 
 from __future__ import annotations
@@ -14,11 +12,10 @@ from torch.nn import functional as F
 
 from .reference import LOW_PRECISION, maybe, output_format
 
-# |mean| / standard deviation beyond which PyTorch's channels-last kernel is not used: its variance by E[x^2] - E[x]^2
-# loses a relative 2^-24 * ratio^2, times what its sums, kept one after the other in float32, have gathered.
-MEAN_OVER_DEVIATION = 4.0
-# Widened whole up to here (elements): larger float32 copies leave the cache, and malloc returns them to the system.
-WHOLE = 1 << 18
+# Elements up to which a channels-last tensor's copies to NCHW and back cost less than a dozen calls.
+SMALL = 8192
+# Elements that are worked on at a time: float32 copies of them stay in the cache, and with malloc.
+TILE = 1 << 18
 
 
 def group_norm(
@@ -36,23 +33,27 @@ def group_norm(
     """As the reference; no autograd."""
     memory_format = output_format(x, skip)
     v = x if skip is None else torch.cat((x, skip), 1)
+    norm = _channels_last if memory_format == torch.channels_last and v.numel() > SMALL else _planes
     if x.dtype not in LOW_PRECISION:
-        y = _norm(v, num_groups, weight, bias, eps, add, scale, shift, act)
+        y = norm(v, v is not x, num_groups, weight, bias, eps, add, scale, shift, act)
         return y.contiguous(memory_format=memory_format)
     weight, bias, add, scale, shift = (maybe(value) for value in (weight, bias, add, scale, shift))
-    if v.numel() <= WHOLE:
-        y = _norm(v.float(), num_groups, weight, bias, eps, add, scale, shift, act)
+    options = num_groups, weight, bias, eps
+    if v.numel() <= TILE:
+        y = norm(v.float(), True, *options, add, scale, shift, act)
         return y.to(x.dtype).contiguous(memory_format=memory_format)
     y = torch.empty(v.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
-    for i in range(len(v)):
-        one = slice(i, i + 1)
-        added, scaled, shifted = (None if value is None else value[one] for value in (add, scale, shift))
-        y[one] = _norm(v[one].float(), num_groups, weight, bias, eps, added, scaled, shifted, act)
+    samples = max(TILE // v[0].numel(), 1)
+    for first in range(0, len(v), samples):
+        some = slice(first, first + samples)
+        vectors = (None if value is None else value[some] for value in (add, scale, shift))
+        y[some] = norm(v[some].float(), True, *options, *vectors, act)
     return y
 
 
-def _norm(
+def _planes(
     v: Tensor,
+    mine: bool,
     num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -62,15 +63,16 @@ def _norm(
     shift: Tensor | None,
     act: bool,
 ) -> Tensor:
-    if add is not None:
-        v = v + add[:, :, None, None]
+    """By PyTorch's kernel for NCHW, whatever v's layout. mine: v may be overwritten."""
+    v = v.contiguous()
     batch, channels, height, width = v.shape
-    sizes = (batch, channels, height * width, num_groups, eps)
-    if v.dtype == torch.float64:
-        v = v.contiguous()
-    y, mean, inverse_deviation = torch.native_group_norm(v, weight, bias, *sizes)
-    if not v.is_contiguous() and _largest(mean * inverse_deviation) > MEAN_OVER_DEVIATION:
-        y = torch.native_group_norm(v.contiguous(), weight, bias, *sizes)[0]
+    if channels == 1:  # both layouts at once: strides that say channels-last would choose the other kernel
+        v = v.view(batch, 1, height * width)
+    if add is not None:
+        add = add.view(batch, channels, *[1] * (v.dim() - 2))
+        v = v.add_(add) if mine else v + add
+    y = torch.native_group_norm(v, weight, bias, batch, channels, height * width, num_groups, eps)[0]
+    y = y.view(batch, channels, height, width) if channels == 1 else y
     if scale is not None:
         y.mul_((1.0 + scale)[:, :, None, None])
     if shift is not None:
@@ -78,5 +80,45 @@ def _norm(
     return F.silu(y, inplace=True) if act else y
 
 
-def _largest(values: Tensor) -> float:
-    return torch.linalg.vector_norm(values, float("inf")).item()
+def _channels_last(
+    v: Tensor,
+    mine: bool,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: bool,
+) -> Tensor:
+    """Mean, deviations from it, their mean square: PyTorch's sums over an axis add in trees."""
+    batch, channels, height, width = v.shape
+    size = channels // num_groups
+    terms = size * height * width
+    pixels = v.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+    sums = pixels.sum(1)
+    if add is not None:
+        sums.add_(add, alpha=height * width)
+    mean = sums.view(batch, num_groups, size).sum(2, keepdim=True).div_(terms)
+    centre = mean.expand(batch, num_groups, size).reshape(batch, channels)
+    if add is not None:
+        centre = centre - add
+    y = torch.sub(pixels, centre[:, None], out=pixels if mine else None)
+    tiles = y.split(max(TILE // (batch * channels), 1), 1)
+    squares = torch.stack([tile.square().sum(1) for tile in tiles]).sum(0)
+    variance = squares.view(batch, num_groups, size).sum(2, keepdim=True).div_(terms)
+    gain = variance.add_(eps).rsqrt_().expand(batch, num_groups, size).reshape(batch, 1, channels)
+    if weight is not None:
+        gain = gain * weight
+    offset = torch.zeros((), dtype=v.dtype) if bias is None else bias
+    if scale is not None:
+        factor = (1.0 + scale)[:, None]
+        gain, offset = gain * factor, offset * factor
+    if shift is not None:
+        offset = offset + shift[:, None]
+    for tile in tiles:
+        torch.addcmul(offset, tile, gain, out=tile)
+        if act:
+            F.silu(tile, inplace=True)
+    return y.view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -99,33 +99,45 @@ def _source(
 
 
 @triton.jit
+def _update(mean, m2, seen, source, stride, live, pixel, stop, WHOLE: tl.constexpr):
+    """Welford's update by a row of pixels. WHOLE: all of them are below `stop`."""
+    mask = live[None, :] if WHOLE else (pixel < stop)[:, None] & live[None, :]
+    value = tl.load(source[None, :] + pixel[:, None] * stride[None, :], mask=mask, other=0.0).to(tl.float32)
+    delta = value - mean
+    if not WHOLE:
+        delta = tl.where(mask, delta, 0.0)
+    mean += delta * (1.0 / seen)
+    m2 += delta * (value - mean)
+    return mean, m2
+
+
+@triton.jit
 def _moments(
     source,
     stride,
     live,
     first,  # pixels [first, stop)
     stop,
-    pixels,
     ROWS: tl.constexpr,
     UNROLL: tl.constexpr,
     LANES: tl.constexpr,
 ):
     """Mean, and sum of squared deviations from it, of each channel over the pixels: two [LANES]."""
+    TILE: tl.constexpr = ROWS * UNROLL
     row = tl.arange(0, ROWS)
     mean = tl.zeros((ROWS, LANES), tl.float32)
     m2 = tl.zeros((ROWS, LANES), tl.float32)
     seen = 0.0
-    for start in range(first, stop, ROWS * UNROLL):
+    # Whole tiles, then the one that is left: a masked update takes a select for every element. Lanes that are not
+    # live load 0 every time, whose mean and deviations are 0.
+    whole = first + (stop - first) // TILE * TILE
+    for start in range(first, whole, TILE):
         for u in tl.static_range(UNROLL):  # independent loads: the compiler issues them together
-            pixel = start + u * ROWS + row
-            mask = (pixel < pixels)[:, None] & live[None, :]
-            value = tl.load(source[None, :] + pixel[:, None] * stride[None, :], mask=mask, other=0.0).to(
-                tl.float32
-            )
             seen += 1.0
-            delta = tl.where(mask, value - mean, 0.0)
-            mean += delta * (1.0 / seen)
-            m2 += delta * (value - mean)
+            mean, m2 = _update(mean, m2, seen, source, stride, live, start + u * ROWS + row, stop, True)
+    for start in range(whole, stop, ROWS):
+        seen += 1.0
+        mean, m2 = _update(mean, m2, seen, source, stride, live, start + row, stop, False)
     # A row's pixels are first + row, + ROWS, ...: rows have seen unlike numbers of them.
     count = tl.maximum(stop - first - row + (ROWS - 1), 0) // ROWS
     count = count.to(tl.float32)[:, None]
@@ -146,30 +158,43 @@ def _coefficients(
     bias,
     scale,
     shift,
+    add_row,  # elements from a sample to the next
+    scale_row,
+    shift_row,
     b,
     channel,
     live,
     members,
-    C: tl.constexpr,
 ):
     """The whole map as y = act((x - centre) * gain + offset), a channel each: three [LANES]."""
     centre = _to_channels(mean, members)
     gain = _to_channels(tl.rsqrt(m2 / n + eps), members)
-    own = b.to(tl.int64) * C + channel
+    b = b.to(tl.int64)
     if add is not None:
-        centre -= tl.load(add + own, mask=live, other=0.0).to(tl.float32)
+        centre -= tl.load(add + b * add_row + channel, mask=live, other=0.0).to(tl.float32)
     if weight is not None:
         gain *= tl.load(weight + channel, mask=live, other=0.0).to(tl.float32)
     offset = tl.zeros_like(gain)
     if bias is not None:
         offset = tl.load(bias + channel, mask=live, other=0.0).to(tl.float32)
     if scale is not None:
-        factor = 1.0 + tl.load(scale + own, mask=live, other=0.0).to(tl.float32)
+        factor = 1.0 + tl.load(scale + b * scale_row + channel, mask=live, other=0.0).to(tl.float32)
         gain *= factor
         offset *= factor
     if shift is not None:
-        offset += tl.load(shift + own, mask=live, other=0.0).to(tl.float32)
+        offset += tl.load(shift + b * shift_row + channel, mask=live, other=0.0).to(tl.float32)
     return centre, gain, offset
+
+
+@triton.jit
+def _silu(z):
+    """z / (1 + exp(-z)), in 6 instructions.
+
+    `tl.exp` and a division scale their arguments lest they overflow, which takes 12. Here the power of 2 may: to
+    infinity, whose inverse root is the 0 that z / (1 + exp(-z)) is next to; and 1 + exp(-z) is at least 1.
+    """
+    root = tl.rsqrt(1.0 + tl.exp2(z * -1.4426950408889634))  # log2(e)
+    return z * root * root
 
 
 @triton.jit
@@ -199,7 +224,7 @@ def _normalise(
         value = tl.load(pointers, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         z = (value - centre[None, :]) * gain[None, :] + offset[None, :]
         if ACT:
-            z = z / (1.0 + tl.exp(-z))
+            z = _silu(z)
         if CHANNELS_LAST:
             element = pixel[:, None] * C + channel[None, :]
         else:
@@ -211,11 +236,11 @@ def _normalise(
 def group_norm_kernel(
     x,  # [B, C_X, H, W]
     skip,  # [B, C - C_X, H, W], x's type and layout, or None
-    add,  # [B, C] or None
+    add,  # [B, C], each sample's contiguous, or None
     weight,  # [C] or None
     bias,  # [C] or None
-    scale,  # [B, C] or None
-    shift,  # [B, C] or None
+    scale,  # as add
+    shift,
     y,  # [B, C, H, W], x's type and layout
     eps,
     length,  # H * W; in units where the layout is NCHW
@@ -223,6 +248,9 @@ def group_norm_kernel(
     x_step,  # from a pixel (channels-last) or channel (NCHW) to the next, in units
     skip_sample,
     skip_step,
+    add_row,  # from a sample to the next, in elements
+    scale_row,
+    shift_row,
     blocks,  # of channels, a sample
     C: tl.constexpr,
     C_X: tl.constexpr,
@@ -248,15 +276,16 @@ def group_norm_kernel(
     y += b.to(tl.int64) * C * pixels
 
     source, stride = _source(x, skip, x_step, skip_step, channel, C_X, UNIT, CHANNELS_LAST)
-    mean, m2 = _moments(source, stride, live, 0, pixels, pixels, ROWS, UNROLL, LANES)
+    mean, m2 = _moments(source, stride, live, 0, pixels, ROWS, UNROLL, LANES)
     if add is not None:
-        mean += tl.load(add + b.to(tl.int64) * C + channel, mask=live, other=0.0).to(tl.float32)
+        mean += tl.load(add + b.to(tl.int64) * add_row + channel, mask=live, other=0.0).to(tl.float32)
     group_mean = _over_channels(mean, members) / D
     apart = mean - _to_channels(group_mean, members)
     group_m2 = _over_channels(m2 + apart * apart * pixels, members)
     centre, gain, offset = _coefficients(
-        group_mean, group_m2, D * pixels, eps, add, weight, bias, scale, shift, b, channel, live, members, C
-    )
+        group_mean, group_m2, D * pixels, eps, add, weight, bias, scale, shift,
+        add_row, scale_row, shift_row, b, channel, live, members,
+    )  # fmt: skip
     # The second read of x, from the cache.
     _normalise(
         source, stride, y, centre, gain, offset, channel, live, 0, pixels, pixels,
@@ -275,6 +304,7 @@ def statistics_kernel(
     x_step,
     skip_sample,
     skip_step,
+    add_row,
     blocks,
     splits,  # of the pixels
     run,  # pixels of a split
@@ -306,9 +336,9 @@ def statistics_kernel(
     first = split * run
     stop = tl.minimum(first + run, pixels)
     source, stride = _source(x, skip, x_step, skip_step, channel, C_X, UNIT, CHANNELS_LAST)
-    mean, m2 = _moments(source, stride, live, first, stop, pixels, ROWS, UNROLL, LANES)
+    mean, m2 = _moments(source, stride, live, first, stop, ROWS, UNROLL, LANES)
     if add is not None:
-        mean += tl.load(add + b.to(tl.int64) * C + channel, mask=live, other=0.0).to(tl.float32)
+        mean += tl.load(add + b.to(tl.int64) * add_row + channel, mask=live, other=0.0).to(tl.float32)
     share = tl.minimum(D - block % PARTS * WIDTH, WIDTH) if PARTS > 1 else D  # channels that a group has here
     group_mean = _over_channels(mean, members) / share
     apart = mean - _to_channels(group_mean, members)
@@ -338,6 +368,9 @@ def apply_kernel(
     x_step,
     skip_sample,
     skip_step,
+    add_row,
+    scale_row,
+    shift_row,
     blocks,
     splits,
     run,
@@ -379,8 +412,9 @@ def apply_kernel(
     m2 = tl.sum(m2s + count * apart * apart, axis=1)
 
     centre, gain, offset = _coefficients(
-        mean, m2, D * pixels, eps, add, weight, bias, scale, shift, b, channel, live, members, C
-    )
+        mean, m2, D * pixels, eps, add, weight, bias, scale, shift,
+        add_row, scale_row, shift_row, b, channel, live, members,
+    )  # fmt: skip
     x += b.to(tl.int64) * x_sample * UNIT
     if skip is not None:
         skip += b.to(tl.int64) * skip_sample * UNIT
@@ -425,7 +459,8 @@ def launch(
         steps.append((0, 0))
     (x_sample, x_step), (skip_sample, skip_step) = ((a // unit, b // unit) for a, b in steps)
     length = pixels if channels_last else pixels // unit
-    strides = (length, x_sample, x_step, skip_sample, skip_step, way.blocks)
+    strides = (length, x_sample, x_step, skip_sample, skip_step)
+    add_row, *other_rows = (0 if value is None else value.stride(0) for value in (add, scale, shift))
     shape = {
         "C": channels,
         "C_X": own_channels,
@@ -440,20 +475,30 @@ def launch(
     with torch.cuda.device_of(x):  # Triton launches on the current device, whatever its arguments live on
         if way.one_launch:
             group_norm_kernel[(way.blocks * batch,)](
-                x, skip, add, weight, bias, scale, shift, y, float(eps), *strides,
-                **shape, ACT=act, ROWS=way.rows, UNROLL=way.unroll, **options,
+                x, skip, add, weight, bias, scale, shift, y, float(eps), *strides, add_row, *other_rows,
+                way.blocks, **shape, ACT=act, ROWS=way.rows, UNROLL=way.unroll, **options,
             )  # fmt: skip
             return y
         grid = (way.blocks * way.splits * batch,)
         shape["PARTS"] = way.parts
         plane = batch * num_groups * way.parts * way.splits
         partial = torch.empty(2 * plane, dtype=torch.float32, device=x.device)
-        split = (way.splits, way.run, plane)
+        split = (way.blocks, way.splits, way.run, plane)
         statistics_kernel[grid](
-            x, skip, add, partial, *strides, *split, **shape, ROWS=way.rows, UNROLL=way.unroll, **options
+            x,
+            skip,
+            add,
+            partial,
+            *strides,
+            add_row,
+            *split,
+            **shape,
+            ROWS=way.rows,
+            UNROLL=way.unroll,
+            **options,
         )
         apply_kernel[grid](
-            x, skip, add, weight, bias, scale, shift, partial, y, float(eps), *strides, *split,
+            x, skip, add, weight, bias, scale, shift, partial, y, float(eps), *strides, add_row, *other_rows, *split,
             **shape, PARTIALS=way.partials, ACT=act, ROWS=way.rows * way.unroll, **options,
         )  # fmt: skip
     return y

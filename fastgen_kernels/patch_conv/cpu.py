@@ -15,5 +15,7 @@ def patch_conv(
     """As `reference.patch_conv`; the activation overwrites the convolution's output, which no gradient needs."""
     y = F.conv2d(x, weight, bias, stride, PADDING)
     if negative_slope is not None:
-        F.leaky_relu(y, negative_slope, inplace=True)
+        F.leaky_relu_(y, negative_slope)
+    if y.stride(1) == x.stride(1) == 1:  # as it nearly always is; every word counts where a layer takes 35 us
+        return y
     return y.contiguous(memory_format=output_format(x, weight))

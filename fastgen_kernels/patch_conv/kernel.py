@@ -2,8 +2,8 @@
 
 Two forms. On tensor descriptors (sm_90 on): the channels-last input is viewed, without a copy, as
 [B, H/2, 2, W/2, 2C], in which what lies under one of the 4x4 taps of a block of patches is a box; the hardware copies
-boxes, and fills the padding with zeros. By pointers, for everything else: each patch's pixels are gathered under a
-mask. One output channel is another matter (`patch_score/kernel.py`).
+boxes, and fills the padding with zeros. By pointers, for everything else, small pictures too: each patch's pixels are
+gathered under a mask. One output channel is another matter (`patch_score/kernel.py`).
 """
 
 from __future__ import annotations
@@ -209,11 +209,12 @@ class Tile:
         return self.height * self.width
 
 
-# 64 accumulators a thread, and three stages of 32 KiB: two blocks share a multiprocessor and hide each other's waits.
+# 64 accumulators a thread, and at most 96 KiB of factors in flight (three weights beside two or three blocks of pixels,
+# as the architecture has it): two blocks share a multiprocessor and hide each other's waits.
 LARGE = Tile(8, 16, 128, num_warps=8, num_stages=3)
 # 64 channels or fewer. The first layer is bound by memory: half the registers, three blocks.
 NARROW = Tile(8, 16, 64, num_warps=8, num_stages=3)
-# Batch 1: 128 programs for the second layer of a 256x256 picture rather than 32.
+# Batch 1: the first four layers of a 256x256 picture make 256, 128, 64 and 128 programs, rather than 128, 32, 16, 32.
 SMALL = Tile(8, 8, 64, num_warps=4, num_stages=4)
 # float32 without TF32 has no tensor cores: threads hold the factors of their 32 outputs in registers.
 FULL_PRECISION = Tile(8, 16, 64, num_warps=8, num_stages=3)
@@ -222,16 +223,30 @@ MANY_PROGRAMS = 132  # an H200's multiprocessors
 # Bytes of a row of factors in one step: the widest swizzle in shared memory, which is a line of the cache; by
 # pointers half of it, because addresses and masks of longer rows cost registers.
 STEP_BYTES = {"descriptor": 128, "gather": 64}
+# Descriptors compute whole blocks of a picture, gathers run on from picture to picture: the most products that blocks
+# may compute for one that is wanted, beyond which a gather, at least half as fast, is the better form.
+WASTE = 1.5
 PACKED_BYTES = 16_384  # of a program of pack_kernel: 128 a thread, in 16-byte accesses where x has them
 
 
-def choose_tile(patches: int, channels: int, precision: str, dtype: torch.dtype) -> Tile:
-    """The tile for a product of `patches` by `channels` outputs."""
-    if dtype == torch.float32 and precision == "ieee":
+def count_blocks(y: Tensor, form: Form, tile: Tile) -> int:
+    """Blocks of patches that cover y [B, Cout, OH, OW]."""
+    batch, _, height, width = y.shape
+    if form == "descriptor":
+        return batch * triton.cdiv(height, tile.height) * triton.cdiv(width, tile.width)
+    return triton.cdiv(batch * height * width, tile.patches)
+
+
+def count_programs(y: Tensor, form: Form, tile: Tile) -> int:
+    return count_blocks(y, form, tile) * triton.cdiv(y.shape[1], tile.channels)
+
+
+def choose_tile(y: Tensor, form: Form, precision: str) -> Tile:
+    """The tile by which `form` computes y."""
+    if y.dtype == torch.float32 and precision == "ieee":
         return FULL_PRECISION
-    tile = NARROW if channels <= NARROW.channels else LARGE
-    programs = triton.cdiv(patches, tile.patches) * triton.cdiv(channels, tile.channels)
-    return tile if programs >= MANY_PROGRAMS else SMALL
+    tile = NARROW if y.shape[1] <= NARROW.channels else LARGE
+    return tile if count_programs(y, form, tile) >= MANY_PROGRAMS else SMALL
 
 
 def architecture(device: torch.device) -> int:
@@ -242,26 +257,30 @@ def architecture(device: torch.device) -> int:
     return 90 if interpreted() else triton.runtime.driver.active.get_current_target().arch
 
 
-def descriptors_hold(x: Tensor, channels: int, stride: int) -> bool:
-    """Whether tensor descriptors can describe x, as the kernels read it, and an output of `channels`."""
+def descriptors_hold(x: Tensor, y: Tensor, stride: int) -> bool:
+    """Whether tensor descriptors can describe x, as the kernels read it, and y."""
     batch, inputs, height, width = x.shape
     return (
-        x.stride(3) == inputs
+        channels_last(y)
+        and x.stride(3) == inputs
         and inputs % (STEP_BYTES["descriptor"] // x.element_size()) == 0
-        and channels * x.element_size() % 16 == 0
+        and y.shape[1] * y.element_size() % 16 == 0
         and x.stride(2) > 0
         and (batch == 1 or x.stride(0) > 0)
         and (stride == 1 or height % 2 == width % 2 == 0)
     )
 
 
-def choose_form(x: Tensor, channels: int, stride: int, precision: str) -> Form:
-    """Descriptors where the hardware has them: before sm_90 they would be emulated, and spill."""
+def choose_form(x: Tensor, y: Tensor, stride: int, precision: str) -> Form:
+    """Descriptors where the hardware has them, before sm_90 they would be emulated, and spill, and blocks are full."""
     # Without tensor cores every factor passes through registers, and boxes come in a layout that does not suit them.
     tensor_cores = x.dtype != torch.float32 or precision == "tf32"
-    if tensor_cores and descriptors_hold(x, channels, stride) and architecture(x.device) >= 90:
-        return "descriptor"
-    return "gather"
+    if not (tensor_cores and descriptors_hold(x, y, stride) and architecture(x.device) >= 90):
+        return "gather"
+    tile = choose_tile(y, "descriptor", precision)
+    patches = y.numel() // y.shape[1]
+    full = count_blocks(y, "descriptor", tile) * tile.patches <= WASTE * patches
+    return "descriptor" if full else "gather"
 
 
 def ready(x: Tensor) -> Tensor:
@@ -311,8 +330,8 @@ def convolve(
     slope = 1.0 if negative_slope is None else negative_slope
     precision = input_precision(x.dtype)
     x, weight = ready(x), pack_weight(weight)
-    tile = choose_tile(shape[0] * shape[2] * shape[3], shape[1], precision, x.dtype)
-    form = form or choose_form(x, shape[1], stride, precision)
+    form = form or choose_form(x, y, stride, precision)
+    tile = choose_tile(y, form, precision)
     launch = _by_descriptors if form == "descriptor" else _by_pointers
     with torch.cuda.device_of(x):
         launch(x, weight, bias, y, stride, slope, precision, tile)
@@ -340,8 +359,7 @@ def _by_descriptors(
         shape, strides = [height, width, inputs], [row, inputs, 1]
         box = [1, tile.height, tile.width, step]
     terms, line = TAPS * inputs, out_width * channels
-    blocks = batch * triton.cdiv(out_height, tile.height) * triton.cdiv(out_width, tile.width)
-    descriptor_kernel[(blocks * triton.cdiv(channels, tile.channels),)](
+    descriptor_kernel[(count_programs(y, "descriptor", tile),)](
         TensorDescriptor(x, [batch, *shape], [sample, *strides], box),
         TensorDescriptor(weight, [channels, terms], [terms, 1], [tile.channels, step]),
         bias,
@@ -380,7 +398,7 @@ def _by_pointers(
 ) -> None:
     (_, inputs, height, width), (batch, channels, out_height, out_width) = x.shape, y.shape
     patches = batch * out_height * out_width
-    gather_kernel[(triton.cdiv(patches, tile.patches) * triton.cdiv(channels, tile.channels),)](
+    gather_kernel[(count_programs(y, "gather", tile),)](
         x,
         weight,
         bias,

@@ -13,6 +13,8 @@ from torch import Tensor
 
 GROUP = 8  # channels: 16 bytes of a 16-bit type, and 8 * 4 * 4 = 128 products for a picture's few channels
 TAPS = 16
+# The kernels count elements and pixels in int32, and reach three rows beyond a patch's first pixel.
+MAX_COUNT = 2**30
 
 
 def padded(channels: int) -> int:
@@ -50,9 +52,13 @@ def pack_weight(weight: Tensor) -> Tensor:
     if is_packed(weight):
         return weight
     channels = weight.shape[1]
-    wide = F.pad(weight, (0, 0, 0, 0, 0, padded(channels) - channels))
     # Through [Cout, 4, 4, C]: `contiguous(memory_format=channels_last)` leaves some strides of size-1 axes alone.
-    return wide.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)[:, :channels]
+    rows = weight.permute(0, 2, 3, 1)
+    if channels % GROUP:
+        rows = F.pad(rows, (0, padded(channels) - channels))
+    # A copy also of what lies in order, because then it is not aligned; none of what was padded just now.
+    rows = rows.contiguous() if channels % GROUP else rows.clone(memory_format=torch.contiguous_format)
+    return rows.permute(0, 3, 1, 2)[:, :channels]
 
 
 def is_packed(weight: Tensor) -> bool:
@@ -65,11 +71,16 @@ def is_packed(weight: Tensor) -> bool:
 
 
 def is_ready(x: Tensor) -> bool:
-    """Whether the kernels can read the pixels of x [B, C, H, W] as they lie: aligned, 8 channels at a time."""
-    strides = (x.stride(0) if x.shape[0] > 1 else 0, x.stride(2), x.stride(3))
+    """Whether the kernels can read the pixels of x [B, C, H, W] as they lie: aligned, 8 channels at a time.
+
+    And a sample, from its first element to its last, within what int32 counts: a few channels of a huge one are not.
+    """
+    batch, channels, height, width = x.shape
+    strides = (x.stride(0) if batch > 1 else 0, x.stride(2), x.stride(3))
     return (
         channels_last(x)
-        and x.stride(3) >= padded(x.shape[1])
+        and (height - 1) * x.stride(2) + (width - 1) * x.stride(3) + padded(channels) < MAX_COUNT
+        and x.stride(3) >= padded(channels)
         and all(stride % GROUP == 0 for stride in strides)
         and x.data_ptr() % 16 == 0
     )

@@ -11,6 +11,10 @@ is the score of the picture.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,3 +35,12 @@ def patch_conv(
     if negative_slope is not None:
         y = F.leaky_relu(y, negative_slope)
     return y.contiguous(memory_format=output_format(x, weight))
+
+
+def without_autocast(function: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
+    """function(x, *rest) in the types of its arguments, as the kernels compute it, under autocast too."""
+    kind = "cpu" if x.is_cpu else x.device.type
+    if x.is_meta or not torch.is_autocast_enabled(kind):
+        return function(x, *rest)
+    with torch.autocast(kind, enabled=False):
+        return function(x, *rest)

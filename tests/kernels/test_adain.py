@@ -161,7 +161,13 @@ def test_float64_is_float64_throughout():
 
 REFUSALS = {
     "no tensor": ("x", {"x": [1.0]}),
+    "no tensor beside mean": ("x", {"x": [1.0], "mean": torch.zeros(3), "std": torch.zeros(3)}),
     "rank": ("x", {"x": torch.zeros(2, 3, 5)}),
+    "rank beside mean": ("x", {"x": torch.zeros(3), "mean": torch.zeros(3), "std": torch.zeros(3)}),
+    "integers beside mean": (
+        "x",
+        {"x": torch.zeros(2, 3, 5, 7, dtype=torch.int32), "mean": torch.zeros(3), "std": torch.zeros(3)},
+    ),
     "empty": ("x", {"x": torch.zeros(2, 3, 0, 7)}),
     "integers": ("x", {"x": torch.zeros(2, 3, 5, 7, dtype=torch.int32)}),
     "transposed": ("x", {"x": torch.zeros(2, 3, 7, 5).transpose(2, 3)}),
@@ -181,7 +187,12 @@ REFUSALS = {
     "style's type": ("style", {"style": torch.zeros(2, 3, 4, 4, dtype=torch.float16)}),
     "alpha": ("alpha", {"alpha": 1.5}),
     "alpha nan": ("alpha", {"alpha": float("nan")}),
+    "alpha is text": ("alpha", {"alpha": "1"}),
+    "no alpha": ("alpha", {"alpha": None}),
+    "alpha is a tensor": ("alpha", {"alpha": torch.tensor(0.5)}),
     "eps": ("eps", {"eps": 0.0}),
+    "eps is a tensor": ("eps", {"eps": torch.tensor(1e-5)}),
+    "correction is a tensor": ("correction", {"correction": torch.tensor([0, 1])}),
     "correction": ("correction", {"correction": 2}),
     "bias": ("bias", {"bias": torch.zeros(2, 3)}),
     "strided bias": ("bias", {"bias": torch.zeros(6)[::2]}),
@@ -191,6 +202,8 @@ REFUSALS = {
     "noise's channels": ("noise", {"noise": torch.zeros(2, 3, 5, 7), "noise_weight": torch.zeros(3)}),
     "slope before": ("slope_before", {"slope_before": float("inf")}),
     "slope after": ("slope_after", {"slope_after": float("nan")}),
+    "no slope before": ("slope_before", {"slope_before": None}),
+    "no slope after": ("slope_after", {"slope_after": None}),
 }
 
 
@@ -205,8 +218,10 @@ def test_too_far_for_the_kernels_offsets():
     far = torch.empty(1, device="meta")
     with pytest.raises(ValueError, match=re.escape("2^24 pixels")):
         adain(far.expand(1, 1, 4097, 4096))
-    with pytest.raises(ValueError, match=r"^x: expected a contiguous or channels-last"):
-        adain(torch.empty(2**20, device="meta").as_strided((1, 2, 2, 2), (1, 1, 2**19, 2**18)))
+    with pytest.raises(ValueError, match=re.escape("x: expected at most 2^17 elements from a pixel")):
+        adain(far.expand(1, 2**18, 2, 2).contiguous(memory_format=torch.channels_last))
+    with pytest.raises(ValueError, match=re.escape("x: expected at most 2^25 elements from a channel")):
+        adain(torch.empty(2**27, device="meta").as_strided((1, 2, 2, 2), (2**27, 2**26, 2, 1)))
 
 
 def test_kernel_takes_no_float64():

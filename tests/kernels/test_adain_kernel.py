@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastgen_kernels import OPS, adain, use
-from fastgen_kernels.adain import cases, kernel, reference
+from fastgen_kernels.adain import cases, kernel, plan, reference
 
 OP = OPS["adain"]
 STYLES = {
@@ -33,10 +33,20 @@ def worst(arguments):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Planes of more than 16 pixels are split, into several spans of several tiles."""
-    for name, split in (("PLANAR", kernel.Tile(1, 16, 1)), ("CHANNELS_LAST", kernel.Tile(4, 16, 1))):
-        monkeypatch.setattr(kernel, name, (kernel.Tile(4, 16, 1),))
-        monkeypatch.setattr(kernel, f"{name}_SPLIT", kernel.Split(split, programs=12, most=4))
+    """Planes of more than 16 pixels are split, into two spans of several steps."""
+    for name in ("PLANAR", "CHANNELS_LAST"):
+        monkeypatch.setattr(plan, name, (plan.Tile(4, 16, 1),))
+        monkeypatch.setattr(plan, f"{name}_SPLIT", plan.Split(1, programs=12, most=2))
+    monkeypatch.setattr(plan, "THREAD", 1)
+    monkeypatch.setattr(plan, "STEP_BYTES", 8)
+    monkeypatch.setattr(plan, "COLUMN_PIXELS", 0)
+
+
+@pytest.fixture
+def columns(monkeypatch, small_tiles):
+    """... or, channels-last, read twice by one program."""
+    monkeypatch.setattr(plan, "COLUMN_PIXELS", 4096)
+    monkeypatch.setattr(plan, "COLUMN_WARPS", 1)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -53,10 +63,50 @@ def test_options(kernel_device, style, ends, channels_last):
 @pytest.mark.parametrize("style", [{}, {"style": (2, 9, 11)}], ids=["affine", "map"])
 def test_options_of_split_planes(kernel_device, small_tiles, style, ends, channels_last):
     arguments = make((2, 5, 13, 11), kernel_device, channels_last=channels_last, sliced=True, **style, **ends)
-    plan = kernel._plan_of(arguments["x"])
-    assert plan.splits > 1
-    assert plan.tiles > 1
+    way = kernel._Map.of(arguments["x"]).plan
+    assert way.splits > 1
+    assert way.steps > 1
+    assert way.unroll > 1
     assert worst(arguments) <= 1.0
+
+
+@pytest.mark.parametrize("ends", ENDS.values(), ids=ENDS.keys())
+@pytest.mark.parametrize("style", [{}, {"style": (2, 9, 11)}], ids=["affine", "map"])
+def test_options_of_columns(kernel_device, columns, style, ends):
+    arguments = make((2, 19, 13, 11), kernel_device, channels_last=True, sliced=True, **style, **ends)
+    way = kernel._Map.of(arguments["x"]).plan
+    assert not way.on_chip
+    assert (way.splits, way.programs(19)) == (1, 3)
+    assert way.steps > 1
+    assert worst(arguments) <= 1.0
+
+
+def launches(arguments, monkeypatch):
+    """The kernels that a call launches."""
+    found = []
+    for name in ("statistics_kernel", "adain_kernel"):
+        original = getattr(kernel, name)
+
+        class Counted:
+            def __getitem__(self, grid, original=original, name=name):
+                found.append(name)
+                return original[grid]
+
+        monkeypatch.setattr(kernel, name, Counted())
+    assert worst(arguments) <= 1.0
+    return found
+
+
+def test_both_statistics_are_one_launch(kernel_device, small_tiles, monkeypatch):
+    """Of unlike layouts, sizes and types too."""
+    arguments = make((2, 5, 13, 11), kernel_device, torch.bfloat16, style=None, noise=2)
+    arguments["style"] = make((1, 5, 3, 3), kernel_device, channels_last=True)["x"]
+    assert launches(arguments, monkeypatch) == ["statistics_kernel", "adain_kernel"]
+
+
+def test_a_column_is_one_launch(kernel_device, columns, monkeypatch):
+    arguments = make((2, 19, 13, 11), kernel_device, channels_last=True)
+    assert launches(arguments, monkeypatch) == ["adain_kernel"]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -145,46 +195,48 @@ def test_a_nan_stays_in_its_plane(kernel_device, small_tiles):
 
 
 @pytest.mark.parametrize("planar", [True, False])
+@pytest.mark.parametrize("element", [2, 4])
 @pytest.mark.parametrize("channels", [1, 3, 16, 64, 512, 4096])
-def test_plans(planar, channels):
+def test_plans(planar, channels, element):
     """Every plane is covered once; no span is empty; a thread holds 32 elements at most."""
-    for pixels in (
-        1,
-        2,
-        16,
-        17,
-        961,
-        1024,
-        1025,
-        16384,
-        16385,
-        65536,
-        1024 * 1024 - 7,
-        1024 * 1024,
-        4096 * 4096,
-    ):
-        plan = kernel.choose_plan(channels, pixels, planar)
-        assert (plan.splits - 1) * plan.span < pixels <= plan.splits * plan.span
-        assert plan.on_chip == (pixels <= plan.block_p)
-        assert plan.block_c * plan.block_p <= 32 * 32 * plan.num_warps
-        assert plan.splits <= 128
-        for size in (plan.block_c, plan.block_p):
-            assert size & (size - 1) == 0
+    sides = (1, 4, 31, 32, 64, 128, 256, 1024, 4096)
+    for pixels in sorted({side * side + more for side in sides for more in (-1, 0, 1)} - {0, 4096**2 + 1}):
+        for column in (False, True):
+            way = plan.choose_plan(channels, pixels, planar, element, column)
+            assert (way.splits - 1) * way.span < pixels <= way.splits * way.span
+            assert way.on_chip == (pixels <= (16384 if planar else 1024))
+            assert way.block_c * way.block_p * way.unroll <= 32 * 32 * way.num_warps
+            assert way.splits <= (128 if planar else 256)
+            if not planar and column and pixels <= 4096:
+                assert way.splits == 1
+            for size in (way.block_c, way.block_p):
+                assert size & (size - 1) == 0
 
 
 @pytest.mark.parametrize("planar", [True, False])
-def test_a_batch_of_one_fills_the_device(planar):
+@pytest.mark.parametrize("element", [2, 4])
+def test_a_batch_of_one_fills_the_device(planar, element):
     """StyleGAN's large layers and the first of an image-to-image generator, on 132 multiprocessors."""
     for channels, side in ((64, 256), (32, 512), (16, 1024)):
-        plan = kernel.choose_plan(channels, side * side, planar)
-        programs = plan.splits * -(-channels // plan.block_c)
+        way = plan.choose_plan(channels, side * side, planar, element)
         # The second kernel's reading of statistics stays small beside its pixels.
-        statistics = plan.splits * plan.block_c * 3 * 4
-        assert statistics <= plan.span * plan.block_c * 2 / 2
-        assert programs >= (128 if planar else 64), (channels, side, plan)
+        assert way.splits * 3 * 4 <= way.span * element / 2
+        assert way.programs(channels) >= 132, (channels, side, way)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_units(dtype):
+    """What divides everything that an address depends on, up to 16 bytes; noise between samples too."""
+    x = torch.empty(2, 3, 90, 90, dtype=dtype)
+    assert kernel._Map.of(x).unit == 4
+    assert kernel._Map.of(x, noise_b=90).unit == 2
+    assert kernel._Map.of(torch.empty(2, 3, 9, 9, dtype=dtype)).unit == 1
+    last = torch.empty(2, 36, 9, 9, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    assert kernel._Map.of(last).unit == 4
+    assert kernel._Map.of(last[:, :6]).unit == 2
 
 
 def test_single_pixels_are_channels_in_a_row():
     x = torch.empty(2, 512, 1, 1)
     assert reference.memory_format(x) == torch.contiguous_format
-    assert kernel._plan_of(x).block_c == 64
+    assert kernel._Map.of(x).plan.block_c == 64
