@@ -136,6 +136,14 @@ CASES = (
         inverse=True,
     ),
     _case(
+        "last_six",
+        "Glow's first scale channels-last: runs of 24 bytes, 8-byte words at best",
+        (2, 12, 3, 4),
+        part=_half(12),
+        channels_last="x network",
+        scale="sigmoid",
+    ),
+    _case(
         "mixed",
         "a channels-last network beside a contiguous state",
         (2, 12, 5, 6),
@@ -231,6 +239,32 @@ CASES = (
         channels_last="network",
     ),
     _case("realnvp64", "checkerboard", (64, 3, 32, 32), True, parity=1, scale="tanh", rescaled=True),
+    # The other maps, masks and orders, for the compile gate: a small batch each.
+    _case("zuko8", "soft clip", (8, 12, 16, 16), True, part=_half(12), scale="soft_clip"),
+    _case(
+        "nflows8",
+        "sigmoid with eps, shift first in the channels",
+        (8, 12, 16, 16),
+        True,
+        part=_half(12),
+        scale="sigmoid",
+        eps=1e-3,
+        parameters="shift_scale",
+    ),
+    _case(
+        "tanh8", "tanh of whole halves", (8, 12, 16, 16), True, part=_half(12), scale="tanh", rescaled=True
+    ),
+    _case("masked8", "any mask", (8, 12, 16, 16), True, masked="chw"),
+    _case(
+        "interleaved8",
+        "Glow's own order",
+        (8, 12, 16, 16),
+        True,
+        part=_half(12),
+        scale="sigmoid",
+        parameters="shift_scale_interleaved",
+        shift_first=True,
+    ),
     _case("nice1000", "additive, vectors", (1000, 784), True, part=_half(784), scale="additive"),
     _case("tabular", "many small vectors", (65_536, 16), True, part=_half(16)),
     _case("large", "bandwidth: one program's share and more", (512, 12, 64, 64), True, part=_half(12)),

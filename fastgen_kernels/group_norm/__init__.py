@@ -5,8 +5,13 @@ The maths stands in `reference.py`, how the work is divided in `plan.py`.
 
 from __future__ import annotations
 
+import math
+import numbers
+import operator
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import check
 from ..op import Budget, Op, differentiate_through, direct, select
@@ -15,7 +20,7 @@ from . import cases, cpu, reference
 __all__ = ["OP", "group_norm"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-MAX_ELEMENTS = 2**31  # that a sample may span: the kernel counts in int32
+MAX_ELEMENTS = 2**31  # of a sample, and that it may span in memory: the kernel counts in int32
 
 
 def group_norm(
@@ -40,27 +45,29 @@ def group_norm(
         x: [B, C1, H, W], float32, float16 or bfloat16 (float64 on the PyTorch path), NCHW or channels-last; may be
             a slice of channels or of samples.
         num_groups: divides C = C1 + C2. 1 is layer norm over the picture, C instance norm.
-        weight: [C], or None for 1. Typed as x, as every tensor here; contiguous, as all but x and skip.
-        bias: [C], or None for 0.
+        weight: [C], contiguous, or None for 1. Typed as x or float32, as are the four that follow.
+        bias: [C], contiguous, or None for 0.
         eps: added to the variance, at least 0.
-        skip: [B, C2, H, W] laid out as x: stands behind x's channels, as in `torch.cat((x, skip), 1)`, which is
-            not made. Groups may hold channels of both.
-        add: [B, C], added to every pixel before the statistics: an embedding that shifts the norm's input.
+        skip: [B, C2, H, W] of x's type and layout: stands behind x's channels, as in `torch.cat((x, skip), 1)`,
+            which is not made. Groups may hold channels of both.
+        add: [B, C], added to every pixel before the statistics: an embedding that shifts the norm's input. Its
+            samples may lie apart, as scale's and shift's: `scale, shift = embedding.chunk(2, 1)` will do.
         scale: [B, C], the norm's result is multiplied by 1 + scale: "scale_shift" residual blocks.
         shift: [B, C], added after that.
         act: SiLU, z / (1 + exp(-z)), at the end.
 
     Returns:
         [B, C, H, W] in x's dtype and layout, contiguous in it. Computed in float32 (float64 from float64) and
-        rounded once. On the Triton path a sample's bits depend on its batch in one respect: batches that fill
-        the machine and smaller ones divide pictures up to 64x64 differently.
+        rounded once. On the Triton path a sample has the same bits in all batches that fill the machine, and in all
+        that do not. From the one kind to the other they may change where one launch does all the work:
+        channels-last, or NCHW with 48 to 128 KiB of x a group.
 
     Gradients flow to all tensors.
 
     Raises:
         ValueError: naming the argument, what was expected and what was received; x and skip of unlike layouts too.
     """
-    _check(x, num_groups, weight, bias, eps, skip, add, scale, shift)
+    num_groups, eps = _check(x, num_groups, weight, bias, eps, skip, add, scale, shift)
     if direct(x.device.type):
         if x.device.type == "cpu" and not _needs_gradient(x, weight, bias, skip, add, scale, shift):
             return cpu.group_norm(x, num_groups, weight, bias, eps, skip, add, scale, shift, act)
@@ -82,7 +89,8 @@ def _check(
     add: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
-) -> None:
+) -> tuple[int, float]:
+    """ValueError where an argument is wrong; `num_groups` and `eps` as Python's numbers."""
     check.rank("x", x, 4, "[B, C, H, W]")
     check.dtype("x", x, DTYPES)
     batch, channels, height, width = x.shape
@@ -97,21 +105,38 @@ def _check(
         check.tensor("skip", skip, (batch, skip.shape[1], height, width), (dtype,), device, "[B, C2, H, W]")
         _check_layouts(x, skip)
         channels += skip.shape[1]
-    if not isinstance(num_groups, int) or num_groups < 1 or channels % num_groups:
+    groups, added = _integer(num_groups), _real(eps)
+    if groups is None or groups < 1 or channels % groups:
         check.fail("num_groups", f"a positive divisor of the {channels} channels", repr(num_groups))
-    if not eps >= 0.0:
-        check.fail("eps", "at least 0", eps)
-    a_channel, a_sample = (channels,), (batch, channels)
-    for name, value, shape in (
-        ("weight", weight, a_channel),
-        ("bias", bias, a_channel),
-        ("add", add, a_sample),
-        ("scale", scale, a_sample),
-        ("shift", shift, a_sample),
-    ):
+    if added is None or not 0.0 <= added < math.inf:
+        check.fail("eps", "a finite number, at least 0", repr(eps))
+    dtypes = (dtype, torch.float32) if dtype in reference.LOW_PRECISION else (dtype,)
+    for name, value in (("weight", weight), ("bias", bias)):
         if value is not None:
-            check.tensor(name, value, shape, (dtype,), device, "[C]" if shape is a_channel else "[B, C]")
+            check.tensor(name, value, (channels,), dtypes, device, "[C]")
             check.contiguous(name, value)
+    for name, value in (("add", add), ("scale", scale), ("shift", shift)):
+        if value is not None:
+            check.tensor(name, value, (batch, channels), dtypes, device, "[B, C]")
+            if channels > 1 and value.stride(1) != 1:
+                received = f"strides {value.stride()}: pass {name}.contiguous()"
+                check.fail(name, "a tensor whose samples are contiguous", received)
+    return groups, added
+
+
+def _integer(value: object) -> int | None:
+    if type(value) is int:
+        return value
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+
+
+def _real(value: object) -> float | None:
+    if type(value) is float:
+        return value
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
 
 
 def _check_layouts(x: Tensor, skip: Tensor) -> None:
@@ -173,6 +198,19 @@ def _(
 differentiate_through(_group_norm, reference.group_norm, wrt=(0, 2, 3, 5, 6, 7, 8))
 
 
+def _check_sizes(x: Tensor, skip: Tensor | None) -> None:
+    channels = x.shape[1] + (0 if skip is None else skip.shape[1])
+    if channels * x.shape[2] * x.shape[3] >= MAX_ELEMENTS:
+        sample = [channels, *x.shape[2:]]
+        check.fail("x", "fewer than 2^31 elements a sample of the result", f"a sample of {sample}")
+    for name, value in (("x", x), ("skip", skip)):
+        if value is not None:
+            extents = zip(value.shape[1:], value.stride()[1:], strict=True)
+            if 1 + sum((size - 1) * stride for size, stride in extents) >= MAX_ELEMENTS:
+                expected = "a sample that spans fewer than 2^31 elements in memory"
+                check.fail(name, expected, f"shape {list(value.shape)}, strides {value.stride()}")
+
+
 def _fused(
     x: Tensor,
     num_groups: int,
@@ -187,17 +225,37 @@ def _fused(
 ) -> Tensor:
     if x.dtype == torch.float64:
         check.fail("x", "float32, float16 or bfloat16 on the Triton path", "torch.float64: use('reference')")
-    for name, value in (("x", x), ("skip", skip)):
-        if value is not None:
-            extents = zip(value.shape[1:], value.stride()[1:], strict=True)
-            span = 1 + sum((size - 1) * stride for size, stride in extents)
-            if span >= MAX_ELEMENTS or x[0].numel() + value[0].numel() >= MAX_ELEMENTS:
-                check.fail(
-                    name, "fewer than 2^31 elements a sample, in memory and in the result", list(value.shape)
-                )
+    _check_sizes(x, skip)
     from . import kernel
 
     return kernel.launch(x, num_groups, weight, bias, eps, skip, add, scale, shift, act)
+
+
+def _eager(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    skip: Tensor | None = None,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    act: bool = True,
+) -> Tensor:
+    """As U-Nets are written: every step in x's type, which rounds 16-bit results several times."""
+    v = x if skip is None else torch.cat((x, skip), 1)
+    weight, bias, add, scale, shift = (
+        None if value is None else value.to(x.dtype) for value in (weight, bias, add, scale, shift)
+    )
+    if add is not None:
+        v = v + add[:, :, None, None]
+    y = F.group_norm(v, num_groups, weight, bias, eps)
+    if scale is not None:
+        y = y * (1.0 + scale)[:, :, None, None]
+    if shift is not None:
+        y = y + shift[:, :, None, None]
+    return F.silu(y) if act else y
 
 
 OP = Op(
@@ -215,4 +273,5 @@ OP = Op(
     bytes_moved=cases.bytes_moved,
     flops=cases.flops,
     budget=Budget(),
+    eager=_eager,
 )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..op import Arguments, Case, rounding_bound, select
+from ..op import Arguments, Case, rounding_bound
+from .reference import LOW_PRECISION
 
 
 def arguments(
@@ -26,12 +26,16 @@ def arguments(
     shift: bool = False,
     act: bool = True,
     sliced: int = 0,
+    rows: int = 0,
+    wide: bool = False,
     mean: float = 0.0,
     deviation: float = 1.0,
 ) -> Arguments:
     """Random arguments of `group_norm` for x of `shape` [B, C1, H, W] and a skip of `skip` channels.
 
-    sliced: x and skip are channels [sliced:-sliced] of wider tensors. mean, deviation: of x's and skip's elements.
+    sliced: x and skip are channels [sliced:-sliced] of wider tensors. rows: add, scale and shift are the last
+    columns of tensors that are so much wider. wide: all vectors are float32 beside 16-bit pictures. mean, deviation:
+    of x's and skip's elements.
     """
     batch, own, height, width = shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -44,7 +48,9 @@ def arguments(
         return value[:, sliced : sliced + channels]
 
     def vectors(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator).to(device, dtype)
+        return torch.randn(*size, generator=generator).to(
+            device, torch.float32 if wide and dtype in LOW_PRECISION else dtype
+        )
 
     channels = own + skip
     made: Arguments = {"x": picture(own), "num_groups": num_groups, "eps": 1e-5, "act": act}
@@ -54,7 +60,7 @@ def arguments(
         made["weight"], made["bias"] = vectors(channels), vectors(channels)
     for name, wanted in (("add", add), ("scale", scale), ("shift", shift)):
         if wanted:
-            made[name] = vectors(batch, channels)
+            made[name] = vectors(batch, rows + channels)[:, rows:]
     return made
 
 
@@ -132,6 +138,29 @@ CASES = (
         **LAST,
     ),
     _case("sliced", "slices, planes; shift without scale", (2, 6, 4, 4), 2, skip=2, sliced=3, shift=True),
+    _case(
+        "alone", "a slice of channels without a skip, which would copy it; planes", (2, 6, 4, 4), 2, sliced=3
+    ),
+    _case("alone_last", "the same, channels-last", (2, 16, 4, 6), 4, sliced=8, add=True, **LAST),
+    _case(
+        "alone_cut",
+        "the same, larger than what is copied to NCHW on CPU",
+        (1, 80, 11, 19),
+        1,
+        sliced=8,
+        **LAST,
+    ),
+    _case(
+        "chunks",
+        "add, scale and shift are columns of wider tensors; all vectors float32 beside 16-bit pictures",
+        (2, 6, 3, 5),
+        2,
+        add=True,
+        scale=True,
+        shift=True,
+        rows=7,
+        wide=True,
+    ),
     _case("split_last", "two launches: splits of two groups, the last one short", (1, 64, 27, 23), 2, **LAST),
     _case(
         "cut_last",
@@ -245,17 +274,7 @@ def tolerance(outputs: tuple[Tensor, ...], named: Arguments) -> tuple[Tensor, ..
     if named["act"]:
         # silu' is below 1.1; exp(-z) carries z's rounding, sigmoid at most a quarter of it, times z: within |z| too.
         error = error * 1.1
-    return (rounding_bound(outputs[0], error, named["x"].dtype, _accumulated(named["x"], normed.shape[2])),)
-
-
-def _accumulated(x: Tensor, terms: int) -> float:
-    """Roundings to float32 on the way, the sums of a group's `terms` among them, in units of 2^-24.
-
-    The kernel and PyTorch's NCHW kernel add in trees: 8. PyTorch's channels-last kernel for CPUs adds one after the
-    other: 6 sqrt(terms) more (Higham & Mary 2019, theorem 3.1, lambda = 6).
-    """
-    rough = x.device.type == "cpu" and not x.is_contiguous() and select(x.device.type) == "reference"
-    return 8.0 + (6.0 * math.sqrt(terms) if rough else 0.0)
+    return (rounding_bound(outputs[0], error, named["x"].dtype),)
 
 
 def bytes_moved(**named: Any) -> int:
@@ -264,8 +283,7 @@ def bytes_moved(**named: Any) -> int:
     vectors = [
         named[name] for name in ("weight", "bias", "add", "scale", "shift") if named.get(name) is not None
     ]
-    elements = 2 * sum(value.numel() for value in pictures) + sum(value.numel() for value in vectors)
-    return elements * named["x"].element_size()
+    return sum(2 * value.nbytes for value in pictures) + sum(value.nbytes for value in vectors)
 
 
 def flops(**named: Any) -> int:

@@ -46,8 +46,8 @@ def group_norm(
     samples = max(TILE // v[0].numel(), 1)
     for first in range(0, len(v), samples):
         some = slice(first, first + samples)
-        vectors = (None if value is None else value[some] for value in (add, scale, shift))
-        y[some] = norm(v[some].float(), True, *options, *vectors, act)
+        added, scaled, shifted = (None if value is None else value[some] for value in (add, scale, shift))
+        y[some] = norm(v[some].float(), True, *options, added, scaled, shifted, act)
     return y
 
 
@@ -66,13 +66,14 @@ def _planes(
     """By PyTorch's kernel for NCHW, whatever v's layout. mine: v may be overwritten."""
     v = v.contiguous()
     batch, channels, height, width = v.shape
-    if channels == 1:  # both layouts at once: strides that say channels-last would choose the other kernel
-        v = v.view(batch, 1, height * width)
     if add is not None:
-        add = add.view(batch, channels, *[1] * (v.dim() - 2))
-        v = v.add_(add) if mine else v + add
+        v = v.add_(add[:, :, None, None]) if mine else v + add[:, :, None, None]
+    if (
+        channels == 1 or height == width == 1
+    ):  # in both layouts: as channels-last it would get the other kernel
+        v = v.reshape(batch, channels, height * width)
     y = torch.native_group_norm(v, weight, bias, batch, channels, height * width, num_groups, eps)[0]
-    y = y.view(batch, channels, height, width) if channels == 1 else y
+    y = y if y.dim() == 4 else y.view(batch, channels, height, width)
     if scale is not None:
         y.mul_((1.0 + scale)[:, :, None, None])
     if shift is not None:
@@ -111,7 +112,7 @@ def _channels_last(
     gain = variance.add_(eps).rsqrt_().expand(batch, num_groups, size).reshape(batch, 1, channels)
     if weight is not None:
         gain = gain * weight
-    offset = torch.zeros((), dtype=v.dtype) if bias is None else bias
+    offset = v.new_zeros(()) if bias is None else bias
     if scale is not None:
         factor = (1.0 + scale)[:, None]
         gain, offset = gain * factor, offset * factor

@@ -118,6 +118,7 @@ def _moments(
     live,
     first,  # pixels [first, stop)
     stop,
+    CHANNELS_LAST: tl.constexpr,
     ROWS: tl.constexpr,
     UNROLL: tl.constexpr,
     LANES: tl.constexpr,
@@ -128,16 +129,19 @@ def _moments(
     mean = tl.zeros((ROWS, LANES), tl.float32)
     m2 = tl.zeros((ROWS, LANES), tl.float32)
     seen = 0.0
-    # Whole tiles, then the one that is left: a masked update takes a select for every element. Lanes that are not
-    # live load 0 every time, whose mean and deviations are 0.
-    whole = first + (stop - first) // TILE * TILE
+    # Channels-last: whole tiles, then the rows that are left, as a masked update takes a select for every element.
+    # (NCHW: the compiler for sm_100 would keep the next tile's loads in registers too, more than there are.)
+    # Lanes that are not live load 0 every time, so that their mean and deviations are 0.
+    whole = first + (stop - first) // TILE * TILE if CHANNELS_LAST else stop
     for start in range(first, whole, TILE):
         for u in tl.static_range(UNROLL):  # independent loads: the compiler issues them together
             seen += 1.0
-            mean, m2 = _update(mean, m2, seen, source, stride, live, start + u * ROWS + row, stop, True)
-    for start in range(whole, stop, ROWS):
-        seen += 1.0
-        mean, m2 = _update(mean, m2, seen, source, stride, live, start + row, stop, False)
+            pixel = start + u * ROWS + row
+            mean, m2 = _update(mean, m2, seen, source, stride, live, pixel, stop, CHANNELS_LAST)
+    if CHANNELS_LAST:
+        for start in range(whole, stop, ROWS):
+            seen += 1.0
+            mean, m2 = _update(mean, m2, seen, source, stride, live, start + row, stop, False)
     # A row's pixels are first + row, + ROWS, ...: rows have seen unlike numbers of them.
     count = tl.maximum(stop - first - row + (ROWS - 1), 0) // ROWS
     count = count.to(tl.float32)[:, None]
@@ -276,7 +280,7 @@ def group_norm_kernel(
     y += b.to(tl.int64) * C * pixels
 
     source, stride = _source(x, skip, x_step, skip_step, channel, C_X, UNIT, CHANNELS_LAST)
-    mean, m2 = _moments(source, stride, live, 0, pixels, ROWS, UNROLL, LANES)
+    mean, m2 = _moments(source, stride, live, 0, pixels, CHANNELS_LAST, ROWS, UNROLL, LANES)
     if add is not None:
         mean += tl.load(add + b.to(tl.int64) * add_row + channel, mask=live, other=0.0).to(tl.float32)
     group_mean = _over_channels(mean, members) / D
@@ -336,7 +340,7 @@ def statistics_kernel(
     first = split * run
     stop = tl.minimum(first + run, pixels)
     source, stride = _source(x, skip, x_step, skip_step, channel, C_X, UNIT, CHANNELS_LAST)
-    mean, m2 = _moments(source, stride, live, first, stop, ROWS, UNROLL, LANES)
+    mean, m2 = _moments(source, stride, live, first, stop, CHANNELS_LAST, ROWS, UNROLL, LANES)
     if add is not None:
         mean += tl.load(add + b.to(tl.int64) * add_row + channel, mask=live, other=0.0).to(tl.float32)
     share = tl.minimum(D - block % PARTS * WIDTH, WIDTH) if PARTS > 1 else D  # channels that a group has here

@@ -36,7 +36,8 @@ def group_norm(
     v = working(v).contiguous()
     if add is not None:
         v = v + working(add)[:, :, None, None]
-    y = F.group_norm(v, num_groups, maybe(weight), maybe(bias), eps)
+    # As one axis of pixels: one channel, or one pixel, may else still pass for channels-last.
+    y = F.group_norm(v.flatten(2), num_groups, maybe(weight), maybe(bias), eps).reshape(v.shape)
     if scale is not None:
         y = y * (1.0 + working(scale))[:, :, None, None]
     if shift is not None:

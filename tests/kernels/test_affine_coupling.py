@@ -5,9 +5,10 @@ import re
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgen_kernels import OPS, affine_coupling, affine_coupling_out
-from fastgen_kernels.affine_coupling import cases
+from fastgen_kernels.affine_coupling import cases, cpu
 
 from . import coupling_oracle
 
@@ -296,15 +297,28 @@ PICTURES = make((2, 3, 4, 5), torch.float32)
         ("network", torch.zeros(2, 6, 4, 6)[..., :5]),
         ("scale", "softplus"),
         ("parameters", "interleaved"),
+        ("scale", ["exp"]),
         ("eps", -1e-3),
+        ("eps", float("inf")),
+        ("eps", float("nan")),
+        ("eps", None),
+        ("eps", "a"),
         ("bound", float("inf")),
+        ("bound", None),
         ("slope", 1.0),
+        ("slope", "a"),
         ("rescale", torch.ones(3)),
         ("parity", 2),
+        ("parity", 1.0),
+        ("parity", torch.tensor(1)),
+        ("mask", [True]),
         ("mask", torch.ones(3, 4, 5)),
         ("mask", torch.ones(3, 4, dtype=torch.bool)),
         ("mask", torch.ones(3, 4, 1, dtype=torch.bool)),
         ("mask", torch.ones(3, 5, 4, dtype=torch.bool).mT),
+        ("x", torch.zeros(40).as_strided((2, 3, 4, 5), (12, 4, 5, 1))),
+        ("x", torch.zeros(200).as_strided((2, 3, 4, 5), (59, 20, 5, 1))),
+        ("log_det", 5),
         ("log_det", torch.zeros(3)),
         ("log_det", torch.zeros(2, dtype=torch.float64)),
         ("log_det", torch.zeros(4)[::2]),
@@ -320,6 +334,101 @@ def test_refusals(name, spoilt):
 def test_rescale_refusals(rescale):
     with pytest.raises(ValueError, match=r"^rescale: expected .*received"):
         affine_coupling(**(PICTURES | {"scale": "tanh", "rescale": rescale}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "user"), [("eps", 0.5, "sigmoid"), ("bound", 3.0, "tanh"), ("slope", 0.5, "soft_clip")]
+)
+def test_no_option_is_ignored(name, value, user):
+    default = {"eps": 0.0, "bound": 1.0, "slope": 1e-3}[name]
+    for scale in ("exp", "sigmoid", "tanh", "soft_clip"):
+        arguments = PICTURES | {"scale": scale}
+        affine_coupling(**(arguments | {name: default}))
+        if scale == user:
+            affine_coupling(**(arguments | {name: value}))
+        else:
+            with pytest.raises(ValueError, match=f"^{name}: expected .*received {value}"):
+                affine_coupling(**(arguments | {name: value}))
+    affine_coupling(**PICTURES, eps=0, bound=1)  # the defaults, as integers
+
+
+def test_memory_in_place_is_not_shared():
+    """A program would read what another has changed."""
+    buffer = torch.randn(4, 9, 4, 5)
+    shared = [  # of x's memory: all, its channels' neighbours, half of its samples, its own log_det
+        (buffer[:, :3], buffer[:, 2:8], None),
+        (buffer[:2, :3], buffer[:2, :6], None),
+        (buffer[1:3, :3], buffer[:2, 2:8], None),
+        (buffer[:2, :3], buffer[2:, :6].clone(), buffer.view(-1)[58:60]),
+    ]
+    for x, network, log_det in shared:
+        name = "network" if log_det is None else "log_det"
+        with pytest.raises(ValueError, match=f"^{name}: expected memory apart from x's"):
+            affine_coupling_out(x, network, log_det)
+    apart = [  # other channels, other samples, both sides
+        (buffer[:, :3], buffer[:, 3:9], None),
+        (buffer[:, 6:], buffer[:, :6], None),
+        (buffer[:2, :3], buffer[2:, :6], buffer.view(-1)[-2:]),
+        (buffer[2:, :3], buffer[:2, :6], None),
+        (buffer[1:3, :3], buffer[:2, 3:9], None),
+    ]
+    for x, network, log_det in apart:
+        want, total = affine_coupling(x, network)
+        total = total if log_det is None else total + log_det
+        affine_coupling_out(x, network, log_det)
+        assert torch.equal(x, want)
+        assert log_det is None or torch.equal(log_det, total)
+
+
+@pytest.mark.parametrize("make_mode", [FakeTensorMode, lambda: torch.device("meta")], ids=["fake", "meta"])
+def test_tensors_without_memory_share_none(make_mode):
+    with make_mode(), torch.no_grad():
+        affine_coupling_out(torch.zeros(2, 4, 3, 3)[:, 2:], torch.zeros(2, 4, 3, 3), torch.zeros(2))
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_without_gradient(case, dtype):
+    """The formula of fewest passes: as near as the reference's, and laid out as it promises."""
+    arguments = case.make(torch.Generator().manual_seed(4), CPU, dtype)
+    y, log_det = OP.eager(**arguments)
+    assert max(OP.errors(arguments, (y, log_det)).values()) <= 1.0
+    assert y.dtype == log_det.dtype == arguments["x"].dtype
+    assert y.stride() == torch.empty_like(arguments["x"]).stride()
+    got = affine_coupling(**arguments)
+    assert equal_bits(got[0], y)
+    assert equal_bits(got[1], log_det)
+
+
+def test_log_det_has_digits_where_the_sigmoid_is_near_one():
+    s = torch.linspace(-60.0, 60.0, 241)
+    network = torch.stack((s, torch.zeros_like(s)), 1)
+    _, log_a = affine_coupling(torch.ones(241, 1), network, scale="sigmoid")
+    exact = torch.nn.functional.logsigmoid(s.double() + 2.0)
+    # exp carries its argument's error, log1p passes it on.
+    bound = 2.0**-24 * (8.0 + (s.double() + 2.0).abs()) * exact.abs()
+    assert ((log_a.double() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 5, 4), (1, 1, 1, 1), (2, 1, 1, 6), (3, 5), (3, 1)])
+@pytest.mark.parametrize("parity", [0, 1])
+def test_boards_agree(shape, parity):
+    x = torch.zeros(shape)
+    want = cases.changed(x, None, parity)
+    assert torch.equal(cpu._board(x, parity), want.expand(cpu._board(x, parity).shape))
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": "sigmoid"}, {"parity": 1}], ids=str)
+def test_forward_mode_and_vmap(options):
+    """torch.func's transforms pass no sign of a gradient to the formula that asks for none."""
+    arguments = make((3, 4, 2, 2), **options)
+    x, network = arguments["x"].nan_to_num(), arguments["network"].nan_to_num()
+    options = {"scale": options.get("scale", "exp"), "parity": options.get("parity")}
+    forward = torch.func.jacfwd(lambda x: affine_coupling(x, network, **options)[0])(x)
+    backward = torch.func.jacrev(lambda x: affine_coupling(x, network, **options)[0])(x)
+    torch.testing.assert_close(forward, backward)
+    mapped = torch.func.vmap(lambda x: affine_coupling(x, network, **options)[0])(torch.stack((x, 2.0 * x)))
+    torch.testing.assert_close(mapped[1], affine_coupling(2.0 * x, network, **options)[0])
 
 
 def test_one_choice_of_what_changes():

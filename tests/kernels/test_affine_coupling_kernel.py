@@ -57,7 +57,10 @@ def test_options(kernel_device, scale, changed):
         # exp carries its argument's error |s + 2|, which log1p passes on; 8 for the divisions and the series.
         ({"scale": "sigmoid"}, lambda s: 8.0 + (s + 2.0).abs()),
         ({"scale": "tanh"}, lambda s: 8.0 + 0.0 * s),
-        ({"scale": "soft_clip"}, lambda s: 4.0 + 0.0 * s),
+        # In units of 2^-24: 1 / |log slope| rounded (1) and multiplied by |s| and added to 1, fused or not (2) make
+        # the denominator; a GPU's division (div.full.f32) is off by 2 ulp, each up to 2 units (4). In all 7,
+        # less what the denominator's 1 does not carry; 8 with the second order.
+        ({"scale": "soft_clip"}, lambda s: 8.0 + 0.0 * s),
     ],
     ids=lambda value: value["scale"] if isinstance(value, dict) else None,
 )

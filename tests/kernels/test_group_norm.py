@@ -1,6 +1,7 @@
 """Group normalisation in PyTorch: against the paper's formula in NumPy and against other norms; its checks."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from torch.nn import functional as F
 
 from fastgen_kernels import OPS, decompositions, group_norm, use
 from fastgen_kernels.group_norm import cases, cpu, reference
+
+checks = sys.modules["fastgen_kernels.group_norm"]
 
 OP = OPS["group_norm"]
 CPU = torch.device("cpu")
@@ -131,7 +134,7 @@ def test_batches_that_are_widened_a_sample_at_a_time():
     arguments = make(
         (5, 96, 24, 24), 8, torch.bfloat16, skip=32, add=True, scale=True, shift=True, channels_last=True
     )
-    assert cpu.WHOLE < 5 * 128 * 24 * 24
+    assert cpu.TILE < 5 * 128 * 24 * 24
     assert OP.errors(arguments)["y"] <= 1.0
     assert group_norm(**arguments).is_contiguous(memory_format=torch.channels_last)
 
@@ -145,6 +148,115 @@ def test_slices(channels_last):
     y = group_norm(**arguments)
     assert torch.equal(y, group_norm(**whole))
     assert y.is_contiguous(memory_format=layout)
+
+
+SLICES = {
+    "channels": lambda x: x[:, 2:6],
+    "samples": lambda x: x[::2],
+    "expanded": lambda x: x[:1].expand(3, -1, -1, -1),
+}
+
+
+@pytest.mark.parametrize("pixels", [5, 40], ids=["small", "large"])
+@pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("kind", SLICES)
+def test_slices_without_a_skip(kind, dtype, memory_format, pixels):
+    """`torch.cat` would make them dense. PyTorch's own kernel refuses what is not."""
+    whole = torch.randn(4, 8, pixels, pixels, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = SLICES[kind](whole.contiguous(memory_format=memory_format))
+    before = x.clone()
+    arguments = {"x": x, "num_groups": 2, "eps": 1e-5, "act": True}
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            y = group_norm(**arguments)
+        assert OP.errors(arguments, y.clone())["y"] <= 1.0
+        assert y.is_contiguous(memory_format=memory_format)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
+def test_compiles_on_slices(memory_format):
+    x = torch.randn(4, 8, 5, 5).contiguous(memory_format=memory_format)[:, 2:6]
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: group_norm(x, 2), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), group_norm(x, 2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 8, 160, 160), (1, 256, 20, 20), (3, 64, 33, 17)])
+def test_sums_on_cpu_keep_the_bound(shape, dtype):
+    """Positive values in channels-last: sums that are kept one after the other lose them."""
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(dtype) + 0.5
+    arguments = {
+        "x": x.contiguous(memory_format=torch.channels_last),
+        "num_groups": 2,
+        "eps": 1e-5,
+        "act": False,
+    }
+    with torch.no_grad():
+        assert OP.errors(arguments)["y"] <= 1.0
+        theirs = F.group_norm(arguments["x"].float(), 2).to(dtype)
+    if shape[2] == 160 and dtype == torch.float32:
+        assert OP.errors(arguments, theirs)["y"] > 1.0  # PyTorch's own do not keep it
+
+
+@pytest.mark.parametrize("function", [group_norm, OP.reference])
+@pytest.mark.parametrize("shape", [(1, 64, 64, 1), (1, 1, 1, 64)])
+def test_both_layouts_at_once(function, shape):
+    """Of one channel or one pixel: strides that say channels-last must not choose PyTorch's kernel for it."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).permute(0, 3, 1, 2) + 1e4
+    assert x.is_contiguous()
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    arguments = {"x": x, "num_groups": 1, "eps": 1e-5, "act": True}
+    with torch.no_grad():
+        assert OP.errors(arguments, function(**arguments))["y"] <= 1.0
+
+
+def test_the_bound_sees_a_wrong_eps():
+    arguments = make((1, 64, 96, 96), 16, channels_last=True)
+    wrong = OP.reference(**(arguments | {"eps": 1e-3}))
+    assert OP.errors(arguments, wrong)["y"] > 10.0
+
+
+def test_scale_and_shift_are_halves_of_an_embedding():
+    arguments = make((2, 6, 4, 5), 2)
+    scale, shift = torch.randn(2, 12).chunk(2, 1)
+    y = group_norm(**arguments, scale=scale, shift=shift)
+    assert torch.equal(y, group_norm(**arguments, scale=scale.contiguous(), shift=shift.contiguous()))
+
+
+def test_numbers_of_numpy():
+    arguments = everything()
+    y = group_norm(**arguments)
+    assert torch.equal(group_norm(**(arguments | {"num_groups": np.int64(3), "eps": np.float64(1e-5)})), y)
+    assert torch.equal(group_norm(**(arguments | {"eps": 0})), group_norm(**(arguments | {"eps": 0.0})))
+
+
+@pytest.mark.parametrize(
+    ("own", "skip", "refused"),
+    [
+        (1023, 0, False),
+        (1024, 0, False),
+        (1024, 1023, False),
+        (2047, 0, False),
+        (2048, 0, True),
+        (1024, 1024, True),
+    ],
+)
+def test_the_largest_sample(own, skip, refused):
+    """2^20 pixels: 2048 channels are 2^31 elements."""
+    x = torch.empty(1, own, 1024, 1024, dtype=torch.bfloat16, device="meta")
+    other = torch.empty(1, skip, 1024, 1024, dtype=torch.bfloat16, device="meta") if skip else None
+    if refused:
+        with pytest.raises(ValueError, match=r"^x: expected fewer than 2\^31 elements"):
+            checks._check_sizes(x, other)
+    else:
+        checks._check_sizes(x, other)
+    wide = torch.empty(1, 1024, 1024, 2049, dtype=torch.bfloat16, device="meta").permute(0, 3, 1, 2)[:, :8]
+    with pytest.raises(ValueError, match=r"^skip: expected a sample that spans"):
+        checks._check_sizes(x[:, :8], wide)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +327,12 @@ def test_export_with_dynamic_sizes(channels_last):
         ("num_groups", lambda a: 4),
         ("num_groups", lambda a: 0),
         ("num_groups", lambda a: 3.0),
+        ("num_groups", lambda a: True),
+        ("num_groups", lambda a: None),
+        ("eps", lambda a: None),
+        ("eps", lambda a: True),
+        ("eps", lambda a: "1e-5"),
+        ("eps", lambda a: float("inf")),
         ("eps", lambda a: -1e-5),
         ("eps", lambda a: float("nan")),
         ("skip", lambda a: a["skip"][:1]),
@@ -229,6 +347,8 @@ def test_export_with_dynamic_sizes(channels_last):
         ("add", lambda a: a["add"][:1]),
         ("add", lambda a: a["add"][:, :5]),
         ("scale", lambda a: a["scale"].double()),
+        ("scale", lambda a: a["scale"].repeat(1, 2)[:, ::2]),
+        ("add", lambda a: a["add"].t().contiguous().t()),
         ("shift", lambda a: a["shift"][:, :, None, None]),
     ],
 )
@@ -252,10 +372,20 @@ def test_kernel_refuses_float64():
         group_norm(**make(dtype=torch.float64))
 
 
+def test_what_a_weight_of_another_type_is_told():
+    arguments = everything(torch.bfloat16)
+    arguments["weight"] = arguments["weight"].double()
+    expected = "weight: expected torch.bfloat16 or torch.float32, received torch.float64"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        group_norm(**arguments)
+
+
 def test_costs():
     arguments = everything(torch.bfloat16)
     elements, channels = 2 * 9 * 4 * 6, 9
     # x and skip in, y out, 2 bytes each; weight and bias once, add, scale and shift a sample.
     assert OP.bytes_moved(**arguments) == 2 * (2 * elements + 2 * channels + 3 * 2 * channels)
+    wide = {name: arguments[name].float() for name in ("weight", "bias")}
+    assert OP.bytes_moved(**(arguments | wide)) == OP.bytes_moved(**arguments) + 2 * 2 * channels
     assert OP.flops(**arguments) == 11 * elements
     assert OP.flops(**(arguments | {"act": False})) == 7 * elements

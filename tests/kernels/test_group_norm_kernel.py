@@ -100,15 +100,22 @@ def test_a_large_mean(kernel_device, divide, launch, memory_format):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("launch", [SPLIT, WIDE], ids=["two", "one"])
-def test_bits_do_not_depend_on_the_batch(kernel_device, divide, launch, channels_last):
-    divide(LATENCY=(launch, SPLIT), THROUGHPUT=(launch, SPLIT))
-    together = make(kernel_device, (3, 6, 7, 9), 3, skip=3, add=True, channels_last=channels_last)
+@pytest.mark.parametrize(("fills", "batches"), [(10**9, (1, 3)), (6, (2, 3))], ids=["small", "large"])
+def test_bits_of_batches_of_one_kind(kernel_device, monkeypatch, fills, batches, channels_last):
+    """With the launches of real pictures; only what fills the machine is less."""
+    monkeypatch.setattr(plan, "MANY_PROGRAMS", fills)
+    plan.plan.cache_clear()
+    shape, groups, skip = (max(batches), 30, 7, 9), 12, 6
+    together = make(kernel_device, shape, groups, skip=skip, add=True, channels_last=channels_last)
+    ways = [plan.plan(batch, groups, 3, 63, 4, channels_last) for batch in batches]
+    wanted = plan.THROUGHPUT if fills == 6 else plan.LATENCY
+    assert set(ways) == {plan._plan(wanted, groups, 3, 63, 4, channels_last)}
     with use("triton"):
         all_of_them = group_norm(**together)
-        for i in range(3):
-            alone = together | {name: together[name][i : i + 1] for name in ("x", "skip", "add")}
-            assert torch.equal(group_norm(**alone), all_of_them[i : i + 1])
+        few = min(batches)
+        some = together | {name: together[name][:few] for name in ("x", "skip", "add")}
+        assert torch.equal(group_norm(**some), all_of_them[:few])
+    plan.plan.cache_clear()
 
 
 def test_a_nan_stays_in_its_group(kernel_device):
@@ -151,6 +158,67 @@ def test_plans_cover_every_element_once_and_fit():
             assert way.run % (way.rows * way.unroll) == 0
             assert way.groups * way.partials <= 2 * plan.MAX_PARTIALS
         assert way.rows * way.lanes <= max(32 * way.num_warps * plan.VECTOR // element, way.lanes)
+
+
+def test_plans_differ_between_batches_only_where_the_words_say():
+    """At most two plans a shape, the second from some batch on; one where a sample takes two launches in both."""
+    changed = 0
+    for shape in SHAPES:
+        _, _, size, pixels, element, channels_last = shape
+        ways = [plan.plan(batch, *shape[1:]) for batch in (1, 2, 3, 8, 17, 64, 132, 500, 4096)]
+        first = next((i for i, way in enumerate(ways) if way != ways[0]), len(ways))
+        assert len(set(ways[first:])) <= 1, shape
+        if first < len(ways):
+            changed += 1
+            assert ways[-1].one_launch, shape
+            assert channels_last or 48 << 10 < size * pixels * element <= 128 << 10, shape
+            assert ways[-1].width * pixels * element <= 128 << 10, shape
+    assert changed
+
+
+def test_silu_of_any_number(kernel_device):
+    """Its exponential may overflow, and must not spoil the result: y = silu(bias) where the picture is constant."""
+    finite = [
+        -3e38,
+        -1e4,
+        -104.0,
+        -100.0,
+        -88.8,
+        -87.0,
+        -20.0,
+        -1.3,
+        -1e-30,
+        0.0,
+        1e-30,
+        1.3,
+        20.0,
+        88.8,
+        1e4,
+        3e38,
+    ]
+    bias = torch.tensor([*finite, float("inf"), float("nan")], device=kernel_device)
+    arguments = {"x": torch.zeros(1, len(bias), 2, 2, device=kernel_device), "num_groups": 1, "eps": 1e-5}
+    arguments |= {"weight": torch.ones_like(bias), "act": True}
+    with use("triton"):
+        y = group_norm(**arguments, bias=bias)
+        few = {name: value[:, :16] if name == "x" else value for name, value in arguments.items()}
+        few |= {"weight": arguments["weight"][:16], "bias": bias[:16]}
+        assert OP.errors(few)["y"] <= 1.0
+    assert (y[0, 16] == float("inf")).all()
+    assert y[0, 17].isnan().all()
+
+
+def test_silu_is_as_exact_as_a_division(kernel_device):
+    bias = torch.linspace(-100.0, 100.0, 2048, device=kernel_device)
+    arguments = {"x": torch.zeros(1, 2048, 1, 1, device=kernel_device), "num_groups": 1, "eps": 1e-5}
+    with use("triton"):
+        y = group_norm(**arguments, bias=bias, act=True)[0, :, 0, 0].double()
+    z = bias.double()
+    # 2^-21.9 of the inverse root's square, a rounding each of two products, and z's in exp(-z), which is e more.
+    rounding = 2.0**-24 * (8.0 + z.abs())
+    want = z * torch.sigmoid(z)
+    # Where exp(-z) overflows y is 0, which it is less than 89 * 2^-128 from.
+    assert ((y - want).abs() <= rounding * want.abs() + 89 * 2.0**-128).all()
 
 
 def test_plans_of_the_shapes_that_matter():
