@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import check
 from ..op import Budget, Op, differentiate_through, direct, select
-from . import cases, cpu, reference
+from . import cases, cpu, eager, reference
 
 __all__ = ["OP", "adain"]
 
@@ -325,8 +325,9 @@ OP = Op(
     tolerance=cases.tolerance,
     bytes_moved=cases.bytes_moved,
     flops=cases.flops,
-    # A thread of a channels-last tile holds 32 elements of 8 channels, and each channel's statistics beside them. Two
-    # programs of 8 warps still fit a multiprocessor: 512 threads with 64 bytes each in flight, which is what an
-    # H200's latency times its bandwidth asks of one.
+    eager=eager.adain,
+    # A thread of a tile in registers holds up to 32 elements and what is made of them, channels-last each of its 8
+    # channels' statistics beside them. Two programs of 8 warps still fit a multiprocessor: 512 threads with 64 bytes
+    # each in flight, which is what an H200's latency times its bandwidth asks of one.
     budget=Budget(registers=128),
 )

@@ -110,9 +110,26 @@ CASES = (
     ),
     _case("split_style", "content on chip, style in spans", (1, 2, 6, 6), style=(1, 131, 129)),
     _case("stylegan4", "latency: StyleGAN's first layer", (1, 512, 4, 4), True, **STYLEGAN),
+    _case("stylegan8", "latency: its second, planes of 8x8 on chip", (1, 512, 8, 8), True, **STYLEGAN),
+    _case("stylegan16", "latency: planes of 16x16 on chip", (1, 512, 16, 16), True, **STYLEGAN),
+    _case("stylegan32", "latency: planes of 32x32 on chip", (1, 512, 32, 32), True, **STYLEGAN),
+    _case("stylegan128", "latency: the largest planes on chip", (1, 128, 128, 128), True, **STYLEGAN),
+    _case("stylegan4_last", "latency, channels-last", (1, 512, 4, 4), True, channels_last=True, **STYLEGAN),
+    _case("stylegan8_last", "latency, channels-last", (1, 512, 8, 8), True, channels_last=True, **STYLEGAN),
+    _case("street32", "latency: features of a 512x1024 picture", (1, 512, 32, 64), True),
+    _case("street64", "latency: planes of 8192 pixels on chip", (1, 256, 64, 128), True),
+    _case("street16_last", "latency, channels-last, 512 pixels", (1, 512, 16, 32), True, channels_last=True),
     _case("stylegan64", "StyleGAN's middle", (4, 256, 64, 64), True, **STYLEGAN),
     _case(
         "stylegan1024", "StyleGAN's last layer: 16 planes of a million", (1, 16, 1024, 1024), True, **STYLEGAN
+    ),
+    _case(
+        "stylegan1024_last",
+        "the same channels-last: 16 channels are all that a pixel has",
+        (1, 16, 1024, 1024),
+        True,
+        channels_last=True,
+        **STYLEGAN,
     ),
     _case(
         "stylegan256_last",
@@ -138,9 +155,20 @@ CASES = (
         style=(1, 64, 64),
         channels_last=True,
     ),
+    _case(
+        "vgg1_large",
+        "a 1024-pixel picture's: both maps' planes in spans, one launch for their statistics",
+        (1, 256, 256, 256),
+        True,
+        style=(1, 160, 160),
+    ),
     _case("vgg16", "bandwidth: planes on chip", (16, 512, 64, 64), True),
     _case(
-        "vgg16_last", "bandwidth, channels-last: planes in spans", (16, 512, 64, 64), True, channels_last=True
+        "vgg16_last",
+        "bandwidth, channels-last: planes read twice",
+        (16, 512, 64, 64),
+        True,
+        channels_last=True,
     ),
     _case(
         "cyclegan1",

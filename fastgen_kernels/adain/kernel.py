@@ -379,7 +379,8 @@ def adain_kernel(
             )
         gain = alpha * (gain * tl.rsqrt(m2 / freedom + eps)) + keep
         offset = alpha * offset + keep * (centre + rest) - rest * gain
-        STEP: tl.constexpr = BLOCK_P * UNROLL
+        # Of a column in cache half as many loads are enough, and leave registers for two programs a multiprocessor.
+        STEP: tl.constexpr = BLOCK_P * UNROLL // (2 if partials is None else 1)
         column = tl.arange(0, STEP)
         steps = tl.cdiv(tl.minimum(span, pixels - begin), STEP)
         for i in range(steps):

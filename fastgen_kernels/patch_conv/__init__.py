@@ -13,8 +13,7 @@ from torch import Tensor
 
 from .. import check
 from ..op import Budget, Op, differentiate_through, direct, select
-from . import cases, cpu, reference
-from .eager import patch_conv as eager
+from . import cases, cpu, eager, reference
 from .layout import MAX_COUNT, TAPS, output_format, output_shape, pack_weight, padded
 from .reference import without_autocast
 
@@ -79,8 +78,8 @@ def check_arguments(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int)
         channels, depth, rows, columns = weight.shape
         dtype, device = x.dtype, x.device
         if (
-            (stride == 1 or stride == 2)
-            and type(stride) is int
+            type(stride) is int
+            and (stride == 1 or stride == 2)
             and height >= 2
             and width >= 2
             and batch
@@ -188,7 +187,7 @@ OP = Op(
     tolerance=cases.tolerance,
     bytes_moved=cases.bytes_moved,
     flops=cases.flops,
-    eager=eager,
+    eager=eager.patch_conv,
     # Bound by tensor cores: two blocks of 8 warps share a multiprocessor's 65,536 registers. Tensors move in boxes and
     # accesses of 16 bytes; the bias comes once a program, 8 bytes at a time in float32, in the accumulators' layout,
     # and counts as much as a step of the loop.

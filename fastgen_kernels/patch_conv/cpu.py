@@ -16,6 +16,6 @@ def patch_conv(
     y = F.conv2d(x, weight, bias, stride, PADDING)
     if negative_slope is not None:
         F.leaky_relu_(y, negative_slope)
-    if y.stride(1) == x.stride(1) == 1:  # as it nearly always is; every word counts where a layer takes 35 us
+    if weight.stride(1) == y.stride(1) == 1:  # packed: every word counts where a layer takes 35 us
         return y
     return y.contiguous(memory_format=output_format(x, weight))

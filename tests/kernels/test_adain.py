@@ -249,3 +249,48 @@ def test_half_precision_is_rounded_once(monkeypatch):
     assert len(called) == 2
     adain(x, slope_after=0.2)
     assert len(called) == 2
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7, 9), (5, 2, 3, 4)], ids=["planes", "samples"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("style", ["affine", (1, 8, 9)], ids=["affine", "map"])
+def test_half_precision_is_widened_by_the_piece(monkeypatch, shape, channels_last, style):
+    """The bits of the whole, without a float32 copy of it."""
+    arguments = make(
+        shape, torch.bfloat16, noise=shape[0], bias=True, slope_after=0.2, alpha=0.7,
+        style=style, channels_last=channels_last,
+    )  # fmt: skip
+    whole = adain(**arguments)
+    sizes = []
+    original = cpu._planes
+    monkeypatch.setattr(cpu, "_planes", lambda x, *others: sizes.append(x.numel()) or original(x, *others))
+    monkeypatch.setattr(cpu, "WHOLE", 63)
+    y = adain(**arguments)
+    assert torch.equal(y, whole)
+    assert y.stride() == whole.stride()
+    assert len(sizes) > 2
+    assert sum(sizes) == whole.numel()
+    # A channels-last sample stays whole.
+    assert max(sizes) <= (whole[0].numel() * 2 if channels_last else 63)
+
+
+@pytest.mark.parametrize(
+    "options", [{"alpha": 0.7}, {"style": (1, 6, 5), "alpha": 0.7}], ids=["affine", "map"]
+)
+def test_blending_takes_pytorchs_norm(monkeypatch, options):
+    """Which hands out the statistics that blending needs: neither deviations nor squares are made."""
+    for name in ("deviations", "spread"):
+        monkeypatch.setattr(cpu, name, None)
+    arguments = make((2, 3, 8, 8), torch.float32, **options)
+    assert max(OP.errors(arguments).values()) <= 1.0
+
+
+@pytest.mark.parametrize("case", PLAIN, ids=lambda case: case.name)
+def test_the_eager_rival(case):
+    """Does the same work, if with PyTorch's roundings."""
+    arguments = case.make(torch.Generator().manual_seed(3), CPU, torch.float64)
+    want = OP.reference(**arguments)
+    torch.testing.assert_close(OP.eager(**arguments), want, rtol=1e-9, atol=1e-9)
+    half = case.make(torch.Generator().manual_seed(3), CPU, torch.bfloat16)
+    y = OP.eager(**half)
+    assert (y.shape, y.dtype) == (want.shape, torch.bfloat16)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgen_kernels import OPS, adain, use
 from fastgen_kernels.adain import cases, kernel, plan, reference
@@ -102,6 +103,19 @@ def test_both_statistics_are_one_launch(kernel_device, small_tiles, monkeypatch)
     arguments = make((2, 5, 13, 11), kernel_device, torch.bfloat16, style=None, noise=2)
     arguments["style"] = make((1, 5, 3, 3), kernel_device, channels_last=True)["x"]
     assert launches(arguments, monkeypatch) == ["statistics_kernel", "adain_kernel"]
+
+
+def test_columns_keep_a_large_mean_and_other_planes(kernel_device, columns):
+    """Constant channels come out as 0, a NaN stays where it is."""
+    x = make((1, 9, 13, 11), kernel_device, style=None, channels_last=True)["x"]
+    x[:, 0] = 1e4 + 1 / 3
+    x[:, 3, 4, 5] = float("nan")
+    x[:, 5] += 2000.0
+    with use("triton"):
+        y = adain(x, eps=1e-8)
+    assert y[:, 0].abs().max() <= 2.0**-47 * 1e4 * 1e4
+    assert y.isnan().sum() == 13 * 11
+    assert worst({"x": x[:, 4:].contiguous(memory_format=torch.channels_last)}) <= 1.0
 
 
 def test_a_column_is_one_launch(kernel_device, columns, monkeypatch):
@@ -222,6 +236,24 @@ def test_a_batch_of_one_fills_the_device(planar, element):
         # The second kernel's reading of statistics stays small beside its pixels.
         assert way.splits * 3 * 4 <= way.span * element / 2
         assert way.programs(channels) >= 132, (channels, side, way)
+
+
+def test_every_tile_has_a_production_case():
+    """So that the compile gate sees it."""
+    met = set()
+    with FakeTensorMode():
+        for case in OP.cases:
+            if case.production:
+                x = case.make(torch.Generator().manual_seed(0), torch.device("cpu"), torch.bfloat16)["x"]
+                content = kernel._Map.of(x)
+                way = content.plan
+                met.add((content.planar, way.block_c, way.block_p, way.num_warps, way.splits > 1))
+    for planar, tiles in ((True, plan.PLANAR), (False, plan.CHANNELS_LAST)):
+        for tile in tiles:
+            assert (planar, tile.channels, tile.pixels, tile.num_warps, False) in met, tile
+    assert (True, 1, 2048, plan.PLANAR_SPLIT.num_warps, True) in met
+    assert (False, 16, 128, plan.CHANNELS_LAST_SPLIT.num_warps, True) in met
+    assert (False, 16, 256, plan.COLUMN_WARPS, False) in met
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

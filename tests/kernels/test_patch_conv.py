@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgen_kernels import OPS, pack_weight, patch_conv, patch_score
-from fastgen_kernels.patch_conv import cases, layout
+from fastgen_kernels.patch_conv import cases, eager, layout
 
 OP, SCORE = OPS["patch_conv"], OPS["patch_score"]
 CPU = torch.device("cpu")
@@ -136,7 +138,6 @@ def test_precision_follows_torch():
         ("x", lambda a: a["x"][:0]),
         ("x", lambda a: a["x"][:, :, :1]),
         ("x", lambda a: a["x"].long()),
-        ("x", lambda a: torch.empty(1, 3, 2**14, 2**14, device="meta")),
         ("weight", lambda a: a["weight"][:, :2]),
         ("weight", lambda a: a["weight"][..., :3]),
         ("weight", lambda a: a["weight"][0]),
@@ -149,9 +150,13 @@ def test_precision_follows_torch():
         ("bias", lambda a: 0.0),
         ("stride", lambda a: 3),
         ("stride", lambda a: (2, 2)),
+        ("stride", lambda a: 2.0),
+        ("stride", lambda a: True),
         ("negative_slope", lambda a: -0.1),
         ("negative_slope", lambda a: float("nan")),
         ("negative_slope", lambda a: float("inf")),
+        ("negative_slope", lambda a: "a"),
+        ("negative_slope", lambda a: True),
     ],
 )
 def test_refusals(name, spoil):
@@ -198,6 +203,137 @@ def test_chain_is_the_discriminator():
     torch.testing.assert_close(x, network(picture), rtol=1e-12, atol=1e-12)
     score = patch_score(below, network[8].weight, network[8].bias)
     torch.testing.assert_close(score, network(picture).mean((1, 2, 3)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_autocast_changes_nothing(dtype):
+    """The result has x's type and bits, and gradients their inputs' types, as on the kernels."""
+    arguments = make(channels=1, dtype=dtype)
+    traced = (arguments["x"], arguments["weight"], arguments["bias"])
+    calls = (
+        lambda: patch_conv(**arguments),
+        lambda: patch_score(**arguments),
+        lambda: torch.ops.fastgen.patch_conv(*traced, 2, 0.2),
+        lambda: torch.ops.fastgen.patch_score(*traced, 1),
+    )
+    for call in calls:
+        want = call()
+        with torch.autocast("cpu", torch.bfloat16):
+            got = call()
+        assert got.dtype == want.dtype
+        assert torch.equal(got, want)
+    weight = arguments["weight"].detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = torch.ops.fastgen.patch_conv(arguments["x"], weight, None, 2, 0.2)
+        (gradient,) = torch.autograd.grad(y.sum(), weight)
+    (want,) = torch.autograd.grad(patch_conv(arguments["x"], weight).sum(), weight)
+    assert gradient.dtype == want.dtype
+    assert torch.equal(gradient, want)
+
+
+@pytest.mark.parametrize(("function", "channels"), [(patch_conv, 5), (patch_score, 1)])
+def test_exports_any_batch(function, channels):
+    arguments = make(channels=channels, dtype=torch.float32)
+    x, weight, bias = (arguments[name] for name in ("x", "weight", "bias"))
+
+    class Layer(nn.Module):
+        def forward(self, x):
+            return function(x, weight, bias)
+
+    program = torch.export.export(Layer(), (x,), dynamic_shapes={"x": {0: torch.export.Dim("b")}})
+    more = torch.cat([x, x, x])
+    torch.testing.assert_close(program.module()(more), function(more, weight, bias))
+
+
+def test_the_kernels_limits_are_not_those_of_pytorch():
+    huge = torch.empty(1, 3, 2**14, 2**14, device="meta")
+    weight = torch.empty(2, 3, 4, 4, device="meta")
+    assert patch_conv(huge, weight).shape == (1, 2, 2**13, 2**13)
+    for name, x, kernels in (
+        ("x", huge, weight),
+        ("x", torch.empty(2**10, 3, 2**10, 2**10, device="meta"), weight),
+        (
+            "weight",
+            torch.empty(1, 2**13, 2, 2, device="meta"),
+            torch.empty(2**13, 2**13, 4, 4, device="meta"),
+        ),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name}: expected fewer than 2\^30 .*received"):
+            OP.fused(x, kernels)
+
+
+def test_a_sample_too_long_for_the_kernel_is_not_read_as_it_lies():
+    """8 channels of 1024: a row is 2^20 elements, and its rows more than 2^30."""
+    sample = torch.empty(1, 1024, 1025, 1024, device="meta").to(memory_format=torch.channels_last)
+    assert layout.is_ready(sample[:, 8:16, :1024])
+    assert not layout.is_ready(sample[:, 8:16])
+
+
+@pytest.mark.parametrize("last_x", [False, True])
+@pytest.mark.parametrize("channels", [3, 8])
+@pytest.mark.parametrize("op", [OP, SCORE], ids=lambda op: op.name)
+def test_the_eager_rival(op, channels, last_x):
+    """As good as the reference, and it converts a weight once."""
+    arguments = make(
+        (2, channels, 6, 8), 1 if op is SCORE else 5, torch.float32, layout="last" if last_x else "first"
+    )
+    assert max(op.errors(arguments, op.eager(**arguments)).values()) <= 1.0
+    x, weight = arguments["x"], arguments["weight"]
+    dense = eager.dense_weight(x, weight)
+    assert eager.dense_weight(x, weight) is dense
+    assert dense.is_contiguous(memory_format=torch.channels_last if last_x else torch.contiguous_format)
+    assert torch.equal(dense, weight)
+
+
+class Copies(TorchDispatchMode):
+    """Counts what writes a new tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (
+            torch.ops.aten.clone,
+            torch.ops.aten.copy_,
+            torch.ops.aten.constant_pad_nd,
+        )
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("channels", [3, 8])
+def test_a_weight_is_packed_in_one_copy(channels):
+    with Copies() as copies:
+        packed = pack_weight(torch.randn(5, channels, 4, 4))
+    assert copies.count == 1
+    assert layout.is_packed(packed)
+
+
+def test_a_weight_in_order_but_not_aligned_is_copied():
+    memory = torch.randn(5 * 128 + 8).half()
+    start = next(i for i in range(8) if memory[i:].data_ptr() % 16)
+    weight = memory[start:].as_strided((5, 8, 4, 4), (128, 1, 32, 8))
+    packed = pack_weight(weight)
+    assert torch.equal(packed, weight)
+    assert layout.is_packed(packed)
+
+
+@pytest.mark.parametrize("channels", [64, 512])
+def test_the_bound_holds_what_tensor_cores_cut_off(channels):
+    """A sum of 16 * channels products in steps of 8, each cut off to 24 bits; 8 roundings would not hold it."""
+    terms, samples = 16 * channels, 4000
+    generator = torch.Generator().manual_seed(0)
+    cut, exact = torch.zeros(samples, dtype=torch.float64), torch.zeros(samples, dtype=torch.float64)
+    for _ in range(terms // 8):
+        step = torch.randn(8, samples, 2, generator=generator, dtype=torch.float64).prod(2).sum(0)
+        exact += step
+        fraction, exponent = torch.frexp(cut + step)
+        cut = torch.ldexp(torch.trunc(fraction * 2**24), exponent - 24)
+    with FakeTensorMode():
+        x = torch.empty(1, channels, 4, 4, device="cuda", dtype=torch.float16)
+        bound = cases.accumulated(x)
+        assert cases.accumulated(x.cpu()) == 8.0
+    worst = ((cut - exact).abs() / (2.0**-24 * 0.637 * terms)).max()
+    print(f"{worst:.1f} of {bound:.1f}")
+    assert 8.0 < worst <= bound
 
 
 def test_costs():
