@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import reprlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from .architectures import builders
-from .checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from . import architectures
+from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec
 from .checkpoint import load as load_checkpoint
 from .engines import ENGINES, DiffusionEngine
-from .errors import CheckpointError, ConfigError
+from .errors import ArgumentError, CheckpointError, ConfigError
+from .files import exists
 from .zoo import ZOO
 from .zoo import folder as zoo_folder
 
+OURS = {"device", "dtype", "source", "networks", "sha256"}  # arguments of an engine that `load` gives itself
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -37,28 +43,45 @@ def load(
     revision: a hub branch, tag or commit. local_files_only: use the cache, never the network.
     **options: passed on to the engine, see ``DiffusionEngine``.
 
-    ``engine.describe()`` says what was chosen. Raises CheckpointError or ConfigError (both ValueErrors).
+    ``engine.describe()`` says what was chosen. Raises CheckpointError or ConfigError (both ValueErrors), or
+    ArgumentError (a TypeError).
     """
     folder = find(source, revision=revision, local_files_only=local_files_only)
+
+    def builders(spec: Spec) -> Mapping[str, Callable[[], nn.Module]]:
+        """Before the weights are read: whether there is an engine for them that takes `options`."""
+        if spec.engine not in ENGINES:
+            raise ConfigError(
+                f"{folder}: unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(ENGINES)}"
+            )
+        if len(spec.parts) != 1:
+            raise ConfigError(
+                f"{folder}: a {spec.engine} model has one network, this one has {', '.join(spec.parts)}"
+            )
+        check_options(ENGINES[spec.engine], options)
+        return architectures.builders(spec)
+
     spec, modules = load_checkpoint(folder, builders)
-    if spec.engine not in ENGINES:
-        raise ConfigError(f"{folder}: unknown engine {spec.engine!r}; known: {', '.join(ENGINES)}")
-    if len(modules) != 1:
-        raise ConfigError(
-            f"{folder}: a {spec.engine} model has one network, this one has {', '.join(modules)}"
-        )
     (network,) = modules.values()
     return ENGINES[spec.engine].from_spec(
         network, spec, device=device, dtype=dtype, source=str(source), **options
     )
 
 
+def check_options(engine: type, options: Mapping[str, Any]) -> None:
+    """Whether `engine` has these keyword arguments. Raises ArgumentError."""
+    parameters = inspect.signature(engine).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in OURS]
+    if unknown := sorted(set(options) - set(known)):
+        raise ArgumentError(
+            f"load: unknown argument {', '.join(unknown)}; beside its own it takes {', '.join(known)}"
+        )
+
+
 def find(source: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:
     """The folder of `source` on this machine, downloaded if need be. Raises CheckpointError."""
     name = str(source)
-    hub = not (
-        name.startswith("zoo:") or Path(name).exists() or isinstance(source, Path)
-    ) and HUB_ID.fullmatch(name)
+    hub = not (name.startswith("zoo:") or exists(name) or isinstance(source, Path)) and HUB_ID.fullmatch(name)
     if revision is not None and not hub:
         raise ConfigError(f"revision: {revision!r} was asked for, but {name} is not a model on the hub")
     if name.startswith("zoo:"):
