@@ -28,8 +28,8 @@ from .reference import memory_format, pixel_stride
 
 @triton.jit
 def _per_channel(values, channel, known):
-    """Values [C] of a block of channels in float32; None where there are none."""
-    return None if values is None else tl.load(values + channel, mask=known, other=0.0).to(tl.float32)
+    """Values [C] of a block of channels in float32."""
+    return tl.load(values + channel, mask=known, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -206,11 +206,14 @@ def _span(
     x += b * _multiple(x_b, UNIT) + block.to(tl.int64) * x_c
     if noise is not None:
         noise += b * noise_b
+    if noise_weight is not None:
+        noise_weight = _per_channel(noise_weight, channel, known)
+    if bias is not None:
+        bias = _per_channel(bias, channel, known)
     begin = split * span
     centre, rest, m2 = _moments(
-        x, noise, _per_channel(noise_weight, channel, known), _per_channel(bias, channel, known),
-        row, tl.arange(0, BLOCK_P), known, begin, tl.minimum(begin + span, pixels), pixels, x_c, x_p, slope,
-        BLOCK_C, BLOCK_P, UNROLL,
+        x, noise, noise_weight, bias, row, tl.arange(0, BLOCK_P), known,
+        begin, tl.minimum(begin + span, pixels), pixels, x_c, x_p, slope, BLOCK_C, BLOCK_P, UNROLL,
     )  # fmt: skip
     at = partials + (b * splits + split) * 3 * channels + channel
     tl.store(at, centre, mask=known)
@@ -331,8 +334,10 @@ def adain_kernel(
     y += b * channels * pixels + block.to(tl.int64) * y_c
     if noise is not None:
         noise += b * noise_b
-    bias_values = _per_channel(bias, channel, known)
-    weight = _per_channel(noise_weight, channel, known)
+    if bias is not None:
+        bias = _per_channel(bias, channel, known)
+    if noise_weight is not None:
+        noise_weight = _per_channel(noise_weight, channel, known)
 
     gain = tl.full((BLOCK_C,), 1.0, tl.float32)
     offset = tl.zeros((BLOCK_C,), tl.float32)
@@ -358,7 +363,7 @@ def adain_kernel(
     begin = split * span
     if ON_CHIP:
         v, mask = _content_tile(
-            x, noise, weight, bias_values, row, column, known, begin, pixels, x_c, x_p, slope_before
+            x, noise, noise_weight, bias, row, column, known, begin, pixels, x_c, x_p, slope_before
         )
         d, centre, rest, m2 = _deviations(v, mask, pixels * 1.0)
         gain = alpha * (gain * tl.rsqrt(m2 / freedom + eps)) + keep
@@ -370,7 +375,7 @@ def adain_kernel(
     else:
         if partials is None:
             centre, rest, m2 = _moments(
-                x, noise, weight, bias_values, row, column, known, begin, pixels, pixels, x_c, x_p, slope_before,
+                x, noise, noise_weight, bias, row, column, known, begin, pixels, pixels, x_c, x_p, slope_before,
                 BLOCK_C, BLOCK_P, UNROLL,
             )  # fmt: skip
         else:
@@ -386,7 +391,7 @@ def adain_kernel(
         for i in range(steps):
             first = begin + (steps - 1 - i) * STEP
             v, mask = _content_tile(
-                x, noise, weight, bias_values, row, column, known, first, pixels, x_c, x_p, slope_before
+                x, noise, noise_weight, bias, row, column, known, first, pixels, x_c, x_p, slope_before
             )
             out = (v - centre[:, None]) * gain[:, None] + offset[:, None]
             out = _leaky_relu(out, slope_after)
