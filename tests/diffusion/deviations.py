@@ -20,7 +20,9 @@ from .test_solvers_golden import (
     PREDICTIONS,
     SCHEDULES,
     SPACINGS,
+    TOLERANCE,
     matrix_deviation,
+    tolerance,
     trajectories,
 )
 
@@ -57,6 +59,14 @@ def deviations_table() -> str:
                 PREDICTIONS, SCHEDULES.values(), SPACINGS, STEPS
             )
             for o in OPTIONS[name]
+            if tolerance(
+                name,
+                NoiseSchedule(prediction_type=prediction, **schedule),
+                steps,
+                timestep_spacing=spacing,
+                **o,
+            )
+            == TOLERANCE
         ]
         paths = [
             deviation(
