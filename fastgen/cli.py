@@ -1,4 +1,4 @@
-"""``fastgen sample | train | info``. One clear line on stderr and a non-zero exit code for every user error."""
+"""``fastgen sample | train | convert | info``. User errors are one clear line on stderr and a non-zero exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 
 from . import __version__
-from .commands import info, sample, train
+from .commands import convert, info, sample, train
 from .errors import FastgenError
 
 
@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="fastgen", description="Fast sampling from generative models.")
     top.add_argument("--version", action="version", version=f"fastgen {__version__}")
     subparsers = top.add_subparsers(metavar="COMMAND", required=True)
-    for command in (sample, train, info):
+    for command in (sample, train, convert, info):
         command.add(subparsers)
     return top
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,10 +65,14 @@ class Solver:
                 f"steps: expected an int from 1 to num_train_timesteps = {limit}, "
                 f"got {type(steps).__name__} {steps!r}"
             )
+        return self.write(schedule, steps, self.check(options))
+
+    def check(self, options: Mapping[str, Any]) -> Any:
+        """The options as the solver's dataclass. ConfigError for what is unknown, wrongly typed or out of range."""
         for name in options:
             if name in REFUSED:
                 raise ConfigError(f"solver {self.name}: {name}: {REFUSED[name]}")
-        return self.write(schedule, steps, from_dict(self.options_type, options, f"solver {self.name}"))
+        return from_dict(self.options_type, options, f"solver {self.name}")
 
     @property
     def options(self) -> tuple[Option, ...]:

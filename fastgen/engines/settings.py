@@ -53,6 +53,16 @@ class DiffusionSettings:
 
     def check_network(self, config: Any) -> None:
         """Compare with a denoiser's config (in_channels, out_channels, num_class_embeds). Raises ConfigError."""
+        if config.class_embed_type is not None:
+            raise ConfigError(
+                f"class_embed_type: the engine gives networks class numbers (num_class_embeds), not what "
+                f"{config.class_embed_type} takes"
+            )
+        if config.time_embedding_type == "fourier":
+            raise ConfigError(
+                "time_embedding_type: a fourier network takes sigma for a time, and none of the solvers gives it that; "
+                "supported: positional, learned"
+            )
         embedded = config.num_class_embeds
         if (self.num_classes is None) != (embedded is None):
             raise ConfigError(

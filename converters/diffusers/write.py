@@ -1,0 +1,78 @@
+"""Writing a folder that diffusers loads: ``DDPMPipeline.from_pretrained`` or ``UNet2DModel.from_pretrained``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from fastgen.architectures import part_config
+from fastgen.checkpoint import CONFIG_FILE, Spec, write_atomic
+from fastgen.engines.settings import DiffusionSettings
+from fastgen.errors import ConfigError
+
+from ..base import Report
+from . import scheduler, unet
+from .read import INDEX, KEPT, SCHEDULER_CONFIG, SETTINGS, STEM
+
+# Pipelines that run a scheduler as it is. Neither scales the network's input, which Euler and Heun need.
+PIPELINES = {"ddpm": "DDPMPipeline", "ddim": "DDIMPipeline", "dpm++2m": "DDPMPipeline"}
+
+
+def write(folder: Path, spec: Spec, tensors: Mapping[str, Tensor]) -> Report:
+    """Write a diffusion model with one U-Net into `folder`. Raises ConfigError for what diffusers cannot hold."""
+    architectures = [part.architecture for part in spec.parts.values()]
+    if spec.engine != "diffusion" or architectures != ["unet"]:
+        raise ConfigError(
+            "diffusers: holds diffusion models of one unet, this is a "
+            f"{spec.engine} model of {', '.join(architectures)}"
+        )
+    ((name, part),) = spec.parts.items()
+    config = part_config(part, f"parts.{name}")
+    settings = DiffusionSettings.from_spec(spec)
+    report = Report(f"fastgen -> {unet.CLASS}, {scheduler.CLASSES[settings.solver]}")
+    schedule, lost = scheduler.from_settings(settings, report)
+    pipeline = PIPELINES.get(settings.solver)
+    if pipeline is None:
+        report.assumed.append(
+            f"no {INDEX}: diffusers has no unconditional pipeline that runs {scheduler.CLASSES[settings.solver]}; load "
+            "the U-Net and the scheduler by their subfolders"
+        )
+    elif config.num_class_embeds is not None:
+        report.assumed.append(f"{pipeline} passes no class labels: call the U-Net in a loop of your own")
+    prefix = f"{name}."
+    theirs = {
+        unet.their_name(n.removeprefix(prefix)): t.detach().cpu().contiguous() for n, t in tensors.items()
+    }
+    kept = {
+        key: spec.settings[key]
+        for key in KEPT
+        if spec.settings.get(key) is not None and key != "solver_options"
+    }
+    if lost:
+        kept["solver_options"] = lost
+    report.mapped.append(f"{len(theirs)} tensors, {len(unet.from_config(config)) - 1} options of the U-Net")
+    if kept:
+        report.mapped.append(f"{', '.join(kept)}: in {SETTINGS}, which fastgen reads and diffusers does not")
+
+    for sub in ("unet", "scheduler"):
+        (folder / sub).mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "unet" / f"{STEM}.safetensors", serialise(theirs, metadata={"format": "pt"}))
+    _write_json(folder / "unet" / CONFIG_FILE, unet.from_config(config))
+    _write_json(folder / "scheduler" / SCHEDULER_CONFIG, schedule)
+    _write_json(folder / SETTINGS, kept)
+    if pipeline is not None:
+        components = {
+            "scheduler": ["diffusers", scheduler.CLASSES[settings.solver]],
+            "unet": ["diffusers", unet.CLASS],
+        }
+        _write_json(folder / INDEX, {"_class_name": pipeline, **components})
+    return report
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())

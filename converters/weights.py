@@ -1,0 +1,151 @@
+"""Tensors from the weight files that other projects write: safetensors, torch's .bin, and shards with an index.
+
+Nothing of a pickle is executed (``torch.load(weights_only=True)``), and nothing is read before it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import safetensors
+import torch
+from torch import Tensor
+
+from fastgen.errors import CheckpointError
+
+from .base import LFS_POINTER, Tensors, lfs_message, read_json
+
+
+@dataclass(frozen=True)
+class Found:
+    """Weight files of one network. index: the file that says which shard holds which tensor, or None."""
+
+    files: tuple[Path, ...]
+    index: Path | None = None
+
+
+def candidates(stem: str, variant: str | None) -> list[tuple[str, str]]:
+    """(file, index of shards) by preference: ``stem[.variant].safetensors``, then ``.bin``."""
+    middle = f".{variant}" if variant else ""
+    return [
+        (f"{stem}{middle}.{kind}", f"{stem}.{kind}.index{middle}.json") for kind in ("safetensors", "bin")
+    ]
+
+
+def find(folder: Path, stem: str, variant: str | None) -> Found:
+    """The weight files in `folder`. Raises CheckpointError that says which are there instead."""
+    for file, index in candidates(stem, variant):
+        if (folder / file).is_file():
+            return Found((folder / file,))
+        if (folder / index).is_file():
+            return Found(_shards(folder / index), folder / index)
+    others = sorted(
+        p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".bin", ".msgpack", ".h5", ".ckpt")
+    )
+    wanted = " or ".join(file for file, _ in candidates(stem, variant))
+    there = (
+        f"there is {', '.join(others[:8])}"
+        if others
+        else "there are no weights at all; is the download complete?"
+    )
+    hint = "; choose one with variant=" if variant is None and any(stem in name for name in others) else ""
+    raise CheckpointError(
+        f"{folder}: no {wanted}{f' (variant {variant!r})' if variant else ''}; {there}{hint}"
+    )
+
+
+def open_weights(found: Found) -> Tensors:
+    """The tensors in `found`. Raises CheckpointError for damaged or missing files, or names given twice."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    getters: dict[str, Callable[[str], Tensor]] = {}
+    for path in found.files:
+        _check_file(path)
+        names, get = (_open_safetensors if path.suffix == ".safetensors" else _open_bin)(path)
+        if twice := sorted(set(names) & set(shapes)):
+            raise CheckpointError(f"{path}: {twice[0]} is in another shard, too")
+        shapes |= names
+        getters |= dict.fromkeys(names, get)
+    if found.index is not None and (lost := sorted(set(_weight_map(found.index)) - set(shapes))):
+        raise CheckpointError(f"{found.index}: names {lost[0]}, which is in none of the shards")
+    return Tensors(shapes, lambda name: getters[name](name), str(found.index or found.files[0]))
+
+
+def sha256(found: Found) -> str:
+    """Hex digest: of the file; of shards, of their digests one after the other."""
+    digests = []
+    for path in found.files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if found.index is None else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    names = sorted(set(_weight_map(index).values()))
+    for name in names:
+        if PurePath(name).name != name:
+            raise CheckpointError(f"{index}: {name!r} is not the name of a file beside it")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(
+                f"{index}: names {name}, which is not there; the download is incomplete: fetch it again"
+            )
+    return tuple(index.parent / name for name in names)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found or not all(isinstance(v, str) for v in found.values()):
+        raise CheckpointError(f"{index}: expected a weight_map of tensor names to file names")
+    return found
+
+
+def _check_file(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise CheckpointError(lfs_message(path))
+    if not start:
+        raise CheckpointError(f"{path}: is empty; the download is incomplete: fetch it again")
+
+
+def _open_safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+    try:
+        with ExitStack() as stack:
+            file = stack.enter_context(safetensors.safe_open(str(path), framework="pt"))
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file: {error}; the download may be incomplete: fetch it again"
+        ) from error
+
+    def get(name: str) -> Tensor:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            return file.get_tensor(name)
+
+    return shapes, get
+
+
+def _open_bin(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+    try:
+        # Files of torch before 1.6 are no zip archives and cannot be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than tensors, or is damaged; pickles are not executed. "
+            "Ask for a safetensors file, or convert it where you trust it"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole file of torch.save: {str(error).splitlines()[0] if str(error) else 'it ends early'}; "
+            "the download may be incomplete: fetch it again"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()
+    ):
+        raise CheckpointError(f"{path}: expected tensors by name, got {type(state).__name__}")
+    return {name: tuple(t.shape) for name, t in state.items()}, state.__getitem__
