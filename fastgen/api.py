@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .architectures import builders
-from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec
+from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec, load_spec
 from .checkpoint import load as load_checkpoint
 from .checkpoint import save as save_checkpoint
 from .converters import CONVERTERS, Report, build, cast_all, check, detect
@@ -90,6 +90,8 @@ def convert(
     if destination.resolve() == folder.resolve():
         raise ConfigError(f"{destination}: is the source itself; give another folder")
     converter = detect(folder)
+    if converter is None:
+        load_spec(folder)  # says what is wrong where it is nobody's
     if (converter.name if converter else "fastgen") == to and dtype is None:
         raise ConfigError(f"{source}: is a {to} model already; say to= (--to) what it shall become")
     spec: Spec

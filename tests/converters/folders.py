@@ -57,7 +57,7 @@ def pipeline(unet: dict[str, Any] = TINY, name: str = "DDPMPipeline", **options:
 
 @contextlib.contextmanager
 def our_noise(seed: int, shape: tuple[int, ...]) -> Iterator[None]:
-    """Within the block diffusers' DDPM draws the noise that our engine makes for `seed`: first the start, then steps."""
+    """Within the block diffusers' DDPM draws our engine's noise for `seed`: first the start, then the steps'."""
     drawn = 0
 
     def draw(*args: Any, **kwargs: Any) -> Tensor:

@@ -70,7 +70,9 @@ def test_ddim_with_a_constant_stride(tmp_path: Path, spacing: str) -> None:
     theirs.save_pretrained(tmp_path)
     engine = fastgen.load(tmp_path, device="cpu")
     noise = torch.randn(1, *engine.shape, generator=torch.Generator().manual_seed(3))
-    want = theirs(generator=torch.Generator().manual_seed(3), num_inference_steps=7, output_type="np").images[0]
+    want = theirs(generator=torch.Generator().manual_seed(3), num_inference_steps=7, output_type="np").images[
+        0
+    ]
     assert np.abs(from_noise(engine, noise, steps=7) - want).max() < CLOSE / 2
 
 
@@ -86,7 +88,9 @@ def test_ddim_pipeline_around_another_scheduler(tmp_path: Path) -> None:
     theirs = DDIMPipeline(made.unet, DDPMScheduler())
     theirs.set_progress_bar_config(disable=True)
     noise = torch.randn(1, *engine.shape, generator=torch.Generator().manual_seed(1))
-    want = theirs(generator=torch.Generator().manual_seed(1), num_inference_steps=5, output_type="np").images[0]
+    want = theirs(generator=torch.Generator().manual_seed(1), num_inference_steps=5, output_type="np").images[
+        0
+    ]
     assert np.abs(from_noise(engine, noise, steps=5) - want).max() < CLOSE / 2
 
 
@@ -113,7 +117,9 @@ def test_ours_runs_in_diffusers(tmp_path: Path) -> None:
     theirs.set_progress_bar_config(disable=True)
     engine = fastgen.load(tmp_path / "b", device="cpu")
     noise = torch.randn(1, *engine.shape, generator=torch.Generator().manual_seed(3))
-    want = theirs(generator=torch.Generator().manual_seed(3), num_inference_steps=4, output_type="np").images[0]
+    want = theirs(generator=torch.Generator().manual_seed(3), num_inference_steps=4, output_type="np").images[
+        0
+    ]
     assert np.abs(from_noise(engine, noise, steps=4) - want).max() < CLOSE / 2
     again = fastgen.load(tmp_path / "c", device="cpu")
     assert again.settings == engine.settings
@@ -122,7 +128,10 @@ def test_ours_runs_in_diffusers(tmp_path: Path) -> None:
 def test_the_zoo_survives_diffusers(tmp_path: Path) -> None:
     """Classes, guidance and defaults have no place in diffusers; they come back all the same."""
     fastgen.convert("zoo:ddpm-mnist", tmp_path / "a", to="diffusers")
-    engine, original = fastgen.load(tmp_path / "a", device="cpu"), fastgen.load("zoo:ddpm-mnist", device="cpu")
+    engine, original = (
+        fastgen.load(tmp_path / "a", device="cpu"),
+        fastgen.load("zoo:ddpm-mnist", device="cpu"),
+    )
     ours, theirs = vars(original.settings) | {}, vars(engine.settings) | {}
     assert original.settings.noise_schedule == engine.settings.noise_schedule
     for name in ("num_classes", "null_class", "class_names", "solver", "steps", "guidance_scale"):

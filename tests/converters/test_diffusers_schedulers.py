@@ -10,9 +10,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-
 from fastgen.converters import Report
 from fastgen.converters.diffusers.scheduler import CLASSES, RULES, from_settings, to_settings
+
 from fastgen.diffusion import NoiseSchedule, run, solver_table
 from fastgen.engines.settings import DiffusionSettings
 from fastgen.errors import ConfigError
@@ -21,17 +21,26 @@ from tests.diffusion.diffusers_oracle import random_network
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("DDPMScheduler", {}),
-    ("DDPMScheduler", {"variance_type": "fixed_large", "timestep_spacing": "trailing", "beta_schedule": "sigmoid"}),
+    (
+        "DDPMScheduler",
+        {"variance_type": "fixed_large", "timestep_spacing": "trailing", "beta_schedule": "sigmoid"},
+    ),
     ("DDPMScheduler", {"clip_sample": False, "trained_betas": [0.01] * 200, "num_train_timesteps": 200}),
     ("DDIMScheduler", {"set_alpha_to_one": False, "steps_offset": 1, **SCALED}),
     ("DDIMScheduler", {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}),
-    ("DDIMScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "sample", "clip_sample_range": 2.0}),
+    (
+        "DDIMScheduler",
+        {"rescale_betas_zero_snr": True, "prediction_type": "sample", "clip_sample_range": 2.0},
+    ),
     ("DPMSolverMultistepScheduler", {}),
     ("DPMSolverMultistepScheduler", {"solver_type": "heun", "final_sigmas_type": "sigma_min", **SCALED}),
     ("DPMSolverMultistepScheduler", {"lower_order_final": False, "euler_at_final": True}),
     ("EulerDiscreteScheduler", {}),
     ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "prediction_type": "v_prediction"}),
-    ("EulerDiscreteScheduler", {"interpolation_type": "log_linear", "steps_offset": 1, "timestep_spacing": "leading"}),
+    (
+        "EulerDiscreteScheduler",
+        {"interpolation_type": "log_linear", "steps_offset": 1, "timestep_spacing": "leading"},
+    ),
     ("EulerDiscreteScheduler", {"timestep_type": "continuous", "prediction_type": "v_prediction"}),
     ("EulerDiscreteScheduler", {"sigma_min": 0.05, "sigma_max": 9.0, "timestep_type": "continuous"}),
     ("HeunDiscreteScheduler", {}),
@@ -91,7 +100,9 @@ def test_there_and_back(name: str, options: dict[str, Any], tmp_path: Path) -> N
 def test_every_key_that_diffusers_writes_is_known(name: str, tmp_path: Path) -> None:
     settings_of(name, tmp_path)
     rule = RULES[name]
-    written = {k for k in json.loads((tmp_path / "scheduler_config.json").read_text()) if not k.startswith("_")}
+    written = {
+        k for k in json.loads((tmp_path / "scheduler_config.json").read_text()) if not k.startswith("_")
+    }
     assert written == {*rule.schedule, *rule.options, *rule.only, *rule.idle}
     assert CLASSES[rule.solver] == name
 
@@ -99,7 +110,11 @@ def test_every_key_that_diffusers_writes_is_known(name: str, tmp_path: Path) -> 
 def test_learned_variances() -> None:
     for name, solver in (("DDPMScheduler", "ddpm"), ("DPMSolverMultistepScheduler", "dpm++2m")):
         settings = to_settings({"_class_name": name, "variance_type": "learned_range"}, "x", Report())
-        assert (settings["variance"], settings["solver"], settings["solver_options"]) == ("learned_range", solver, None)
+        assert (settings["variance"], settings["solver"], settings["solver_options"]) == (
+            "learned_range",
+            solver,
+            None,
+        )
 
 
 def test_old_files() -> None:
@@ -125,22 +140,46 @@ def test_old_files() -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"_class_name": "PNDMScheduler"}, "PNDMScheduler' is not supported; supported: DDPMScheduler, DDIMScheduler"),
+        (
+            {"_class_name": "PNDMScheduler"},
+            "PNDMScheduler' is not supported; supported: DDPMScheduler, DDIMScheduler",
+        ),
         ({}, "_class_name: None is not supported"),
         ({"_class_name": "DDIMScheduler", "thresholding": True}, "thresholding: True is not supported"),
-        ({"_class_name": "DDIMScheduler", "eta": 1}, "eta: DDIMScheduler has no such option; .* Known: num_train"),
+        (
+            {"_class_name": "DDIMScheduler", "eta": 1},
+            "eta: DDIMScheduler has no such option; .* Known: num_train",
+        ),
         ({"_class_name": "DDPMScheduler", "beta_schedule": "exp"}, "beta_schedule: 'exp' is not supported"),
         ({"_class_name": "DDPMScheduler", "beta_end": "2"}, "beta_end: expected float"),
-        ({"_class_name": "DDPMScheduler", "variance_type": "x"}, "variance_type: expected one of fixed_small"),
-        ({"_class_name": "DDPMScheduler", "prediction_type": "flow"}, "prediction_type: expected one of epsilon"),
+        (
+            {"_class_name": "DDPMScheduler", "variance_type": "x"},
+            "variance_type: expected one of fixed_small",
+        ),
+        (
+            {"_class_name": "DDPMScheduler", "prediction_type": "flow"},
+            "prediction_type: expected one of epsilon",
+        ),
         (
             {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
             r"algorithm_type: 'sde-dpmsolver\+\+' is not supported .* supported: dpmsolver\+\+",
         ),
-        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "solver_order: 3 .* supported: 2"),
-        ({"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}, "use_karras_sigmas: True is"),
-        ({"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -5.1}, "lambda_min_clipped: -5.1"),
-        ({"_class_name": "DPMSolverMultistepScheduler", "variance_type": "x"}, "variance_type: 'x' is not supported"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3},
+            "solver_order: 3 .* supported: 2",
+        ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+            "use_karras_sigmas: True is",
+        ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -5.1},
+            "lambda_min_clipped: -5.1",
+        ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "variance_type": "x"},
+            "variance_type: 'x' is not supported",
+        ),
         ({"_class_name": "HeunDiscreteScheduler", "rescale_betas_zero_snr": True}, "has no such option"),
         ({"_class_name": "EulerDiscreteScheduler", "beta_schedule": "sigmoid"}, "beta_schedule: 'sigmoid'"),
         ({"_class_name": "EulerDiscreteScheduler", "timestep_spacing": 3}, "timestep_spacing: expected str"),
@@ -158,7 +197,11 @@ def test_what_diffusers_cannot_hold_is_said() -> None:
     assert report.ignored == ["clip_sample=True: EulerDiscreteScheduler has no such option"]
     for schedule, solver, message in (
         ({"beta_schedule": "sigmoid"}, "ddim", "beta_schedule: diffusers' DDIMScheduler has no sigmoid"),
-        ({"rescale_betas_zero_snr": True, "prediction_type": "sample"}, "heun", "rescale_betas_zero_snr: diffusers'"),
+        (
+            {"rescale_betas_zero_snr": True, "prediction_type": "sample"},
+            "heun",
+            "rescale_betas_zero_snr: diffusers'",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             from_settings(DiffusionSettings(schedule=schedule, solver=solver), Report())
