@@ -94,18 +94,23 @@ def block(page: str, name: str) -> str:
     return _split(page, name)[1]
 
 
+def replace_block(page: str, name: str, text: str) -> str:
+    """The page with `text` between the markers of block `name`."""
+    before, _, after = _split(page, name)
+    return before + text + after
+
+
 def _split(page: str, name: str) -> tuple[str, str, str]:
     found = re.fullmatch(rf"(.*<!-- {name} -->\n)(.*?)(\n<!-- end -->.*)", page, re.DOTALL)
     if found is None:
-        raise ValueError(f"{PAGE}: no block <!-- {name} --> ... <!-- end -->")
+        raise ValueError(f"no block <!-- {name} --> ... <!-- end -->")
     return found.group(1), found.group(2), found.group(3)
 
 
 def main() -> None:
     page = PAGE.read_text()
     for name, text in (("options", options_table()), ("deviations", deviations_table())):
-        before, _, after = _split(page, name)
-        page = before + text + after
+        page = replace_block(page, name, text)
     PAGE.write_text(page)
 
 
