@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .base import Converted, Converter, Report, Tensors, build, cast_all, check
+from .base import Converted, Converter, Report, Tensors, build, check
 from .diffusers import CONVERTER as DIFFUSERS
+from .weights import save, write
 
 CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS}
 
@@ -26,7 +27,8 @@ __all__ = [
     "Report",
     "Tensors",
     "build",
-    "cast_all",
     "check",
     "detect",
+    "save",
+    "write",
 ]

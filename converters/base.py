@@ -79,7 +79,8 @@ class Converter:
     detect(folder): whether the folder's content is of this kind; cheap, reads no weights, never raises.
     read(folder, variant): the model; CheckpointError or ConfigError for what is missing, damaged or not supported.
         variant: a source's name for another set of weights (fp16), or None.
-    write(folder, spec, tensors): our model in the source's form, into an empty or existing folder; None = cannot.
+    write(folder, spec, tensors, dtype): our model in the source's form, into an empty or existing folder, weights as
+        `dtype` (None: as they are). No `write`: there is no way back.
     files: patterns of the small files that `detect` and `downloads` need from a hub.
     downloads(folder, variant): once those are there, lists of patterns of weight files, the best choice first.
     """
@@ -88,7 +89,7 @@ class Converter:
     about: str
     detect: Callable[[Path], bool]
     read: Callable[[Path, str | None], Converted]
-    write: Callable[[Path, Spec, Mapping[str, Tensor]], Report] | None = None
+    write: Callable[[Path, Spec, Tensors, torch.dtype | None], Report] | None = None
     files: tuple[str, ...] = ()
     downloads: Callable[[Path, str | None], list[list[str]]] | None = None
 
@@ -153,15 +154,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def lfs_message(path: Path) -> str:
     return f"{path}: is a pointer of git-lfs, not the file itself; run `git lfs pull` in that folder"
-
-
-def cast_all(tensors: Tensors, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Every tensor, floating-point ones as `dtype` (None: as they are)."""
-    read = {}
-    for name in tensors.shapes:
-        tensor = tensors.get(name)
-        read[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-    return read
 
 
 def _cast(value: Tensor, dtype: torch.dtype, where: str) -> Tensor:

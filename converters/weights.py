@@ -1,11 +1,16 @@
 """Tensors from the weight files that other projects write: safetensors, torch's .bin, and shards with an index.
 
-Nothing of a pickle is executed (``torch.load(weights_only=True)``), and nothing is read before it is asked for.
+Nothing of a pickle is executed (``torch.load(weights_only=True)``), and nothing is read before it is asked for. What is
+written goes to disk a tensor at a time, so that a model of any size is converted in little memory.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
+import math
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -17,6 +22,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from fastgen.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec, write_atomic
 from fastgen.errors import CheckpointError
 
 from .base import LFS_POINTER, Tensors, lfs_message, read_json
@@ -83,6 +89,87 @@ def sha256(found: Found) -> str:
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return digests[0] if found.index is None else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def save(folder: Path, spec: Spec, tensors: Tensors, dtype: torch.dtype | None) -> Spec:
+    """As ``fastgen.checkpoint.save``, from tensors that are not read yet; returns the spec with its sha256."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = dataclasses.replace(spec, provenance={k: v for k, v in spec.provenance.items() if k != "sha256"})
+    _write_spec(folder, free)  # ties the config to no weights until they are there
+    tied = dataclasses.replace(
+        free, provenance={**free.provenance, "sha256": write(folder / WEIGHTS_FILE, tensors, dtype)}
+    )
+    _write_spec(folder, tied)
+    return tied
+
+
+def write(path: Path, tensors: Tensors, dtype: torch.dtype | None) -> str:
+    """Write a safetensors file, floating-point tensors as `dtype` (None: as they are); returns its sha256.
+
+    One tensor at a time is in memory. `path` holds the old file or the whole new one. Raises CheckpointError for values
+    that are not finite, or are too large for `dtype`.
+    """
+    names = sorted(tensors.shapes)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name in names:
+        kind = _written_dtype(tensors.get(name), dtype)
+        if kind not in _SAFETENSORS_NAMES:
+            raise CheckpointError(f"{tensors.where}: {name} has dtype {kind}, which cannot be written")
+        end = begin + math.prod(tensors.shapes[name]) * kind.itemsize
+        header[name] = {
+            "dtype": _SAFETENSORS_NAMES[kind],
+            "shape": list(tensors.shapes[name]),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            for piece in (len(text).to_bytes(8, "little"), text):
+                file.write(piece)
+                digest.update(piece)
+            for name in names:
+                data = _bytes(tensors.get(name), dtype, f"{tensors.where}: {name}")
+                file.write(data)
+                digest.update(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest.hexdigest()
+
+
+_SAFETENSORS_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+}
+
+
+def _written_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
+def _bytes(tensor: Tensor, dtype: torch.dtype | None, where: str) -> memoryview:
+    tensor = tensor.detach().cpu()
+    written = tensor.to(_written_dtype(tensor, dtype)).contiguous()
+    if written.is_floating_point() and not torch.isfinite(written).all():
+        if torch.isfinite(tensor).all():
+            raise CheckpointError(f"{where} holds values too large for {dtype}; choose bfloat16 or float32")
+        raise CheckpointError(f"{where} holds values that are not finite")
+    return written.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _write_spec(folder: Path, spec: Spec) -> None:
+    write_atomic(folder / CONFIG_FILE, (json.dumps(dataclasses.asdict(spec), indent=2) + "\n").encode())
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

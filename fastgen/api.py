@@ -12,8 +12,7 @@ from torch import nn
 from .architectures import builders
 from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec, load_spec
 from .checkpoint import load as load_checkpoint
-from .checkpoint import save as save_checkpoint
-from .converters import CONVERTERS, Report, build, cast_all, check, detect
+from .converters import CONVERTERS, Report, Tensors, build, check, detect, save
 from .engines import ENGINES, DiffusionEngine
 from .errors import CheckpointError, ConfigError
 from .zoo import ZOO
@@ -94,26 +93,22 @@ def convert(
         load_spec(folder)  # says what is wrong where it is nobody's
     if (converter.name if converter else "fastgen") == to and dtype is None:
         raise ConfigError(f"{source}: is a {to} model already; say to= (--to) what it shall become")
-    spec: Spec
+    weights_dtype = None if dtype is None else WEIGHT_DTYPES[dtype]
     if converter is None:
         spec, modules = _read(folder, variant)
-        tensors = {f"{p}.{name}": t for p, m in modules.items() for name, t in m.state_dict().items()}
+        state = {f"{p}.{name}": t for p, m in modules.items() for name, t in m.state_dict().items()}
+        tensors = Tensors({n: tuple(t.shape) for n, t in state.items()}, state.__getitem__, str(folder))
         report = Report(f"{source} -> {to}")
-        if dtype is not None:
-            tensors = {
-                n: t.to(WEIGHT_DTYPES[dtype]) if t.is_floating_point() else t for n, t in tensors.items()
-            }
     else:
         converted = converter.read(folder, variant)
-        spec, report = converted.spec, converted.report
         check(converted)
-        tensors = cast_all(converted.tensors, None if dtype is None else WEIGHT_DTYPES[dtype])
+        spec, tensors, report = converted.spec, converted.tensors, converted.report
     if to == "fastgen":
-        save_checkpoint(destination, spec, tensors)
+        save(destination, spec, tensors, weights_dtype)
         return report
     write = CONVERTERS[to].write
     assert write is not None
-    written = write(destination, spec, tensors)
+    written = write(destination, spec, tensors, weights_dtype)
     return written if converter is None else report.followed_by(written)
 
 

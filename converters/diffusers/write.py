@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as serialise
-from torch import Tensor
+import torch
 
 from fastgen.architectures import part_config
 from fastgen.checkpoint import CONFIG_FILE, Spec, write_atomic
 from fastgen.engines.settings import DiffusionSettings
 from fastgen.errors import ConfigError
 
-from ..base import Report
+from .. import weights
+from ..base import Report, Tensors
 from . import scheduler, unet
 from .read import INDEX, KEPT, SCHEDULER_CONFIG, SETTINGS, STEM
 
@@ -23,7 +23,7 @@ from .read import INDEX, KEPT, SCHEDULER_CONFIG, SETTINGS, STEM
 PIPELINES = {"ddpm": "DDPMPipeline", "ddim": "DDIMPipeline", "dpm++2m": "DDPMPipeline"}
 
 
-def write(folder: Path, spec: Spec, tensors: Mapping[str, Tensor]) -> Report:
+def write(folder: Path, spec: Spec, tensors: Tensors, dtype: torch.dtype | None = None) -> Report:
     """Write a diffusion model with one U-Net into `folder`. Raises ConfigError for what diffusers cannot hold."""
     architectures = [part.architecture for part in spec.parts.values()]
     if spec.engine != "diffusion" or architectures != ["unet"]:
@@ -45,9 +45,7 @@ def write(folder: Path, spec: Spec, tensors: Mapping[str, Tensor]) -> Report:
     elif config.num_class_embeds is not None:
         report.assumed.append(f"{pipeline} passes no class labels: call the U-Net in a loop of your own")
     prefix = f"{name}."
-    theirs = {
-        unet.their_name(n.removeprefix(prefix)): t.detach().cpu().contiguous() for n, t in tensors.items()
-    }
+    theirs = tensors.renamed({unet.their_name(n.removeprefix(prefix)): n for n in tensors.shapes})
     kept = {
         key: spec.settings[key]
         for key in KEPT
@@ -55,13 +53,15 @@ def write(folder: Path, spec: Spec, tensors: Mapping[str, Tensor]) -> Report:
     }
     if lost:
         kept["solver_options"] = lost
-    report.mapped.append(f"{len(theirs)} tensors, {len(unet.from_config(config)) - 1} options of the U-Net")
+    report.mapped.append(
+        f"{len(theirs.shapes)} tensors, {len(unet.from_config(config)) - 1} options of the U-Net"
+    )
     if kept:
         report.mapped.append(f"{', '.join(kept)}: in {SETTINGS}, which fastgen reads and diffusers does not")
 
     for sub in ("unet", "scheduler"):
         (folder / sub).mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "unet" / f"{STEM}.safetensors", serialise(theirs, metadata={"format": "pt"}))
+    weights.write(folder / "unet" / f"{STEM}.safetensors", theirs, dtype)
     _write_json(folder / "unet" / CONFIG_FILE, unet.from_config(config))
     _write_json(folder / "scheduler" / SCHEDULER_CONFIG, schedule)
     _write_json(folder / SETTINGS, kept)

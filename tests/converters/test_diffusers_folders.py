@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import shutil
-import tracemalloc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from fastgen.converters import CONVERTERS, detect
-from fastgen.converters.diffusers import CONVERTER
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fastgen
+from fastgen.checkpoint import file_sha256
 from fastgen.cli import main
+from fastgen.converters import CONVERTERS, Tensors, build, detect, save, write
+from fastgen.converters.diffusers import CONVERTER
 from fastgen.errors import CheckpointError, ConfigError, FastgenError
 
-from .folders import TINY, pipeline, saved
+from .folders import pipeline, saved
 
 STEM = "diffusion_pytorch_model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -296,21 +298,41 @@ def test_our_own_folders_are_nobody_elses(tmp_path: Path) -> None:
     assert fastgen.load(tmp_path / "ours", device="cpu").settings.guidance_scale == 1.5
 
 
-def test_memory(tmp_path: Path) -> None:
-    """Tensors are read one at a time: beside the network itself, little more than the largest."""
-    import resource
+def test_one_tensor_at_a_time(folder: Path, tmp_path: Path) -> None:
+    """Loading and converting hold no second copy of a model: each tensor is let go before the next is read."""
+    converted = CONVERTER.read(folder, None)
+    alive: list[weakref.ref[Tensor]] = []
+    largest = 0
 
-    from fastgen.converters import build
+    def get(name: str) -> Tensor:
+        nonlocal largest
+        tensor = converted.tensors.get(name).clone()
+        alive.append(weakref.ref(tensor))
+        largest = max(largest, sum(ref() is not None for ref in alive))
+        return tensor
 
-    saved(tmp_path, TINY | {"block_out_channels": (64, 256), "norm_num_groups": 32})
-    size = (tmp_path / "unet" / f"{STEM}.safetensors").stat().st_size
-    tracemalloc.start()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    converted = CONVERTER.read(tmp_path, None)
-    build(converted)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    tracemalloc.stop()
-    assert grown < 2 * size + (32 << 20)
+    watched = dataclasses.replace(converted, tensors=dataclasses.replace(converted.tensors, get=get))
+    build(watched)
+    save(tmp_path / "ours", watched.spec, watched.tensors, None)
+    assert CONVERTER.write is not None
+    CONVERTER.write(tmp_path / "theirs", watched.spec, watched.tensors, torch.float16)
+    assert len(alive) > 100
+    assert largest <= 2
+
+
+def test_written_files_are_whole_safetensors(folder: Path, tmp_path: Path) -> None:
+    converted = CONVERTER.read(folder, None)
+    spec = save(tmp_path / "ours", converted.spec, converted.tensors, torch.bfloat16)
+    state = load_file(tmp_path / "ours" / "model.safetensors")
+    assert same(state, {n: t.bfloat16() for n, t in tensors(folder).items()})
+    assert spec.provenance["sha256"] == file_sha256(tmp_path / "ours" / "model.safetensors")
+    assert sorted(p.name for p in (tmp_path / "ours").iterdir()) == ["config.json", "model.safetensors"]
+    huge = Tensors({"a": (2,)}, lambda name: torch.tensor([1.0, 1e6]), "x")
+    with pytest.raises(
+        CheckpointError, match=r"x: a holds values too large for torch.float16; choose bfloat16"
+    ):
+        write(tmp_path / "ours" / "model.safetensors", huge, torch.float16)
+    assert same(load_file(tmp_path / "ours" / "model.safetensors"), state)  # the old file is still there
 
 
 @pytest.fixture

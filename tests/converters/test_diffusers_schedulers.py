@@ -10,9 +10,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+
 from fastgen.converters import Report
 from fastgen.converters.diffusers.scheduler import CLASSES, RULES, from_settings, to_settings
-
 from fastgen.diffusion import NoiseSchedule, run, solver_table
 from fastgen.engines.settings import DiffusionSettings
 from fastgen.errors import ConfigError

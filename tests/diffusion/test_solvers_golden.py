@@ -171,7 +171,7 @@ def test_thousand_steps_all_options(name: str, prediction: str, spacing: str) ->
         with pytest.raises(ConfigError, match="visit a timestep twice"):
             solver_table(name, schedule, 1000, timestep_spacing=spacing)
         return
-    many = OPTIONS[name]
+    many = OPTIONS[name][: 2 if name in ("euler", "heun") else None]  # Heun's 1999 evaluations take a while
     # Visits t = 0, so that sigma_min leaves a last step of no length, where diffusers' heun is 0 / 0.
     many = [o for o in many if (o.get("solver_type"), o.get("final_sigmas_type")) != ("heun", "sigma_min")]
     thousand_steps(name, prediction, spacing, many)
