@@ -71,7 +71,7 @@ def test_bin_executes_nothing(folder: Path, tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "touched",)
 
     for content in ({"conv_in.weight": Evil()}, Evil()):
-        (folder / "unet" / f"{STEM}.bin").write_bytes(pickle.dumps(content))
+        (folder / "unet" / f"{STEM}.bin").write_bytes(pickle.dumps(content, protocol=2))
         with pytest.raises(CheckpointError, match=r"\.bin: "):
             fastgen.load(folder)
         torch.save(content, folder / "unet" / f"{STEM}.bin")
