@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.architectures import builders
-from fastgen.checkpoint import Spec
+from fastgen.checkpoint import Spec, write_atomic
 from fastgen.errors import CheckpointError, ConfigError
 
 MAX_JSON_BYTES = 8 << 20  # an index of shards names every tensor
@@ -150,6 +150,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: expected an object, got {type(raw).__name__}")
     return raw
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replace a JSON file as a whole."""
+    write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def lfs_message(path: Path) -> str:

@@ -22,10 +22,10 @@ import safetensors
 import torch
 from torch import Tensor
 
-from fastgen.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec, write_atomic
+from fastgen.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec
 from fastgen.errors import CheckpointError
 
-from .base import LFS_POINTER, Tensors, lfs_message, read_json
+from .base import LFS_POINTER, Tensors, lfs_message, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,13 @@ def save(folder: Path, spec: Spec, tensors: Tensors, dtype: torch.dtype | None) 
     """As ``fastgen.checkpoint.save``, from tensors that are not read yet; returns the spec with its sha256."""
     folder.mkdir(parents=True, exist_ok=True)
     free = dataclasses.replace(spec, provenance={k: v for k, v in spec.provenance.items() if k != "sha256"})
-    _write_spec(folder, free)  # ties the config to no weights until they are there
+    write_json(
+        folder / CONFIG_FILE, dataclasses.asdict(free)
+    )  # ties the config to no weights until they are there
     tied = dataclasses.replace(
         free, provenance={**free.provenance, "sha256": write(folder / WEIGHTS_FILE, tensors, dtype)}
     )
-    _write_spec(folder, tied)
+    write_json(folder / CONFIG_FILE, dataclasses.asdict(tied))
     return tied
 
 
@@ -166,10 +168,6 @@ def _bytes(tensor: Tensor, dtype: torch.dtype | None, where: str) -> memoryview:
             raise CheckpointError(f"{where} holds values too large for {dtype}; choose bfloat16 or float32")
         raise CheckpointError(f"{where} holds values that are not finite")
     return written.reshape(-1).view(torch.uint8).numpy().data
-
-
-def _write_spec(folder: Path, spec: Spec) -> None:
-    write_atomic(folder / CONFIG_FILE, (json.dumps(dataclasses.asdict(spec), indent=2) + "\n").encode())
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fastgen.architectures import part_config
-from fastgen.checkpoint import CONFIG_FILE, Spec, write_atomic
+from fastgen.checkpoint import CONFIG_FILE, Spec
 from fastgen.engines.settings import DiffusionSettings
 from fastgen.errors import ConfigError
 
 from .. import weights
-from ..base import Report, Tensors
+from ..base import Report, Tensors, write_json
 from . import scheduler, unet
 from .read import INDEX, KEPT, SCHEDULER_CONFIG, SETTINGS, STEM
 
@@ -62,17 +59,13 @@ def write(folder: Path, spec: Spec, tensors: Tensors, dtype: torch.dtype | None 
     for sub in ("unet", "scheduler"):
         (folder / sub).mkdir(parents=True, exist_ok=True)
     weights.write(folder / "unet" / f"{STEM}.safetensors", theirs, dtype)
-    _write_json(folder / "unet" / CONFIG_FILE, unet.from_config(config))
-    _write_json(folder / "scheduler" / SCHEDULER_CONFIG, schedule)
-    _write_json(folder / SETTINGS, kept)
+    write_json(folder / "unet" / CONFIG_FILE, unet.from_config(config))
+    write_json(folder / "scheduler" / SCHEDULER_CONFIG, schedule)
+    write_json(folder / SETTINGS, kept)
     if pipeline is not None:
         components = {
             "scheduler": ["diffusers", scheduler.CLASSES[settings.solver]],
             "unet": ["diffusers", unet.CLASS],
         }
-        _write_json(folder / INDEX, {"_class_name": pipeline, **components})
+        write_json(folder / INDEX, {"_class_name": pipeline, **components})
     return report
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
