@@ -22,7 +22,7 @@ from fastgen.converters import CONVERTERS, Tensors, build, detect, save, write
 from fastgen.converters.diffusers import CONVERTER
 from fastgen.errors import CheckpointError, ConfigError, FastgenError
 
-from .folders import pipeline, saved
+from .folders import TINY, pipeline, saved
 
 STEM = "diffusion_pytorch_model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -278,6 +278,15 @@ def test_half_downloaded(folder: Path, file: str, content: bytes | int | None, m
         path.write_bytes(path.read_bytes()[:content] if isinstance(content, int) else content)
     with pytest.raises(CheckpointError, match=message):
         fastgen.load(folder, device="cpu")
+
+
+def test_what_converts_but_does_not_run(tmp_path: Path) -> None:
+    saved(tmp_path / "m", TINY | {"time_embedding_type": "fourier"})
+    report = fastgen.convert(tmp_path / "m", tmp_path / "ours")
+    assert "time_embedding_type=fourier" in " ".join(report.mapped)
+    for folder in ("m", "ours"):
+        with pytest.raises(ConfigError, match=r"time_embedding_type: .* supported: positional, learned"):
+            fastgen.load(tmp_path / folder, device="cpu")
 
 
 def test_weights_that_are_not_numbers(folder: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastgen.converters import build, detect
 from fastgen.converters.diffusers import CONVERTER
 from fastgen.models.unet import UNetConfig
-from tests.models.unet_configs import CONFIGS
+from tests.models.unet_configs import CONFIGS, random_config
 
 
 def their_network(config: dict[str, Any]) -> Any:
@@ -40,7 +40,10 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+RANDOM = {f"random {seed}": random_config(seed) for seed in range(16)}
+
+
+@pytest.mark.parametrize("config", [*CONFIGS.values(), *RANDOM.values()], ids=[*CONFIGS, *RANDOM])
 def test_converted_networks_are_equal(config: dict[str, Any], tmp_path: Path) -> None:
     theirs = their_network(config)
     theirs.save_pretrained(tmp_path)

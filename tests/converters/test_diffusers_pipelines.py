@@ -94,6 +94,17 @@ def test_ddim_pipeline_around_another_scheduler(tmp_path: Path) -> None:
     assert np.abs(from_noise(engine, noise, steps=5) - want).max() < CLOSE / 2
 
 
+def test_learned_variance(tmp_path: Path) -> None:
+    """Twice the channels out (Nichol & Dhariwal 2021): the second half is the variance."""
+    theirs = pipeline(TINY | {"out_channels": 6}, variance_type="learned_range")
+    theirs.save_pretrained(tmp_path)
+    engine = fastgen.load(tmp_path, device="cpu")
+    assert engine.settings.variance == "learned_range"
+    with our_noise(5, engine.shape):
+        want = theirs(num_inference_steps=8, output_type="np").images[0]
+    assert np.abs(engine.sample(1, seed=5, steps=8, output_type="np")[0] - want).max() < CLOSE / 2
+
+
 @pytest.mark.slow
 def test_cifar(tmp_path: Path) -> None:
     compare_ddpm(tmp_path / "ddpm", CIFAR, 4)

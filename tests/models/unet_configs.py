@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 SMALL: dict[str, Any] = {
@@ -112,3 +113,54 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "norm_num_groups": 1,
     },
 }
+
+
+def random_config(seed: int) -> dict[str, Any]:
+    """A configuration that draws every option by chance, among those that go together."""
+    draw = random.Random(seed)
+    levels = draw.randint(1, 3)
+    family = draw.choice(["plain", "plain", "skip", "k"])
+    groups = draw.choice([1, 2, 4])
+    width = 32 if family != "plain" else 4 * groups
+    config: dict[str, Any] = {
+        "sample_size": (2**levels * draw.randint(1, 2), 2**levels * draw.randint(1, 2)),
+        "in_channels": 3 if family == "skip" else draw.randint(1, 4),
+        "out_channels": 3 if family == "skip" else draw.randint(1, 6),
+        "block_out_channels": tuple(width * draw.randint(1, 3) for _ in range(levels)),
+        "layers_per_block": draw.randint(1, 2),
+        "norm_num_groups": groups if family == "plain" else draw.choice([groups, None]),
+        "attention_head_dim": draw.choice([None, 3, 4]),
+        "norm_eps": draw.choice([1e-5, 1e-3]),
+        "act_fn": draw.choice(["silu", "swish", "mish", "gelu", "relu"]),
+        "mid_block_type": draw.choice(["UNetMidBlock2D", "UNetMidBlock2D", None]),
+        "mid_block_scale_factor": draw.choice([1, 2**0.5]),
+        "add_attention": draw.random() < 0.7,
+        "attn_norm_num_groups": draw.choice([None, groups]),
+        "resnet_time_scale_shift": draw.choice(["default", "scale_shift"]),
+        "downsample_type": draw.choice(["conv", "resnet"]),
+        "upsample_type": draw.choice(["conv", "resnet"]),
+        "downsample_padding": draw.randint(0, 1),
+        "center_input_sample": draw.random() < 0.3,
+        "time_embedding_type": draw.choice(["positional", "fourier", "learned"]),
+        "time_embedding_dim": draw.choice([None, 24]),
+        "flip_sin_to_cos": draw.random() < 0.5,
+        "freq_shift": draw.choice([0, 1]),
+        "dropout": draw.choice([0.0, 0.2]),
+    }
+    if config["time_embedding_type"] == "learned":
+        config["num_train_timesteps"] = 1000
+    classes = draw.choice(["none", "none", "table", "timestep", "identity"])
+    if classes == "table":
+        config["num_class_embeds"] = draw.randint(2, 9)
+    elif classes != "none":
+        config["class_embed_type"] = classes
+    if family == "k":
+        down, up = ["KDownBlock2D"], ["KUpBlock2D"]
+    elif family == "skip":
+        down, up = ["SkipDownBlock2D", "AttnSkipDownBlock2D"], ["SkipUpBlock2D", "AttnSkipUpBlock2D"]
+    else:
+        down = ["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+        up = ["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+    config["down_block_types"] = tuple(draw.choice(down) for _ in range(levels))
+    config["up_block_types"] = tuple(draw.choice(up) for _ in range(levels))
+    return config
