@@ -14,6 +14,7 @@ from typing import Any
 
 from fastgen.checkpoint import CONFIG_FILE, Part, Spec
 from fastgen.config import to_dict
+from fastgen.engines.settings import DiffusionSettings
 from fastgen.errors import CheckpointError, ConfigError
 
 from .. import weights
@@ -87,6 +88,7 @@ def read(folder: Path, variant: str | None = None) -> Converted:
         "sha256": weights.sha256(found),
     }
     spec = Spec("diffusion", {"unet": Part("unet", to_dict(config))}, settings, origin)
+    DiffusionSettings.from_spec(spec)  # fastgen.json is nobody's word for anything
     return Converted(spec, tensors.renamed({f"unet.{new}": old for new, old in names.items()}), report)
 
 

@@ -229,6 +229,7 @@ def test_what_the_file_does_not_say_is_diffusers_default(tmp_path: Path) -> None
             "scheduler_config.json: thresholding: True is not",
         ),
         ("fastgen.json", {"sampler": 1}, "unknown key sampler; known: num_classes"),
+        ("fastgen.json", {"steps": "many"}, "steps: expected int, got str 'many'"),
         ("fastgen.json", {"num_classes": 3}, "num_classes is 3, the network embeds None"),
     ],
 )
