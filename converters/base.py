@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,11 @@ class Converted:
     tensors: Tensors
     report: Report
 
+    def reported(self) -> Spec:
+        """The spec with the report in its provenance, where ``engine.describe()`` finds it."""
+        report = {name: value for name, value in asdict(self.report).items() if value}
+        return replace(self.spec, provenance={**self.spec.provenance, "report": report})
+
 
 @dataclass(frozen=True)
 class Converter:
@@ -79,9 +84,10 @@ class Converter:
     detect(folder): whether the folder's content is of this kind; cheap, reads no weights, never raises.
     read(folder, variant): the model; CheckpointError or ConfigError for what is missing, damaged or not supported.
         variant: a source's name for another set of weights (fp16), or None.
-    write(folder, spec, tensors, dtype): our model in the source's form, into an empty or existing folder, weights as
-        `dtype` (None: as they are). No `write`: there is no way back.
+    write(folder, spec, tensors, dtype): our model in the source's form, into an empty folder, weights as `dtype`
+        (None: as they are). No `write`: there is no way back.
     files: patterns of the small files that `detect` and `downloads` need from a hub.
+    owned: patterns of all files of such a model, which are removed when another one of the kind takes its place.
     downloads(folder, variant): once those are there, lists of patterns of weight files, the best choice first.
     """
 
@@ -91,6 +97,7 @@ class Converter:
     read: Callable[[Path, str | None], Converted]
     write: Callable[[Path, Spec, Tensors, torch.dtype | None], Report] | None = None
     files: tuple[str, ...] = ()
+    owned: tuple[str, ...] = ()
     downloads: Callable[[Path, str | None], list[list[str]]] | None = None
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from .architectures import builders
 from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec, load_spec
 from .checkpoint import load as load_checkpoint
-from .converters import CONVERTERS, Report, Tensors, build, check, detect, save
+from .converters import CONVERTERS, Report, build, check, detect, read_ours, replace, save
 from .engines import ENGINES, DiffusionEngine
 from .errors import CheckpointError, ConfigError
 from .zoo import ZOO
@@ -71,7 +71,8 @@ def convert(
     """Write the model `source` (as for `load`) into the folder `destination`, in fastgen's form or a foreign one.
 
     to: "fastgen" or a name in ``fastgen.converters.CONVERTERS``. dtype: of the weights written, "float32", "float16",
-    "bfloat16" or None, as they are. overwrite: replace a model that is there; other files of the folder are left alone.
+    "bfloat16" or None, as they are. overwrite: replace a model of the same form; other files of the folder are left
+    alone. Where conversion fails the folder stays as it was.
 
     Returns what was mapped, renamed, assumed and ignored. Raises ConfigError or CheckpointError.
     """
@@ -93,23 +94,26 @@ def convert(
         load_spec(folder)  # says what is wrong where it is nobody's
     if (converter.name if converter else "fastgen") == to and dtype is None:
         raise ConfigError(f"{source}: is a {to} model already; say to= (--to) what it shall become")
-    weights_dtype = None if dtype is None else WEIGHT_DTYPES[dtype]
     if converter is None:
-        spec, modules = _read(folder, variant)
-        state = {f"{p}.{name}": t for p, m in modules.items() for name, t in m.state_dict().items()}
-        tensors = Tensors({n: tuple(t.shape) for n, t in state.items()}, state.__getitem__, str(folder))
-        report = Report(f"{source} -> {to}")
+        if variant is not None:
+            raise ConfigError(_no_variant(variant, folder))
+        converted = read_ours(folder, f"{source} -> {to}")
     else:
         converted = converter.read(folder, variant)
-        check(converted)
-        spec, tensors, report = converted.spec, converted.tensors, converted.report
-    if to == "fastgen":
-        save(destination, spec, tensors, weights_dtype)
-        return report
-    write = CONVERTERS[to].write
-    assert write is not None
-    written = write(destination, spec, tensors, weights_dtype)
-    return written if converter is None else report.followed_by(written)
+    check(converted)
+    weights_dtype = None if dtype is None else WEIGHT_DTYPES[dtype]
+
+    def fill(path: Path) -> Report:
+        if to == "fastgen":
+            spec = converted.spec if converter is None else converted.reported()
+            save(path, spec, converted.tensors, weights_dtype)
+            return converted.report
+        write = CONVERTERS[to].write
+        assert write is not None
+        written = write(path, converted.spec, converted.tensors, weights_dtype)
+        return written if converter is None else converted.report.followed_by(written)
+
+    return replace(destination, to, fill)
 
 
 def _read(folder: Path, variant: str | None) -> tuple[Spec, dict[str, nn.Module]]:
@@ -117,12 +121,14 @@ def _read(folder: Path, variant: str | None) -> tuple[Spec, dict[str, nn.Module]
     converter = detect(folder)
     if converter is not None:
         converted = converter.read(folder, variant)
-        return converted.spec, build(converted)
+        return converted.reported(), build(converted)
     if variant is not None:
-        raise ConfigError(
-            f"variant: {variant!r} was asked for, but {folder} is a fastgen model, which has none"
-        )
+        raise ConfigError(_no_variant(variant, folder))
     return load_checkpoint(folder, builders)
+
+
+def _no_variant(variant: str, folder: Path) -> str:
+    return f"variant: {variant!r} was asked for, but {folder} is a fastgen model, which has none"
 
 
 def find(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..base import Converter
-from .read import FILES, detect, downloads, read
+from .read import FILES, OWNED, detect, downloads, read
 from .write import write
 
 CONVERTER = Converter(
@@ -13,5 +13,6 @@ CONVERTER = Converter(
     read=read,
     write=write,
     files=FILES,
+    owned=OWNED,
     downloads=downloads,
 )
