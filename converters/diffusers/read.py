@@ -25,7 +25,7 @@ INDEX = "model_index.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
 STEM = "diffusion_pytorch_model"
 SETTINGS = "fastgen.json"  # ours beside theirs: what diffusers has no place for
-KEPT = ("num_classes", "null_class", "class_names", "steps", "guidance_scale", "solver_options")
+KEPT = ("num_classes", "null_class", "class_names", "steps", "guidance_scale", "variance", "solver_options")
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")
 FILES = (
     INDEX,
@@ -36,6 +36,7 @@ FILES = (
     SETTINGS,
     "*.index*.json",
 )
+OWNED = (*FILES[:-1], f"{STEM}*", f"unet/{STEM}*")
 
 
 def detect(folder: Path) -> bool:
@@ -79,7 +80,7 @@ def read(folder: Path, variant: str | None = None) -> Converted:
         settings.setdefault("num_classes", config.num_class_embeds)
     found = weights.find(network, STEM, variant)
     tensors = weights.open_weights(found)
-    names = unet.our_names(tensors.shapes, report)
+    names = unet.our_names(tensors, report)
     origin = {
         "converted_from": "diffusers",
         "class": pipeline or unet.CLASS,
@@ -119,8 +120,9 @@ def _settings(folder: Path, pipeline: str | None, report: Report) -> dict[str, A
     if path is None and pipeline is not None:
         raise CheckpointError(f"{folder}: no scheduler/{SCHEDULER_CONFIG}; is the download complete?")
     if path is None:
-        report.assumed.append("no scheduler in the folder: DDPMScheduler with its defaults")
-        settings = scheduler.to_settings({"_class_name": "DDPMScheduler"}, str(folder), Report())
+        aside = Report()
+        settings = scheduler.to_settings({"_class_name": "DDPMScheduler"}, str(folder), aside)
+        report.assumed.append(f"no scheduler in the folder, so {', '.join(aside.assumed)}")
     else:
         settings = scheduler.to_settings(read_json(path), str(path), report, pipeline)
     ours = folder / SETTINGS
@@ -129,7 +131,9 @@ def _settings(folder: Path, pipeline: str | None, report: Report) -> dict[str, A
         if unknown := sorted(set(kept) - set(KEPT)):
             raise ConfigError(f"{ours}: unknown key {unknown[0]}; known: {', '.join(KEPT)}")
         options = kept.pop("solver_options", None)
-        if isinstance(options, dict) and options:
+        if options is not None and not isinstance(options, dict):
+            raise ConfigError(f"{ours}: solver_options: expected an object, got {type(options).__name__}")
+        if options:
             settings["solver_options"] = {**(settings["solver_options"] or {}), **options}
         settings |= kept
         report.mapped.append(f"{SETTINGS}: {', '.join(f'{k}={v}' for k, v in kept.items())}")

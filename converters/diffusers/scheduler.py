@@ -26,6 +26,17 @@ NO_THRESHOLD = "no effect without thresholding"
 IDLE_THRESHOLDS = {"dynamic_thresholding_ratio": NO_THRESHOLD, "sample_max_value": NO_THRESHOLD}
 # Of old files, for every class.
 OLD = {"tensor_format": "tensors are PyTorch's"}
+# Options of schedulers that are not in RULES, or of older diffusers. A scheduler made from another's config
+# (`from_config`) writes them down and never looks at them.
+ELSEWHERE = (
+    "skip_prk_steps",
+    "timestep_values",
+    "predict_x0",
+    "solver_p",
+    "disable_corrector",
+    "original_inference_steps",
+    "timestep_scaling",
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,12 @@ RULES: dict[str, Rule] = {
     ),
 }
 CLASSES = {rule.solver: name for name, rule in RULES.items()}
+KNOWN = {
+    *ELSEWHERE,
+    *(key for rule in RULES.values() for key in (*rule.schedule, *rule.options, *rule.only, *rule.idle)),
+}
+# What a pipeline takes where nothing is said, whatever its scheduler.
+PIPELINE_STEPS = {"DDPMPipeline": 1000, "DDIMPipeline": 50}
 # A DDIMPipeline makes a DDIMScheduler of whatever it finds; these two agree in every default.
 DDIM_PIPELINE = ("DDIMScheduler", "DDPMScheduler")
 
@@ -121,9 +138,8 @@ def to_settings(
     names the key.
     """
     name = raw.get("_class_name")
-    if name not in RULES:
+    if not isinstance(name, str) or name not in RULES:
         raise ConfigError(f"{where}: _class_name: {name!r} is not supported; supported: {', '.join(RULES)}")
-    written = RULES[name]
     if pipeline == "DDIMPipeline" and name != "DDIMScheduler":
         if name not in DDIM_PIPELINE:
             raise ConfigError(
@@ -136,25 +152,22 @@ def to_settings(
     schedule: dict[str, Any] = dict(rule.defaults)
     options: dict[str, Any] = {}
     for key, value in raw.items():
-        if key.startswith("_"):
+        if key.startswith("_") or key == "predict_epsilon":
             continue
-        if key in rule.schedule:
+        if key in (*rule.schedule, *rule.options):
+            if value is None:
+                value = _null(rule, name, key, where, report)
             if value is not None:
-                schedule[key] = value
-        elif key in rule.options:
-            if value is not None:
-                options[key] = value
+                (schedule if key in rule.schedule else options)[key] = value
         elif key in rule.only:
             if value not in rule.only[key]:
                 supported = ", ".join(str(v) for v in rule.only[key] if v is not None)
                 raise ConfigError(
                     f"{where}: {key}: {value!r} is not supported for {name}; supported: {supported}"
                 )
-        elif key == "predict_epsilon":  # before prediction_type
-            schedule.setdefault("prediction_type", "epsilon" if value else "sample")
         elif key in (idle := {**OLD, **rule.idle}):
             report.ignored.append(f"{key}={value}: {idle[key]}")
-        elif key in (*written.options, *written.only, *written.idle):
+        elif key in KNOWN:
             report.ignored.append(f"{key}={value}: no effect on {name}")
         else:
             known = ", ".join((*rule.schedule, *rule.options, *rule.only, *rule.idle))
@@ -162,13 +175,25 @@ def to_settings(
                 f"{where}: {key}: {name} has no such option; diffusers ignores it, remove it from the file. "
                 f"Known: {known}"
             )
+    if raw.get("predict_epsilon") is not None:  # before prediction_type
+        if "prediction_type" in schedule:
+            report.ignored.append(f"predict_epsilon={raw['predict_epsilon']}: prediction_type says it")
+        else:
+            schedule["prediction_type"] = "epsilon" if raw["predict_epsilon"] else "sample"
+            report.assumed.append(
+                f"prediction_type={schedule['prediction_type']}, because of the old "
+                f"predict_epsilon={raw['predict_epsilon']}, which diffusers no longer reads"
+            )
     _check_schedule(rule, name, schedule, where)
     given = ", ".join(
         f"{k}={v}" for k, v in {**schedule, **options}.items() if k in raw and k != "trained_betas"
     )
     report.mapped.append(f"{name} -> solver {rule.solver}" + (f": {given}" if given else ""))
+    if filled := _filled(rule, raw, schedule, options):
+        report.assumed.append(f"{name}: {filled}, diffusers' defaults")
     settings: dict[str, Any] = {"schedule": schedule, "solver": rule.solver}
-    if options.get("variance_type") in LEARNED:
+    variance = options.get("variance_type")
+    if isinstance(variance, str) and variance in LEARNED:
         settings["variance"] = options.pop("variance_type")
     elif rule.solver == "dpm++2m" and "variance_type" in options:
         raise ConfigError(
@@ -180,8 +205,14 @@ def to_settings(
         options["constant_stride"] = True
         report.assumed.append("constant_stride=True: diffusers' DDIM steps by T // steps with this spacing")
     settings["solver_options"] = options or None
-    settings["steps"] = min(rule.steps, schedule.get("num_train_timesteps", 1000))
+    steps = PIPELINE_STEPS.get(pipeline or "", rule.steps)
+    if steps != rule.steps and rule.solver not in ("ddpm", "ddim"):
+        report.assumed.append(
+            f"steps={rule.steps}: the {steps} of {pipeline} are not for {name}, which it cannot run as it should"
+        )
+        steps = rule.steps
     _check_options(rule, settings, where)
+    settings["steps"] = min(steps, schedule.get("num_train_timesteps", 1000))
     return settings
 
 
@@ -201,17 +232,71 @@ def from_settings(settings: DiffusionSettings, report: Report) -> tuple[dict[str
             raise ConfigError(f"{key}: diffusers' {name} has no such option")
     config = {"_class_name": name, **values}
     config |= {key: options[key] for key in rule.options if key in options}
+    given = settings.solver_options or {}
+    lost = {key: value for key, value in given.items() if key not in rule.options}
     if settings.variance is not None and "variance_type" in rule.options:
         config["variance_type"] = settings.variance
-    lost = {key: value for key, value in (settings.solver_options or {}).items() if key not in rule.options}
-    for key, value in lost.items():
-        report.ignored.append(f"{key}={value}: {name} has no such option")
-    spacing = options["timestep_spacing"]
-    if settings.solver == "ddim" and spacing != "leading" and not options["constant_stride"]:
+        if given.get("variance_type", settings.variance) != settings.variance:
+            lost["variance_type"] = given["variance_type"]
+            report.ignored.append(
+                f"variance_type={given['variance_type']}: diffusers' {name} gives a network that predicts variances "
+                "no other noise"
+            )
+    elif settings.variance is not None:
         report.ignored.append(
-            f"constant_stride=False: diffusers' DDIM always steps by T // steps; with {spacing} its pictures differ"
+            f"variance={settings.variance}: diffusers' {name} cannot run a network that also predicts variances"
         )
+    for key, value in lost.items():
+        if key not in ("constant_stride", "variance_type"):
+            report.ignored.append(f"{key}={value}: {name} has no such option")
+    spacing = options["timestep_spacing"]
+    if settings.solver == "ddim" and spacing != "leading":
+        lost["constant_stride"] = options[
+            "constant_stride"
+        ]  # reading takes diffusers' way if nothing is said
+        if not options["constant_stride"]:
+            report.ignored.append(
+                f"constant_stride=False: diffusers' DDIM always steps by T // steps; with {spacing} its pictures differ"
+            )
     return config, lost
+
+
+def _null(rule: Rule, name: str, key: str, where: str, report: Report) -> Any:
+    """What diffusers takes null for: false where it asks for truth, nothing where that is the default."""
+    if key in ("trained_betas", "sigma_min", "sigma_max") or (name, key) == (
+        CLASSES["dpm++2m"],
+        "variance_type",
+    ):
+        return None
+    flags = {o.name for o in SOLVERS[rule.solver].options if o.type == "bool"} | {"rescale_betas_zero_snr"}
+    if key not in flags:
+        raise ConfigError(
+            f"{where}: {key}: null is not supported for {name}; supported: a value, or no such key for diffusers' "
+            "default"
+        )
+    report.assumed.append(f"{key}=null: false, as diffusers takes it")
+    return False
+
+
+def _filled(
+    rule: Rule, raw: Mapping[str, Any], schedule: Mapping[str, Any], options: Mapping[str, Any]
+) -> str:
+    """The defaults that stand for missing keys and have an effect on the picture, in words."""
+    defaults = {f.name: f.default for f in dataclasses.fields(NoiseSchedule)}
+    defaults |= {o.name: o.default for o in SOLVERS[rule.solver].options}
+    values = {**defaults, **rule.defaults, **schedule, **options}
+    silent = {"trained_betas"} | (
+        {"beta_start", "beta_end", "beta_schedule"} if values["trained_betas"] else set()
+    )
+    silent |= set() if values["clip_sample"] else {"clip_sample_range"}
+    return ", ".join(
+        f"{key}={values[key]}"
+        for key in (*rule.schedule, *rule.options)
+        if key not in raw
+        and key not in silent
+        and values.get(key) is not None
+        and not (key == "prediction_type" and key in schedule)
+    )
 
 
 def _check_schedule(rule: Rule, name: str, schedule: dict[str, Any], where: str) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from fastgen.config import from_dict, to_dict
-from fastgen.errors import ConfigError
+from fastgen.errors import CheckpointError, ConfigError
 from fastgen.models.unet import UNetConfig
 
-from ..base import Report
+from ..base import Report, Tensors
 
 CLASS = "UNet2DModel"
 OLD_PREFIX = "UNetRes"  # of block types before diffusers 0.1: UNetResDownBlock2D
@@ -22,6 +24,17 @@ DEFAULTS: dict[str, Any] = {
     "block_out_channels": [224, 448, 672, 896],
     "layers_per_block": 2,
 }
+# Written by training's EMAModel.save_pretrained, whose weights are the averaged ones.
+AVERAGING = (
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+)
+SILENT = ("sample_size", "dropout")  # not to be assumed, or without effect on a picture
 # Attention in checkpoints from before diffusers 0.15, in those since, and in ours.
 TENSOR_NAMES = (
     (re.compile(r"(.*attentions\.\d+)\.query\.(weight|bias)"), r"\1.to_q.\2"),
@@ -40,6 +53,10 @@ def to_config(raw: Mapping[str, Any], where: str, report: Report) -> UNetConfig:
             f"{where}: _class_name: {raw['_class_name']!r} is not supported; supported: {CLASS}"
         )
     given = {key: value for key, value in raw.items() if not key.startswith("_")}
+    if averaging := [f"{key}={given.pop(key)}" for key in AVERAGING if key in given]:
+        report.ignored.append(
+            f"{', '.join(averaging)}: how the weights were averaged in training, no effect on them"
+        )
     values = {**DEFAULTS, **given}
     size = values.get("sample_size")
     if size is None:
@@ -72,7 +89,12 @@ def to_config(raw: Mapping[str, Any], where: str, report: Report) -> UNetConfig:
     except ConfigError as error:
         raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from error
     report.mapped.append("U-Net: " + ", ".join(f"{k}={given[k]}" for k in given if k in values))
-    if assumed := [f"{key}={_shown(DEFAULTS[key])}" for key in DEFAULTS if key not in given]:
+    filled = {**to_dict(config), **DEFAULTS}
+    if assumed := [
+        f"{key}={_shown(value)}"
+        for key, value in filled.items()
+        if key not in given and key not in SILENT and value is not None
+    ]:
         report.assumed.append(f"U-Net: {', '.join(assumed)}, diffusers' defaults")
     return config
 
@@ -85,17 +107,22 @@ def from_config(config: UNetConfig) -> dict[str, Any]:
     return {"_class_name": CLASS, **values}
 
 
-def our_names(names: Iterable[str], report: Report) -> dict[str, str]:
-    """{our name: their name} of every tensor."""
+def our_names(tensors: Tensors, report: Report) -> dict[str, str]:
+    """{our name: their name} of every tensor. Raises CheckpointError where two of one name differ."""
     found: dict[str, str] = {}
     old = 0
-    for name in names:
+    for name in tensors.shapes:
         new = name
         for pattern, replacement in TENSOR_NAMES:
             if pattern.fullmatch(name):
                 new = pattern.sub(replacement, name)
                 old += ".to_out.0." not in name
         if new in found:  # old files hold the fourier frequencies under two names
+            if not torch.equal(tensors.get(name), tensors.get(found[new])):
+                raise CheckpointError(
+                    f"{tensors.where}: {name} and {found[new]} are names of one tensor, and their values differ; "
+                    "remove the one that is not meant"
+                )
             report.ignored.append(f"tensor {name}: the same as {found[new]}")
             continue
         found[new] = name

@@ -8,6 +8,7 @@ import torch
 
 from fastgen.architectures import part_config
 from fastgen.checkpoint import CONFIG_FILE, Spec
+from fastgen.config import to_dict
 from fastgen.engines.settings import DiffusionSettings
 from fastgen.errors import ConfigError
 
@@ -43,18 +44,21 @@ def write(folder: Path, spec: Spec, tensors: Tensors, dtype: torch.dtype | None 
         report.assumed.append(f"{pipeline} passes no class labels: call the U-Net in a loop of your own")
     prefix = f"{name}."
     theirs = tensors.renamed({unet.their_name(n.removeprefix(prefix)): n for n in tensors.shapes})
-    kept = {
-        key: spec.settings[key]
-        for key in KEPT
-        if spec.settings.get(key) is not None and key != "solver_options"
-    }
+    kept = {key: value for key, value in to_dict(settings).items() if key in KEPT and value is not None}
+    if "variance_type" in schedule:
+        kept.pop("variance", None)  # the scheduler's file says it
+    kept.pop("solver_options", None)
     if lost:
         kept["solver_options"] = lost
     report.mapped.append(
         f"{len(theirs.shapes)} tensors, {len(unet.from_config(config)) - 1} options of the U-Net"
     )
-    if kept:
-        report.mapped.append(f"{', '.join(kept)}: in {SETTINGS}, which fastgen reads and diffusers does not")
+    report.mapped.append(f"{', '.join(kept)}: in {SETTINGS}, which fastgen reads and diffusers does not")
+    if pipeline is not None and settings.steps != scheduler.PIPELINE_STEPS[pipeline]:
+        report.assumed.append(
+            f"{pipeline} takes {scheduler.PIPELINE_STEPS[pipeline]} steps where nothing is said: call it with "
+            f"num_inference_steps={settings.steps}"
+        )
 
     for sub in ("unet", "scheduler"):
         (folder / sub).mkdir(parents=True, exist_ok=True)

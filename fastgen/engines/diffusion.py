@@ -114,8 +114,8 @@ class DiffusionEngine:
         seed: sample k has seed + k, in [0, 2^64); seeds: one a sample. Neither: seeds from the system's entropy.
             A sample depends on its seed, not on how many are drawn beside it.
         labels: class numbers or names, one for all or one a sample; None is "no label".
-        solver, steps (alias num_inference_steps), eta, **options: a name in ``fastgen.diffusion.SOLVERS``, network
-            evaluations, and that solver's own options; the checkpoint's by default.
+        solver, steps (alias num_inference_steps), eta, **options: a name in ``fastgen.diffusion.SOLVERS``, its steps
+            (a network evaluation each; heun's n take 2n - 1), and its own options; the checkpoint's by default.
         guidance_scale: classifier-free guidance (Ho & Salimans 2022) w in F_u + w (F_c - F_u); 1 = none.
         callback(step, total, images): called after every network evaluation with the noisy states [n, C, H, W].
         progress: a bar on stderr.
@@ -179,6 +179,7 @@ class DiffusionEngine:
             "engine": "diffusion",
             "source": self.source,
             "sha256": self.spec.provenance.get("sha256"),
+            "converted": self.spec.provenance.get("report"),
             "networks": {name: part.architecture for name, part in self.spec.parts.items()},
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "shape": list(self.shape),
@@ -214,7 +215,9 @@ class DiffusionEngine:
 
     def request(self, /, n: int | None = None, **arguments: Any) -> Request:
         """What ``sample(n, **arguments)`` would draw, with every default and random seed filled in."""
-        return resolve(self.settings, n=n, **arguments)
+        request = resolve(self.settings, n=n, **arguments)
+        self.settings.check_times(getattr(self.network, "config", None), request.options)
+        return request
 
     @contextmanager
     def _session(self) -> Iterator[None]:

@@ -145,7 +145,8 @@ def test_old_layout_and_names(folder: Path, original: Path) -> None:
 
 def test_a_unet_alone(folder: Path, original: Path) -> None:
     converted = CONVERTER.read(folder / "unet", None)
-    assert converted.report.assumed == ["no scheduler in the folder: DDPMScheduler with its defaults"]
+    (assumed,) = converted.report.assumed
+    assert assumed.startswith("no scheduler in the folder, so DDPMScheduler: num_train_timesteps=1000")
     assert fastgen.load(folder / "unet", device="cpu").settings.solver == "ddpm"
     (folder / "model_index.json").unlink()
     assert fastgen.load(folder, device="cpu").settings.solver == "ddpm"
@@ -160,7 +161,15 @@ def test_what_the_file_does_not_say_is_diffusers_default(tmp_path: Path) -> None
     kept = ("_class_name", "sample_size", "block_out_channels", "layers_per_block")
     (tmp_path / "config.json").write_text(json.dumps({key: raw[key] for key in kept}))
     report = CONVERTER.read(tmp_path, None).report
-    assert "down_block_types=DownBlock2D,AttnDownBlock2D" in report.assumed[0]
+    for option in (
+        "down_block_types=DownBlock2D,AttnDownBlock2D",
+        "norm_eps=1e-05",
+        "flip_sin_to_cos=True",
+        "freq_shift=0",
+        "downsample_padding=1",
+        "attention_head_dim=8",
+    ):
+        assert option in report.assumed[0]
     x = torch.randn(1, 3, 16, 16)
     ours = fastgen.load(tmp_path, device="cpu").network
     with torch.no_grad():
@@ -229,6 +238,8 @@ def test_what_the_file_does_not_say_is_diffusers_default(tmp_path: Path) -> None
             "scheduler_config.json: thresholding: True is not",
         ),
         ("fastgen.json", {"sampler": 1}, "unknown key sampler; known: num_classes"),
+        ("fastgen.json", {"solver_options": [1]}, "solver_options: expected an object, got list"),
+        ("fastgen.json", {"solver_options": "eta=1"}, "solver_options: expected an object, got str"),
         ("fastgen.json", {"steps": "many"}, "steps: expected int, got str 'many'"),
         ("fastgen.json", {"num_classes": 3}, "num_classes is 3, the network embeds None"),
     ],
@@ -412,3 +423,59 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert captured.err.count("\n") == 1
         assert not (tmp_path / "x").exists()
     assert main(["convert", str(folder), ours, "--overwrite"]) == 0
+
+
+def test_averaged_weights(tmp_path: Path) -> None:
+    """What training's EMAModel saves."""
+    from diffusers import UNet2DModel
+    from diffusers.training_utils import EMAModel
+
+    network = pipeline().unet
+    EMAModel(network.parameters(), model_cls=UNet2DModel, model_config=network.config).save_pretrained(
+        tmp_path
+    )
+    assert "decay" in json.loads((tmp_path / "config.json").read_text())
+    report = CONVERTER.read(tmp_path, None).report
+    assert "decay=0.9999" in report.ignored[0]
+    assert "use_ema_warmup=False" in report.ignored[0]
+    assert fastgen.load(tmp_path, device="cpu").network is not None
+
+
+def test_two_names_of_one_tensor(folder: Path) -> None:
+    path = folder / "unet" / f"{STEM}.safetensors"
+    state = load_file(path)
+    name = next(n for n in state if n.endswith("to_q.weight"))
+    twin = name.replace("to_q", "query")
+    save_file({**state, twin: state[name].clone()}, path)
+    assert "the same as" in CONVERTER.read(folder, None).report.ignored[-1]
+    save_file({**state, twin: state[name] + 1}, path)
+    with pytest.raises(CheckpointError, match="are names of one tensor, and their values differ"):
+        fastgen.load(folder, device="cpu")
+
+
+def test_the_report_stays_with_the_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = fastgen.convert(folder, tmp_path / "ours")
+    for source in (folder, tmp_path / "ours"):
+        kept = fastgen.load(source, device="cpu").describe()["converted"]
+        assert kept["title"] == report.title
+        assert kept["ignored"] == report.ignored
+        assert main(["info", str(source), "--device", "cpu"]) == 0
+        assert "no effect without thresholding" in capsys.readouterr().out
+    assert fastgen.load("zoo:ddpm-mnist", device="cpu").describe()["converted"] is None
+
+
+def test_learned_times_and_the_schedule(tmp_path: Path) -> None:
+    saved(tmp_path / "short", TINY | {"time_embedding_type": "learned", "num_train_timesteps": 500})
+    with pytest.raises(ConfigError, match="the network learnt 500 timesteps, the noise schedule has 1000"):
+        fastgen.load(tmp_path / "short", device="cpu")
+    folder = saved(tmp_path / "m", TINY | {"time_embedding_type": "learned", "num_train_timesteps": 1000})
+    assert fastgen.load(folder, device="cpu").sample(1, seed=0, steps=2, solver="euler").isfinite().all()
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "DDPMScheduler", "prediction_type": "v_prediction"}))
+    with pytest.raises(ConfigError, match="timestep_type: continuous hands on"):
+        fastgen.load(folder, device="cpu").sample(1, steps=2, solver="euler", timestep_type="continuous")
+    change(path, _class_name="EulerDiscreteScheduler", timestep_type="continuous")
+    with pytest.raises(ConfigError, match="timestep_type: continuous hands on"):
+        fastgen.load(folder, device="cpu")

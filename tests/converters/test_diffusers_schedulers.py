@@ -11,13 +11,25 @@ import numpy as np
 import pytest
 import torch
 
+import fastgen
+from fastgen.checkpoint import Part, Spec, save
+from fastgen.config import to_dict
 from fastgen.converters import Report
 from fastgen.converters.diffusers.scheduler import CLASSES, RULES, from_settings, to_settings
 from fastgen.diffusion import NoiseSchedule, run, solver_table
 from fastgen.engines.settings import DiffusionSettings
 from fastgen.errors import ConfigError
+from fastgen.models.unet import UNet, UNetConfig
 from tests.diffusion.diffusers_oracle import random_network
 
+SMALL: dict[str, Any] = {
+    "block_out_channels": (8,),
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "attention_head_dim": None,
+}
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("DDPMScheduler", {}),
@@ -135,6 +147,16 @@ def test_old_files() -> None:
     assert NoiseSchedule(**settings["schedule"]).prediction_type == "sample"
     assert settings["solver_options"] == {"variance_type": "fixed_large", "clip_sample": True}
     assert report.ignored == ["tensor_format=pt: tensors are PyTorch's"]
+    assert any(
+        "prediction_type=sample, because of the old predict_epsilon=False" in a for a in report.assumed
+    )
+    report = Report()
+    settings = to_settings({**old, "predict_epsilon": None}, "x", report)
+    assert NoiseSchedule(**settings["schedule"]).prediction_type == "epsilon"
+    assert "prediction_type=epsilon" in report.assumed[0]
+    settings = to_settings({"prediction_type": "v_prediction", **old}, "x", report)
+    assert NoiseSchedule(**settings["schedule"]).prediction_type == "v_prediction"
+    assert report.ignored[-1] == "predict_epsilon=False: prediction_type says it"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +202,17 @@ def test_old_files() -> None:
             {"_class_name": "DPMSolverMultistepScheduler", "variance_type": "x"},
             "variance_type: 'x' is not supported",
         ),
-        ({"_class_name": "HeunDiscreteScheduler", "rescale_betas_zero_snr": True}, "has no such option"),
+        ({"_class_name": "HeunDiscreteScheduler", "use_snr": True}, "use_snr: Heun.* has no such option"),
+        ({"_class_name": ["DDPMScheduler"]}, r"_class_name: \['DDPMScheduler'\] is not supported"),
+        ({"_class_name": "DDPMScheduler", "variance_type": ["learned"]}, "variance_type: expected str"),
+        ({"_class_name": "DDPMScheduler", "variance_type": {"a": 1}}, "variance_type: expected str"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "variance_type": []}, r"variance_type: \[\] is not"),
+        (
+            {"_class_name": "DDIMScheduler", "clip_sample_range": None},
+            "clip_sample_range: null is not supported",
+        ),
+        ({"_class_name": "DDPMScheduler", "beta_end": None}, "beta_end: null is not supported for DDPM"),
+        ({"_class_name": "DDPMScheduler", "variance_type": None}, "variance_type: null is not supported"),
         ({"_class_name": "EulerDiscreteScheduler", "beta_schedule": "sigmoid"}, "beta_schedule: 'sigmoid'"),
         ({"_class_name": "EulerDiscreteScheduler", "timestep_spacing": 3}, "timestep_spacing: expected str"),
     ],
@@ -205,3 +237,130 @@ def test_what_diffusers_cannot_hold_is_said() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             from_settings(DiffusionSettings(schedule=schedule, solver=solver), Report())
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("DDPMScheduler", "clip_sample"),
+        ("DDIMScheduler", "clip_sample"),
+        ("DDIMScheduler", "set_alpha_to_one"),
+        ("DPMSolverMultistepScheduler", "lower_order_final"),
+        ("EulerDiscreteScheduler", "use_karras_sigmas"),
+    ],
+)
+def test_null_is_false(name: str, key: str) -> None:
+    report = Report()
+    settings = to_settings({"_class_name": name, key: None}, "x", report)
+    assert settings["solver_options"] == {key: False}
+    assert f"{key}=null: false, as diffusers takes it" in report.assumed
+    if not key.startswith("use_"):  # which diffusers adds up
+        getattr(diffusers, name)(**{key: None}).set_timesteps(10)
+
+
+def test_null_where_it_is_the_default() -> None:
+    for name, key in (
+        ("DDPMScheduler", "trained_betas"),
+        ("EulerDiscreteScheduler", "sigma_min"),
+        ("EulerDiscreteScheduler", "sigma_max"),
+        ("DPMSolverMultistepScheduler", "variance_type"),
+    ):
+        settings = to_settings({"_class_name": name, key: None}, "x", Report())
+        assert settings == to_settings({"_class_name": name}, "x", Report())
+    schedule = to_settings({"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": None}, "x", Report())
+    assert schedule["schedule"] == {"rescale_betas_zero_snr": False}
+
+
+@pytest.mark.parametrize("base", RULES)
+@pytest.mark.parametrize("name", RULES)
+def test_a_scheduler_made_from_another(name: str, base: str, tmp_path: Path) -> None:
+    """`from_config` writes down what the new class never looks at."""
+    old = getattr(diffusers, base)(beta_start=0.001)
+    getattr(diffusers, name).from_config(old.config).save_config(tmp_path)
+    report = Report()
+    raw = json.loads((tmp_path / "scheduler_config.json").read_text())
+    assert to_settings(raw, "x", report)["solver"] == RULES[name].solver
+    foreign = set(raw) - {*RULES[name].schedule, *RULES[name].options, *RULES[name].only}
+    said = " ".join(report.ignored)
+    assert all(f"{key}=" in said for key in foreign if not key.startswith("_"))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_names_of_other_schedulers_have_no_effect(name: str) -> None:
+    report = Report()
+    raw = {"_class_name": name, "skip_prk_steps": True, "timestep_values": None}
+    assert to_settings(raw, "x", report) == to_settings({"_class_name": name}, "x", Report())
+    assert report.ignored == [
+        f"skip_prk_steps=True: no effect on {name}",
+        f"timestep_values=None: no effect on {name}",
+    ]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_missing_keys_are_assumed_aloud(name: str, tmp_path: Path) -> None:
+    report = Report()
+    to_settings({"_class_name": name}, "x", report)
+    assumed = report.assumed[0]
+    for key in (
+        "prediction_type=epsilon",
+        "timestep_spacing=",
+        "num_train_timesteps=1000",
+        "beta_schedule=linear",
+    ):
+        assert key in assumed
+    start = {"HeunDiscreteScheduler": 0.00085}.get(name, 0.0001)
+    assert f"beta_start={start}," in assumed
+    assert ("variance_type=fixed_small" in assumed) == (name == "DDPMScheduler")
+    assert ("clip_sample=True" in assumed) == (name in ("DDPMScheduler", "DDIMScheduler"))
+    report = Report()
+    settings_of(name, tmp_path, report)
+    assert report.assumed == []
+
+
+def test_the_pipeline_says_how_many_steps() -> None:
+    def steps(name: str, pipeline: str | None, **options: Any) -> int:
+        return to_settings({"_class_name": name, **options}, "x", Report(), pipeline)["steps"]
+
+    assert steps("DDIMScheduler", "DDPMPipeline") == 1000
+    assert steps("DDIMScheduler", "DDPMPipeline", num_train_timesteps=100) == 100
+    assert steps("DDIMScheduler", None) == 50
+    assert steps("DDPMScheduler", "DDIMPipeline") == 50
+    assert steps("DPMSolverMultistepScheduler", "DDPMPipeline") == 20  # 1000 are NaN
+
+
+OURS: list[dict[str, Any]] = [
+    {"solver": "ddim", "solver_options": {"timestep_spacing": "linspace"}},
+    {"solver": "ddim", "solver_options": {"timestep_spacing": "trailing", "constant_stride": False}},
+    {"solver": "ddim", "solver_options": {"timestep_spacing": "trailing", "constant_stride": True}},
+    {"solver": "ddim", "solver_options": {"eta": 0.7, "use_clipped_model_output": True}},
+    {"solver": "dpm++2m", "solver_options": {"clip_sample": True}},
+    {"solver": "euler", "solver_options": {"clip_sample": True}},
+    {},
+    *({"solver": name, "variance": "learned_range"} for name in CLASSES),
+    {"solver": "ddpm", "variance": "learned_range", "solver_options": {"variance_type": "fixed_small"}},
+]
+
+
+@pytest.mark.parametrize("ours", OURS, ids=str)
+def test_ours_through_a_folder_of_theirs(ours: dict[str, Any], tmp_path: Path) -> None:
+    """Every setting comes back with the same effect; what diffusers does not do is in the report."""
+    channels = 6 if "variance" in ours else 3
+    network = UNet(UNetConfig(sample_size=(8, 8), out_channels=channels, **SMALL))
+    spec = Spec("diffusion", {"unet": Part("unet", to_dict(network.config))}, {"schedule": {}, **ours})
+    save(tmp_path / "a", spec, {f"unet.{name}": tensor for name, tensor in network.state_dict().items()})
+    report = fastgen.convert(tmp_path / "a", tmp_path / "b", to="diffusers")
+    engines = [fastgen.load(tmp_path / name, device="cpu") for name in "ab"]
+    first, second = (engine.settings for engine in engines)
+    for name in ("solver", "steps", "guidance_scale", "variance", "noise_schedule"):
+        assert getattr(first, name) == getattr(second, name)
+    pictures = [engine.sample(1, seed=0, steps=4) for engine in engines]
+    torch.testing.assert_close(*pictures, rtol=1e-3, atol=1e-3)  # weights lie elsewhere in memory
+    tables = [
+        engine.request(1, seed=0, steps=4).table(engine.settings.noise_schedule).a for engine in engines
+    ]
+    np.testing.assert_array_equal(*tables)
+    silent = not ours or ours.get("solver_options", {}).get("constant_stride")
+    learned = ours.get("variance") and ours["solver"] in ("ddpm", "dpm++2m")
+    assert bool(report.ignored) != bool(silent or (learned and "solver_options" not in ours))
+    if first.solver == "dpm++2m":
+        assert any("call it with num_inference_steps=20" in line for line in report.assumed)
