@@ -70,6 +70,8 @@ def sigma_knots(
     if chosen:
         low = float(sigmas[-1]) if sigma_min is None else sigma_min
         high = float(sigmas[0]) if sigma_max is None else sigma_max
+        if low > high or (low == high and steps > 1):
+            raise ConfigError(f"sigma_min: {low:.4g} must be below sigma_max, {high:.4g}")
         sigmas = _SPREAD[chosen[0]](low, high, np.linspace(0, 1, steps))
         times = sigma_to_time(sigmas, table)
     elif sigma_min is not None or sigma_max is not None:
@@ -78,7 +80,10 @@ def sigma_knots(
         # The stand-in for an infinite sigma; in diffusers the first step then goes backwards.
         sigmas[0] = sigmas[1] * math.sqrt(2.0)
     if np.any(np.diff(sigmas) >= 0):
-        raise ConfigError(f"sigmas must fall, got {sigmas[0]:.4g} ... {sigmas[-1]:.4g}; use fewer steps")
+        raise ConfigError(
+            f"steps: {steps} are too many here, sigmas between {sigmas[0]:.4g} and {sigmas[-1]:.4g} no longer fall; "
+            "use fewer steps"
+        )
     return times, sigmas
 
 

@@ -16,6 +16,7 @@ from fastgen.diffusion import SOLVERS, NoiseSchedule
 from .diffusers_oracle import deviation
 from .test_solvers_golden import (
     OPTIONS,
+    PATH_STEPS,
     PATHS,
     PREDICTIONS,
     SCHEDULES,
@@ -68,21 +69,14 @@ def deviations_table() -> str:
             )
             == TOLERANCE
         ]
-        paths = [
-            deviation(
-                *trajectories(
-                    name,
-                    NoiseSchedule(prediction_type=prediction, **SCHEDULES["scaled"]),
-                    steps,
-                    timestep_spacing=spacing,
-                    clip_sample=True,
-                    **options,
-                )
-            )
-            for path, options in PATHS
-            if path == name
-            for prediction, spacing, steps in itertools.product(PREDICTIONS, SPACINGS, (7, 25))
-        ]
+        paths = []
+        for (path, options), prediction, spacing, steps in itertools.product(
+            PATHS, PREDICTIONS, SPACINGS, PATH_STEPS
+        ):
+            schedule = NoiseSchedule(prediction_type=prediction, **SCHEDULES["scaled"])
+            chosen = {"timestep_spacing": spacing, "clip_sample": True, **options}
+            if path == name and tolerance(name, schedule, steps, **chosen) == TOLERANCE:
+                paths.append(deviation(*trajectories(name, schedule, steps, **chosen)))
         lines.append(
             f"| `{name}` | {np.max(matrices):.1e} | {len(matrices)} | {np.max(paths):.1e} | {len(paths)} |"
         )

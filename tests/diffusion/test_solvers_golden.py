@@ -33,6 +33,7 @@ TOLERANCE = 1e-12
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 SPACINGS = ("linspace", "leading", "trailing")
 STEPS = (1, 2, 7, 50)
+PATH_STEPS = (1, 2, 7, 25, 50)
 SCHEDULES: dict[str, dict[str, Any]] = {
     "linear": {},
     "cosine": {"beta_schedule": "squaredcos_cap_v2"},
@@ -98,7 +99,10 @@ def tolerance(name: str, schedule: NoiseSchedule, steps: int, **options: Any) ->
         return TOLERANCE
     chosen = SOLVERS["heun"].options_type(**options)
     _, sigmas = sigma_knots(schedule, steps, chosen)
-    return max(TOLERANCE, 2 * np.finfo(float).eps * float((sigmas[:-1] / sigmas[1:]).max()))
+    lost = sigmas[:-1] / sigmas[1:]
+    if chosen.clip_sample:  # of y, as large as sigma, in a state that ends as large as the range
+        lost = lost * sigmas[:-1] / chosen.clip_sample_range
+    return max(TOLERANCE, 2 * np.finfo(float).eps * float(lost.max()))
 
 
 CASES = [(name, options) for name, many in OPTIONS.items() for options in many]
@@ -240,14 +244,32 @@ def test_non_linear_trajectories(
 ) -> None:
     schedule = NoiseSchedule(prediction_type=prediction, **SCHEDULES["scaled"])
     clipping = {"clip_sample": False} if clip is None else {"clip_sample": True, "clip_sample_range": clip}
-    for spacing, steps in itertools.product(SPACINGS, (7, 25)):
-        ours, theirs = trajectories(name, schedule, steps, timestep_spacing=spacing, **options, **clipping)
-        assert deviation(ours, theirs) <= TOLERANCE, f"{spacing} {steps} steps"
+    for spacing, steps in itertools.product(SPACINGS, (1, 2, 7, 25)):
+        chosen = {"timestep_spacing": spacing, **options, **clipping}
+        ours, theirs = trajectories(name, schedule, steps, **chosen)
+        assert deviation(ours, theirs) <= tolerance(name, schedule, steps, **chosen), (
+            f"{spacing} {steps} steps"
+        )
     if clip is not None:
         unclipped, _ = trajectories(
             name, schedule, steps, timestep_spacing=spacing, **options, clip_sample=False
         )
         assert deviation(ours, unclipped) > 1e-3  # the clipping was really on
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(("name", "options"), PATHS, ids=[f"{n}-{label(o)}" for n, o in PATHS])
+def test_long_trajectories(name: str, options: dict[str, Any], prediction: str) -> None:
+    """50 steps with every spacing, and 1000 with trailing, which all solvers take, for the first of each."""
+    schedule = NoiseSchedule(prediction_type=prediction, **SCHEDULES["scaled"])
+    first = next(path for path in PATHS if path[0] == name) == (name, options)
+    for steps, spacing in [*((50, s) for s in SPACINGS), *([(1000, "trailing")] if first else [])]:
+        chosen = {"timestep_spacing": spacing, **options, "clip_sample": True}
+        ours, theirs = trajectories(name, schedule, steps, **chosen)
+        assert deviation(ours, theirs) <= tolerance(name, schedule, steps, **chosen), (
+            f"{spacing} {steps} steps"
+        )
 
 
 def test_float32_diffusers_agrees_too() -> None:
