@@ -21,11 +21,15 @@ LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class Tensors:
-    """Named tensors that are not read yet: `get(name)` reads one. shapes: {name: shape}; where: for messages."""
+    """Named tensors that are not read yet: `get(name)` reads one. shapes: {name: shape}; where: for messages.
+
+    dtypes: {name: type} of those whose type is known without reading them.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     get: Callable[[str], Tensor]
     where: str
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def renamed(self, names: Mapping[str, str]) -> Tensors:
         """The tensors under other names: names[new] = old. Those that are not named are left out."""
@@ -33,6 +37,7 @@ class Tensors:
             {new: self.shapes[old] for new, old in names.items()},
             lambda name: self.get(names[name]),
             self.where,
+            {new: self.dtypes[old] for new, old in names.items() if old in self.dtypes},
         )
 
 

@@ -70,16 +70,18 @@ def open_weights(found: Found) -> Tensors:
     """The tensors in `found`. Raises CheckpointError for damaged or missing files, or names given twice."""
     shapes: dict[str, tuple[int, ...]] = {}
     getters: dict[str, Callable[[str], Tensor]] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for path in found.files:
         _check_file(path)
-        names, get = (_open_safetensors if path.suffix == ".safetensors" else _open_bin)(path)
+        names, get, types = (_open_safetensors if path.suffix == ".safetensors" else _open_bin)(path)
+        dtypes |= types
         if twice := sorted(set(names) & set(shapes)):
             raise CheckpointError(f"{path}: {twice[0]} is in another shard, too")
         shapes |= names
         getters |= dict.fromkeys(names, get)
     if found.index is not None and (lost := sorted(set(_weight_map(found.index)) - set(shapes))):
         raise CheckpointError(f"{found.index}: names {lost[0]}, which is in none of the shards")
-    return Tensors(shapes, lambda name: getters[name](name), str(found.index or found.files[0]))
+    return Tensors(shapes, lambda name: getters[name](name), str(found.index or found.files[0]), dtypes)
 
 
 def sha256(found: Found) -> str:
@@ -115,7 +117,8 @@ def write(path: Path, tensors: Tensors, dtype: torch.dtype | None) -> str:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for name in names:
-        kind = _written_dtype(tensors.get(name), dtype)
+        kind = tensors.dtypes[name] if name in tensors.dtypes else tensors.get(name).dtype
+        kind = _written_dtype(kind, dtype)
         if kind not in _SAFETENSORS_NAMES:
             raise CheckpointError(f"{tensors.where}: {name} has dtype {kind}, which cannot be written")
         end = begin + math.prod(tensors.shapes[name]) * kind.itemsize
@@ -154,15 +157,16 @@ _SAFETENSORS_NAMES = {
     torch.int64: "I64",
     torch.int32: "I32",
 }
+_TYPES = {name: kind for kind, name in _SAFETENSORS_NAMES.items()}
 
 
-def _written_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+def _written_dtype(kind: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and kind.is_floating_point else kind
 
 
 def _bytes(tensor: Tensor, dtype: torch.dtype | None, where: str) -> memoryview:
     tensor = tensor.detach().cpu()
-    written = tensor.to(_written_dtype(tensor, dtype)).contiguous()
+    written = tensor.to(_written_dtype(tensor.dtype, dtype)).contiguous()
     if written.is_floating_point() and not torch.isfinite(written).all():
         if torch.isfinite(tensor).all():
             raise CheckpointError(f"{where} holds values too large for {dtype}; choose bfloat16 or float32")
@@ -198,11 +202,16 @@ def _check_file(path: Path) -> None:
         raise CheckpointError(f"{path}: is empty; the download is incomplete: fetch it again")
 
 
-def _open_safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+Opened = tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor], dict[str, torch.dtype]]
+
+
+def _open_safetensors(path: Path) -> Opened:
     try:
         with ExitStack() as stack:
             file = stack.enter_context(safetensors.safe_open(str(path), framework="pt"))
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
+            kinds = {name: _TYPES.get(piece.get_dtype()) for name, piece in slices.items()}
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: not a whole safetensors file: {error}; the download may be incomplete: fetch it again"
@@ -212,10 +221,10 @@ def _open_safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[
         with safetensors.safe_open(str(path), framework="pt") as file:
             return file.get_tensor(name)
 
-    return shapes, get
+    return shapes, get, {name: kind for name, kind in kinds.items() if kind is not None}
 
 
-def _open_bin(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+def _open_bin(path: Path) -> Opened:
     try:
         # Files of torch before 1.6 are no zip archives and cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
@@ -233,4 +242,5 @@ def _open_bin(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], T
         isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()
     ):
         raise CheckpointError(f"{path}: expected tensors by name, got {type(state).__name__}")
-    return {name: tuple(t.shape) for name, t in state.items()}, state.__getitem__
+    shapes = {name: tuple(t.shape) for name, t in state.items()}
+    return shapes, state.__getitem__, {name: t.dtype for name, t in state.items()}

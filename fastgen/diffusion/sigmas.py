@@ -70,7 +70,7 @@ def sigma_knots(
     if chosen:
         low = float(sigmas[-1]) if sigma_min is None else sigma_min
         high = float(sigmas[0]) if sigma_max is None else sigma_max
-        if low > high or (low == high and steps > 1):
+        if steps > 1 and low >= high:
             raise ConfigError(f"sigma_min: {low:.4g} must be below sigma_max, {high:.4g}")
         sigmas = _SPREAD[chosen[0]](low, high, np.linspace(0, 1, steps))
         times = sigma_to_time(sigmas, table)

@@ -337,6 +337,7 @@ def test_one_tensor_at_a_time(folder: Path, tmp_path: Path) -> None:
     save(tmp_path / "ours", watched.spec, watched.tensors, None)
     assert CONVERTER.write is not None
     CONVERTER.write(tmp_path / "theirs", watched.spec, watched.tensors, torch.float16)
+    assert len(alive) == 3 * len(converted.tensors.shapes)  # each was read once
     assert len(alive) > 100
     assert largest <= 2
 

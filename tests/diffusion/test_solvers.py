@@ -155,6 +155,7 @@ REASONS = (
     "epsilon cannot be used",
     "at most one of them",
     "no longer fall",
+    "must be below sigma_max",
     "only with one of use_karras_sigmas",
 )
 
