@@ -84,16 +84,16 @@ class Converted:
 
 @dataclass(frozen=True)
 class Converter:
-    """A source of models.
+    """A source of models. Its `path` is a folder, or a single file of projects that have no folders.
 
-    detect(folder): whether the folder's content is of this kind; cheap, reads no weights, never raises.
-    read(folder, variant): the model; CheckpointError or ConfigError for what is missing, damaged or not supported.
+    detect(path): whether its content is of this kind; cheap, reads no weights, never raises.
+    read(path, variant): the model; CheckpointError or ConfigError for what is missing, damaged or not supported.
         variant: a source's name for another set of weights (fp16), or None.
-    write(folder, spec, tensors, dtype): our model in the source's form, into an empty folder, weights as `dtype`
+    write(path, spec, tensors, dtype): our model in the source's form, into an empty folder, weights as `dtype`
         (None: as they are). No `write`: there is no way back.
     files: patterns of the small files that `detect` and `downloads` need from a hub.
     owned: patterns of all files of such a model, which are removed when another one of the kind takes its place.
-    downloads(folder, variant): once those are there, lists of patterns of weight files, the best choice first.
+    downloads(path, variant): once those are there, lists of patterns of weight files, the best choice first.
     """
 
     name: str
