@@ -54,12 +54,8 @@ class Budget:
     Spills, local memory, slow-path sines and half-precision products without tensor cores are never allowed.
     """
 
-    registers: int = (
-        64  # leaves room for 32 warps of 32 on a multiprocessor: enough loads in flight to hide memory
-    )
-    wide: float = (
-        0.5  # least share of the bytes loaded, and of those stored, in accesses of 16 bytes or by TMA
-    )
+    registers: int = 64  # leaves room for 32 warps of 32 on a multiprocessor: enough loads in flight to hide memory
+    wide: float = 0.5  # least share of the bytes loaded, and of those stored, in accesses of 16 bytes or by TMA
 
 
 @dataclass(frozen=True)
