@@ -7,7 +7,7 @@
 
 __version__ = "0.1.0"
 
-from .api import ENGINES, DiffusionEngine, load
+from .api import ENGINES, DiffusionEngine, convert, load
 from .errors import CaptureError, CheckpointError, ConfigError, DataError, FastgenError
 from .images import save_gif, save_grid, save_image
 
@@ -19,6 +19,7 @@ __all__ = [
     "DataError",
     "DiffusionEngine",
     "FastgenError",
+    "convert",
     "load",
     "save_gif",
     "save_grid",
