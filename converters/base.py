@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastgen.architectures import builders
 from fastgen.checkpoint import Spec
 from fastgen.errors import CheckpointError, ConfigError
-from fastgen.files import write_atomic
+from fastgen.files import read_ordinary, write_atomic
 
 MAX_JSON_BYTES = 8 << 20  # an index of shards names every tensor
 LFS_POINTER = b"version https://git-lfs"
@@ -147,13 +147,7 @@ def check(converted: Converted) -> dict[str, nn.Module]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """An object from a JSON file that nobody vouches for. Raises CheckpointError."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path}: more than {MAX_JSON_BYTES} bytes are no configuration")
+    data = read_ordinary(path, MAX_JSON_BYTES, CheckpointError)
     if data.startswith(LFS_POINTER):
         raise CheckpointError(lfs_message(path))
     try:

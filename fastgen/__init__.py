@@ -5,11 +5,16 @@
 >>> fastgen.save_grid(images, "grid.png")
 """
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from .api import ENGINES, DiffusionEngine, convert, load
 from .errors import CaptureError, CheckpointError, ConfigError, DataError, FastgenError
-from .images import save_gif, save_grid, save_image
+
+if TYPE_CHECKING:
+    from .api import ENGINES, DiffusionEngine, convert, load
+    from .images import save_gif, save_grid, save_image
+
+__version__ = "0.1.0"
 
 __all__ = [
     "ENGINES",
@@ -25,3 +30,22 @@ __all__ = [
     "save_grid",
     "save_image",
 ]
+
+# Loaded when first used: PyTorch takes seconds, and `fastgen --help` needs none of it.
+_LATER = {
+    "api": ("ENGINES", "DiffusionEngine", "convert", "load"),
+    "images": ("save_gif", "save_grid", "save_image"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LATER.items():
+        if name in names:
+            value = getattr(importlib.import_module(f".{module}", __name__), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import reprlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .architectures import builders
+from . import architectures
 from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec, load_spec
 from .checkpoint import load as load_checkpoint
 from .converters import CONVERTERS, Report, build, check, detect, read_ours, replace, save
 from .engines import ENGINES, DiffusionEngine
-from .errors import CheckpointError, ConfigError
+from .errors import ArgumentError, CheckpointError, ConfigError
+from .files import exists
 from .zoo import ZOO
 from .zoo import folder as zoo_folder
 
+OURS = {
+    "device",
+    "dtype",
+    "source",
+    "networks",
+    "provenance",
+}  # arguments of an engine that `load` gives itself
 WEIGHT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -43,16 +54,24 @@ def load(
     variant: another set of weights of a foreign model, as diffusers' "fp16".
     **options: passed on to the engine, see ``DiffusionEngine``.
 
-    ``engine.describe()`` says what was chosen. Raises CheckpointError or ConfigError (both ValueErrors).
+    ``engine.describe()`` says what was chosen. Raises CheckpointError or ConfigError (both ValueErrors), or
+    ArgumentError (a TypeError).
     """
     folder = find(source, revision=revision, local_files_only=local_files_only, variant=variant)
-    spec, modules = _read(folder, variant)
-    if spec.engine not in ENGINES:
-        raise ConfigError(f"{folder}: unknown engine {spec.engine!r}; known: {', '.join(ENGINES)}")
-    if len(modules) != 1:
-        raise ConfigError(
-            f"{folder}: a {spec.engine} model has one network, this one has {', '.join(modules)}"
-        )
+
+    def accept(spec: Spec) -> None:
+        """Before weights are read: whether there is an engine for them that takes `options`."""
+        if spec.engine not in ENGINES:
+            raise ConfigError(
+                f"{folder}: unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(ENGINES)}"
+            )
+        if len(spec.parts) != 1:
+            raise ConfigError(
+                f"{folder}: a {spec.engine} model has one network, this one has {', '.join(spec.parts)}"
+            )
+        check_options(ENGINES[spec.engine], options)
+
+    spec, modules = _read(folder, variant, accept)
     (network,) = modules.values()
     return ENGINES[spec.engine].from_spec(
         network, spec, device=device, dtype=dtype, source=str(source), **options
@@ -118,19 +137,37 @@ def convert(
     return replace(destination, to, fill)
 
 
-def _read(folder: Path, variant: str | None) -> tuple[Spec, dict[str, nn.Module]]:
-    """The spec and filled networks of a folder, ours or foreign."""
+def _read(
+    folder: Path, variant: str | None, accept: Callable[[Spec], None]
+) -> tuple[Spec, dict[str, nn.Module]]:
+    """The spec and filled networks of a folder, ours or foreign, once `accept` has seen the spec."""
     converter = detect(folder)
     if converter is not None:
         converted = converter.read(folder, variant)
+        accept(converted.spec)
         return converted.reported(), build(converted)
     if variant is not None:
         raise ConfigError(_no_variant(variant, folder))
+
+    def builders(spec: Spec) -> Mapping[str, Callable[[], nn.Module]]:
+        accept(spec)
+        return architectures.builders(spec)
+
     return load_checkpoint(folder, builders)
 
 
 def _no_variant(variant: str, folder: Path) -> str:
     return f"variant: {variant!r} was asked for, but {folder} is a fastgen model, which has none"
+
+
+def check_options(engine: type, options: Mapping[str, Any]) -> None:
+    """Whether `engine` has these keyword arguments. Raises ArgumentError."""
+    parameters = inspect.signature(engine).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in OURS]
+    if unknown := sorted(set(options) - set(known)):
+        raise ArgumentError(
+            f"load: unknown argument {', '.join(unknown)}; beside its own it takes {', '.join(known)}"
+        )
 
 
 def find(
@@ -142,9 +179,7 @@ def find(
 ) -> Path:
     """The folder of `source` on this machine, downloaded if need be. Raises CheckpointError."""
     name = str(source)
-    hub = not (
-        name.startswith("zoo:") or Path(name).exists() or isinstance(source, Path)
-    ) and HUB_ID.fullmatch(name)
+    hub = not (name.startswith("zoo:") or exists(name) or isinstance(source, Path)) and HUB_ID.fullmatch(name)
     if revision is not None and not hub:
         raise ConfigError(f"revision: {revision!r} was asked for, but {name} is not a model on the hub")
     if name.startswith("zoo:"):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from .config import from_dict, parse_json, shown
 from .errors import CheckpointError, ConfigError
-from .files import make_folder, open_ordinary, prepared, read_ordinary
+from .files import exists, make_folder, open_ordinary, prepared, read_ordinary
 from .tensor_file import TensorFile
 
 FORMAT_VERSION = 1
@@ -63,7 +63,8 @@ def save(folder: str | Path, spec: Spec, tensors: Mapping[str, Tensor]) -> Spec:
 
     Killed at any moment, the folder holds a checkpoint that loads: the digest, which ties the two files together, is
     taken out of the config before the weights are replaced. (Where the old checkpoint has another architecture, its
-    weights do not fit the new config until they are replaced.) Raises WriteError where a file cannot be written.
+    weights do not fit the new config until they are replaced.) Raises WriteError where a file cannot be written, and
+    ConfigError or CheckpointError for what could not be loaded again; then nothing is written.
     """
     folder = Path(folder)
     make_folder(folder, parents=True)
@@ -71,9 +72,8 @@ def save(folder: str | Path, spec: Spec, tensors: Mapping[str, Tensor]) -> Spec:
     provenance = {**spec.provenance, "sha256": hashlib.sha256(data).hexdigest()}
     spec = dataclasses.replace(spec, provenance=provenance)
     untied = dataclasses.replace(spec, provenance={k: v for k, v in provenance.items() if k != "sha256"})
-    tied, free = _spec_to_json(spec).encode(), _spec_to_json(untied).encode()
-    if len(tied) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{folder}: a {CONFIG_FILE} of {len(tied)} bytes could not be loaded again")
+    tied, free = encoded(spec, folder), encoded(untied, folder)
+    TensorFile(folder / WEIGHTS_FILE, data)
     # Everything is on disk before anything is replaced: a disk that is full leaves the old checkpoint.
     with (
         prepared(folder / WEIGHTS_FILE, data) as replace_weights,
@@ -86,13 +86,26 @@ def save(folder: str | Path, spec: Spec, tensors: Mapping[str, Tensor]) -> Spec:
     return spec
 
 
+def encoded(spec: Spec, folder: Path) -> bytes:
+    """The ``config.json`` of `spec`, as the strict reader has seen it. Raises ConfigError where it refuses it."""
+    where = f"{folder / CONFIG_FILE}: could not be loaded again"
+    try:
+        data = (json.dumps(dataclasses.asdict(spec), indent=2) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{where}: {len(data)} bytes are more than {MAX_CONFIG_BYTES}")
+    spec_from_json(parse_json(data, where), where)
+    return data
+
+
 def load_spec(folder: str | Path) -> Spec:
     """Read and check ``config.json`` of `folder`. Raises CheckpointError or ConfigError."""
     folder = Path(folder)
     path = folder / CONFIG_FILE
-    if not _exists(folder):
+    if not exists(folder):
         raise CheckpointError(f"{folder}: no such folder; a model is a folder with {CONFIG_FILE} in it")
-    if not _exists(path):
+    if not exists(path):
         raise CheckpointError(f"{folder}: no {CONFIG_FILE} in it; is this a fastgen model folder?")
     data = read_ordinary(path, MAX_CONFIG_BYTES, CheckpointError)
     try:
@@ -128,7 +141,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     """Tells a file from the one that replaces it."""
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null character in the name
         return None
     return found.st_ino, found.st_mtime_ns
 
@@ -141,7 +154,7 @@ def _load_tensors(
     Names and shapes in the file's header are compared with the modules' before anything is allocated.
     """
     path = Path(folder) / WEIGHTS_FILE
-    if not _exists(path):
+    if not exists(path):
         raise CheckpointError(f"{folder}: no {WEIGHTS_FILE} beside {CONFIG_FILE}")
     with torch.device("meta"):
         modules = {part: build() for part, build in builders.items()}
@@ -158,11 +171,8 @@ def _load_tensors(
         raise CheckpointError(
             f"{path}: its sha256 is not the one in {CONFIG_FILE}: the weights are damaged or another model's"
         )
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"{path}: {name} holds values that are not finite; was its training stable?"
-            )
+    if file.flaw is not None:
+        raise CheckpointError(f"{path}: {file.flaw}; was its training stable?")
     for part, module in modules.items():
         own = {name: state.pop(f"{part}.{name}") for name in module.state_dict()}
         module.load_state_dict(own, assign=True)
@@ -176,22 +186,6 @@ def file_sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with open_ordinary(path, CheckpointError) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _exists(path: Path) -> bool:
-    """Whether something is there, or may be: what cannot be looked at is for the reader to report."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _spec_to_json(spec: Spec) -> str:
-    """`spec` as the text of a ``config.json``."""
-    return json.dumps(dataclasses.asdict(spec), indent=2) + "\n"
 
 
 def _version(raw: Mapping[str, Any]) -> str:

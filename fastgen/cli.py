@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from . import __version__
 from .commands import convert, info, sample, train, verify
 from .errors import FastgenError, Terminated
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,23 +34,46 @@ def main(arguments: list[str] | None = None) -> int:
 
     128 + the signal's number after Ctrl-C and SIGTERM, as shells have it.
     """
-    args = parser().parse_args(arguments)
     try:
+        _open_standard_streams()
         with _sigterm_like_ctrl_c():
+            args = parser().parse_args(arguments)
             code = args.run(args)
             sys.stdout.flush()  # a full disk shows here, not after the exit code is given
             return code
     except BrokenPipeError:  # `fastgen info --solvers | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return 141
     except (FastgenError, OSError) as error:  # anything else is a bug of ours, shown with its traceback
-        print(f"fastgen: error: {_line(str(error))}", file=sys.stderr)
+        said = str(error)
+        if not isinstance(error, FastgenError) and error.errno in FULL:  # files are written by fastgen.files
+            _forget_output()
+            said = f"standard output: cannot be written: {error.strerror}"
+        print(f"fastgen: error: {_line(said)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
         said = "; ".join(["terminated" if terminated else "interrupted", *map(str, stop.args)])
         print(f"fastgen: {_line(said)}", file=sys.stderr)
         return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+
+
+def _open_standard_streams() -> None:
+    """Give a process begun with closed ones (``>&-``) others: else a model's file would become its output."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+        setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def _forget_output() -> None:
+    """What could not be written would be tried again, and complained of, when the process ends."""
+    with suppress(OSError):  # UnsupportedOperation: of a caller that has put something else there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _line(text: str) -> str:

@@ -19,6 +19,7 @@ from .errors import ConfigError
 T = TypeVar("T")
 
 MAX_DEPTH = 32  # of nested JSON: far more than any file of ours has, far less than the interpreter can follow
+MAX_NAME = 256  # characters of a name that is shown to people: a folder's is no longer
 
 
 def bounded(low: float, high: float, default: Any = dataclasses.MISSING, max_items: int = 16) -> Any:
@@ -28,8 +29,8 @@ def bounded(low: float, high: float, default: Any = dataclasses.MISSING, max_ite
 
 
 def at_most(max_items: int, default: Any = dataclasses.MISSING) -> Any:
-    """A tuple of at most `max_items` entries."""
-    return dataclasses.field(default=default, metadata={"max_items": max_items})
+    """A tuple of at most `max_items` names, each of at most `MAX_NAME` characters."""
+    return dataclasses.field(default=default, metadata={"max_items": max_items, "max_length": MAX_NAME})
 
 
 def one_of(*choices: str, default: Any = dataclasses.MISSING) -> Any:
@@ -65,7 +66,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(fields), key=str):
         raise ConfigError(
-            f"{where}: unknown key {', '.join(map(_key, unknown[:5]))}"
+            f"{where}: unknown key {', '.join(map(named, unknown[:5]))}"
             f"{' and others' if len(unknown) > 5 else ''}; known: {', '.join(fields)}"
         )
     hints = typing.get_type_hints(cls)
@@ -110,6 +111,10 @@ def _checked(value: Any, hint: Any, rules: Mapping[str, Any], where: str) -> Any
         raise ConfigError(f"{where}: expected a finite number, got {value}")
     if "low" in rules and not rules["low"] <= value <= rules["high"]:
         raise ConfigError(f"{where}: expected {rules['low']} to {rules['high']}, got {_number(value)}")
+    if "max_length" in rules and len(value) > rules["max_length"]:
+        raise ConfigError(
+            f"{where}: at most {rules['max_length']} characters, got {len(value)}: {shown(value)}"
+        )
     if "choices" in rules and value not in rules["choices"]:
         raise ConfigError(f"{where}: expected one of {', '.join(rules['choices'])}, got {shown(value)}")
     return value
@@ -128,7 +133,8 @@ def _number(value: float) -> str:
     return str(value) if abs(value) < 1e30 else shown(value)
 
 
-def _key(name: Any) -> str:
+def named(name: Any) -> str:
+    """A key in a message: harmless to a terminal, and short."""
     text = str(name)
     return text if text.isprintable() and len(text) <= 60 else reprlib.repr(text)
 
@@ -139,7 +145,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {_key(twice)} twice")
+        raise ValueError(f"key {named(twice)} twice")
     return values
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import io
 import os
 import secrets
@@ -14,6 +14,13 @@ from pathlib import Path
 
 from .errors import FastgenError, WriteError
 
+try:
+    import fcntl
+except ImportError:  # not a Unix system: nothing is locked there
+    fcntl = None  # type: ignore[assignment]
+
+OPEN_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+
 
 def open_ordinary(path: str | Path, error: type[FastgenError]) -> io.BufferedReader:
     """Open an ordinary file to read bytes from. Raises `error` for a folder, a pipe, a device, or what is not there.
@@ -21,7 +28,7 @@ def open_ordinary(path: str | Path, error: type[FastgenError]) -> io.BufferedRea
     Never waits: a named pipe that nobody writes to would keep a plain ``open`` forever.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | OPEN_FLAGS)
     except (OSError, ValueError) as problem:  # ValueError: a null character in the name
         raise error(f"{path}: cannot be read: {_reason(problem)}") from problem
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -57,10 +64,10 @@ def prepared(path: str | Path, data: bytes) -> Iterator[Callable[[], None]]:
         _sync_folder(path.parent)
 
     try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_FLAGS, 0o666)
         try:
             with os.fdopen(handle, "wb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells others that its writer lives
+                _lock(file.fileno())  # tells others that its writer lives
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -88,6 +95,33 @@ def make_folder(path: str | Path, *, parents: bool = False) -> None:
         raise _write_error(Path(path), problem) from problem
 
 
+@contextlib.contextmanager
+def held(folder: str | Path) -> Iterator[bool]:
+    """Hold a folder for oneself; yields False where another process holds it. Nothing is left behind, not by a kill.
+
+    It is True, too, where the file system knows no locks.
+    """
+    descriptor = None
+    with contextlib.suppress(OSError):  # the right to write into a folder may come without that to read it
+        descriptor = os.open(folder, os.O_RDONLY | OPEN_FLAGS)
+    try:
+        yield descriptor is None or _lock(descriptor) is not False
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def exists(path: str | Path) -> bool:
+    """Whether something is there, or may be: what cannot be looked at is for its reader to report."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def check_writable(folder: str | Path) -> None:
     """Before work is done that would be lost: whether a file can be made in `folder`. Raises WriteError."""
     try:
@@ -104,8 +138,8 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
         if path.name[1:].rsplit(".", 2)[0] not in wanted:
             continue
         with contextlib.suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+            if _lock(file.fileno()):  # where nothing can be locked, nobody knows whether its writer lives
+                path.unlink()
 
 
 def _temporaries(folder: Path) -> Iterator[Path]:
@@ -120,12 +154,27 @@ def _temporaries(folder: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush a folder's names to disk: a new name, too, must survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Flush a folder's names to disk: a new name, too, must survive a power cut.
+
+    Where a folder cannot be opened or flushed, that is no error: the file has its new name already.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Lock an open file until it is closed: False where another has locked it, None where there are no locks."""
+    if fcntl is None:
+        return None
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:  # network file systems may know no locks
+        return False if problem.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return True
 
 
 def _reason(problem: BaseException) -> str:

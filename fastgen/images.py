@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import parse_json
+from .config import MAX_NAME, parse_json, shown
 from .errors import ConfigError, DataError
 from .files import open_ordinary, write_atomic
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 METADATA_KEY = "fastgen"
 OUTPUT_TYPES = ("pt", "np", "pil")
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+MAX_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}  # pixels; PNG has no such bound
+MAX_SHEET = 1 << 27  # pixels: larger pictures are taken for bombs by those who read them
+MAX_FRAMES = 1 << 28  # pixels of an animation, all of whose frames are held at once
+MAX_MILLISECONDS = 655_350  # GIF counts hundredths of a second in 16 bits
+GAP = 2  # pixels between the cells of a sheet
 BACKGROUND = 32  # grey level between the cells of a sheet
 
 
@@ -56,34 +61,96 @@ def grid(
 ) -> Image:
     """A sheet of `images` [n, C, H, W] in [-1, 1], row by row.
 
-    columns: by default about as many as rows. captions: a line under each picture. scale: whole factor by which
-    each picture is enlarged (nearest neighbour).
+    columns: by default about as many as rows. captions: a line under each picture, cut where it is too long. scale:
+    whole factor by which each picture is enlarged (nearest neighbour). Raises ConfigError, also for a sheet of more
+    than `MAX_SHEET` pixels.
     """
     from PIL import Image, ImageDraw, ImageFont
 
+    _check(images)
+    n, _, *shape = images.shape
+    if captions is not None and (len(captions) != n or not all(isinstance(c, str) for c in captions)):
+        raise ConfigError(f"captions: expected a string a picture ({n}), got {shown(captions)}")
+    size = sheet_size(n, (shape[0], shape[1]), columns=columns, captions=captions is not None, scale=scale)
     pictures = to_pil(images)
-    if captions is not None and len(captions) != len(pictures):
-        raise ConfigError(f"captions: expected one a picture ({len(pictures)}), got {len(captions)}")
-    if (columns is not None and columns < 1) or scale < 1:
-        raise ConfigError(f"columns and scale must be at least 1, got {columns} and {scale}")
-    columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
-    rows = -(-len(pictures) // columns)
+    columns = _columns(n, columns)
     width, height = pictures[0].width * scale, pictures[0].height * scale
-    gap = 2
-    text_height = max(10, min(16, height // 5))
+    gap, text_height = GAP, _text_height(height)
     line = text_height + 3 if captions is not None else 0
-    size = (columns * (width + gap) + gap, rows * (height + line + gap) + gap)
     sheet = Image.new(pictures[0].mode, size, BACKGROUND if pictures[0].mode == "L" else (BACKGROUND,) * 3)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(text_height)
+    fitting: dict[str, str] = {}  # of the same few labels, again and again
     white = 255 if sheet.mode == "L" else (255, 255, 255)
     for i, picture in enumerate(pictures):
         x = gap + i % columns * (width + gap)
         y = gap + i // columns * (height + line + gap)
         sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
         if captions is not None:
-            draw.text((x + width / 2, y + height), captions[i], fill=white, font=font, anchor="ma")
+            if captions[i] not in fitting:
+                fitting[captions[i]] = _cut(captions[i], lambda text: draw.textlength(text, font) <= width)
+            draw.text((x + width / 2, y + height), fitting[captions[i]], fill=white, font=font, anchor="ma")
     return sheet
+
+
+def sheet_size(
+    n: int, shape: tuple[int, int], *, columns: int | None = None, captions: bool = False, scale: int = 1
+) -> tuple[int, int]:
+    """(width, height) of :func:`grid`'s sheet of `n` pictures of `shape` (height, width). Raises ConfigError."""
+    if columns is not None:
+        _whole("columns", columns, 1)
+    _whole("scale", scale, 1)
+    across = _columns(n, columns)
+    height = shape[0] * scale
+    line = _text_height(height) + 3 if captions else 0
+    size = across * (shape[1] * scale + GAP) + GAP, -(-n // across) * (height + line + GAP) + GAP
+    if math.prod(size) > MAX_SHEET:
+        raise ConfigError(
+            f"a sheet of {size[0]} x {size[1]} is more than {MAX_SHEET} pixels; enlarge less (scale), "
+            "or write fewer pictures a sheet, or single files"
+        )
+    return size
+
+
+def check_side(size: tuple[int, int], kind: str, path: Path) -> None:
+    """Whether a picture of `size` (width, height) can be a file of `kind`, Pillow's name. Raises ConfigError."""
+    if max(size) > MAX_SIDE.get(kind, max(size)):
+        raise ConfigError(
+            f"{path}: a {kind} has at most {MAX_SIDE[kind]} pixels a side, this would have {size[0]} x {size[1]}; "
+            "enlarge less (scale), or choose other columns, or .png"
+        )
+
+
+def check_frames(count: int, size: tuple[int, int], path: Path) -> None:
+    """Whether an animation of `count` sheets of `size` can be written. Raises ConfigError."""
+    check_side(size, "GIF", path)
+    if count * math.prod(size) > MAX_FRAMES:
+        raise ConfigError(
+            f"{path}: {count} frames of {size[0]} x {size[1]} are more than {MAX_FRAMES} pixels; enlarge less (scale), "
+            "or animate fewer pictures"
+        )
+
+
+def _columns(n: int, columns: int | None) -> int:
+    return min(columns or math.ceil(math.sqrt(n)), n)
+
+
+def _text_height(height: int) -> int:
+    return max(10, min(16, height // 5))
+
+
+def _cut(text: str, fits: Callable[[str], bool]) -> str:
+    """The beginning of `text`, on one line, that `fits`."""
+    text = "".join(c if c.isprintable() else " " for c in text[:MAX_NAME])
+    if fits(text):
+        return text
+    return next((cut for end in range(len(text), 0, -1) if fits(cut := text[:end] + "…")), "")
+
+
+def _whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    if type(value) is not int or value < low or (high is not None and value > high):
+        upper = "" if high is None else f" to {high}"
+        raise ConfigError(f"{name}: expected a whole number from {low}{upper}, got {shown(value)}")
 
 
 def save_grid(
@@ -105,8 +172,9 @@ def save_grid(
 
 def save_image(image: Tensor, path: str | Path, *, metadata: dict[str, Any] | None = None) -> None:
     """Write one picture, float [C, H, W] in [-1, 1]; formats and `metadata` as for :func:`save_grid`."""
-    if image.ndim != 3:
-        raise ConfigError(f"image: expected [C, H, W], got {list(image.shape)}; save_grid takes several")
+    if not isinstance(image, Tensor) or image.ndim != 3:
+        got = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise ConfigError(f"image: expected a tensor [C, H, W], got {got}; save_grid takes several")
     _save(to_pil(image[None])[0], Path(path), metadata)
 
 
@@ -119,8 +187,19 @@ def save_gif(
     milliseconds: int = 80,
     hold: int = 1500,
 ) -> None:
-    """Write an animation; each frame is a sheet of [n, C, H, W] in [-1, 1], the last shown for `hold` ms."""
-    sheets = [grid(frame, columns=columns, scale=scale) for frame in frames]
+    """Write an animation; each frame is a sheet of [n, C, H, W] in [-1, 1], the last shown for `hold` ms.
+
+    Raises ConfigError, also for a name that does not end in .gif, and WriteError.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".gif":
+        raise ConfigError(f"{path}: expected a name that ends in .gif")
+    _whole("milliseconds", milliseconds, 0, MAX_MILLISECONDS)
+    _whole("hold", hold, 0, MAX_MILLISECONDS)
+    sheets: list[Image] = []
+    for frame in frames:
+        sheets.append(grid(frame, columns=columns, scale=scale))
+        check_frames(len(sheets), sheets[0].size, path)
     if not sheets:
         raise ConfigError("frames: expected at least one")
     data = io.BytesIO()
@@ -160,11 +239,16 @@ def _save(picture: Image, path: Path, metadata: dict[str, Any] | None) -> None:
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise ConfigError(f"{path}: expected a name that ends in {', '.join(FORMATS)}")
+    check_side(picture.size, kind, path)
     extra: dict[str, Any] = {}
     if kind == "PNG":
         info = PngInfo()
         if metadata is not None:
-            info.add_text(METADATA_KEY, json.dumps(metadata))
+            try:
+                text = json.dumps(metadata, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ConfigError(f"metadata: not to be written as JSON: {error}") from error
+            info.add_text(METADATA_KEY, text)
         extra["pnginfo"] = info
     data = io.BytesIO()
     picture.save(data, kind, **extra)
@@ -172,7 +256,14 @@ def _save(picture: Image, path: Path, metadata: dict[str, Any] | None) -> None:
 
 
 def _check(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point() or not len(images):
+    if not isinstance(images, Tensor):
+        raise ConfigError(f"images: expected a float tensor [n, 1 or 3, H, W], got {type(images).__name__}")
+    if (
+        images.ndim != 4
+        or images.shape[1] not in (1, 3)
+        or not images.is_floating_point()
+        or not images.numel()
+    ):
         raise ConfigError(
             f"images: expected a float tensor [n, 1 or 3, H, W], got {images.dtype} {list(images.shape)}"
         )

@@ -10,8 +10,10 @@ Files are read, not mapped: what was checked is what is used, also where somebod
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +26,13 @@ from .config import parse_json, shown
 from .errors import CheckpointError, ConfigError
 from .files import open_ordinary
 
-MAX_HEADER_BYTES = 4 << 20  # some 30,000 tensors; parsed, a header takes about ten times its bytes
+MAX_HEADER_BYTES = 3 << 19  # 10,000 tensors of long names; parsed, a header takes about ten times its bytes
+BYTES_A_BRACKET = 16  # at least: {"dtype":"F32","shape":[],"data_offsets":[0,0]} has three
 MAX_DIMENSIONS = 8
-CHUNK = 1 << 18  # elements that are read at a time where their dtype changes
+QUOTE = ord('"')
+CHUNK = 1 << 18  # elements that are read, converted and judged at a time
+# A string, ended or not, or what begins a list or an object. Possessive and never failing: it takes linear time.
+STRING_OR_BRACKET = re.compile(rb'[\[{]|"[^"\\]*+(?:\\.[^"\\]*+)*+["\\]?', re.DOTALL)
 
 DTYPES = {
     "F64": torch.float64,
@@ -41,7 +47,7 @@ DTYPES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A tensor of the file: what it is, and the bytes [begin, end) after the header that hold it."""
 
@@ -59,14 +65,18 @@ class TensorFile:
         for name, tensor in file.read({...}):
             ...
         file.sha256  # of the whole file, once everything has been read
+        file.flaw  # what is wrong with the numbers read so far, or None
 
     Raises CheckpointError, here and while reading.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, data: bytes | None = None) -> None:
+        """data: what is about to be written to `path`, to be judged in its place."""
         self.path = Path(path)
-        self._file = open_ordinary(path, CheckpointError)
+        self._file = open_ordinary(path, CheckpointError) if data is None else io.BytesIO(data)
+        self._size = os.fstat(self._file.fileno()).st_size if data is None else len(data)
         self._hash = hashlib.sha256()
+        self.flaw: str | None = None
         try:
             self.entries, self.metadata = self._header()
         except BaseException:
@@ -109,23 +119,25 @@ class TensorFile:
     def read(self, dtypes: Mapping[str, torch.dtype]) -> Iterator[tuple[str, Tensor]]:
         """Every tensor in the order of the file, once, as `dtypes` say (its own dtype where they say nothing).
 
-        Beside the tensors themselves about a megabyte is allocated: half-precision weights that become float32 take
-        twice the bytes of the file, never more.
+        Beside the tensors themselves some megabytes are allocated: half-precision weights that become float32 take
+        twice the bytes of the file, never more. The first tensor with a number that is not finite becomes `flaw`.
         """
         for name, entry in sorted(self.entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-            yield name, self._tensor(entry, dtypes.get(name, entry.dtype))
+            yield name, self._tensor(name, entry, dtypes.get(name, entry.dtype))
 
-    def _tensor(self, entry: Entry, dtype: torch.dtype) -> Tensor:
+    def _tensor(self, name: str, entry: Entry, dtype: torch.dtype) -> Tensor:
         tensor = torch.empty(entry.shape, dtype=dtype)
         flat = tensor.view(-1)
-        if dtype == entry.dtype:
-            self._fill(flat)
-            return tensor
         for start in range(0, flat.numel(), CHUNK):
             part = flat[start : start + CHUNK]
-            raw = torch.empty(part.shape, dtype=entry.dtype)
+            raw = part if dtype == entry.dtype else torch.empty(part.shape, dtype=entry.dtype)
             self._fill(raw)
-            part.copy_(raw)
+            if raw is not part:
+                part.copy_(raw)
+            # Judged piece by piece: isfinite takes more memory than what it looks at.
+            if self.flaw is None and dtype.is_floating_point and not part.isfinite().all():
+                what = "not finite" if not raw.isfinite().all() else f"too large for {dtype}"
+                self.flaw = f"{name} holds values that are {what}".replace("torch.", "")
         return tensor
 
     def _fill(self, flat: Tensor) -> None:
@@ -142,7 +154,7 @@ class TensorFile:
         self._hash.update(target)
 
     def _header(self) -> tuple[dict[str, Entry], dict[str, str]]:
-        size = os.fstat(self._file.fileno()).st_size
+        size = self._size
         prefix = self._file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > size - 8:
@@ -152,6 +164,13 @@ class TensorFile:
         text = self._file.read(length)
         self._hash.update(prefix)
         self._hash.update(text)
+        return self._parsed(text, size - 8 - length)
+
+    def _parsed(self, text: bytes, room: int) -> tuple[dict[str, Entry], dict[str, str]]:
+        """Entries and metadata out of a header, whose tensors take `room` bytes."""
+        brackets = sum(text[found.start()] != QUOTE for found in STRING_OR_BRACKET.finditer(text))
+        if brackets > 2 + len(text) // BYTES_A_BRACKET:  # each becomes an object of far more bytes
+            raise self._damaged(f"its header has {brackets} lists and objects, more than tensors need")
         try:
             raw = parse_json(text, "header")
         except ConfigError as error:
@@ -167,10 +186,8 @@ class TensorFile:
             if entry.begin != position:
                 raise self._damaged(f"{shown(name)} begins at byte {entry.begin}, expected {position}")
             position = entry.end
-        if position != size - 8 - length:
-            raise self._damaged(
-                f"its tensors take {position} bytes, the file has {size - 8 - length} for them"
-            )
+        if position != room:
+            raise self._damaged(f"its tensors take {position} bytes, the file has {room} for them")
         return entries, metadata
 
     def _entry(self, name: str, value: Any) -> Entry:

@@ -9,6 +9,7 @@ Folders from before diffusers 0.3, as google/ddpm-cifar10-32, hold the same file
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ OWNED = (*FILES[:-1], f"{STEM}*", f"unet/{STEM}*")
 
 def detect(folder: Path) -> bool:
     """Whether this is a folder of diffusers."""
-    if (folder / INDEX).is_file():
+    if os.path.isfile(folder / INDEX):  # False, too, for what may not be looked at, or is no name of a file
         return True
     for path in (folder / CONFIG_FILE, folder / "unet" / CONFIG_FILE):
         try:

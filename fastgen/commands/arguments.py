@@ -17,8 +17,10 @@ def integer_ranges(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(
                 f"expected numbers and ranges like 0-3,7, got {text!r}"
             ) from None
-        if high < low or high - low > 1_000_000:
-            raise argparse.ArgumentTypeError(f"{piece!r} is no range from low to high (at most a million)")
+        if high < low or high - low >= 1_000_000 - len(values):
+            raise argparse.ArgumentTypeError(
+                f"{piece!r} is no range from low to high (at most a million in all)"
+            )
         values += range(low, high + 1)
     return values
 

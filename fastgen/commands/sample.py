@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -96,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
             f"{metadata['sha256']}"
         )
     layout = Layout.chosen(args, kept.get("layout"), engine.shape)
+    evaluations = request.evaluations(engine.settings.noise_schedule)
+    _check_sheets(args.out, args.gif, layout, request, engine.shape, evaluations)
     pictures = _picture_files(args.out, request, layout)
     _check_free(pictures, args.overwrite)
     loaded = time.perf_counter()
@@ -148,7 +152,7 @@ class Layout:
         changes = {n: getattr(args, n) for n in ("columns", "scale") if getattr(args, n) is not None}
         if args.no_captions:
             changes["captions"] = False
-        return dataclasses.replace(layout, **changes)
+        return from_dict(cls, {**dataclasses.asdict(layout), **changes}, "sample")
 
 
 def _kept(args: argparse.Namespace) -> dict[str, Any]:
@@ -210,8 +214,28 @@ def _check_places(out: Path, gif: Path | None) -> None:
 def _check_free(paths: list[Path], overwrite: bool) -> None:
     """Before any work is done: nothing of the user's is replaced."""
     for path in paths:
-        if path.is_file() and not overwrite:
+        if os.path.lexists(path) and not path.is_dir() and not overwrite:  # a pipe, too, or a link to nothing
             raise ConfigError(f"{path} is there already; choose another name, or --overwrite")
+
+
+def _check_sheets(
+    out: Path,
+    gif: Path | None,
+    layout: Layout,
+    request: Request,
+    shape: tuple[int, int, int],
+    evaluations: int,
+) -> None:
+    """Before any work is done: sheets are of a size that their files can have."""
+    from ..images import FORMATS, check_frames, check_side, sheet_size
+
+    size = partial(sheet_size, len(request.seeds), shape[1:], columns=layout.columns, scale=layout.scale)
+    if not layout.single:
+        captions = layout.captions and any(label is not None for label in request.labels)
+        kind = FORMATS[out.suffix.lower()]
+        check_side(size(captions=captions), kind, out)
+    if gif is not None:
+        check_frames(min(evaluations, GIF_FRAMES + 1), size(), gif)
 
 
 def _picture_files(out: Path, request: Request, layout: Layout) -> list[Path]:
@@ -227,12 +251,14 @@ def _picture_files(out: Path, request: Request, layout: Layout) -> list[Path]:
 
 def _arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of ``sample`` that the command line asks for."""
+    from ..engines.request import MAX_COUNT
+
     labels = None if args.labels is None else _labels(args.labels)
     count = args.count
     if count is None:
         count = len(args.seeds) if args.seeds is not None else 16
-    if count < 1:
-        raise ConfigError(f"--count: expected at least 1, got {count}")
+    if not 1 <= count <= MAX_COUNT:
+        raise ConfigError(f"--count: expected at least 1 and at most {MAX_COUNT}, got {shown(count)}")
     if labels is not None:
         labels = [labels[i % len(labels)] for i in range(count)]
     arguments = {

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ..checkpoint import Spec
     from ..engines.settings import DiffusionSettings
     from ..training.data import Dataset
-    from ..training.run import Run, RunConfig
+    from ..training.run import Run
+    from ..training.settings import RunConfig
 
 RUN_OPTIONS = {  # flags that set a field of RunConfig: (name, type, help)
     "steps": (int, "optimiser steps"),
@@ -51,7 +52,7 @@ NETWORK_DEFAULTS: dict[str, Any] = {
 
 def add(subparsers: argparse._SubParsersAction) -> None:
     """Declare the subcommand."""
-    from ..training.run import RunConfig
+    from ..training.settings import RunConfig
 
     defaults = RunConfig()
     parser = subparsers.add_parser(
@@ -97,6 +98,10 @@ def run(args: argparse.Namespace) -> int:
     from ..training.diffusion import train
     from ..training.run import check_state, saved_run
 
+    if args.folder.exists() and not args.folder.is_dir():
+        raise ConfigError(
+            f"{args.folder}: is a file; FOLDER is where the model is kept, --data says what to train on"
+        )
     device = choose_device(args.device)
     run, dataset = _earlier_run(args) if args.resume else _new_run(args, device)
     settings = DiffusionSettings.from_spec(run.spec)
@@ -156,7 +161,8 @@ def _earlier_run(args: argparse.Namespace) -> tuple[Run, Dataset]:
 
 def _new_run(args: argparse.Namespace, device: torch.device) -> tuple[Run, Dataset]:
     from ..training import data
-    from ..training.run import Run, RunConfig
+    from ..training.run import Run
+    from ..training.settings import RunConfig
 
     if args.data is None:
         raise ConfigError("train: --data says what to train on (a folder, an IDX or NPZ file, or `digits`)")
@@ -165,6 +171,9 @@ def _new_run(args: argparse.Namespace, device: torch.device) -> tuple[Run, Datas
     chosen["data"] = args.data if args.data == "digits" else str(Path(args.data).absolute())
     if args.labels is not None:
         chosen["labels"] = str(Path(args.labels).absolute())
+    for name in ("data", "labels"):
+        if name in chosen:
+            data.check_name(chosen[name], f"--{name}")
     config = from_dict(RunConfig, {**chosen, "flip": args.flip}, "train").settled(device)
     dataset = data.load(
         config.data, labels=config.labels, subset=args.subset, size=args.size, channels=args.channels

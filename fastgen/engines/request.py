@@ -9,6 +9,7 @@ from functools import lru_cache
 from numbers import Real
 from typing import Any
 
+from ..config import named
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.solvers import SOLVERS, solver_table
 from ..diffusion.table import LEARNED_NONE, LEARNED_VARIANCE, Table
@@ -89,7 +90,7 @@ def resolve(
         options["eta"] = eta
     if unknown := sorted(set(options) - set(known)):
         raise ArgumentError(
-            f"unknown argument {', '.join(unknown)}; besides those of sample(), solver {solver} takes "
+            f"unknown argument {', '.join(map(named, unknown[:5]))}; besides those of sample(), solver {solver} takes "
             f"{', '.join(known)}"
         )
     if solver == settings.solver:

@@ -92,6 +92,8 @@ class PictureFolder:
             )
         if not outside:
             self.class_names: list[str] | None = sorted({parts[0] for parts in tops})
+            for name in self.class_names:
+                check_name(name, str(folder / name))
             number = {name: i for i, name in enumerate(self.class_names)}
             self.labels: Tensor | None = torch.tensor([number[parts[0]] for parts in tops])
             self.num_classes: int | None = len(number)
@@ -148,6 +150,29 @@ def load(
     there. subset: keep pictures first..last (both included) of an in-memory source. size (height, width) and
     channels are needed by a picture folder (default 64x64, 3) and must fit the others. Raises DataError.
     """
+    try:
+        return _load(source, labels, subset, size, channels)
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
+
+
+def check_name(name: str, where: str) -> None:
+    """Names are kept with the run and the model, in UTF-8. Raises DataError where that cannot hold them."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: {name!r} is not UTF-8, as names that are kept must be; rename it"
+        ) from error
+
+
+def _load(
+    source: str,
+    labels: str | None,
+    subset: tuple[int, int] | None,
+    size: tuple[int, int] | None,
+    channels: int | None,
+) -> Dataset:
     path = Path(source)
     if labels is not None and (source == "digits" or path.is_dir() or path.suffix == ".npz"):
         raise DataError(f"{source}: has labels of its own, or none; only an IDX file takes a file of labels")

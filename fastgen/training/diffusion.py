@@ -18,10 +18,12 @@ from tqdm import tqdm
 
 from ..checkpoint import CONFIG_FILE, WEIGHTS_FILE, save
 from ..diffusion.schedule import NoiseSchedule
-from ..errors import CheckpointError, DataError, Terminated, TrainingError
-from ..files import make_folder, remove_leftovers, write_atomic
+from ..errors import CheckpointError, DataError, OutOfMemoryError, Terminated, TrainingError
+from ..files import exists, held, make_folder, remove_leftovers, write_atomic
+from ..runtime.device import out_of_memory
 from .data import Dataset, describe
-from .run import STATE_FILE, Run, RunConfig, RunState, saved_run
+from .run import STATE_FILE, Run, RunState, saved_run
+from .settings import RunConfig
 
 LOSS_FILE = "loss.csv"
 PREVIEWS = "previews"  # folder of the sheets that `on_preview` may draw
@@ -55,13 +57,46 @@ def train(
 
     Raises TrainingError where the loss is no number any more, which is never saved; WriteError where a save fails, and
     the one before it is whole; CheckpointError where `folder` holds a run or a model and `resume` is False, or no run
-    and it is True; DataError where the pictures of a resumed run are not as many, of the shape and of the classes it
-    began with.
+    and it is True, or another process trains there; DataError where the pictures of a resumed run are not as many, of
+    the shape and of the classes it began with; ConfigError for a run that could not be resumed; OutOfMemoryError.
     """
     folder, device = Path(folder), torch.device(device)
-    run = _opened(folder, run, dataset, resume)
-    config = run.config
+    if not resume:
+        make_folder(folder, parents=True)
+    with held(folder) as alone:
+        if not alone:
+            raise CheckpointError(
+                f"{folder}: another process is training in it; wait for it, or choose another folder"
+            )
+        run = _opened(folder, run, dataset, resume)
+        run.encoded(folder)  # what could not be read back is refused before anything is trained
+        try:
+            return _train(
+                module, run, schedule, dataset, folder, null_class, device, resume, progress, on_preview
+            )
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, OutOfMemoryError) or not out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"{folder}: memory ran out on {device} with batches of {run.config.batch_size}; {_kept(folder)}. "
+                "Begin again in another folder with a smaller --batch-size, or --resume where there is more memory"
+            ) from error
 
+
+def _train(
+    module: nn.Module,
+    run: Run,
+    schedule: NoiseSchedule,
+    dataset: Dataset,
+    folder: Path,
+    null_class: int | None,
+    device: torch.device,
+    resume: bool,
+    progress: bool,
+    on_preview: Callable[[int, nn.Module], None] | None,
+) -> nn.Module:
+    """:func:`train`, in a folder that is this process's own."""
+    config = run.config
     layout: dict[str, Any] = {"memory_format": torch.channels_last}
     module = module.to(device, **layout).train().requires_grad_(True)
     ema = copy.deepcopy(module).eval().requires_grad_(False)
@@ -71,7 +106,6 @@ def train(
     state = RunState(run, module, ema, optimizer, [])
     if resume:
         state.restore(folder)
-    make_folder(folder, parents=True)
     remove_leftovers(folder, RUN_FILES)  # of a save that was killed
     if resume:
         _publish(state, folder)  # a save that was killed may have got no further than the state
@@ -115,7 +149,7 @@ def _opened(folder: Path, run: Run, dataset: Dataset, resume: bool) -> Run:
     if earlier is None:
         if resume:
             raise CheckpointError(f"{folder}: no training run to resume in it")
-        if there := [name for name in (*RUN_FILES, PREVIEWS) if (folder / name).exists()]:
+        if there := [name for name in (*RUN_FILES, PREVIEWS) if exists(folder / name)]:
             raise CheckpointError(f"{folder}: holds {', '.join(there)} already; choose another folder")
         return run
     if not resume:
@@ -159,11 +193,14 @@ def _stop_between_steps() -> Iterator[Callable[[], type[KeyboardInterrupt] | Non
 
 def _diverged(state: RunState, folder: Path) -> TrainingError:
     """Nothing that is not finite may replace the last save."""
-    kept = "its last save is kept" if (folder / STATE_FILE).exists() else "nothing was saved"
     return TrainingError(
-        f"{folder}: training has diverged: loss or weights of step {state.step} are not finite; {kept}. "
+        f"{folder}: training has diverged: loss or weights of step {state.step} are not finite; {_kept(folder)}. "
         "Begin again with a smaller --lr, a longer --warmup or a smaller --grad-clip"
     )
+
+
+def _kept(folder: Path) -> str:
+    return "its last save is kept" if exists(folder / STATE_FILE) else "nothing was saved"
 
 
 def _batches(dataset: Dataset, config: RunConfig, start: int) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -16,46 +16,15 @@ import torch
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from ..checkpoint import Spec, spec_from_json
-from ..config import at_most, bounded, from_dict, one_of, parse_json, to_dict
+from ..checkpoint import Spec, encoded, spec_from_json
+from ..config import at_most, bounded, from_dict, parse_json, to_dict
 from ..errors import CheckpointError, ConfigError
-from ..files import write_atomic
-from ..runtime.device import fast_bf16
-from ..tensor_file import TensorFile
+from ..files import exists, write_atomic
+from ..tensor_file import MAX_HEADER_BYTES, TensorFile
+from .settings import RunConfig
 
 STATE_FILE = "training.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of each parameter
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """What a run is made of. Rates are per step; `precision` auto becomes fp32 or bf16 when the run starts;
-    `weights_dtype` is the dtype of the saved average (the run itself keeps float32).
-    """
-
-    data: str = "digits"
-    labels: str | None = None
-    subset: tuple[int, ...] | None = bounded(0, 2**31, default=None, max_items=2)
-    steps: int = bounded(1, 100_000_000, default=2000)
-    batch_size: int = bounded(1, 65536, default=128)
-    lr: float = bounded(0.0, 1.0, default=1e-3)
-    warmup: int = bounded(0, 1_000_000, default=100)
-    weight_decay: float = bounded(0.0, 10.0, default=0.01)
-    grad_clip: float = bounded(0.0, 1e9, default=1.0)
-    ema_decay: float = bounded(0.0, 1.0, default=0.999)
-    label_dropout: float = bounded(0.0, 1.0, default=0.1)
-    flip: bool = False
-    seed: int = bounded(0, 2**31 - 1, default=0)
-    precision: str = one_of("auto", "fp32", "bf16", default="auto")
-    weights_dtype: str = one_of("float32", "float16", default="float32")
-    save_every: int = bounded(1, 100_000_000, default=200)
-    preview_every: int = bounded(0, 100_000_000, default=500)
-
-    def settled(self, device: torch.device) -> RunConfig:
-        """With `precision` chosen for `device`."""
-        if self.precision != "auto":
-            return self
-        return dataclasses.replace(self, precision="bf16" if fast_bf16(device) else "fp32")
 
 
 @dataclass(frozen=True)
@@ -65,6 +34,21 @@ class Run:
     config: RunConfig
     spec: Spec
     data: dict[str, Any]
+
+    def encoded(self, folder: Path) -> str:
+        """Its JSON in `folder`'s state file, as the strict reader has seen it.
+
+        Raises ConfigError or CheckpointError where the reader refuses it, or the model's own config.
+        """
+        where = f"{folder / STATE_FILE}: could not be resumed"
+        encoded(self.spec, folder)
+        run = {"config": to_dict(self.config), "spec": dataclasses.asdict(self.spec), "data": self.data}
+        text = json.dumps(run)
+        # quoted once more, it has to leave room for the names of the tensors
+        if len(json.dumps(text)) > MAX_HEADER_BYTES // 2:
+            raise ConfigError(f"{where}: its settings take {len(text)} bytes; are there so many classes?")
+        _run(text, where)
+        return text
 
 
 @dataclass
@@ -82,7 +66,7 @@ class RunState:
         return len(self.losses)
 
     def save(self, folder: Path) -> None:
-        """Replace the run's state file in `folder`. Raises WriteError."""
+        """Replace the run's state file in `folder`. Raises WriteError; ConfigError for what could not be resumed."""
         tensors = {f"model.{name}": t for name, t in self.module.state_dict().items()}
         tensors |= {f"ema.{name}": t for name, t in self.ema.state_dict().items()}
         for name, parameter in self.module.named_parameters():
@@ -90,16 +74,13 @@ class RunState:
                 if key != "step":  # the same for all, and the run knows it
                     tensors[f"optimizer.{key}.{name}"] = value
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        run = {
-            "config": to_dict(self.run.config),
-            "spec": dataclasses.asdict(self.run.spec),
-            "data": self.run.data,
-        }
         # One entry: safetensors writes several in an order that varies, and equal runs should be equal files.
-        metadata = {"run": json.dumps(run)}
+        metadata = {"run": self.run.encoded(folder)}
         # NHWC tensors come back in NCHW order: the memory format is restored after loading.
         flat = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        write_atomic(folder / STATE_FILE, serialise(flat, metadata=metadata))
+        data = serialise(flat, metadata=metadata)
+        TensorFile(folder / STATE_FILE, data)
+        write_atomic(folder / STATE_FILE, data)
 
     def restore(self, folder: Path) -> None:
         """Fill this state from `folder`'s state file. Raises CheckpointError."""
@@ -113,12 +94,13 @@ class RunState:
         with TensorFile(path) as file:
             _compare(file, self.module, self.run.config)
             for name, tensor in file.read({}):
-                if not torch.isfinite(tensor).all():
-                    raise CheckpointError(f"{path}: {name} holds values that are not finite")
+                if file.flaw is not None:
+                    raise CheckpointError(f"{path}: {file.flaw}")
                 if name == "losses":
                     self.losses = tensor.tolist()
                 else:
                     targets[name].copy_(tensor)
+                del tensor  # before the next one is read
         for parameter in self.module.parameters():
             # where a fused AdamW keeps it
             self.optimizer.state[parameter]["step"] = torch.tensor(float(self.step), device=parameter.device)
@@ -127,19 +109,26 @@ class RunState:
 def saved_run(folder: Path) -> Run | None:
     """The run in `folder`, or None where there is none. Raises CheckpointError for a damaged one."""
     path = folder / STATE_FILE
-    if not path.exists():
+    if not exists(path):
         return None
     with TensorFile(path) as file:
         metadata = file.metadata
+    return _run(metadata.get("run"), str(path))
+
+
+def _run(text: str | None, where: str) -> Run:
+    """A run from its JSON, checked; `where` names the file in errors. Raises CheckpointError."""
     try:
-        run = parse_json(metadata["run"], str(path))
-        config = from_dict(RunConfig, run["config"], str(path))
-        spec = spec_from_json(run["spec"], str(path))
+        if text is None:
+            raise ValueError("no run in its metadata")
+        run = parse_json(text, where)
+        config = from_dict(RunConfig, run["config"], where)
+        spec = spec_from_json(run["spec"], where)
         if len(spec.parts) != 1:
             raise ValueError(f"{len(spec.parts)} networks are trained")
-        return Run(config, spec, from_dict(_Pictures, run["data"], f"{path}: data").to_dict())
+        return Run(config, spec, from_dict(_Pictures, run["data"], f"{where}: data").to_dict())
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{path}: is no training run of this version of fastgen: {error}") from error
+        raise CheckpointError(f"{where}: is no training run of this version of fastgen: {error}") from error
 
 
 def check_state(folder: Path, module: nn.Module, config: RunConfig) -> None:

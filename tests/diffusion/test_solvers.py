@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgen.diffusion import SOLVERS, NoiseSchedule, pack, run, solver_table
+from fastgen.diffusion.sigmas import sigma_table
 from fastgen_kernels.reverse_step import row
 
 from .diffusers_oracle import evaluations, random_network

@@ -93,6 +93,7 @@ def _child(output: str, function: Callable[..., int | None], arguments: tuple) -
     import torch
 
     torch.set_num_threads(1)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # what a damaged file names is not to be looked for
     torch.cuda.is_available = lambda: False  # type: ignore[assignment]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell of a background job has it ignored
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

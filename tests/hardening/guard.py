@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SLACK = 32 << 20  # bytes: the interpreter's own, whatever the file
+SLACK = 32 << 20  # bytes: the interpreter's own, and what a header of the largest size is parsed into
 SECONDS = 60  # an example that takes longer hangs: it takes milliseconds
 
 

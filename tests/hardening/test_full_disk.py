@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -82,12 +83,27 @@ def reason(said: str) -> str:
     return by[said.split()[-1]]
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
+def noisy_model(folder: Path) -> Path:
     """A model whose pictures of noise take more than half a page each."""
     config = unet_config(sample_size=(48, 48))
-    save(tmp_path / "model", spec(config), {f"unet.{n}": t for n, t in network(config).state_dict().items()})
-    return tmp_path / "model"
+    save(folder, spec(config), {f"unet.{n}": t for n, t in network(config).state_dict().items()})
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return noisy_model(tmp_path / "model")
+
+
+@pytest.fixture
+def passable() -> Iterator[Path]:
+    """A folder that a process may enter that has given up root's rights: pytest's own are private."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    for path in folder.rglob("*"):
+        path.chmod(path.stat().st_mode | 0o700)  # what a test has made read-only
+    shutil.rmtree(folder)
 
 
 def large(model: Path, *more: str) -> list[str]:
@@ -160,40 +176,27 @@ def stopped_training(folder: str, arguments: list[str]) -> int:
 @pytest.mark.parametrize(
     "names", [["-o", "{}/a.png"], ["-o", "{}"], ["-o", "{}/new"], ["-o", "x.png", "--gif", "{}/a.gif"]]
 )
-def test_sample_into_a_read_only_folder(tmp_path: Path, model: Path, names: list[str]) -> None:
-    folder = tmp_path / "out"
+def test_sample_into_a_read_only_folder(passable: Path, names: list[str]) -> None:
+    model, folder = noisy_model(passable / "model"), passable / "out"
     folder.mkdir()
     (folder / "a.png").write_text("mine")
-    open_to_all(tmp_path)
     arguments = large(model, *[name.format(folder) for name in names], "--overwrite")
     outcome = children.run(
-        tmp_path / "output", in_a_read_only, folder, children.command_in, str(tmp_path), arguments
+        passable / "output", in_a_read_only, folder, children.command_in, str(passable), arguments
     )
     refused(outcome, folder, reason(outcome[1]))
-    assert not (tmp_path / "x.png").exists()  # it is known before anything is drawn
+    assert not (passable / "x.png").exists()  # it is known before anything is drawn
 
 
-def test_train_in_a_read_only_folder(tmp_path: Path) -> None:
-    data, folder = runs.pictures(tmp_path), tmp_path / "run"
+@pytest.mark.parametrize("name", [".", "new"])
+def test_train_in_a_read_only_folder(passable: Path, name: str) -> None:
+    data, folder = runs.pictures(passable), passable / "run"
     folder.mkdir()
-    open_to_all(tmp_path)
-    arguments = runs.train_arguments(folder, data)
+    arguments = runs.train_arguments(folder / name, data)
     outcome = children.run(
-        tmp_path / "output", in_a_read_only, folder, children.command_in, str(tmp_path), arguments
+        passable / "output", in_a_read_only, folder, children.command_in, str(passable), arguments
     )
     refused(outcome, folder, reason(outcome[1]))
-    arguments = runs.train_arguments(folder / "new", data)
-    outcome = children.run(
-        tmp_path / "output", in_a_read_only, folder, children.command_in, str(tmp_path), arguments
-    )
-    refused(outcome, folder, reason(outcome[1]))
-
-
-def open_to_all(folder: Path) -> None:
-    """Let a process that has given up root's rights pass through pytest's private folders."""
-    for path in (folder, *folder.parents):
-        if path.stat().st_uid == os.geteuid() and path != Path("/"):
-            path.chmod(path.stat().st_mode | 0o055)
 
 
 def writes_by_name(folder: str) -> None:
@@ -225,4 +228,24 @@ def test_the_library_on_a_full_disk(tmp_path: Path, way: str) -> None:
     code, said = children.run(
         tmp_path / "output", at_a_full_disk, way, folder, before, writes_by_name, str(folder)
     )
+    assert code == 0, said
+
+
+def mounts_by_half() -> None:
+    def refused_at_the_end() -> bool:
+        places._libc.unshare(places.CLONE_NEWUSER | places.CLONE_NEWNS)
+        return False
+
+    def fails() -> bool:
+        refused_at_the_end()
+        raise PermissionError
+
+    before = os.readlink("/proc/self/ns/user"), os.getresuid(), os.getresgid()
+    assert not places._tried(refused_at_the_end)
+    assert not places._tried(fails)
+    assert (os.readlink("/proc/self/ns/user"), os.getresuid(), os.getresgid()) == before
+
+
+def test_half_a_mount_leaves_the_process_its_rights(tmp_path: Path) -> None:
+    code, said = children.run(tmp_path / "output", mounts_by_half)
     assert code == 0, said

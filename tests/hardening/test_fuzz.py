@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fastgen.errors import FastgenError
+from fastgen.runtime.device import out_of_memory
 from tests.small import checkpoint
 
 from . import children, runs
@@ -46,15 +45,26 @@ def attempts(count: int, damage: st.SearchStrategy, read: Callable[[Any], bool])
         try:
             outcomes.append(read(thing))
         except FastgenError as error:
-            said = str(error)
+            refusal = error
         else:
             return
         outcomes.append(False)
+        said = str(refusal)
+        assert not starved(refusal), f"refused for want of memory: {said}"
         assert said.isprintable(), repr(said)
         assert len(said) < 2000, len(said)
 
     attempt()
     print(f"{len(outcomes)} read, {sum(outcomes)} loaded")
+
+
+def starved(error: BaseException | None) -> bool:
+    """Whether the guard's limit is behind an error, perhaps in the guise of a damaged file."""
+    while error is not None:
+        if out_of_memory(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def passed(tmp_path: Path, function: Callable[..., None], *arguments: object) -> tuple[int, int]:
@@ -66,8 +76,8 @@ def passed(tmp_path: Path, function: Callable[..., None], *arguments: object) ->
 
 
 def claim(folder: Path) -> int:
-    """Bytes that the files of a model claim: their own, and float32 for each weight of half precision."""
-    return sum(2 * p.stat().st_size for p in folder.iterdir() if p.is_file())
+    """Bytes of a model's files."""
+    return sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
 
 
 def load(folder: Path) -> None:
@@ -134,9 +144,7 @@ def fuzz_states(folder: str, count: int) -> None:
 
     def read(data: bytes) -> bool:
         path.write_bytes(data)
-        with guard(
-            2 * len(data)
-        ):  # the network, its average and what the optimiser remembers, and the file's own
+        with guard(len(data)):  # it holds the network, its average and what the optimiser remembers
             found = saved_run(run_folder)
             assert found is not None
             DiffusionSettings.from_spec(found.spec)
@@ -152,7 +160,7 @@ def fuzz_states(folder: str, count: int) -> None:
 
 
 def fuzz_pictures(folder: str, count: int) -> None:
-    from fastgen.cli import main
+    from fastgen.cli import main, parser
     from fastgen.images import read_metadata, save_image
 
     root = Path(folder)
@@ -165,12 +173,13 @@ def fuzz_pictures(folder: str, count: int) -> None:
         save_image(torch.zeros(1, 8, 8), out, metadata=raw)
         return out.read_bytes()
 
+    again = ["sample", "--like", str(path), "--device", "cpu", "-o", str(out), "--overwrite"]
+
     def read(data: bytes) -> bool:
         path.write_bytes(data)
         with guard(8 << 20):  # what drawing takes
-            return (
-                main(["sample", "--like", str(path), "--device", "cpu", "-o", str(out), "--overwrite"]) == 0
-            )
+            args = parser().parse_args(again)
+            return args.run(args) == 0  # not `main`, which makes one exit code of all errors
 
     attempts(count, st.one_of(broken(whole), mutated(kept).map(picture)), read)
 
@@ -179,7 +188,8 @@ def fuzz_pictures(folder: str, count: int) -> None:
 def test_configs(tmp_path: Path, share: float) -> None:
     count, loaded = passed(tmp_path, fuzz_configs, str(tmp_path / "m"), int(share * CONFIGS))
     assert count >= share * CONFIGS
-    assert 0 < loaded < count / 2  # values that make no difference are among them; most are refused
+    assert loaded < count / 2
+    assert loaded or share < 1  # values that make no difference, some two in a hundred
 
 
 @PLAIN
@@ -201,31 +211,6 @@ def test_pictures(tmp_path: Path, share: float) -> None:
     count, loaded = passed(tmp_path, fuzz_pictures, str(tmp_path), int(share * PICTURES))
     assert count >= share * PICTURES
     assert loaded < count
-
-
-def allocate(times: float) -> None:
-    claimed = 64 << 20
-    with guard(claimed):
-        torch.empty(int(times * claimed), dtype=torch.uint8)
-
-
-def test_the_guard_sees_what_is_too_much(tmp_path: Path) -> None:
-    assert children.run(tmp_path / "output", allocate, 1.9)[0] == 0
-    code, said = children.run(tmp_path / "output", allocate, 3.0)
-    assert code != 0
-    assert "can't allocate memory" in said
-
-
-def sleep() -> None:
-    with guard(0):
-        signal.alarm(1)
-        time.sleep(children.PATIENCE)
-
-
-def test_the_guard_ends_what_hangs(tmp_path: Path) -> None:
-    code, said = children.run(tmp_path / "output", sleep)
-    assert code == -signal.SIGALRM
-    assert "in sleep" in said
 
 
 def test_a_plain_model_is_within_its_claim(tmp_path: Path) -> None:

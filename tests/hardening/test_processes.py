@@ -148,17 +148,25 @@ def test_on_a_gpu_a_forked_process_is_told(model: Path, monkeypatch: pytest.Monk
 
 
 def load_and_draw(folder: Path, answers) -> None:  # type: ignore[no-untyped-def]
-    answers.put(draw(fastgen.load(folder, device="cpu"), 7).tolist())
+    answers.send(draw(fastgen.load(folder, device="cpu"), 7).tolist())
 
 
 @pytest.fixture
 def spawned(model: Path) -> Iterator[list]:
     context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    process = context.Process(target=load_and_draw, args=(model, answers))
+    answers, answer = context.Pipe(duplex=False)
+    process = context.Process(target=load_and_draw, args=(model, answer))
     process.start()
-    yield answers.get(timeout=children.PATIENCE)
-    process.join()
+    answer.close()  # the child's is the only one: the pipe ends where it dies
+    try:
+        assert answers.poll(children.PATIENCE), "no answer"
+        yield answers.recv()
+    except EOFError:
+        process.join()
+        pytest.fail(f"the child ended with exit code {process.exitcode} and no answer")
+    finally:
+        process.kill()
+        process.join()
 
 
 @pytest.mark.slow

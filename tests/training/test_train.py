@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fastgen
-from fastgen.checkpoint import WEIGHTS_FILE, file_sha256
+from fastgen.checkpoint import WEIGHTS_FILE, file_sha256, load_spec
 from fastgen.cli import main
 from fastgen.training import diffusion
 from fastgen.training import run as training_run
@@ -53,7 +53,7 @@ def test_the_loss_falls_and_the_model_samples(tmp_path: Path) -> None:
     engine = fastgen.load(tmp_path)
     assert engine.settings.num_classes == 10
     assert engine.sample(2, labels=[3, 7], seed=0, steps=4).shape == (2, 1, 8, 8)
-    assert engine.spec.provenance["run"]["steps"] == 150
+    assert load_spec(tmp_path).provenance["run"]["steps"] == 150
 
 
 def test_same_seed_same_weights(tmp_path: Path) -> None:
