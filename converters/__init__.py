@@ -1,1 +1,113 @@
-"""Other projects' checkpoints to fastgen's and back: one file a source. Installed as ``fastgen.converters``."""
+"""Other projects' checkpoints to fastgen's and back: one file or folder a source. Installed as ``fastgen.converters``.
+
+converter = detect(folder)                # by content; None for fastgen's own folders
+converted = converter.read(folder, None)  # spec, tensors not read yet, a report of what was mapped and what not
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from fastgen.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_spec
+from fastgen.errors import CheckpointError, ConfigError
+
+from .base import Converted, Converter, Report, Tensors, build, check
+from .diffusers import CONVERTER as DIFFUSERS
+from .weights import Found, open_weights, save, sha256, write
+
+T = TypeVar("T")
+CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS}
+
+
+def detect(folder: Path) -> Converter | None:
+    """The converter whose kind of model `folder` holds; None if no one's, as with fastgen's own."""
+    return next((converter for converter in CONVERTERS.values() if converter.detect(folder)), None)
+
+
+def form(folder: Path) -> str | None:
+    """What `folder` holds: a name in CONVERTERS, "fastgen" (perhaps a damaged one), or None for no model."""
+    converter = detect(folder)
+    if converter is not None:
+        return converter.name
+    return "fastgen" if (folder / CONFIG_FILE).exists() else None
+
+
+def read_ours(folder: Path, title: str) -> Converted:
+    """Fastgen's own model in `folder`, its tensors not read yet, in the types of the file. Raises CheckpointError."""
+    spec, path = load_spec(folder), folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no {WEIGHTS_FILE} beside {CONFIG_FILE}")
+    found = Found((path,))
+    tensors = open_weights(found)
+    if spec.provenance.get("sha256") not in (None, sha256(found)):
+        raise CheckpointError(
+            f"{path}: its sha256 is not the one in {CONFIG_FILE}: the weights are damaged or another model's"
+        )
+    stamp = path.stat().st_mtime_ns
+
+    def get(name: str) -> Tensor:
+        value = tensors.get(name)
+        if path.stat().st_mtime_ns != stamp:
+            raise CheckpointError(
+                f"{path}: was replaced while it was read, by a training run perhaps; try again"
+            )
+        return value
+
+    return Converted(spec, dataclasses.replace(tensors, get=get), Report(title))
+
+
+def replace(destination: Path, to: str, write: Callable[[Path], T]) -> T:
+    """Have `write` fill an empty folder, then put its files into `destination`; returns what `write` does.
+
+    destination: a folder, perhaps with a model of the form `to`, whose files are replaced or removed (no others are).
+    Where `write` fails it stays as it was. Raises ConfigError where it holds a model of another form.
+    """
+    if (there := form(destination)) not in (None, to):
+        raise ConfigError(
+            f"{destination}: holds a model in the form of {there}, which one in the form of {to} does not replace; "
+            "choose another folder, or delete it first"
+        )
+    above = next(path for path in (destination.resolve(), *destination.resolve().parents) if path.is_dir())
+    temporary = Path(tempfile.mkdtemp(dir=above, prefix=".convert."))
+    try:
+        result = write(temporary)
+        if form(temporary) != to:
+            raise CheckpointError(f"{destination}: what was written is no model in the form of {to}")
+        new = sorted(p.relative_to(temporary) for p in temporary.rglob("*") if p.is_file())
+        owned = CONVERTERS[to].owned if to in CONVERTERS else (CONFIG_FILE, WEIGHTS_FILE)
+        old = [path for pattern in owned for path in destination.glob(pattern) if path.is_file()]
+        # Weights first: a folder whose configuration is there is whole.
+        for path in sorted(new, key=lambda path: path.suffix == ".json"):
+            (destination / path).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(temporary / path, destination / path)
+        for path in old:
+            if path.relative_to(destination) not in new:
+                path.unlink()
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return result
+
+
+__all__ = [
+    "CONVERTERS",
+    "Converted",
+    "Converter",
+    "Report",
+    "Tensors",
+    "build",
+    "check",
+    "detect",
+    "form",
+    "read_ours",
+    "replace",
+    "save",
+    "write",
+]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import CaptureError, CheckpointError, ConfigError, DataError, FastgenError
 
 if TYPE_CHECKING:
-    from .api import ENGINES, DiffusionEngine, load
+    from .api import ENGINES, DiffusionEngine, convert, load
     from .images import save_gif, save_grid, save_image
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ __all__ = [
     "DataError",
     "DiffusionEngine",
     "FastgenError",
+    "convert",
     "load",
     "save_gif",
     "save_grid",
@@ -32,7 +33,7 @@ __all__ = [
 
 # Loaded when first used: PyTorch takes seconds, and `fastgen --help` needs none of it.
 _LATER = {
-    "api": ("ENGINES", "DiffusionEngine", "load"),
+    "api": ("ENGINES", "DiffusionEngine", "convert", "load"),
     "images": ("save_gif", "save_grid", "save_image"),
 }
 

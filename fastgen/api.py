@@ -13,15 +13,23 @@ import torch
 from torch import nn
 
 from . import architectures
-from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec
+from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec, load_spec
 from .checkpoint import load as load_checkpoint
+from .converters import CONVERTERS, Report, build, check, detect, read_ours, replace, save
 from .engines import ENGINES, DiffusionEngine
 from .errors import ArgumentError, CheckpointError, ConfigError
 from .files import exists
 from .zoo import ZOO
 from .zoo import folder as zoo_folder
 
-OURS = {"device", "dtype", "source", "networks", "sha256"}  # arguments of an engine that `load` gives itself
+OURS = {
+    "device",
+    "dtype",
+    "source",
+    "networks",
+    "provenance",
+}  # arguments of an engine that `load` gives itself
+WEIGHT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -32,24 +40,27 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     local_files_only: bool = False,
+    variant: str | None = None,
     **options: Any,
 ) -> DiffusionEngine:
     """An engine from a checkpoint.
 
     source: a folder (config.json and model.safetensors), ``zoo:NAME`` or a hub id ``OWNER/NAME``, which is
-        downloaded into Hugging Face's standard cache; a folder of that name goes first.
+        downloaded into Hugging Face's standard cache; a folder of that name goes first. Folders and hub ids may be
+        of another project in ``fastgen.converters.CONVERTERS``, for instance a DDPMPipeline of diffusers.
     device: "auto" (CUDA where there is one), "cpu", "cuda[:N]".
     dtype: of the network: "auto" (bfloat16 on CUDA, float32 on CPU), "float32", "bfloat16", "float16".
     revision: a hub branch, tag or commit. local_files_only: use the cache, never the network.
+    variant: another set of weights of a foreign model, as diffusers' "fp16".
     **options: passed on to the engine, see ``DiffusionEngine``.
 
     ``engine.describe()`` says what was chosen. Raises CheckpointError or ConfigError (both ValueErrors), or
     ArgumentError (a TypeError).
     """
-    folder = find(source, revision=revision, local_files_only=local_files_only)
+    folder = find(source, revision=revision, local_files_only=local_files_only, variant=variant)
 
-    def builders(spec: Spec) -> Mapping[str, Callable[[], nn.Module]]:
-        """Before the weights are read: whether there is an engine for them that takes `options`."""
+    def accept(spec: Spec) -> None:
+        """Before weights are read: whether there is an engine for them that takes `options`."""
         if spec.engine not in ENGINES:
             raise ConfigError(
                 f"{folder}: unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(ENGINES)}"
@@ -59,13 +70,94 @@ def load(
                 f"{folder}: a {spec.engine} model has one network, this one has {', '.join(spec.parts)}"
             )
         check_options(ENGINES[spec.engine], options)
-        return architectures.builders(spec)
 
-    spec, modules = load_checkpoint(folder, builders)
+    spec, modules = _read(folder, variant, accept)
     (network,) = modules.values()
     return ENGINES[spec.engine].from_spec(
         network, spec, device=device, dtype=dtype, source=str(source), **options
     )
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    to: str = "fastgen",
+    variant: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    overwrite: bool = False,
+) -> Report:
+    """Write the model `source` (as for `load`) into the folder `destination`, in fastgen's form or a foreign one.
+
+    to: "fastgen" or a name in ``fastgen.converters.CONVERTERS``. dtype: of the weights written, "float32", "float16",
+    "bfloat16" or None, as they are. overwrite: replace a model of the same form; other files of the folder are left
+    alone. Where conversion fails the folder stays as it was.
+
+    Returns what was mapped, renamed, assumed and ignored. Raises ConfigError or CheckpointError.
+    """
+    destination = Path(destination)
+    if to != "fastgen" and (to not in CONVERTERS or CONVERTERS[to].write is None):
+        writers = [name for name, converter in CONVERTERS.items() if converter.write is not None]
+        raise ConfigError(f"to: expected one of fastgen, {', '.join(writers)}, got {to!r}")
+    if dtype is not None and dtype not in WEIGHT_DTYPES:
+        raise ConfigError(f"dtype: expected one of {', '.join(WEIGHT_DTYPES)}, got {dtype!r}")
+    if destination.exists() and not destination.is_dir():
+        raise ConfigError(f"{destination}: is a file; give a folder")
+    if destination.is_dir() and any(destination.iterdir()) and not overwrite:
+        raise ConfigError(f"{destination}: is not empty; choose another folder or overwrite (--overwrite)")
+    folder = find(source, revision=revision, local_files_only=local_files_only, variant=variant)
+    if destination.resolve() == folder.resolve():
+        raise ConfigError(f"{destination}: is the source itself; give another folder")
+    converter = detect(folder)
+    if converter is None:
+        load_spec(folder)  # says what is wrong where it is nobody's
+    if (converter.name if converter else "fastgen") == to and dtype is None:
+        raise ConfigError(f"{source}: is a {to} model already; say to= (--to) what it shall become")
+    if converter is None:
+        if variant is not None:
+            raise ConfigError(_no_variant(variant, folder))
+        converted = read_ours(folder, f"{source} -> {to}")
+    else:
+        converted = converter.read(folder, variant)
+    check(converted)
+    weights_dtype = None if dtype is None else WEIGHT_DTYPES[dtype]
+
+    def fill(path: Path) -> Report:
+        if to == "fastgen":
+            spec = converted.spec if converter is None else converted.reported()
+            save(path, spec, converted.tensors, weights_dtype)
+            return converted.report
+        write = CONVERTERS[to].write
+        assert write is not None
+        written = write(path, converted.spec, converted.tensors, weights_dtype)
+        return written if converter is None else converted.report.followed_by(written)
+
+    return replace(destination, to, fill)
+
+
+def _read(
+    folder: Path, variant: str | None, accept: Callable[[Spec], None]
+) -> tuple[Spec, dict[str, nn.Module]]:
+    """The spec and filled networks of a folder, ours or foreign, once `accept` has seen the spec."""
+    converter = detect(folder)
+    if converter is not None:
+        converted = converter.read(folder, variant)
+        accept(converted.spec)
+        return converted.reported(), build(converted)
+    if variant is not None:
+        raise ConfigError(_no_variant(variant, folder))
+
+    def builders(spec: Spec) -> Mapping[str, Callable[[], nn.Module]]:
+        accept(spec)
+        return architectures.builders(spec)
+
+    return load_checkpoint(folder, builders)
+
+
+def _no_variant(variant: str, folder: Path) -> str:
+    return f"variant: {variant!r} was asked for, but {folder} is a fastgen model, which has none"
 
 
 def check_options(engine: type, options: Mapping[str, Any]) -> None:
@@ -78,7 +170,13 @@ def check_options(engine: type, options: Mapping[str, Any]) -> None:
         )
 
 
-def find(source: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:
+def find(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    variant: str | None = None,
+) -> Path:
     """The folder of `source` on this machine, downloaded if need be. Raises CheckpointError."""
     name = str(source)
     hub = not (name.startswith("zoo:") or exists(name) or isinstance(source, Path)) and HUB_ID.fullmatch(name)
@@ -91,22 +189,31 @@ def find(source: str | Path, *, revision: str | None = None, local_files_only: b
             raise CheckpointError(
                 f"{name}: not in the zoo; there is {', '.join('zoo:' + z for z in ZOO)}"
             ) from None
-    return _download(name, revision, local_files_only) if hub else Path(name)
+    return _download(name, revision, local_files_only, variant) if hub else Path(name)
 
 
-def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
+def _download(name: str, revision: str | None, local_files_only: bool, variant: str | None) -> Path:
+    """The hub's model in the local cache: its small files, which say what it is, then the weights it needs."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
+    def fetch(patterns: list[str]) -> Path:
         return Path(
             snapshot_download(
-                name,
-                revision=revision,
-                local_files_only=local_files_only,
-                allow_patterns=[CONFIG_FILE, WEIGHTS_FILE],
+                name, revision=revision, local_files_only=local_files_only, allow_patterns=patterns
             )
         )
+
+    try:
+        folder = fetch([CONFIG_FILE, *(f for c in CONVERTERS.values() for f in c.files)])
+        converter = detect(folder)
+        if converter is None or converter.downloads is None:
+            return fetch([WEIGHTS_FILE])
+        for patterns in converter.downloads(folder, variant):
+            folder = fetch(patterns)
+            if any(match for pattern in patterns for match in folder.glob(pattern)):
+                break
+        return folder
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{name}: no such folder, not in the local Hugging Face cache, and "

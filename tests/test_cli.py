@@ -177,7 +177,10 @@ def test_solver_options(model: str) -> None:
         (["{model}", "-n", "0"], "--count: expected at least 1"),
         (["{model}", "--labels", "3"], "numbers from 0 to 2 or one of ant, bee, cat, got 3"),
         (["{model}", "--labels", "dog"], "got 'dog'"),
-        (["{model}", "--solver", "magic"], "solver: expected one of ddpm, ddim, dpm++2m, got 'magic'"),
+        (
+            ["{model}", "--solver", "magic"],
+            "solver: expected one of ddpm, ddim, dpm++2m, euler, heun, got 'magic'",
+        ),
         (["{model}", "--steps", "0"], "steps: expected an int from 1 to"),
         (["{model}", "--steps", "10000"], "steps: expected an int from 1 to"),
         (["{model}", "--eta", "1"], "unknown argument eta"),

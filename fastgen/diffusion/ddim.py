@@ -60,7 +60,7 @@ def ddim(schedule: NoiseSchedule, steps: int, options: DDIMOptions) -> Table:
                 f"eta: {options.eta} asks for noise of standard deviation {std:.4g} at t = {t}, where only "
                 f"{math.sqrt(1.0 - bar_s):.4g} fits; use a smaller eta"
             )
-        epsilon = noise_estimate(schedule, t)
+        epsilon = noise_estimate(schedule, schedule.alpha_sigma(t))
         if options.use_clipped_model_output:
             epsilon = (X - math.sqrt(bar_t) * X0) / math.sqrt(1.0 - bar_t)
         x = math.sqrt(bar_s) * X0 + math.sqrt(max(rest, 0.0)) * epsilon + std * Z

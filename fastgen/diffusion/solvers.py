@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from .ddim import DDIMOptions, ddim
 from .ddpm import DDPMOptions, ddpm
 from .dpm import DPMSolverOptions, dpmpp_2m
+from .euler import EulerOptions, HeunOptions, euler, heun
 from .schedule import NoiseSchedule
 from .table import Table
 
@@ -53,7 +54,7 @@ class Solver:
     write: Callable[[NoiseSchedule, int, Any], Table]
 
     def __call__(self, schedule: NoiseSchedule, steps: int, **options: Any) -> Table:
-        """The table of `steps` network evaluations, 1 to T.
+        """The table of `steps` steps, 1 to T: a network evaluation each, but for heun's two.
 
         Raises ConfigError (a ValueError) for steps or options that are unknown, wrongly typed, out of range,
         or make no sense on this schedule.
@@ -64,17 +65,21 @@ class Solver:
                 f"steps: expected an int from 1 to num_train_timesteps = {limit}, "
                 f"got {type(steps).__name__} {steps!r}"
             )
+        return self.write(schedule, steps, self.check(options))
+
+    def check(self, options: Mapping[str, Any]) -> Any:
+        """The options as the solver's dataclass. ConfigError for what is unknown, wrongly typed or out of range."""
         for name in options:
             if name in REFUSED:
                 raise ConfigError(f"solver {self.name}: {name}: {REFUSED[name]}")
-        return self.write(schedule, steps, from_dict(self.options_type, options, f"solver {self.name}"))
+        return from_dict(self.options_type, options, f"solver {self.name}")
 
     @property
     def options(self) -> tuple[Option, ...]:
         """The declared options, in order."""
         hints = typing.get_type_hints(self.options_type)
         return tuple(
-            Option(f.name, hints[f.name].__name__, f.default, _allowed(f.metadata, hints[f.name]))
+            Option(f.name, _type_name(hints[f.name]), f.default, _allowed(f.metadata, hints[f.name]))
             for f in dataclasses.fields(self.options_type)
         )
 
@@ -83,6 +88,8 @@ SOLVERS: dict[str, Solver] = {
     "ddpm": Solver("ddpm", "Ho et al. 2020, arXiv:2006.11239", DDPMOptions, ddpm),
     "ddim": Solver("ddim", "Song et al. 2021, arXiv:2010.02502", DDIMOptions, ddim),
     "dpm++2m": Solver("dpm++2m", "Lu et al. 2022, arXiv:2211.01095", DPMSolverOptions, dpmpp_2m),
+    "euler": Solver("euler", "Karras et al. 2022, arXiv:2206.00364", EulerOptions, euler),
+    "heun": Solver("heun", "Karras et al. 2022, arXiv:2206.00364", HeunOptions, heun),
 }
 
 
@@ -91,6 +98,11 @@ def solver_table(name: str, schedule: NoiseSchedule, steps: int, **options: Any)
     if name not in SOLVERS:
         raise ConfigError(f"solver: expected one of {', '.join(SOLVERS)}, got {name!r}")
     return SOLVERS[name](schedule, steps, **options)
+
+
+def _type_name(hint: Any) -> str:
+    """float, or float or None for an optional one."""
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace(" | ", " or ")
 
 
 def _allowed(rules: typing.Mapping[str, Any], hint: type) -> str:

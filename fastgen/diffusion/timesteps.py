@@ -16,6 +16,7 @@ def timesteps(
     steps_offset: int = 0,
     *,
     skip_end: bool = False,
+    whole: bool = True,
 ) -> np.ndarray:
     """The timesteps of `steps` network evaluations: int64 [steps], strictly falling, within 0 .. T - 1.
 
@@ -26,6 +27,7 @@ def timesteps(
     skip_end: lay steps + 1 knots and evaluate all but the last. DPM-Solver's papers count knots: the state
         reaches the last one without evaluating the network there. DDPM and DDIM evaluate at every knot. For
         trailing spacing the two rules agree.
+    whole: round linspace to whole timesteps; False leaves them where they fall and returns float64
 
     Raises ConfigError where the rule leaves the range or visits a timestep twice: diffusers fails or returns
     NaN there. In one place the result differs from diffusers': where `steps` does not divide T, its trailing
@@ -42,10 +44,10 @@ def timesteps(
     else:
         # np.arange and not a product: halves must round to the side that they round to in diffusers.
         positions = np.round(np.arange(num_train_timesteps, 0, -num_train_timesteps / steps))[:steps] - 1
-    visited = positions.round().astype(np.int64)
-    if visited[0] >= num_train_timesteps:
+    visited = positions.round().astype(np.int64) if whole else positions.astype(np.float64)
+    if visited[0] > num_train_timesteps - 1:
         raise ConfigError(
-            f"steps_offset: {steps_offset} moves the first of {steps} timesteps to {visited[0]}, beyond "
+            f"steps_offset: {steps_offset} moves the first of {steps} timesteps to {visited[0]:g}, beyond "
             f"{num_train_timesteps - 1}; use a smaller steps_offset or fewer steps"
         )
     if np.any(np.diff(visited) >= 0):

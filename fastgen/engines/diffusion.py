@@ -66,20 +66,20 @@ class DiffusionEngine:
         dtype: str | torch.dtype | None = "auto",
         source: str = "",
         networks: dict[str, str] | None = None,
-        sha256: str | None = None,
+        provenance: Mapping[str, Any] | None = None,
         channels_last: bool = True,
         max_batch: int = 64,
         graph: bool | str = True,
     ) -> None:
         """`network`, F(x, t, label), is moved to `device` and `dtype` and belongs to the engine from here on.
 
-        shape: (C, H, W) of a sample. dtype: None leaves the network's types as they are. source, networks, sha256:
+        shape: (C, H, W) of a sample. dtype: None leaves the network's types as they are. source, networks, provenance:
         where it came from, for records. channels_last: its memory format. max_batch: samples that step together (more
         are drawn in turns; fewer once memory has run out). graph: capture steps in CUDA graphs on CUDA; False runs
         them one operation at a time; "recorded" is a stand-in for the CPU that refuses what a graph cannot hold.
         """
         self.settings, self.shape = settings, shape
-        self.source, self.networks, self.sha256 = source, networks or {}, sha256
+        self.source, self.networks, self.provenance = source, networks or {}, provenance or {}
         self.device = choose_device(device)
         try:
             fastgen_kernels.select(self.device.type)
@@ -118,9 +118,7 @@ class DiffusionEngine:
         settings.check_network(config)
         networks = {name: part.architecture}
         shape = (config.in_channels, *config.sample_size)
-        return cls(
-            network, settings, shape, networks=networks, sha256=spec.provenance.get("sha256"), **options
-        )
+        return cls(network, settings, shape, networks=networks, provenance=spec.provenance, **options)
 
     @classmethod
     def from_module(
@@ -212,8 +210,8 @@ class DiffusionEngine:
         seed: sample k has seed + k, in [0, 2^64); seeds: one a sample. Neither: seeds from the system's entropy.
             A sample depends on its seed, not on how many are drawn beside it.
         labels: class numbers or names, one for all or one a sample; None is "no label".
-        solver, steps (alias num_inference_steps), eta, **options: a name in ``fastgen.diffusion.SOLVERS``, network
-            evaluations, and that solver's own options; the checkpoint's by default.
+        solver, steps (alias num_inference_steps), eta, **options: a name in ``fastgen.diffusion.SOLVERS``, its steps
+            (a network evaluation each; heun's n take 2n - 1), and its own options; the checkpoint's by default.
         guidance_scale: classifier-free guidance (Ho & Salimans 2022) w in F_u + w (F_c - F_u); 1 = none.
         callback(step, total, images): called after every network evaluation with the noisy states [n, C, H, W].
         progress: a bar on stderr.
@@ -278,7 +276,8 @@ class DiffusionEngine:
         return {
             "engine": "diffusion",
             "source": self.source,
-            "sha256": self.sha256,
+            "sha256": self.provenance.get("sha256"),
+            "converted": self.provenance.get("report"),
             "networks": self.networks,
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "shape": list(self.shape),
@@ -323,7 +322,7 @@ class DiffusionEngine:
         return {
             "fastgen": __version__,
             "model": self.source,
-            "sha256": self.sha256,
+            "sha256": self.provenance.get("sha256"),
             "dtype": str(self.dtype).removeprefix("torch."),
             "request": request.to_dict(),
         }
@@ -333,6 +332,7 @@ class DiffusionEngine:
         request = resolve(self.settings, n=n, **arguments)
         if isinstance(self.network, Wrapped):
             self.network.check_times(request.table(self.settings.noise_schedule))
+        self.settings.check_times(getattr(self.network, "config", None), request.options)
         return request
 
     @contextmanager

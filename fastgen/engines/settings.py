@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -60,6 +61,22 @@ class DiffusionSettings:
 
     def check_network(self, config: Any) -> None:
         """Compare with a denoiser's config (in_channels, out_channels, num_class_embeds). Raises ConfigError."""
+        if config.class_embed_type is not None:
+            raise ConfigError(
+                f"class_embed_type: the engine gives networks class numbers (num_class_embeds), not what "
+                f"{config.class_embed_type} takes"
+            )
+        if config.time_embedding_type == "fourier":
+            raise ConfigError(
+                "time_embedding_type: a fourier network takes sigma for a time, and none of the solvers gives it that; "
+                "supported: positional, learned"
+            )
+        table, timesteps = config.num_train_timesteps, self.noise_schedule.num_train_timesteps
+        if config.time_embedding_type == "learned" and table < timesteps:
+            raise ConfigError(
+                f"num_train_timesteps: the network learnt {table} timesteps, the noise schedule has {timesteps}"
+            )
+        self.check_times(config, self.solver_options or {})
         embedded = config.num_class_embeds
         if (self.num_classes is None) != (embedded is None):
             raise ConfigError(
@@ -76,6 +93,18 @@ class DiffusionSettings:
             raise ConfigError(
                 f"settings: with variance {self.variance} and {config.in_channels} input channels the network must "
                 f"have {wanted} output channels, it has {config.out_channels}"
+            )
+
+    @staticmethod
+    def check_times(config: Any, options: Mapping[str, Any]) -> None:
+        """Whether the times of a solver with `options` are what a denoiser's config takes. Raises ConfigError."""
+        if (
+            getattr(config, "time_embedding_type", None) == "learned"
+            and options.get("timestep_type") == "continuous"
+        ):
+            raise ConfigError(
+                "timestep_type: continuous hands on log(sigma) / 4 for a time, and this network has a learned table of "
+                "timesteps; supported: discrete"
             )
 
     @cached_property

@@ -2,114 +2,163 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "mish": F.mish,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+
 
 class NormAct(nn.GroupNorm):
-    """GroupNorm (Wu & He 2018) followed by SiLU, or by nothing with ``act=False``. x: [B, C, H, W]."""
+    """GroupNorm (Wu & He 2018), then x (1 + scale) + shift where they are given, then an activation or None.
 
-    def __init__(self, groups: int, channels: int, eps: float = 1e-5, act: bool = True) -> None:
-        super().__init__(groups, channels, eps)
+    x: [B, C, H, W]; scale, shift: [B, C, 1, 1]; act: a name in ``ACTIVATIONS``.
+    """
+
+    def __init__(
+        self, groups: int, channels: int, eps: float = 1e-5, act: str | None = "silu", affine: bool = True
+    ) -> None:
+        super().__init__(groups, channels, eps, affine)
         self.act = act
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         x = super().forward(x)
-        return F.silu(x) if self.act else x
+        if scale is not None and shift is not None:
+            x = x * (1 + scale) + shift
+        return x if self.act is None else ACTIVATIONS[self.act](x)
+
+
+class AdaNormAct(NormAct):
+    """`NormAct` whose scale and shift are a linear function of the embedding: x [B, C, H, W], emb [B, E]."""
+
+    def __init__(self, emb_channels: int, groups: int, channels: int, eps: float, act: str) -> None:
+        super().__init__(groups, channels, eps, act, affine=False)
+        self.linear = nn.Linear(emb_channels, 2 * channels)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+        scale, shift = self.linear(emb)[:, :, None, None].chunk(2, dim=1)
+        return super().forward(x, scale, shift)
 
 
 class ResidualBlock(nn.Module):
     """norm-act, 3x3, + embedding, norm-act, dropout, 3x3, + shortcut (Ho et al. 2020, appendix B).
 
-    x: [B, in, H, W], emb: [B, emb_channels] -> [B, out, H, W].
+    x: [B, in, H, W], emb: [B, emb_channels] -> [B, out, H', W'].
+
+    groups: of both norms, or one for each. scale_shift: the embedding scales and shifts the second norm instead of
+    being added before it (Nichol & Dhariwal 2021, section 3). resample: changes the resolution of both branches after
+    the first norm-act (BigGAN's residual block). output_scale: divides the sum (Song et al. 2021: sqrt(2)).
+    shortcut: whether a 1x1 convolution lies on the short way; None = where the channels change.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, emb_channels: int, groups: int, eps: float, dropout: float
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        groups: int | tuple[int, int],
+        eps: float,
+        dropout: float,
+        *,
+        act: str = "silu",
+        scale_shift: bool = False,
+        output_scale: float = 1.0,
+        resample: nn.Module | None = None,
+        shortcut: bool | None = None,
     ) -> None:
         super().__init__()
-        self.norm1 = NormAct(groups, in_channels, eps)
+        first, second = groups if isinstance(groups, tuple) else (groups, groups)
+        self.act, self.scale_shift, self.output_scale, self.resample = (
+            act,
+            scale_shift,
+            output_scale,
+            resample,
+        )
+        self.norm1 = NormAct(first, in_channels, eps, act)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(emb_channels, out_channels)
-        self.norm2 = NormAct(groups, out_channels, eps)
+        self.time_emb_proj = nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1))
+        self.norm2 = NormAct(second, out_channels, eps, act)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        changes = in_channels != out_channels if shortcut is None else shortcut
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if changes else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        hidden = self.norm1(x)
+        if self.resample is not None:
+            x, hidden = self.resample(x), self.resample(hidden)
+        hidden = self.conv1(hidden)
+        emb = self.time_emb_proj(ACTIVATIONS[self.act](emb))[:, :, None, None]
+        hidden = self.norm2(hidden, *emb.chunk(2, dim=1)) if self.scale_shift else self.norm2(hidden + emb)
+        hidden = self.conv2(self.dropout(hidden))
+        return _rescaled(hidden + self.conv_shortcut(x), self.output_scale)
+
+
+class AdaResidualBlock(nn.Module):
+    """Residual block both of whose norms are scaled and shifted by the embedding, as in k-diffusion.
+
+    x: [B, in, H, W], emb: [B, emb_channels] -> [B, out, H, W]; groups: of the first and the second norm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        groups: tuple[int, int],
+        eps: float,
+        dropout: float,
+        act: str,
+    ) -> None:
+        super().__init__()
+        self.norm1 = AdaNormAct(emb_channels, groups[0], in_channels, eps, act)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = AdaNormAct(emb_channels, groups[1], out_channels, eps, act)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
-        self.conv_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.conv_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        hidden = self.conv1(self.norm1(x))
-        hidden = hidden + self.time_emb_proj(F.silu(emb))[:, :, None, None]
-        hidden = self.conv2(self.dropout(self.norm2(hidden)))
+        hidden = self.conv1(self.norm1(x, emb))
+        hidden = self.conv2(self.dropout(self.norm2(hidden, emb)))
         return hidden + self.conv_shortcut(x)
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels, with a residual. x: [B, C, H, W]; `head_dim` divides C."""
+    """Self-attention over the pixels, with a residual. x: [B, C, H, W], C at least `head_dim`.
 
-    def __init__(self, channels: int, head_dim: int, groups: int, eps: float) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.group_norm = NormAct(groups, channels, eps, act=False)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
-        heads = (batch, height * width, channels // self.head_dim, self.head_dim)
-        q, k, v = (proj(tokens).view(heads).transpose(1, 2) for proj in (self.to_q, self.to_k, self.to_v))
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(tokens.shape)
-        return x + self.to_out(attended).transpose(1, 2).reshape(x.shape)
-
-
-class Downsample(nn.Module):
-    """Strided 3x3 convolution: [B, C, H, W] -> [B, C, ceil(H / 2), ceil(W / 2)]."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-class Upsample(nn.Module):
-    """Nearest neighbour x2, then a 3x3 convolution: [B, C, H, W] -> [B, C, 2H, 2W]."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-def sinusoidal_embedding(t: Tensor, channels: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
-    """Sinusoids of the time (Vaswani et al. 2017, 3.5): t [B] -> float32 [B, channels], channels even.
-
-    With ``flip_sin_to_cos`` the cosines come first; frequencies fall from 1 to 1 / 10,000 over
-    ``channels / 2 - freq_shift`` steps.
+    There are C // head_dim heads. groups: of the norm before it, None = no norm. output_scale: divides the sum.
     """
-    half = channels // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
-    angle = t.float()[:, None] * torch.exp(-math.log(10_000.0) * exponent)
-    sin, cos = angle.sin(), angle.cos()
-    return torch.cat([cos, sin] if flip_sin_to_cos else [sin, cos], dim=1)
 
-
-class TimeEmbedding(nn.Module):
-    """Two-layer perceptron on the sinusoids: [B, in] -> [B, out]."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, channels: int, head_dim: int, groups: int | None, eps: float, output_scale: float = 1.0
+    ) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_channels, out_channels)
-        self.linear_2 = nn.Linear(out_channels, out_channels)
+        self.head_dim, self.output_scale = head_dim, output_scale
+        self.group_norm = None if groups is None else NormAct(groups, channels, eps, act=None)
+        inner = channels // head_dim * head_dim
+        self.to_q = nn.Linear(channels, inner)
+        self.to_k = nn.Linear(channels, inner)
+        self.to_v = nn.Linear(channels, inner)
+        self.to_out = nn.Linear(inner, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
+        normed = x if self.group_norm is None else self.group_norm(x)
+        tokens = normed.flatten(2).transpose(1, 2)  # [B, H W, C]
+        heads = (*tokens.shape[:2], -1, self.head_dim)
+        q, k, v = (proj(tokens).view(heads).transpose(1, 2) for proj in (self.to_q, self.to_k, self.to_v))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return _rescaled(x + self.to_out(attended).transpose(1, 2).reshape(x.shape), self.output_scale)
+
+
+def _rescaled(x: Tensor, scale: float) -> Tensor:
+    """x / scale; nothing is computed for the usual scale of 1."""
+    return x if scale == 1 else x / scale

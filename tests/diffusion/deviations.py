@@ -16,11 +16,14 @@ from fastgen.diffusion import SOLVERS, NoiseSchedule
 from .diffusers_oracle import deviation
 from .test_solvers_golden import (
     OPTIONS,
+    PATH_STEPS,
     PATHS,
     PREDICTIONS,
     SCHEDULES,
     SPACINGS,
+    TOLERANCE,
     matrix_deviation,
+    tolerance,
     trajectories,
 )
 
@@ -57,22 +60,23 @@ def deviations_table() -> str:
                 PREDICTIONS, SCHEDULES.values(), SPACINGS, STEPS
             )
             for o in OPTIONS[name]
-        ]
-        paths = [
-            deviation(
-                *trajectories(
-                    name,
-                    NoiseSchedule(prediction_type=prediction, **SCHEDULES["scaled"]),
-                    steps,
-                    timestep_spacing=spacing,
-                    clip_sample=True,
-                    **options,
-                )
+            if tolerance(
+                name,
+                NoiseSchedule(prediction_type=prediction, **schedule),
+                steps,
+                timestep_spacing=spacing,
+                **o,
             )
-            for path, options in PATHS
-            if path == name
-            for prediction, spacing, steps in itertools.product(PREDICTIONS, SPACINGS, (7, 25))
+            == TOLERANCE
         ]
+        paths = []
+        for (path, options), prediction, spacing, steps in itertools.product(
+            PATHS, PREDICTIONS, SPACINGS, PATH_STEPS
+        ):
+            schedule = NoiseSchedule(prediction_type=prediction, **SCHEDULES["scaled"])
+            chosen = {"timestep_spacing": spacing, "clip_sample": True, **options}
+            if path == name and tolerance(name, schedule, steps, **chosen) == TOLERANCE:
+                paths.append(deviation(*trajectories(name, schedule, steps, **chosen)))
         lines.append(
             f"| `{name}` | {np.max(matrices):.1e} | {len(matrices)} | {np.max(paths):.1e} | {len(paths)} |"
         )
@@ -84,18 +88,23 @@ def block(page: str, name: str) -> str:
     return _split(page, name)[1]
 
 
+def replace_block(page: str, name: str, text: str) -> str:
+    """The page with `text` between the markers of block `name`."""
+    before, _, after = _split(page, name)
+    return before + text + after
+
+
 def _split(page: str, name: str) -> tuple[str, str, str]:
     found = re.fullmatch(rf"(.*<!-- {name} -->\n)(.*?)(\n<!-- end -->.*)", page, re.DOTALL)
     if found is None:
-        raise ValueError(f"{PAGE}: no block <!-- {name} --> ... <!-- end -->")
+        raise ValueError(f"no block <!-- {name} --> ... <!-- end -->")
     return found.group(1), found.group(2), found.group(3)
 
 
 def main() -> None:
     page = PAGE.read_text()
     for name, text in (("options", options_table()), ("deviations", deviations_table())):
-        before, _, after = _split(page, name)
-        page = before + text + after
+        page = replace_block(page, name, text)
     PAGE.write_text(page)
 
 

@@ -30,6 +30,8 @@ SCHEDULERS = {
     "ddpm": ("diffusers.schedulers.scheduling_ddpm", "DDPMScheduler"),
     "ddim": ("diffusers.schedulers.scheduling_ddim", "DDIMScheduler"),
     "dpm++2m": ("diffusers.schedulers.scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler"),
+    "euler": ("diffusers.schedulers.scheduling_euler_discrete", "EulerDiscreteScheduler"),
+    "heun": ("diffusers.schedulers.scheduling_heun_discrete", "HeunDiscreteScheduler"),
 }
 STEP_ARGUMENTS = ("eta", "use_clipped_model_output")  # of step() and not of the constructor
 OURS_ONLY = ("constant_stride",)
@@ -49,15 +51,15 @@ class StandIn:
 @contextlib.contextmanager
 def in_float64(module: ModuleType, noise: Callable[..., Tensor] | None = None) -> Iterator[None]:
     """Within the block `module` computes in float64, and takes its normal noise from `noise`."""
-    kept = {name: getattr(module, name) for name in ("torch", "np", "randn_tensor")}
+    kept = {name: getattr(module, name) for name in ("torch", "np", "randn_tensor") if hasattr(module, name)}
     linspace = functools.partial(torch.linspace, dtype=torch.float64)  # called once without a dtype
     stand_ins = {
         "torch": StandIn(torch, float32=torch.float64, linspace=linspace),
         "np": StandIn(np, float32=np.float64),
-        "randn_tensor": noise or module.randn_tensor,
+        "randn_tensor": noise or kept.get("randn_tensor"),
     }
-    for name, value in stand_ins.items():
-        setattr(module, name, value)
+    for name in kept:
+        setattr(module, name, stand_ins[name])
     try:
         yield
     finally:
@@ -75,8 +77,18 @@ def scheduler(name: str, schedule: NoiseSchedule, **options: Any) -> tuple[Any, 
     if name == "dpm++2m" and "clip_sample" in options:  # diffusers has no clipping here
         clip, bound = options.pop("clip_sample"), options.pop("clip_sample_range", 1.0)
         cls = clipping(cls, bound) if clip else cls
+    if name == "euler" and "clip_sample" in options:
+        clip, bound = options.pop("clip_sample"), options.pop("clip_sample_range", 1.0)
+        cls = clipping_euler(cls, bound) if clip else cls
+    config = schedule.to_config()
+    if name == "heun":  # has no such option
+        assert not config.pop("rescale_betas_zero_snr")
+        later = {k: options.pop(k) for k in list(options) if k.startswith("use_")}
     with in_float64(module):
-        return cls(**schedule.to_config(), **options), module, step_arguments
+        oracle = cls(**config, **options)
+        if name == "heun":  # its constructor computes all training steps, slowly with some of these
+            oracle.register_to_config(**later)
+        return oracle, module, step_arguments
 
 
 def clipping(base: type, bound: float) -> type:
@@ -88,6 +100,24 @@ def clipping(base: type, bound: float) -> type:
     return type(base.__name__, (base,), {"convert_model_output": convert_model_output})
 
 
+def clipping_euler(base: type, bound: float) -> type:
+    """Euler's scheduler that clips its estimate of x_0 before it steps."""
+
+    def step(self: Any, output: Tensor, t: Any, x: Tensor) -> Any:
+        result = base.step(self, output, t, x)  # type: ignore[attr-defined]
+        sigma, after = self.sigmas[self.step_index - 1 : self.step_index + 1]
+        x0 = result.pred_original_sample.clamp(-bound, bound)
+        result.prev_sample = x + (after - sigma) * (x - x0) / sigma
+        return result
+
+    return type(base.__name__, (base,), {"step": step})
+
+
+def evaluations(name: str, steps: int) -> int:
+    """Network evaluations of `steps` steps."""
+    return 2 * steps - 1 if name == "heun" else steps
+
+
 def diffusers_run(
     name: str,
     schedule: NoiseSchedule,
@@ -97,14 +127,20 @@ def diffusers_run(
     noise: Sequence[Tensor],
     **options: Any,
 ) -> Tensor:
-    """The final state of diffusers' own loop, noise[i] being the normal noise of step i. All float64."""
+    """The final state of diffusers' own loop, noise[i] being the normal noise of step i. All float64.
+
+    x: the first network input; schedulers whose own state is larger get it scaled up.
+    """
     oracle, module, step_arguments = scheduler(name, schedule, **options)
     current: list[Tensor] = []
     with in_float64(module, noise=lambda *args, **kwargs: current[-1]):
         oracle.set_timesteps(steps)
+        if name in ("euler", "heun"):
+            x = x * (oracle.sigmas[0] ** 2 + 1) ** 0.5
         for i, t in enumerate(oracle.timesteps):
             current.append(noise[i])
-            x = oracle.step(network(x, float(t)), t, x, **step_arguments).prev_sample
+            scaled = oracle.scale_model_input(x, t)
+            x = oracle.step(network(scaled, float(t)), t, x, **step_arguments).prev_sample
     return x
 
 
@@ -158,5 +194,6 @@ def table_matrix(table: Table) -> np.ndarray:
 def diffusers_matrix(name: str, schedule: NoiseSchedule, steps: int, **options: Any) -> np.ndarray:
     """What `basis_run` gives for diffusers. Clipping has to be off in `options`."""
     return basis_run(
-        lambda network, x, noise: diffusers_run(name, schedule, steps, network, x, noise, **options), steps
+        lambda network, x, noise: diffusers_run(name, schedule, steps, network, x, noise, **options),
+        evaluations(name, steps),
     )

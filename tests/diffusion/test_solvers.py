@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgen.diffusion import SOLVERS, NoiseSchedule, pack, run, solver_table
+from fastgen.diffusion.sigmas import sigma_table
 from fastgen_kernels.reverse_step import row
 
-from .diffusers_oracle import random_network
+from .diffusers_oracle import evaluations, random_network
 
 COSINE = NoiseSchedule(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
 
@@ -33,7 +34,22 @@ def test_options_are_listed_with_types_defaults_and_ranges() -> None:
 @pytest.mark.parametrize(
     ("name", "steps", "options", "words"),
     [
-        ("euler", 10, {}, ["solver", "ddpm, ddim, dpm++2m", "euler"]),
+        ("unipc", 10, {}, ["solver", "ddpm, ddim, dpm++2m, euler, heun", "unipc"]),
+        (
+            "euler",
+            10,
+            {"use_karras_sigmas": True, "use_beta_sigmas": True},
+            ["use_karras_sigmas", "at most one"],
+        ),
+        ("euler", 10, {"sigma_min": 0.1}, ["sigma_min", "only with one of use_karras_sigmas"]),
+        (
+            "euler",
+            10,
+            {"use_karras_sigmas": True, "sigma_min": 9.0, "sigma_max": 1.0},
+            ["sigma_min: 9 must be below sigma_max, 1"],
+        ),
+        ("euler", 10, {"interpolation_type": "cubic"}, ["interpolation_type", "linear, log_linear", "cubic"]),
+        ("heun", 10, {"final_sigmas_type": "zero"}, ["final_sigmas_type", "known"]),
         ("ddim", 0, {}, ["steps", "1 to num_train_timesteps = 1000", "0"]),
         ("ddim", 1001, {}, ["steps", "1000", "1001"]),
         ("ddim", 10.0, {}, ["steps", "int", "float"]),
@@ -122,7 +138,27 @@ OWN: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "final_sigmas_type": st.sampled_from(["zero", "sigma_min"]),
     },
 }
-REASONS = ("visit a timestep twice", "moves the first", "epsilon cannot be used")
+SIGMAS = {
+    "use_karras_sigmas": st.booleans(),
+    "use_exponential_sigmas": st.booleans(),
+    "use_beta_sigmas": st.booleans(),
+}
+OWN["heun"] = SIGMAS
+OWN["euler"] = SIGMAS | {
+    "sigma_min": st.none() | st.floats(1e-3, 0.1),
+    "sigma_max": st.none() | st.floats(1.0, 1e3),
+    "interpolation_type": st.sampled_from(["linear", "log_linear"]),
+    "final_sigmas_type": st.sampled_from(["zero", "sigma_min"]),
+}
+REASONS = (
+    "visit a timestep twice",
+    "moves the first",
+    "epsilon cannot be used",
+    "at most one of them",
+    "no longer fall",
+    "must be below sigma_max",
+    "only with one of use_karras_sigmas",
+)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -138,8 +174,14 @@ def test_valid_options_give_finite_tables(name: str, data: st.DataObject) -> Non
         if not any(reason in str(error) for reason in REASONS):
             raise
         return
-    assert len(table) == steps
-    assert np.all(np.diff(table.time) < 0)
+    assert len(table) == evaluations(name, steps)
+    # Heun stays at a time for two rows; a sigma beyond the schedule has the time of its end. diffusers' stand-in for
+    # an infinite sigma may be smaller than the one before it, and times read off such a schedule go back and forth.
+    levels = sigma_table(schedule)
+    if name not in ("euler", "heun"):
+        assert np.all(np.diff(table.time) < 0)
+    elif len(levels) < 2 or levels[-1] > levels[-2]:
+        assert np.all(np.diff(table.time) <= 0)
     assert 0 <= table.time.min() <= table.time.max() < schedule.num_train_timesteps
     assert table.slots <= 1
     unbounded = np.delete(
@@ -154,7 +196,7 @@ def test_valid_options_give_finite_tables(name: str, data: st.DataObject) -> Non
         return np.full((1, channels, 1, 3), 0.25)
 
     rng = np.random.default_rng(0)
-    out = run(table, network, rng.normal(size=(1, 2, 1, 3)), rng.normal(size=(steps, 1, 2, 1, 3)))
+    out = run(table, network, rng.normal(size=(1, 2, 1, 3)), rng.normal(size=(len(table), 1, 2, 1, 3)))
     assert np.isfinite(out).all()
 
 

@@ -98,7 +98,7 @@ def test_names_that_users_know(engine: DiffusionEngine) -> None:
         ({"labels": -1}, "labels"),
         ({"labels": "dog"}, "one of ant, bee, cat, got 'dog'"),
         ({"labels": [0, 1], "n": 3}, "one a sample \\(3\\), got 2"),
-        ({"solver": "euler"}, "solver: expected one of ddpm, ddim"),
+        ({"solver": "unipc"}, "solver: expected one of ddpm, ddim"),
         ({"steps": 0}, "steps: expected an int from 1 to num_train_timesteps = 1000"),
         ({"steps": 10_000}, "steps"),
         ({"steps": True}, "steps"),

@@ -49,8 +49,7 @@ def test_equals_diffusers(config: UNetConfig) -> None:
     with torch.no_grad():
         want = theirs(x, t, class_labels=label).sample
         got = ours(x, t, label)
-    # The sinusoids are float32 in both, in another order of operations.
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
 def test_channels_last_and_bfloat16_run() -> None:
@@ -82,8 +81,34 @@ def test_a_network_with_classes_needs_labels() -> None:
         ({"sample_size": (8,)}, "two"),
         ({"sample_size": (9, 8)}, "divisible by 2"),
         ({"down_block_types": ("DownBlock2D",)}, "down_block_types has 1 entries"),
-        ({"attention_head_dim": 7}, "divisible by attention_head_dim 7"),
-        ({"block_out_channels": (5, 16), "norm_num_groups": 1}, "must be even"),
+        ({"attention_head_dim": 17}, "attention_head_dim 17 is more than the 16 channels"),
+        ({"freq_shift": 8.0}, "freq_shift 8.0 must differ from half"),
+        ({"norm_num_groups": None}, "norm_num_groups may be null only where .* not with DownBlock2D"),
+        ({"attn_norm_num_groups": 5}, r"attention \(attn_norm_num_groups\) has a norm of 16 channels"),
+        (
+            {"resnet_time_scale_shift": "ada_group"},
+            "ada_group is for KDownBlock2D .* expected default or scale_shift",
+        ),
+        ({"time_embedding_type": "learned"}, "num_train_timesteps is the size of the table"),
+        ({"num_train_timesteps": 1000}, "num_train_timesteps is the size of the table"),
+        ({"class_embed_type": "identity"}, "num_class_embeds has no effect with class_embed_type identity"),
+        ({"down_block_types": ("DownBlock2D", "KDownBlock2D")}, "at every level or at none"),
+        ({"down_block_types": ("SkipDownBlock2D", "DownBlock2D")}, "in_channels must be 3 with Skip"),
+        ({"up_block_types": ("SkipUpBlock2D", "SkipUpBlock2D")}, "out_channels must be 3 with Skip"),
+        ({"up_block_types": ("SkipUpBlock2D", "UpBlock2D")}, "up_block_types: after a Skip block only"),
+        (
+            {
+                "sample_size": (8, 8),
+                "block_out_channels": (16, 16, 16),
+                "down_block_types": ("DownBlock2D", "SkipDownBlock2D", "DownBlock2D"),
+                "up_block_types": ("UpBlock2D",) * 3,
+            },
+            "down_block_types: a Skip block cannot follow",
+        ),
+        (
+            {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBlock2D",) * 2},
+            "KDownBlock2D has a norm of 16 channels, which do not divide into 0 groups",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict, message: str) -> None:
@@ -99,7 +124,12 @@ def test_what_does_not_fit_is_refused(changes: dict, message: str) -> None:
         ({"in_channels": True}, "expected int, got bool"),
         ({"dropout": float("nan")}, "finite"),
         ({"down_block_types": ["CrossAttnDownBlock2D"] * 2}, "expected one of DownBlock2D, AttnDownBlock2D"),
-        ({"act_fn": "gelu"}, "unknown key act_fn; known: sample_size"),
+        ({"act_fn": "elu"}, "act_fn: expected one of silu, swish, mish, gelu, relu, got str 'elu'"),
+        ({"cross_attention_dim": 8}, "unknown key cross_attention_dim; known: sample_size"),
+        ({"resnet_time_scale_shift": "spatial"}, "expected one of default, scale_shift, ada_group"),
+        ({"downsample_padding": 2}, "downsample_padding: expected 0 to 1, got 2"),
+        ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type: expected one of UNetMidBlock2D"),
+        ({"up_block_types": ["UpDecoderBlock2D"] * 2}, "expected one of UpBlock2D, AttnUpBlock2D"),
         ({"sample_size": None}, "expected a list"),
         ({"block_out_channels": [8] * 9}, "at most 8 items"),
     ],

@@ -267,7 +267,7 @@ def test_a_damaged_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--steps", "0"], "steps: expected 1 to"),
         (["--lr", "nan"], "lr: expected a finite number"),
         (["--precision", "int8"], "precision: expected one of auto, fp32, bf16"),
-        (["--widths", "5,8"], "must be even"),
+        (["--widths", "8,8000"], r"block_out_channels\[1\]: expected 1 to 4096, got 8000"),
         (["--widths", "8,8,8,8,8"], "must be divisible by 16"),
         (["--beta-schedule", "cosine"], "beta_schedule: expected one of linear"),
         (["--data", "nowhere"], "no such file or folder"),

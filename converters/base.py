@@ -1,0 +1,178 @@
+"""What a converter is: plain data and three functions. Files and tensors pass through here, architectures do not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgen.architectures import builders
+from fastgen.checkpoint import Spec
+from fastgen.errors import CheckpointError, ConfigError
+from fastgen.files import read_ordinary, write_atomic
+
+MAX_JSON_BYTES = 8 << 20  # an index of shards names every tensor
+LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Named tensors that are not read yet: `get(name)` reads one. shapes: {name: shape}; where: for messages.
+
+    dtypes: {name: type} of those whose type is known without reading them.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    get: Callable[[str], Tensor]
+    where: str
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+
+    def renamed(self, names: Mapping[str, str]) -> Tensors:
+        """The tensors under other names: names[new] = old. Those that are not named are left out."""
+        return Tensors(
+            {new: self.shapes[old] for new, old in names.items()},
+            lambda name: self.get(names[name]),
+            self.where,
+            {new: self.dtypes[old] for new, old in names.items() if old in self.dtypes},
+        )
+
+
+@dataclass
+class Report:
+    """What became of everything in the source. Each list holds lines for the user.
+
+    mapped: options that have a counterpart, with their values; renamed: tensors under other names; assumed: what the
+    source does not say; ignored: what has no effect or no counterpart, and why.
+    """
+
+    title: str = ""
+    mapped: list[str] = field(default_factory=list)
+    renamed: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+    def followed_by(self, other: Report) -> Report:
+        """Both reports in one, for a model that went through our form into another's."""
+        both = [getattr(self, n) + getattr(other, n) for n in ("mapped", "renamed", "assumed", "ignored")]
+        return Report(f"{self.title}; {other.title}", *both)
+
+    def lines(self) -> list[str]:
+        """The report as text, a line an entry."""
+        found = [self.title] if self.title else []
+        for name in ("mapped", "renamed", "assumed", "ignored"):
+            found += [f"  {name}: {line}" for line in getattr(self, name)]
+        return found
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A foreign model in our terms: spec, tensors under the names of a ``model.safetensors``, and the report."""
+
+    spec: Spec
+    tensors: Tensors
+    report: Report
+
+    def reported(self) -> Spec:
+        """The spec with the report in its provenance, where ``engine.describe()`` finds it."""
+        report = {name: value for name, value in asdict(self.report).items() if value}
+        return replace(self.spec, provenance={**self.spec.provenance, "report": report})
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A source of models. Its `path` is a folder, or a single file of projects that have no folders.
+
+    detect(path): whether its content is of this kind; cheap, reads no weights, never raises.
+    read(path, variant): the model; CheckpointError or ConfigError for what is missing, damaged or not supported.
+        variant: a source's name for another set of weights (fp16), or None.
+    write(path, spec, tensors, dtype): our model in the source's form, into an empty folder, weights as `dtype`
+        (None: as they are). No `write`: there is no way back.
+    files: patterns of the small files that `detect` and `downloads` need from a hub.
+    owned: patterns of all files of such a model, which are removed when another one of the kind takes its place.
+    downloads(path, variant): once those are there, lists of patterns of weight files, the best choice first.
+    """
+
+    name: str
+    about: str
+    detect: Callable[[Path], bool]
+    read: Callable[[Path, str | None], Converted]
+    write: Callable[[Path, Spec, Tensors, torch.dtype | None], Report] | None = None
+    files: tuple[str, ...] = ()
+    owned: tuple[str, ...] = ()
+    downloads: Callable[[Path, str | None], list[list[str]]] | None = None
+
+
+def build(converted: Converted) -> dict[str, nn.Module]:
+    """The networks of a converted model, float32 on the CPU: {part: module}.
+
+    Names and shapes are compared before anything is allocated; tensors are read one at a time. Raises CheckpointError.
+    """
+    modules = check(converted)
+    for part, module in modules.items():
+        state = {
+            name: _cast(
+                converted.tensors.get(f"{part}.{name}"), tensor.dtype, f"{converted.tensors.where}: {name}"
+            )
+            for name, tensor in module.state_dict().items()
+        }
+        module.load_state_dict(state, assign=True)
+        module.requires_grad_(False).eval()
+    return modules
+
+
+def check(converted: Converted) -> dict[str, nn.Module]:
+    """The networks without memory, once names and shapes of the tensors were found to fit. Raises CheckpointError."""
+    with torch.device("meta"):
+        modules = {part: make() for part, make in builders(converted.spec).items()}
+    wanted = {f"{p}.{name}": t for p, m in modules.items() for name, t in m.state_dict().items()}
+    found, where = converted.tensors.shapes, converted.tensors.where
+    if missing := sorted(set(wanted) - set(found)):
+        raise CheckpointError(f"{where}: {len(missing)} tensors are missing, the first is {missing[0]}")
+    if extra := sorted(set(found) - set(wanted)):
+        raise CheckpointError(
+            f"{where}: {len(extra)} tensors do not belong to its configuration, the first is {extra[0]}"
+        )
+    for name, tensor in wanted.items():
+        if tuple(found[name]) != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{where}: {name} has shape {list(found[name])}, its configuration asks for {list(tensor.shape)}"
+            )
+    return modules
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file that nobody vouches for. Raises CheckpointError."""
+    data = read_ordinary(path, MAX_JSON_BYTES, CheckpointError)
+    if data.startswith(LFS_POINTER):
+        raise CheckpointError(lfs_message(path))
+    try:
+        raw = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}; was it downloaded to the end?") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: expected an object, got {type(raw).__name__}")
+    return raw
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replace a JSON file as a whole."""
+    write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def lfs_message(path: Path) -> str:
+    return f"{path}: is a pointer of git-lfs, not the file itself; run `git lfs pull` in that folder"
+
+
+def _cast(value: Tensor, dtype: torch.dtype, where: str) -> Tensor:
+    if value.is_floating_point() != dtype.is_floating_point:
+        raise ConfigError(f"{where} has dtype {value.dtype}, expected {dtype}")
+    # A copy: what a file maps into memory must not change under a network when somebody writes to the file.
+    value = value.to(dtype, copy=True)
+    if value.is_floating_point() and not torch.isfinite(value).all():
+        raise CheckpointError(f"{where} holds values that are not finite")
+    return value

@@ -1,0 +1,141 @@
+"""Reading a folder of diffusers: a pipeline with model_index.json, or a bare U-Net, perhaps beside a scheduler.
+
+    model_index.json                            DDPMPipeline or DDIMPipeline
+    unet/config.json, unet/diffusion_pytorch_model[.VARIANT].safetensors (or .bin, or shards with an index)
+    scheduler/scheduler_config.json
+
+Folders from before diffusers 0.3, as google/ddpm-cifar10-32, hold the same files without the two folders.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from fastgen.checkpoint import CONFIG_FILE, Part, Spec
+from fastgen.config import to_dict
+from fastgen.engines.settings import DiffusionSettings
+from fastgen.errors import CheckpointError, ConfigError
+
+from .. import weights
+from ..base import Converted, Report, read_json
+from . import scheduler, unet
+
+INDEX = "model_index.json"
+SCHEDULER_CONFIG = "scheduler_config.json"
+STEM = "diffusion_pytorch_model"
+SETTINGS = "fastgen.json"  # ours beside theirs: what diffusers has no place for
+KEPT = ("num_classes", "null_class", "class_names", "steps", "guidance_scale", "variance", "solver_options")
+PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+FILES = (
+    INDEX,
+    CONFIG_FILE,
+    f"unet/{CONFIG_FILE}",
+    SCHEDULER_CONFIG,
+    f"scheduler/{SCHEDULER_CONFIG}",
+    SETTINGS,
+    "*.index*.json",
+)
+OWNED = (*FILES[:-1], f"{STEM}*", f"unet/{STEM}*")
+
+
+def detect(folder: Path) -> bool:
+    """Whether this is a folder of diffusers."""
+    if os.path.isfile(folder / INDEX):  # False, too, for what may not be looked at, or is no name of a file
+        return True
+    for path in (folder / CONFIG_FILE, folder / "unet" / CONFIG_FILE):
+        try:
+            return "_class_name" in read_json(path)
+        except CheckpointError:
+            continue
+    return False
+
+
+def downloads(folder: Path, variant: str | None) -> list[list[str]]:
+    """Patterns of weight files, best first; `folder` holds the small files."""
+    where = "unet/" if (folder / "unet" / CONFIG_FILE).is_file() else ""
+    middle = f".{variant}" if variant else ""
+    return [
+        [f"{where}{STEM}{middle}.{kind}", f"{where}{STEM}{middle}-*-of-*.{kind}"]
+        for kind in ("safetensors", "bin")
+    ]
+
+
+def read(folder: Path, variant: str | None = None) -> Converted:
+    """The model in `folder`. Raises CheckpointError or ConfigError that names the file and the option."""
+    report = Report()
+    pipeline, version = None, None
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX)
+        pipeline, version = _check_index(index, folder / INDEX), index.get("_diffusers_version")
+    network = folder / "unet" if (folder / "unet").is_dir() else folder
+    if not (network / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{network}: no {CONFIG_FILE} of the U-Net; is the download complete?")
+    raw = read_json(network / CONFIG_FILE)
+    version = version or raw.get("_diffusers_version")
+    report.title = f"{pipeline or unet.CLASS} of diffusers {version or '(no version)'} -> fastgen"
+    config = unet.to_config(raw, str(network / CONFIG_FILE), report)
+    settings = _settings(folder, pipeline, report)
+    if config.num_class_embeds is not None:
+        settings.setdefault("num_classes", config.num_class_embeds)
+    found = weights.find(network, STEM, variant)
+    tensors = weights.open_weights(found)
+    names = unet.our_names(tensors, report)
+    origin = {
+        "converted_from": "diffusers",
+        "class": pipeline or unet.CLASS,
+        "diffusers_version": version,
+        "weights": [p.name for p in found.files],
+        "sha256": weights.sha256(found),
+    }
+    spec = Spec("diffusion", {"unet": Part("unet", to_dict(config))}, settings, origin)
+    DiffusionSettings.from_spec(spec)  # fastgen.json is nobody's word for anything
+    return Converted(spec, tensors.renamed({f"unet.{new}": old for new, old in names.items()}), report)
+
+
+def _check_index(index: dict[str, Any], where: Path) -> str:
+    """The pipeline's class, if we can run it and everything in it."""
+    pipeline = index.get("_class_name")
+    if pipeline not in PIPELINES:
+        raise ConfigError(
+            f"{where}: _class_name: {pipeline!r} is not supported; supported: {', '.join(PIPELINES)}, and folders of "
+            f"a {unet.CLASS} alone"
+        )
+    for name, value in index.items():
+        if name.startswith("_") or name == "scheduler":
+            continue
+        kind = value[1] if isinstance(value, list) and len(value) == 2 else value
+        if name != "unet" and kind is not None:
+            raise ConfigError(
+                f"{where}: {name}: a pipeline with it is not supported; supported: unet, scheduler"
+            )
+        if name == "unet" and kind != unet.CLASS:
+            raise ConfigError(f"{where}: unet: {kind!r} is not supported; supported: {unet.CLASS}")
+    return pipeline
+
+
+def _settings(folder: Path, pipeline: str | None, report: Report) -> dict[str, Any]:
+    places = [folder / "scheduler" / SCHEDULER_CONFIG, folder / SCHEDULER_CONFIG]
+    path = next((p for p in places if p.is_file()), None)
+    if path is None and pipeline is not None:
+        raise CheckpointError(f"{folder}: no scheduler/{SCHEDULER_CONFIG}; is the download complete?")
+    if path is None:
+        aside = Report()
+        settings = scheduler.to_settings({"_class_name": "DDPMScheduler"}, str(folder), aside)
+        report.assumed.append(f"no scheduler in the folder, so {', '.join(aside.assumed)}")
+    else:
+        settings = scheduler.to_settings(read_json(path), str(path), report, pipeline)
+    ours = folder / SETTINGS
+    if ours.is_file():
+        kept = read_json(ours)
+        if unknown := sorted(set(kept) - set(KEPT)):
+            raise ConfigError(f"{ours}: unknown key {unknown[0]}; known: {', '.join(KEPT)}")
+        options = kept.pop("solver_options", None)
+        if options is not None and not isinstance(options, dict):
+            raise ConfigError(f"{ours}: solver_options: expected an object, got {type(options).__name__}")
+        if options:
+            settings["solver_options"] = {**(settings["solver_options"] or {}), **options}
+        settings |= kept
+        report.mapped.append(f"{SETTINGS}: {', '.join(f'{k}={v}' for k, v in kept.items())}")
+    return settings
