@@ -272,6 +272,8 @@ OP = Op(
     tolerance=cases.tolerance,
     bytes_moved=cases.bytes_moved,
     flops=cases.flops,
-    budget=Budget(),
+    # For sm_100, triton 3.6 keeps the addresses on both sides of a concatenation's seam at hand: 80 registers, in a
+    # kernel of few programs, where 24 warps a multiprocessor are never reached. Elsewhere all stay within 64.
+    budget=Budget(registers=80),
     eager=_eager,
 )
