@@ -108,14 +108,21 @@ def complaints(reports: list[Report], budget: Budget) -> list[str]:
     return found
 
 
-def judge(reports: list[Report]) -> list[str]:
-    """Complaints about all `reports`, each with its place."""
+def grouped(reports: list[Report], *keys: str) -> dict[tuple, list[Report]]:
+    """`reports` by their values at `keys`."""
     groups: dict[tuple, list[Report]] = defaultdict(list)
     for report in reports:
-        groups[report["op"], report["case"], report["dtype"], report["architecture"]].append(report)
+        groups[tuple(report[key] for key in keys)].append(report)
+    return groups
+
+
+def judge(reports: list[Report]) -> list[str]:
+    """Complaints about all `reports`, each with its place."""
     return [
         f"{op} {case} {dtype} sm_{architecture}: {complaint}"
-        for (op, case, dtype, architecture), group in groups.items()
+        for (op, case, dtype, architecture), group in grouped(
+            reports, "op", "case", "dtype", "architecture"
+        ).items()
         for complaint in complaints(group, BUDGETS.get(op, Budget()))
     ]
 
@@ -127,14 +134,9 @@ def table(results: dict[str, list[Report]]) -> str:
         "| shared memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    groups: dict[tuple, list[Report]] = defaultdict(list)
-    for triton, reports in results.items():
-        for report in reports:
-            groups[report["op"], triton, report["architecture"]].append(report)
-    for (op, triton, architecture), group in sorted(groups.items()):
-        cases: dict[tuple, list[Report]] = defaultdict(list)
-        for report in group:
-            cases[report["case"], report["dtype"]].append(report)
+    reports = [{**report, "triton": triton} for triton, found in results.items() for report in found]
+    for (op, triton, architecture), group in sorted(grouped(reports, "op", "triton", "architecture").items()):
+        cases = grouped(group, "case", "dtype")
         shares = [
             min(wide_share(reports, kind) for reports in cases.values()) for kind in ("loads", "stores")
         ]

@@ -36,10 +36,18 @@ class Discriminator:
             self.biases.append((torch.randn(outputs, generator=generator) * 0.1).to(device, dtype))
         self.packed = [pack_weight(weight) for weight in self.weights]
 
+    def layers(self, x: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """(arguments of `patch_conv`, its result) for each layer, on the input that it gets in the chain."""
+        for (_, _, stride, slope), weight, bias in zip(LAYERS, self.packed, self.biases, strict=True):
+            arguments: dict[str, Any] = {"x": x, "weight": weight, "bias": bias}
+            arguments |= {"stride": stride, "negative_slope": slope}
+            x = patch_conv(**arguments)
+            yield arguments, x
+
     def fused(self, x: Tensor) -> Tensor:
         """[B, 6, H, W] -> [B, 1, H / 8 - 2, W / 8 - 2]: a score a patch."""
-        for (_, _, stride, slope), weight, bias in zip(LAYERS, self.packed, self.biases, strict=True):
-            x = patch_conv(x, weight, bias, stride=stride, negative_slope=slope)
+        for _, y in self.layers(x):
+            x = y
         return x
 
     def eager(self, x: Tensor) -> Tensor:
@@ -52,13 +60,16 @@ class Discriminator:
 
     def error(self, x: Tensor) -> float:
         """Worst error of a layer on the input that it gets in the chain, as a fraction of its bound."""
-        worst = 0.0
-        for (_, _, stride, slope), weight, bias in zip(LAYERS, self.packed, self.biases, strict=True):
-            arguments: dict[str, Any] = {"x": x, "weight": weight, "bias": bias}
-            arguments |= {"stride": stride, "negative_slope": slope}
-            x = patch_conv(**arguments)
-            worst = max(worst, *OPS["patch_conv"].errors(arguments, x).values())
-        return worst
+        op = OPS["patch_conv"]
+        return max(max(op.errors(arguments, y).values()) for arguments, y in self.layers(x))
+
+    def costs(self, x: Tensor) -> tuple[int, int]:
+        """Bytes and FLOPs of all layers."""
+        op, moved, flops = OPS["patch_conv"], 0, 0
+        for arguments, _ in self.layers(x):
+            moved += op.bytes_moved(**arguments)
+            flops += op.flops(**arguments)
+        return moved, flops
 
 
 def run(
@@ -92,16 +103,4 @@ def _row(net: Discriminator, x: Tensor, copy: float, against: Sequence[str], rou
         return lambda: fast(x)
 
     timings = race(lambda: net.fused(x), lambda: net.eager(x), compile_formula, against, x.device, rounds)
-    return rated(Row("patch_gan", case, name, error), timings, _costs(net, x), copy, x.device)
-
-
-def _costs(net: Discriminator, x: Tensor) -> tuple[int, int]:
-    """Bytes and FLOPs of all layers."""
-    op, moved, flops = OPS["patch_conv"], 0, 0
-    for (_, _, stride, slope), weight, bias in zip(LAYERS, net.packed, net.biases, strict=True):
-        arguments: dict[str, Any] = {"x": x, "weight": weight, "bias": bias}
-        arguments |= {"stride": stride, "negative_slope": slope}
-        moved += op.bytes_moved(**arguments)
-        flops += op.flops(**arguments)
-        x = patch_conv(**arguments)
-    return moved, flops
+    return rated(Row("patch_gan", case, name, error), timings, net.costs(x), copy, x.device)

@@ -112,52 +112,49 @@ def verify(engine: DiffusionEngine, reference: nn.Module | None, batch: int, see
     with watching(engine.network) as seen:
         got = run(engine.network, engine.device, engine.dtype, engine.loop.memory_format)
 
-    def twin(network: nn.Module) -> tuple[nn.Module, torch.dtype]:
+    def on_cpu(network: nn.Module, dtype: torch.dtype) -> Tensor:
+        return run(network, torch.device("cpu"), dtype, torch.contiguous_format)
+
+    def twin(network: nn.Module) -> Twin:
         for dtype in (torch.float64, torch.float32):
             exact = copy.deepcopy(network).to("cpu", dtype).eval()
             for parameter in exact.parameters():
                 parameter.data = parameter.data.contiguous()
             try:
-                run(exact, torch.device("cpu"), dtype, torch.contiguous_format)
+                with watching(exact) as calls:
+                    output = on_cpu(exact, dtype)
+                break
             except RuntimeError:  # a network that makes tensors of its own in float32
                 if dtype == torch.float32:
                     raise
-            else:
-                break
-        return exact, dtype
+        return Twin(exact, dtype, output, calls)
 
-    def on_cpu(network: nn.Module, dtype: torch.dtype) -> Tensor:
-        return run(network, torch.device("cpu"), dtype, torch.contiguous_format)
-
-    own, dtype = twin(engine.network)
-    exact = own if reference is None else twin(reference)[0]
-    with watching(exact) as wanted:
-        want = on_cpu(exact, dtype)
-    right = want if reference is None else on_cpu(own, dtype)
+    own = twin(engine.network)
+    wanted = own if reference is None else twin(reference)
 
     checks, rounding = [], {}
     for name, call in seen.items():
         judged = _layer(name, call, engine.dtype)
         if judged is not None:
             check, rounding[name] = judged
-            other = wanted.get(name)
+            other = wanted.calls.get(name)
             drift = None if other is None else deviation(call.output, other.output)
             checks.append(replace(check, drift=drift))
     u = UNIT_ROUNDOFF[engine.dtype]
     explained = 4.0 * u
     for _ in range(SIMULATIONS):
-        with jittering(own, rounding, u, generator):
-            explained = max(explained, deviation(on_cpu(own, dtype), right))
-    whole = deviation(got, right)
+        with jittering(own.network, rounding, u, generator):
+            explained = max(explained, deviation(on_cpu(own.network, own.dtype), own.output))
+    whole = deviation(got, own.output)
     bound = whole / (MARGIN * explained)
-    checks.append(Check("network", "network", tuple(got.shape), whole, bound, deviation(got, want)))
+    checks.append(Check("network", "network", tuple(got.shape), whole, bound, deviation(got, wanted.output)))
     checks += list(_steps(engine, batch, generator))
     checks += list(_graphs(engine, batch, seed))
     facts = {
         "model": engine.source,
         "device": str(engine.device),
         "dtype": str(engine.dtype).removeprefix("torch."),
-        "reference": f"{str(dtype).removeprefix('torch.')} on the CPU, "
+        "reference": f"{str(wanted.dtype).removeprefix('torch.')} on the CPU, "
         + (
             "float32 weights" if reference is not None or engine.dtype == torch.float32 else "rounded weights"
         ),
@@ -175,6 +172,16 @@ class Call:
     inputs: tuple[Any, ...]
     named: dict[str, Any]
     output: Tensor
+
+
+@dataclass
+class Twin:
+    """A copy of a network on the CPU in `dtype`, float64 where it can, and what it made of the input."""
+
+    network: nn.Module
+    dtype: torch.dtype
+    output: Tensor
+    calls: dict[str, Call]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .. import check
 from ..op import Budget, Op, differentiate_through, select
 from . import cases, cpu, reference, row
 
@@ -96,30 +97,14 @@ def reverse_step_out(
             "torch.no_grad(), or use reverse_step"
         )
     batch, channels = x.shape[:2]
-    _expect_tensor("y", y, (F.shape[0], channels, *x.shape[2:]), F.dtype, x.device)
+    check.tensor("y", y, (F.shape[0], channels, *x.shape[2:]), (F.dtype,), x.device)
     if not y.is_contiguous(memory_format=reference.network_format(F)):
         raise ValueError(
             f"y: expected F's memory format ({reference.network_format(F)}), received strides {y.stride()}"
         )
-    _expect_tensor("cursor", cursor, (batch,), torch.int32, x.device)
-    _expect_contiguous("cursor", cursor)
+    check.tensor("cursor", cursor, (batch,), (torch.int32,), x.device)
+    check.contiguous("cursor", cursor)
     torch.ops.fastgen.reverse_step_out(x, h, F, y, rows, cursor, seeds, learned, noise)
-
-
-def _expect_tensor(
-    name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> None:
-    if value.shape != shape:
-        raise ValueError(f"{name}: expected shape {tuple(shape)}, received {tuple(value.shape)}")
-    if value.dtype != dtype:
-        raise ValueError(f"{name}: expected {dtype}, received {value.dtype}")
-    if value.device != device:
-        raise ValueError(f"{name}: expected a tensor on {device}, where x is, received one on {value.device}")
-
-
-def _expect_contiguous(name: str, value: Tensor) -> None:
-    if not value.is_contiguous():
-        raise ValueError(f"{name}: expected a contiguous tensor, received strides {value.stride()}")
 
 
 def _check(
@@ -129,7 +114,7 @@ def _check(
         raise ValueError(f"x: expected torch.float32 or torch.float64, received {x.dtype}")
     if x.dim() != 4 or 0 in x.shape:
         raise ValueError(f"x: expected shape [B, C, H, W], all positive, received {tuple(x.shape)}")
-    _expect_contiguous("x", x)
+    check.contiguous("x", x)
     batch, channels, height, width = x.shape
     if batch > MAX_BATCH:
         raise ValueError(f"x: expected at most {MAX_BATCH} samples, received {batch}")
@@ -140,7 +125,7 @@ def _check(
         raise ValueError(
             f"h: expected shape [K, B, C, H, W] with K <= {row.MAX_SLOTS}, received {tuple(h.shape)}"
         )
-    _expect_tensor("h", h, (h.shape[0], *x.shape), x.dtype, x.device)
+    check.tensor("h", h, (h.shape[0], *x.shape), (x.dtype,), x.device)
     if h.shape[0] and h.stride()[1:] != x.stride() and not h[0].is_contiguous():
         raise ValueError(f"h: expected each h[k] contiguous, received strides {h.stride()}")
 
@@ -172,15 +157,15 @@ def _check(
                 f"received {height}x{width}: pass F.contiguous()"
             )
 
-    _expect_tensor("rows", rows, (batch, row.ROW_WORDS), x.dtype, x.device)
-    _expect_contiguous("rows", rows)
-    _expect_tensor("seeds", seeds, (batch,), torch.int64, x.device)
-    _expect_contiguous("seeds", seeds)
+    check.tensor("rows", rows, (batch, row.ROW_WORDS), (x.dtype,), x.device)
+    check.contiguous("rows", rows)
+    check.tensor("seeds", seeds, (batch,), (torch.int64,), x.device)
+    check.contiguous("seeds", seeds)
     if noise is not None:
         if x.device.type == "cuda":
             raise ValueError("noise: expected None on CUDA, where the kernel makes it, received a tensor")
-        _expect_tensor("noise", noise, tuple(x.shape), x.dtype, x.device)
-        _expect_contiguous("noise", noise)
+        check.tensor("noise", noise, tuple(x.shape), (x.dtype,), x.device)
+        check.contiguous("noise", noise)
 
 
 # The mutating op is defined at the dispatcher itself: `torch.library.custom_op` adds some 20 us of Python to
