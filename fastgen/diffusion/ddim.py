@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from ..config import bounded, one_of
 from ..errors import ConfigError
-from .prediction import noise_estimate, x0_coefficients
 from .schedule import NoiseSchedule
-from .table import X0, Table, TableBuilder, X, Z
+from .table import X0, Table, TableBuilder, Z
 from .timesteps import SPACINGS, timesteps
 
 ROUNDING = 1e-12  # how far below 0 a variance may come by cancellation
@@ -60,9 +59,8 @@ def ddim(schedule: NoiseSchedule, steps: int, options: DDIMOptions) -> Table:
                 f"eta: {options.eta} asks for noise of standard deviation {std:.4g} at t = {t}, where only "
                 f"{math.sqrt(1.0 - bar_s):.4g} fits; use a smaller eta"
             )
-        epsilon = noise_estimate(schedule, schedule.alpha_sigma(t))
-        if options.use_clipped_model_output:
-            epsilon = (X - math.sqrt(bar_t) * X0) / math.sqrt(1.0 - bar_t)
+        point = schedule.point_at(t, *schedule.alpha_sigma(t))
+        epsilon = point.epsilon(clipped=options.use_clipped_model_output)
         x = math.sqrt(bar_s) * X0 + math.sqrt(max(rest, 0.0)) * epsilon + std * Z
-        rows.add(t, x0_coefficients(schedule, t), x)
+        rows.evaluate(point, x)
     return rows.table()

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from ..config import bounded, one_of
-from .prediction import x0_coefficients
 from .schedule import NoiseSchedule
 from .table import LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE, X0, Table, TableBuilder, X, Z
 from .timesteps import SPACINGS, timesteps
@@ -56,14 +55,14 @@ def ddpm(schedule: NoiseSchedule, steps: int, options: DDPMOptions) -> Table:
         beta = 1.0 - alpha
         kept = (1.0 - bar_s) / (1.0 - bar_t)
         mean = math.sqrt(bar_s) * beta / (1.0 - bar_t) * X0 + math.sqrt(alpha) * kept * X
-        x0 = x0_coefficients(schedule, t)
+        point = schedule.point_at(t, *schedule.alpha_sigma(t))
         if s == -1:
-            rows.add(t, x0, mean)
+            rows.evaluate(point, mean)
             continue
         small = kept * beta
         if learned:
-            rows.add(t, x0, mean + Z, log2_std=(0.5 * math.log2(small), 0.5 * math.log2(beta)))
+            rows.evaluate(point, mean + Z, log2_std=(0.5 * math.log2(small), 0.5 * math.log2(beta)))
         else:
             variance = beta if options.variance_type.startswith("fixed_large") else small
-            rows.add(t, x0, mean + math.sqrt(variance) * Z)
+            rows.evaluate(point, mean + math.sqrt(variance) * Z)
     return rows.table(learned=learned)

@@ -20,11 +20,14 @@ from torch import Tensor
 
 from ..config import bounded, from_dict, one_of, to_dict
 from ..errors import ConfigError
+from .points import Point
+from .prediction import estimates
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 MAX_TIMESTEPS = 100_000
 MIN_ALPHA_BAR = 1e-60  # below it nothing of x_0 is left, and quotients soon leave the range of floats
+STAND_IN = 2.0**-24  # for alphas_cumprod = 0, where a finite noise level is needed
 MAX_BETA = 0.999  # cap of the cosine schedule, whose last beta would be 1
 
 
@@ -165,6 +168,44 @@ class NoiseSchedule:
             alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
             return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], MAX_BETA)
         return (end - start) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, steps))) + start
+
+    @cached_property
+    def levels(self) -> np.ndarray:
+        """float64 [T], read-only: sigma_t / alpha_t, the noise level w of solvers that count in it (Karras' sigma).
+
+        Where alphas_cumprod is 0 a stand-in takes its place, so that the largest level is finite.
+        """
+        kept = np.where(self.alphas_cumprod == 0.0, STAND_IN, self.alphas_cumprod)
+        return _frozen(np.sqrt((1.0 - kept) / kept))
+
+    def times(self, levels: np.ndarray) -> np.ndarray:
+        """Timesteps with these noise levels, linear in log(level) between whole ones, within 0 .. T - 1."""
+        if self.num_train_timesteps == 1:
+            return np.zeros_like(levels)
+        logs = np.log(self.levels)
+        found = np.log(np.maximum(levels, 1e-10))
+        # The last entry that is not larger: not a binary search, a stand-in for infinity may be out of order.
+        low = np.array([np.flatnonzero(value >= logs)[-1:].sum() for value in found]).clip(max=len(logs) - 2)
+        weight = ((logs[low] - found) / (logs[low] - logs[low + 1])).clip(0.0, 1.0)
+        return (1.0 - weight) * low + weight * (low + 1)
+
+    def point(self, level: float, time: float | None = None) -> Point:
+        """The point at noise level `level` > 0, whole timestep or not.
+
+        time: the timestep that the network is told, by default `times` of the level. ConfigError for an epsilon
+        prediction at alphas_cumprod = 0, where x_t holds nothing of x_0.
+        """
+        alpha = 1.0 / math.sqrt(1.0 + level**2)
+        told = float(self.times(np.array([level]))[0]) if time is None else float(time)
+        return self.point_at(told, alpha, level * alpha)
+
+    def point_at(self, time: float, alpha: float, sigma: float) -> Point:
+        """The point with this alpha and sigma, of which the network is told `time`. ConfigError as for `point`."""
+        whole = min(max(math.ceil(time), 0), self.num_train_timesteps - 1)
+        if self.prediction_type == "epsilon" and self.alphas_cumprod[whole] == 0.0:
+            raise ConfigError(zero_snr_message(whole))
+        x0, noise = estimates(self.prediction_type, alpha, sigma)
+        return Point(alpha, sigma, scale=alpha, time=time, x0=x0, noise=noise)
 
     @cached_property
     def _tables(self) -> dict[torch.device, Tensor]:

@@ -1,7 +1,8 @@
-"""Noise levels for solvers that count in sigma = noise / signal, and the (fractional) timesteps they belong to.
+"""Noise levels for solvers that count in w = sigma / alpha, Karras' sigma, and the timesteps they belong to.
 
-diffusers' rules for Euler and Heun: sigmas are interpolated in the training schedule at the timesteps visited, or
-spread between the largest and the smallest of them by a formula, and the timesteps then read off the schedule.
+On a :class:`NoiseSchedule` the rules are those of diffusers' Euler, Heun and their kin: levels are interpolated in the
+training schedule at the timesteps visited, or spread between the largest and the smallest of them by a formula, and
+the timesteps then read off the schedule. Other processes know their own levels.
 """
 
 from __future__ import annotations
@@ -13,20 +14,18 @@ import numpy as np
 
 from ..config import bounded, one_of
 from ..errors import ConfigError
+from .points import Ladder, clean, shown
 from .schedule import NoiseSchedule
+from .spacings import FORMULAS
 from .timesteps import SPACINGS, timesteps
-
-RHO = 7.0  # Karras et al. 2022, table 1
-BETA = 0.6  # both parameters of the Beta distribution, Lee et al. 2024
-STAND_IN = 2.0**-24  # for alphas_cumprod = 0, so that the largest sigma is finite
 
 
 @dataclass(frozen=True)
 class SigmaOptions:
     """Which noise levels are visited; names and defaults are diffusers', but for the clipping, off where it has none.
 
-    use_karras_sigmas: even in sigma^(1/7) (Karras et al. 2022, eq. 5); use_exponential_sigmas: even in log(sigma);
-        use_beta_sigmas: quantiles of Beta(0.6, 0.6) (Lee et al. 2024, arXiv:2407.12173). At most one of them
+    use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas: levels by a formula of
+        `fastgen.diffusion.spacings`, at most one of them
     clip_sample, clip_sample_range: clip the estimate of x_0 to +- the range
     timestep_spacing, steps_offset: see `fastgen.diffusion.timesteps`; linspace is not rounded to whole timesteps
     """
@@ -39,8 +38,13 @@ class SigmaOptions:
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
 
+    @property
+    def clip(self) -> float:
+        """Bound of |x_0|, inf = none."""
+        return self.clip_sample_range if self.clip_sample else math.inf
 
-def sigma_knots(
+
+def sigma_ladder(
     schedule: NoiseSchedule,
     steps: int,
     options: SigmaOptions,
@@ -48,23 +52,43 @@ def sigma_knots(
     log_linear: bool = False,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(times, sigmas), float64 [steps] each (log_linear: one sigma more), sigmas strictly falling, above 0.
+    to_zero: bool = True,
+) -> Ladder:
+    """The points of `steps` steps.
 
-    log_linear: sigmas even in log(sigma) over the whole schedule, whatever the timesteps are. sigma_min, sigma_max:
-    the ends of Karras', exponential and Beta sigmas instead of the smallest and largest visited.
-
-    Raises ConfigError for two formulas at once, and where sigmas do not fall.
+    log_linear: levels even in log(w) over the whole schedule, whatever the timesteps are, down to its smallest.
+    sigma_min, sigma_max: the ends of the formulas' levels instead of the smallest and largest visited. to_zero: end
+    at the clean sample, else at the schedule's smallest level, as z. Raises ConfigError for two formulas at once, and
+    where levels do not fall.
     """
-    table = sigma_table(schedule)
+    times, levels = _visited(schedule, steps, options, log_linear, sigma_min, sigma_max)
+    points = [schedule.point(float(w), float(t)) for t, w in zip(times, levels[:steps], strict=True)]
+    last = 0.0 if to_zero else float(schedule.levels[0])
+    if len(levels) > steps:  # log_linear says the end, too
+        last = float(levels[steps])
+    first = points[0]
+    # The standard deviation of the noise alone, but for leading spacing, where it is 1.
+    scale = 1.0 if options.timestep_spacing == "leading" else max(p.level for p in points) * first.alpha
+    return Ladder(tuple(points), shown(schedule.point(last, 0.0)) if last else clean(), scale)
+
+
+def _visited(
+    schedule: NoiseSchedule,
+    steps: int,
+    options: SigmaOptions,
+    log_linear: bool,
+    sigma_min: float | None,
+    sigma_max: float | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(times, levels), float64 [steps] each (log_linear: one level more), levels strictly falling, above 0."""
+    table = schedule.levels
     times = timesteps(
         schedule.num_train_timesteps, steps, options.timestep_spacing, options.steps_offset, whole=False
     )
     sigmas = np.interp(times, np.arange(len(table)), table)
     if log_linear:
         sigmas = np.exp(np.linspace(math.log(table[-1]), math.log(table[0]), steps + 1))
-    formulas = [f"use_{name}_sigmas" for name in ("karras", "exponential", "beta")]
-    chosen = [name for name in formulas if getattr(options, name)]
+    chosen = [name for name in FORMULAS if getattr(options, name, False)]
     if len(chosen) > 1:
         raise ConfigError(f"{', '.join(chosen)}: at most one of them can be true")
     if chosen:
@@ -72,10 +96,10 @@ def sigma_knots(
         high = float(sigmas[0]) if sigma_max is None else sigma_max
         if steps > 1 and low >= high:
             raise ConfigError(f"sigma_min: {low:.4g} must be below sigma_max, {high:.4g}")
-        sigmas = _SPREAD[chosen[0]](low, high, np.linspace(0, 1, steps))
-        times = sigma_to_time(sigmas, table)
+        sigmas = FORMULAS[chosen[0]](low, high, np.linspace(0, 1, steps))
+        times = schedule.times(sigmas)
     elif sigma_min is not None or sigma_max is not None:
-        raise ConfigError(f"sigma_min, sigma_max: have an effect only with one of {', '.join(formulas)}")
+        raise ConfigError(f"sigma_min, sigma_max: have an effect only with one of {', '.join(FORMULAS)}")
     if len(sigmas) > 1 and sigmas[0] <= sigmas[1]:
         # The stand-in for an infinite sigma; in diffusers the first step then goes backwards.
         sigmas[0] = sigmas[1] * math.sqrt(2.0)
@@ -85,56 +109,3 @@ def sigma_knots(
             "use fewer steps"
         )
     return times, sigmas
-
-
-def sigma_table(schedule: NoiseSchedule) -> np.ndarray:
-    """sigma of every training timestep, float64 [T]: sqrt((1 - alphas_cumprod) / alphas_cumprod)."""
-    kept = np.where(schedule.alphas_cumprod == 0.0, STAND_IN, schedule.alphas_cumprod)
-    return np.sqrt((1.0 - kept) / kept)
-
-
-def sigma_to_time(sigmas: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Timesteps at which the schedule has `sigmas`, linear in log(sigma) between whole ones, within 0 .. T - 1."""
-    if len(table) == 1:
-        return np.zeros_like(sigmas)
-    logs = np.log(table)
-    found = np.log(np.maximum(sigmas, 1e-10))
-    # The last entry that is not larger: not a binary search, a stand-in for infinity may be out of order.
-    low = np.array([np.flatnonzero(value >= logs)[-1:].sum() for value in found]).clip(max=len(table) - 2)
-    weight = ((logs[low] - found) / (logs[low] - logs[low + 1])).clip(0.0, 1.0)
-    return (1.0 - weight) * low + weight * (low + 1)
-
-
-def _karras(low: float, high: float, ramp: np.ndarray) -> np.ndarray:
-    first, last = high ** (1 / RHO), low ** (1 / RHO)
-    return (first + ramp * (last - first)) ** RHO
-
-
-def _exponential(low: float, high: float, ramp: np.ndarray) -> np.ndarray:
-    return np.exp(np.linspace(math.log(high), math.log(low), len(ramp)))
-
-
-def _beta(low: float, high: float, ramp: np.ndarray) -> np.ndarray:
-    return low + _beta_quantile(1.0 - ramp) * (high - low)
-
-
-def _beta_quantile(probability: np.ndarray) -> np.ndarray:
-    """x where a Beta(0.6, 0.6) variable is below x with this probability, by bisection; float64, to rounding.
-
-    The distribution is symmetric, so that only x up to 1/2 is needed, where the series of the incomplete beta
-    function (DLMF 8.17.7) falls by half a term.
-    """
-    k = np.arange(60)
-    # (1 - b)_k / k! / (a + k)
-    terms = np.cumprod(np.append(1.0, (1.0 - BETA + k[:-1]) / (1.0 + k[:-1]))) / (BETA + k)
-    total = math.gamma(BETA) ** 2 / math.gamma(2 * BETA)
-    tail = np.minimum(probability, 1.0 - probability)
-    low, high = np.zeros_like(tail), np.full_like(tail, 0.5)
-    for _ in range(200):  # ends at neighbouring floats
-        middle = (low + high) / 2
-        below = middle**BETA * (terms * middle[:, None] ** k).sum(1) / total < tail
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return np.where(probability <= 0.5, high * (tail > 0), 1.0 - high * (tail > 0))
-
-
-_SPREAD = {"use_karras_sigmas": _karras, "use_exponential_sigmas": _exponential, "use_beta_sigmas": _beta}

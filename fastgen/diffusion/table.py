@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from torch import Tensor
 from fastgen_kernels.reverse_step import row
 
 from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from .points import Point
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 
@@ -156,6 +159,26 @@ class TableBuilder:
                 "b": b,
                 "log2_std": log2_std,
             }
+        )
+
+    def evaluate(
+        self,
+        point: Point,
+        x: np.ndarray,
+        *,
+        slot: int = -1,
+        history: np.ndarray | None = None,
+        log2_std: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        """`add` at `point`: its time, its estimate of x_0, its input scale."""
+        self.add(
+            point.time,
+            point.x0,
+            x,
+            slot=slot,
+            history=history,
+            input_scale=point.input_scale,
+            log2_std=log2_std,
         )
 
     def table(self, *, initial_scale: float = 1.0, learned: int = LEARNED_NONE) -> Table:

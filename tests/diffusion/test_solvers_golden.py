@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fastgen.diffusion import SOLVERS, NoiseSchedule, run, solver_table
-from fastgen.diffusion.sigmas import sigma_knots
+from fastgen.diffusion.sigmas import sigma_ladder
 from fastgen.errors import ConfigError
 
 from .diffusers_oracle import (
@@ -98,7 +98,7 @@ def tolerance(name: str, schedule: NoiseSchedule, steps: int, **options: Any) ->
     if name != "heun" or steps == 1:
         return TOLERANCE
     chosen = SOLVERS["heun"].options_type(**options)
-    _, sigmas = sigma_knots(schedule, steps, chosen)
+    sigmas = sigma_ladder(schedule, steps, chosen).levels[:-1]
     lost = sigmas[:-1] / sigmas[1:]
     if chosen.clip_sample:  # of y, as large as sigma, in a state that ends as large as the range
         lost = lost * sigmas[:-1] / chosen.clip_sample_range
