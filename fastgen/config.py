@@ -33,6 +33,11 @@ def at_most(max_items: int, default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"max_items": max_items, "max_length": MAX_NAME})
 
 
+def short_text(max_length: int, default: Any = dataclasses.MISSING) -> Any:
+    """A string of at most `max_length` characters."""
+    return dataclasses.field(default=default, metadata={"max_length": max_length})
+
+
 def one_of(*choices: str, default: Any = dataclasses.MISSING) -> Any:
     """A string, or a tuple of strings, out of `choices`."""
     return dataclasses.field(default=default, metadata={"choices": choices})
@@ -77,6 +82,16 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where}: key {name} is missing")
     return cls(**arguments)
+
+
+def validate(config: Any, where: str) -> None:
+    """Hold a frozen dataclass built in Python to the rules of `from_dict`. Raises ConfigError naming the field."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = _checked(
+            getattr(config, field.name), hints[field.name], field.metadata, f"{where}: {field.name}"
+        )
+        object.__setattr__(config, field.name, value)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..config import bounded, one_of
+from ..config import bounded, one_of, short_text
 from ..errors import ConfigError
+from .clipping import ClipOptions
 from .schedule import NoiseSchedule
 from .table import X0, Table, TableBuilder, Z
 from .timesteps import SPACINGS, timesteps
@@ -15,7 +16,7 @@ ROUNDING = 1e-12  # how far below 0 a variance may come by cancellation
 
 
 @dataclass(frozen=True)
-class DDIMOptions:
+class DDIMOptions(ClipOptions):
     """Options of `ddim`; names and defaults are diffusers', but for `constant_stride`.
 
     eta: 0 is deterministic, 1 adds DDPM's noise (eq. 16)
@@ -24,18 +25,19 @@ class DDIMOptions:
     constant_stride: step from t to t - T // steps, as diffusers does, rather than to the next visited
         timestep. The two agree for leading spacing, and for trailing where `steps` divides T. Elsewhere the
         constant stride falls short of the timesteps visited and leaves noise in the sample
-    clip_sample, clip_sample_range: clip the estimate of x_0 to +- the range
+    clip_sample and the like: see `ClipOptions`
     timestep_spacing, steps_offset: see `fastgen.diffusion.timesteps`
+    timestep_respacing: guided-diffusion's rule instead, "250", "ddim25" or "10,15,20"; `steps` must be its number
     """
 
     timestep_spacing: str = one_of(*SPACINGS, default="leading")
     steps_offset: int = bounded(0, 1000, default=0)
     clip_sample: bool = True
-    clip_sample_range: float = bounded(1e-6, 1e6, default=1.0)
     eta: float = bounded(0.0, 1e3, default=0.0)
     set_alpha_to_one: bool = True
     use_clipped_model_output: bool = False
     constant_stride: bool = False
+    timestep_respacing: str | None = short_text(1000, default=None)
 
 
 def ddim(schedule: NoiseSchedule, steps: int, options: DDIMOptions) -> Table:
@@ -43,11 +45,17 @@ def ddim(schedule: NoiseSchedule, steps: int, options: DDIMOptions) -> Table:
 
     Raises ConfigError where eta is so large that std exceeds sigma_s.
     """
-    visited = timesteps(schedule.num_train_timesteps, steps, options.timestep_spacing, options.steps_offset)
+    visited = timesteps(
+        schedule.num_train_timesteps,
+        steps,
+        options.timestep_spacing,
+        options.steps_offset,
+        respacing=options.timestep_respacing,
+    )
     following = [*visited[1:], -1]
-    if options.constant_stride:
+    if options.constant_stride and options.timestep_respacing is None:
         following = list(visited - schedule.num_train_timesteps // steps)
-    rows = TableBuilder("ddim", clip=options.clip_sample_range if options.clip_sample else math.inf)
+    rows = TableBuilder("ddim", clip=options.clip, threshold=options.threshold)
     end = -1 if options.set_alpha_to_one else 0
     for t, s in zip(visited, following, strict=True):
         bar_t, bar_s = schedule.alpha_bar(t), schedule.alpha_bar(s if s >= 0 else end)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..config import bounded, one_of
+from ..config import bounded, one_of, short_text
+from .clipping import ClipOptions
 from .schedule import NoiseSchedule
 from .table import LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE, X0, Table, TableBuilder, X, Z
 from .timesteps import SPACINGS, timesteps
@@ -22,22 +23,23 @@ LEARNED = {"learned": LEARNED_VARIANCE, "learned_range": LEARNED_RANGE}
 
 
 @dataclass(frozen=True)
-class DDPMOptions:
+class DDPMOptions(ClipOptions):
     """Options of `ddpm`; names and defaults are diffusers'.
 
     variance_type: the variance of a step. fixed_small: beta~_t of eq. 7; fixed_large: beta_t; ``..._log`` are
         the same numbers (diffusers computes them through a logarithm); learned: V, the second half of the
         network's channels, is the variance itself; learned_range: V in [-1, 1] interpolates the logarithms of
         the two (Nichol & Dhariwal 2021, eq. 15)
-    clip_sample, clip_sample_range: clip the estimate of x_0 to +- the range
+    clip_sample and the like: see `ClipOptions`
     timestep_spacing, steps_offset: see `fastgen.diffusion.timesteps`
+    timestep_respacing: guided-diffusion's rule instead, "250", "ddim25" or "10,15,20"; `steps` must be its number
     """
 
     timestep_spacing: str = one_of(*SPACINGS, default="leading")
     steps_offset: int = bounded(0, 1000, default=0)
     clip_sample: bool = True
-    clip_sample_range: float = bounded(1e-6, 1e6, default=1.0)
     variance_type: str = one_of(*VARIANCE_TYPES, default="fixed_small")
+    timestep_respacing: str | None = short_text(1000, default=None)
 
 
 def ddpm(schedule: NoiseSchedule, steps: int, options: DDPMOptions) -> Table:
@@ -46,8 +48,14 @@ def ddpm(schedule: NoiseSchedule, steps: int, options: DDPMOptions) -> Table:
     diffusers deviates from this in two places: where its last t is above 0 (trailing spacing, an offset) it
     adds noise to the finished sample; and its fixed_large_log is NaN, the root of a negative logarithm.
     """
-    visited = timesteps(schedule.num_train_timesteps, steps, options.timestep_spacing, options.steps_offset)
-    rows = TableBuilder("ddpm", clip=options.clip_sample_range if options.clip_sample else math.inf)
+    visited = timesteps(
+        schedule.num_train_timesteps,
+        steps,
+        options.timestep_spacing,
+        options.steps_offset,
+        respacing=options.timestep_respacing,
+    )
+    rows = TableBuilder("ddpm", clip=options.clip, threshold=options.threshold)
     learned = LEARNED.get(options.variance_type, LEARNED_NONE)
     for t, s in zip(visited, [*visited[1:], -1], strict=True):
         bar_t, bar_s = schedule.alpha_bar(t), schedule.alpha_bar(s)

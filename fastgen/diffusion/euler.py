@@ -2,7 +2,8 @@
 
     dz / dw = (z - x_0) / w,   z = x / scale,   w = sigma / scale
 
-(eq. 3 with s(t) = 1, sigma(t) = t; without churn). diffusers keeps z and divides it by sqrt(w^2 + 1) for the network;
+(eq. 3 with s(t) = 1, sigma(t) = t). The slope is the noise where the scale is alpha, and the velocity in flow matching,
+so that these are the solvers of all processes. diffusers keeps z and divides it by sqrt(w^2 + 1) for the network;
 a table of a variance-preserving process keeps that quotient, the x of all our solvers, so that no row scales the
 network's input.
 """
@@ -14,20 +15,20 @@ from dataclasses import dataclass, replace
 
 from ..config import bounded, one_of
 from ..errors import ConfigError
-from .points import Ladder
-from .schedule import NoiseSchedule
+from .churn import ChurnOptions, arrivals, initial_scale
+from .processes import AnyProcess
 from .sigmas import SigmaOptions, sigma_ladder
 from .table import H, Table, TableBuilder, X
 
 
 @dataclass(frozen=True)
-class HeunOptions(SigmaOptions):
-    """Options of `heun`: those of `SigmaOptions`."""
+class HeunOptions(ChurnOptions, SigmaOptions):
+    """Options of `heun`: those of `SigmaOptions` and of `ChurnOptions`."""
 
 
 @dataclass(frozen=True)
-class EulerOptions(SigmaOptions):
-    """Options of `euler`: those of `SigmaOptions`, and
+class EulerOptions(ChurnOptions, SigmaOptions):
+    """Options of `euler`: those of `SigmaOptions`, of `ChurnOptions`, and
 
     sigma_min, sigma_max: ends of the Karras, exponential or beta sigmas, instead of those visited
     interpolation_type: sigmas by linear interpolation in the schedule, or log_linear over all of it; log_linear ends
@@ -43,7 +44,7 @@ class EulerOptions(SigmaOptions):
     timestep_type: str = one_of("discrete", "continuous", default="discrete")
 
 
-def euler(schedule: NoiseSchedule, steps: int, options: EulerOptions) -> Table:
+def euler(schedule: AnyProcess, steps: int, options: EulerOptions) -> Table:
     """z' = z + (w' - w) (z - x_0) / w. The same as DDIM's step, at noise levels between timesteps too."""
     continuous = options.timestep_type == "continuous"
     if continuous and schedule.prediction_type != "v_prediction":
@@ -59,35 +60,34 @@ def euler(schedule: NoiseSchedule, steps: int, options: EulerOptions) -> Table:
         sigma_max=options.sigma_max,
         to_zero=options.final_sigmas_type == "zero",
     )
-    if continuous:
-        told = tuple(replace(point, time=0.25 * math.log(point.level)) for point in ladder.points)
-        ladder = replace(ladder, points=told)
-    return euler_table("euler", ladder, options.clip)
+    begins = arrivals(schedule, ladder, options)
+    rows = TableBuilder("euler", clip=options.clip, threshold=options.threshold)
+    for i, after in enumerate(ladder.knots[1:]):
+        now = begins[i].point
+        if continuous:
+            now = replace(now, time=0.25 * math.log(now.level))
+        step = after.level - now.level
+        x = after.scale * (X / now.scale + step * now.slope(options.clipped))
+        rows.evaluate(now, begins[i + 1].of(x))
+    return rows.table(initial_scale=initial_scale(ladder, begins[0]))
 
 
-def euler_table(name: str, ladder: Ladder, clip: float) -> Table:
-    """Euler's steps down any ladder."""
-    rows = TableBuilder(name, clip=clip)
-    for now, after in zip(ladder.points, ladder.knots[1:], strict=True):
-        slope = now.slope(clipped=clip < math.inf)
-        rows.evaluate(now, after.scale * (X / now.scale + (after.level - now.level) * slope))
-    return rows.table(initial_scale=ladder.initial_scale)
-
-
-def heun(schedule: NoiseSchedule, steps: int, options: HeunOptions) -> Table:
-    """Algorithm 1 of the paper without churn: an Euler step, then the mean of the slopes at its two ends.
+def heun(schedule: AnyProcess, steps: int, options: HeunOptions) -> Table:
+    """Algorithm 2 of the paper: a little noise, an Euler step, then the mean of the slopes at its two ends.
 
     Two rows a step, but for the last, which goes to sigma = 0 by an Euler step: 2 * steps - 1 network evaluations.
     The slot holds the step taken with half the first slope.
     """
-    ladder, clipped = sigma_ladder(schedule, steps, options), options.clip_sample
-    rows = TableBuilder("heun", clip=options.clip)
-    for now, after in zip(ladder.points, ladder.knots[1:], strict=True):
+    ladder, clipped = sigma_ladder(schedule, steps, options), options.clipped
+    begins = arrivals(schedule, ladder, options)
+    rows = TableBuilder("heun", clip=options.clip, threshold=options.threshold)
+    for i, after in enumerate(ladder.knots[1:]):
+        now, following = begins[i].point, begins[i + 1]
         z, slope, step = X / now.scale, now.slope(clipped), after.level - now.level
         if after.level == 0.0:
             rows.evaluate(now, after.scale * (z + step * slope))
             break
         half = after.scale * (z + step / 2 * slope)
         rows.evaluate(now, after.scale * (z + step * slope), slot=0, history=half)
-        rows.evaluate(after, H[0] + after.scale * step / 2 * after.slope(clipped))
-    return rows.table(initial_scale=ladder.initial_scale)
+        rows.evaluate(after, following.of(H[0] + after.scale * step / 2 * after.slope(clipped)))
+    return rows.table(initial_scale=initial_scale(ladder, begins[0]))

@@ -112,12 +112,21 @@ class Ladder:
 
 
 class Process(Protocol):
-    """What solvers need of a diffusion process."""
+    """What solvers need of a diffusion process; `fastgen.diffusion.processes` lists them."""
 
-    prediction_type: str
+    @property
+    def prediction_type(self) -> str:
+        """What the network's output means."""
+        ...
+
+    @property
+    def steps_limit(self) -> int:
+        """Most steps of a solver."""
+        ...
 
     def point(self, level: float, time: float | None = None) -> Point:
         """The point at `level` w. time: what the network is told there, by default what belongs to the level."""
+        ...
 
 
 def clean(scale: float = 1.0) -> Point:

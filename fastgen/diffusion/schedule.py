@@ -169,6 +169,16 @@ class NoiseSchedule:
             return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], MAX_BETA)
         return (end - start) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, steps))) + start
 
+    @property
+    def steps_limit(self) -> int:
+        """Most steps of a solver: T."""
+        return self.num_train_timesteps
+
+    @property
+    def prediction_types(self) -> tuple[str, ...]:
+        """What a network of this process may predict."""
+        return PREDICTION_TYPES
+
     @cached_property
     def levels(self) -> np.ndarray:
         """float64 [T], read-only: sigma_t / alpha_t, the noise level w of solvers that count in it (Karras' sigma).

@@ -12,40 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import bounded, one_of
 from ..errors import ConfigError
+from .continuous import ContinuousProcess
 from .points import Ladder, clean, shown
 from .schedule import NoiseSchedule
-from .spacings import FORMULAS
-from .timesteps import SPACINGS, timesteps
+from .spacings import FORMULAS, SpacingOptions
+from .timesteps import timesteps
 
 
 @dataclass(frozen=True)
-class SigmaOptions:
-    """Which noise levels are visited; names and defaults are diffusers', but for the clipping, off where it has none.
-
-    use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas: levels by a formula of
-        `fastgen.diffusion.spacings`, at most one of them
-    clip_sample, clip_sample_range: clip the estimate of x_0 to +- the range
-    timestep_spacing, steps_offset: see `fastgen.diffusion.timesteps`; linspace is not rounded to whole timesteps
-    """
-
-    timestep_spacing: str = one_of(*SPACINGS, default="linspace")
-    steps_offset: int = bounded(0, 1000, default=0)
-    clip_sample: bool = False
-    clip_sample_range: float = bounded(1e-6, 1e6, default=1.0)
-    use_karras_sigmas: bool = False
-    use_exponential_sigmas: bool = False
-    use_beta_sigmas: bool = False
-
-    @property
-    def clip(self) -> float:
-        """Bound of |x_0|, inf = none."""
-        return self.clip_sample_range if self.clip_sample else math.inf
+class SigmaOptions(SpacingOptions):
+    """Options of solvers that count in sigma: those of `SpacingOptions`. linspace is not rounded to whole timesteps."""
 
 
 def sigma_ladder(
-    schedule: NoiseSchedule,
+    schedule: NoiseSchedule | ContinuousProcess,
     steps: int,
     options: SigmaOptions,
     *,
@@ -53,15 +34,23 @@ def sigma_ladder(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     to_zero: bool = True,
+    whole_karras: bool = False,
 ) -> Ladder:
     """The points of `steps` steps.
 
     log_linear: levels even in log(w) over the whole schedule, whatever the timesteps are, down to its smallest.
     sigma_min, sigma_max: the ends of the formulas' levels instead of the smallest and largest visited. to_zero: end
-    at the clean sample, else at the schedule's smallest level, as z. Raises ConfigError for two formulas at once, and
-    where levels do not fall.
+    at the clean sample, else at the schedule's smallest level, as z. whole_karras: round the timesteps that Karras'
+    levels are read off at, as some of diffusers' schedulers do. Raises ConfigError for two formulas at once, and where
+    levels do not fall.
     """
+    if isinstance(schedule, ContinuousProcess):
+        return schedule.ladder(
+            steps, options, log_linear=log_linear, sigma_min=sigma_min, sigma_max=sigma_max, to_zero=to_zero
+        )
     times, levels = _visited(schedule, steps, options, log_linear, sigma_min, sigma_max)
+    if whole_karras and options.use_karras_sigmas:
+        times = times.round()
     points = [schedule.point(float(w), float(t)) for t, w in zip(times, levels[:steps], strict=True)]
     last = 0.0 if to_zero else float(schedule.levels[0])
     if len(levels) > steps:  # log_linear says the end, too
@@ -88,15 +77,12 @@ def _visited(
     sigmas = np.interp(times, np.arange(len(table)), table)
     if log_linear:
         sigmas = np.exp(np.linspace(math.log(table[-1]), math.log(table[0]), steps + 1))
-    chosen = [name for name in FORMULAS if getattr(options, name, False)]
-    if len(chosen) > 1:
-        raise ConfigError(f"{', '.join(chosen)}: at most one of them can be true")
-    if chosen:
+    if options.formula is not None:
         low = float(sigmas[-1]) if sigma_min is None else sigma_min
         high = float(sigmas[0]) if sigma_max is None else sigma_max
         if steps > 1 and low >= high:
             raise ConfigError(f"sigma_min: {low:.4g} must be below sigma_max, {high:.4g}")
-        sigmas = FORMULAS[chosen[0]](low, high, np.linspace(0, 1, steps))
+        sigmas = options.formula_levels(low, high, steps)
         times = schedule.times(sigmas)
     elif sigma_min is not None or sigma_max is not None:
         raise ConfigError(f"sigma_min, sigma_max: have an effect only with one of {', '.join(FORMULAS)}")

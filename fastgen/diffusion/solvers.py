@@ -16,22 +16,42 @@ from typing import Any
 
 from ..config import from_dict
 from ..errors import ConfigError
+from .ancestral import AncestralOptions, dpm2_a, dpmpp_2s_a, dpmpp_sde, euler_a
+from .consistency import ConsistencyOptions, consistency
+from .continuous import ContinuousProcess
 from .ddim import DDIMOptions, ddim
 from .ddpm import DDPMOptions, ddpm
-from .dpm import DPMSolverOptions, dpmpp_2m
-from .euler import EulerOptions, HeunOptions, euler, heun
-from .schedule import NoiseSchedule
-from .table import Table
-
-_NO_THRESHOLDING = (
-    "dynamic thresholding needs a quantile of each sample and is not available; use clip_sample=True with "
-    "clip_sample_range"
+from .deis import DEISOptions, deis
+from .distilled import LCMOptions, TCDOptions, lcm, tcd
+from .dpm2 import DPM2Options, dpm2
+from .dpm_multistep import (
+    DPMMultistepOptions,
+    MultistepOptions,
+    MultistepSDEOptions,
+    dpm_multistep,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    dpmpp_3m_sde,
 )
-REFUSED = {
-    "thresholding": _NO_THRESHOLDING,
-    "dynamic_thresholding_ratio": _NO_THRESHOLDING,
-    "sample_max_value": _NO_THRESHOLDING,
-}
+from .dpm_singlestep import DPMSinglestepOptions, SinglestepOptions, dpm_singlestep, dpmpp_2s, dpmpp_3s
+from .euler import EulerOptions, HeunOptions, euler, heun
+from .ipndm import IPNDMOptions, ipndm
+from .lms import LMSOptions, lms
+from .ode import RungeKuttaOptions, midpoint, rk4
+from .pndm import PNDMOptions, plms, pndm
+from .predictor_corrector import (
+    EulerMaruyamaOptions,
+    PredictorCorrectorOptions,
+    euler_maruyama,
+    predictor_corrector,
+)
+from .processes import AnyProcess
+from .sa import SAOptions, sa_solver
+from .schedule import NoiseSchedule
+from .sde import SDE
+from .table import Table
+from .unipc import UniPCOptions, unipc
 
 
 @dataclass(frozen=True)
@@ -46,32 +66,47 @@ class Option:
 
 @dataclass(frozen=True)
 class Solver:
-    """A named way to write a table. Call it: ``solver(schedule, steps, **options) -> Table``."""
+    """A named way to write a table. Call it: ``solver(schedule, steps, **options) -> Table``.
+
+    discrete: it needs the timesteps of a NoiseSchedule; sde: it needs one of Song's SDEs; else it takes any process.
+    """
 
     name: str
     paper: str
     options_type: type
-    write: Callable[[NoiseSchedule, int, Any], Table]
+    write: Callable[[Any, int, Any], Table]
+    discrete: bool = False
+    sde: bool = False
 
-    def __call__(self, schedule: NoiseSchedule, steps: int, **options: Any) -> Table:
-        """The table of `steps` steps, 1 to T: a network evaluation each, but for heun's two.
+    def __call__(self, schedule: AnyProcess, steps: int, **options: Any) -> Table:
+        """The table of `steps` steps, 1 to the process' limit: a network evaluation each, but for heun's two.
 
         Raises ConfigError (a ValueError) for steps or options that are unknown, wrongly typed, out of range,
         or make no sense on this schedule.
         """
-        limit = schedule.num_train_timesteps
-        if type(steps) is not int or not 1 <= steps <= limit:
+        if self.discrete and isinstance(schedule, ContinuousProcess):
+            others = ", ".join(s.name for s in SOLVERS.values() if not s.discrete and not s.sde)
             raise ConfigError(
-                f"steps: expected an int from 1 to num_train_timesteps = {limit}, "
-                f"got {type(steps).__name__} {steps!r}"
+                f"solver: {self.name} steps between the timesteps of a NoiseSchedule, and this model's process is "
+                f"{schedule.name}; take one of {others}"
+            )
+        if self.sde and not isinstance(schedule, SDE):
+            kind = schedule.name if isinstance(schedule, ContinuousProcess) else "a NoiseSchedule"
+            others = ", ".join(s.name for s in SOLVERS.values() if not s.sde)
+            raise ConfigError(
+                f"solver: {self.name} solves the SDEs of Song et al. 2021 (vp_sde, subvp, ve), and this model's "
+                f"process is {kind}; take one of {others}"
+            )
+        limit = schedule.steps_limit
+        if type(steps) is not int or not 1 <= steps <= limit:
+            named = "num_train_timesteps = " if isinstance(schedule, NoiseSchedule) else ""
+            raise ConfigError(
+                f"steps: expected an int from 1 to {named}{limit}, got {type(steps).__name__} {steps!r}"
             )
         return self.write(schedule, steps, self.check(options))
 
     def check(self, options: Mapping[str, Any]) -> Any:
         """The options as the solver's dataclass. ConfigError for what is unknown, wrongly typed or out of range."""
-        for name in options:
-            if name in REFUSED:
-                raise ConfigError(f"solver {self.name}: {name}: {REFUSED[name]}")
         return from_dict(self.options_type, options, f"solver {self.name}")
 
     @property
@@ -85,15 +120,63 @@ class Solver:
 
 
 SOLVERS: dict[str, Solver] = {
-    "ddpm": Solver("ddpm", "Ho et al. 2020, arXiv:2006.11239", DDPMOptions, ddpm),
-    "ddim": Solver("ddim", "Song et al. 2021, arXiv:2010.02502", DDIMOptions, ddim),
-    "dpm++2m": Solver("dpm++2m", "Lu et al. 2022, arXiv:2211.01095", DPMSolverOptions, dpmpp_2m),
+    "ddpm": Solver("ddpm", "Ho et al. 2020, arXiv:2006.11239", DDPMOptions, ddpm, discrete=True),
+    "ddim": Solver("ddim", "Song et al. 2021, arXiv:2010.02502", DDIMOptions, ddim, discrete=True),
+    "dpm++2m": Solver("dpm++2m", "Lu et al. 2022, arXiv:2211.01095", MultistepOptions, dpmpp_2m),
     "euler": Solver("euler", "Karras et al. 2022, arXiv:2206.00364", EulerOptions, euler),
     "heun": Solver("heun", "Karras et al. 2022, arXiv:2206.00364", HeunOptions, heun),
+    "midpoint": Solver(
+        "midpoint", "Runge 1895; Karras et al. 2022, arXiv:2206.00364", RungeKuttaOptions, midpoint
+    ),
+    "rk4": Solver("rk4", "Kutta 1901; Song et al. 2021, arXiv:2011.13456", RungeKuttaOptions, rk4),
+    "euler_maruyama": Solver(
+        "euler_maruyama", "Song et al. 2021, arXiv:2011.13456", EulerMaruyamaOptions, euler_maruyama, sde=True
+    ),
+    "predictor_corrector": Solver(
+        "predictor_corrector",
+        "Song et al. 2021, arXiv:2011.13456",
+        PredictorCorrectorOptions,
+        predictor_corrector,
+        sde=True,
+    ),
+    "euler_a": Solver("euler_a", "Song et al. 2021, arXiv:2010.02502", AncestralOptions, euler_a),
+    "dpm2": Solver("dpm2", "Karras et al. 2022, arXiv:2206.00364", DPM2Options, dpm2),
+    "dpm2_a": Solver("dpm2_a", "Karras et al. 2022, arXiv:2206.00364", AncestralOptions, dpm2_a),
+    "lms": Solver("lms", "Crowson 2022, github.com/crowsonkb/k-diffusion", LMSOptions, lms),
+    "dpm_multistep": Solver(
+        "dpm_multistep", "Lu et al. 2022, arXiv:2206.00927", DPMMultistepOptions, dpm_multistep
+    ),
+    "dpm++3m": Solver("dpm++3m", "Lu et al. 2022, arXiv:2211.01095", MultistepOptions, dpmpp_3m),
+    "dpm++2m_sde": Solver(
+        "dpm++2m_sde", "Lu et al. 2022, arXiv:2211.01095", MultistepSDEOptions, dpmpp_2m_sde
+    ),
+    "dpm++3m_sde": Solver(
+        "dpm++3m_sde", "Crowson 2022, github.com/crowsonkb/k-diffusion", MultistepSDEOptions, dpmpp_3m_sde
+    ),
+    "dpm_singlestep": Solver(
+        "dpm_singlestep", "Lu et al. 2022, arXiv:2206.00927", DPMSinglestepOptions, dpm_singlestep
+    ),
+    "dpm++2s": Solver("dpm++2s", "Lu et al. 2022, arXiv:2211.01095", SinglestepOptions, dpmpp_2s),
+    "dpm++3s": Solver("dpm++3s", "Lu et al. 2022, arXiv:2211.01095", SinglestepOptions, dpmpp_3s),
+    "dpm++2s_a": Solver("dpm++2s_a", "Lu et al. 2022, arXiv:2211.01095", AncestralOptions, dpmpp_2s_a),
+    "dpm++sde": Solver(
+        "dpm++sde", "Crowson 2022, github.com/crowsonkb/k-diffusion", AncestralOptions, dpmpp_sde
+    ),
+    "unipc": Solver("unipc", "Zhao et al. 2023, arXiv:2302.04867", UniPCOptions, unipc),
+    "deis": Solver("deis", "Zhang & Chen 2022, arXiv:2204.13902", DEISOptions, deis),
+    "plms": Solver("plms", "Liu et al. 2022, arXiv:2202.09778", PNDMOptions, plms, discrete=True),
+    "pndm": Solver("pndm", "Liu et al. 2022, arXiv:2202.09778", PNDMOptions, pndm, discrete=True),
+    "ipndm": Solver("ipndm", "Zhang & Chen 2022, arXiv:2204.13902", IPNDMOptions, ipndm),
+    "sa": Solver("sa", "Xue et al. 2023, arXiv:2309.05019", SAOptions, sa_solver),
+    "lcm": Solver("lcm", "Luo et al. 2023, arXiv:2310.04378", LCMOptions, lcm, discrete=True),
+    "tcd": Solver("tcd", "Zheng et al. 2024, arXiv:2402.19159", TCDOptions, tcd, discrete=True),
+    "consistency": Solver(
+        "consistency", "Song et al. 2023, arXiv:2303.01469", ConsistencyOptions, consistency
+    ),
 }
 
 
-def solver_table(name: str, schedule: NoiseSchedule, steps: int, **options: Any) -> Table:
+def solver_table(name: str, schedule: AnyProcess, steps: int, **options: Any) -> Table:
     """The table of solver `name` on `schedule` with `steps` evaluations; ConfigError if unknown."""
     if name not in SOLVERS:
         raise ConfigError(f"solver: expected one of {', '.join(SOLVERS)}, got {name!r}")

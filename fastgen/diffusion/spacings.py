@@ -1,30 +1,43 @@
-"""Formulas that spread noise levels between the largest and the smallest one."""
+"""Formulas that spread noise levels between the largest and the smallest one, and the options that choose them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-RHO = 7.0  # Karras et al. 2022, table 1
+from ..config import bounded, one_of
+from ..errors import ConfigError
+from .clipping import ClipOptions
+from .timesteps import SPACINGS
+
+KARRAS_RHO = 7.0  # Karras et al. 2022, table 1
+POLYEXPONENTIAL_RHO = 1.0  # k-diffusion's default, where the formula is the exponential one
 BETA = 0.6  # both parameters of the Beta distribution, Lee et al. 2024
 
 
-def karras(low: float, high: float, ramp: np.ndarray) -> np.ndarray:
-    """Even in sigma^(1/7) (Karras et al. 2022, eq. 5). ramp: 0 (highest) .. 1 (lowest)."""
-    first, last = high ** (1 / RHO), low ** (1 / RHO)
-    return (first + ramp * (last - first)) ** RHO
+def karras(low: float, high: float, steps: int, rho: float = KARRAS_RHO) -> np.ndarray:
+    """Even in sigma^(1/rho) (Karras et al. 2022, eq. 5)."""
+    first, last = high ** (1 / rho), low ** (1 / rho)
+    return (first + np.linspace(0, 1, steps) * (last - first)) ** rho
 
 
-def exponential(low: float, high: float, ramp: np.ndarray) -> np.ndarray:
-    """Even in log(sigma)."""
-    return np.exp(np.linspace(math.log(high), math.log(low), len(ramp)))
+def exponential(low: float, high: float, steps: int) -> np.ndarray:
+    """Even in log(sigma): in log-SNR where signal and noise keep sigma = noise / signal."""
+    return np.exp(np.linspace(math.log(high), math.log(low), steps))
 
 
-def beta(low: float, high: float, ramp: np.ndarray) -> np.ndarray:
+def polyexponential(low: float, high: float, steps: int, rho: float = POLYEXPONENTIAL_RHO) -> np.ndarray:
+    """log(sigma) falls as (1 - i / (n - 1))^rho (k-diffusion's get_sigmas_polyexponential)."""
+    ramp = np.linspace(1, 0, steps) ** rho
+    return np.exp(math.log(low) + ramp * (math.log(high) - math.log(low)))
+
+
+def beta(low: float, high: float, steps: int) -> np.ndarray:
     """Quantiles of Beta(0.6, 0.6) (Lee et al. 2024, arXiv:2407.12173)."""
-    return low + _beta_quantile(1.0 - ramp) * (high - low)
+    return low + _beta_quantile(1.0 - np.linspace(0, 1, steps)) * (high - low)
 
 
 def _beta_quantile(probability: np.ndarray) -> np.ndarray:
@@ -46,8 +59,50 @@ def _beta_quantile(probability: np.ndarray) -> np.ndarray:
     return np.where(probability <= 0.5, high * (tail > 0), 1.0 - high * (tail > 0))
 
 
-FORMULAS: dict[str, Callable[[float, float, np.ndarray], np.ndarray]] = {
+FORMULAS: dict[str, Callable[..., np.ndarray]] = {
     "use_karras_sigmas": karras,
     "use_exponential_sigmas": exponential,
+    "use_polyexponential_sigmas": polyexponential,
     "use_beta_sigmas": beta,
+    "use_lu_lambdas": exponential,  # Lu et al. 2022: even in lambda, which is -log(sigma)
 }
+WITH_RHO = ("use_karras_sigmas", "use_polyexponential_sigmas")
+
+
+@dataclass(frozen=True)
+class SpacingOptions(ClipOptions):
+    """Which noise levels are visited, common to all solvers that may leave whole timesteps; names are diffusers'.
+
+    clip_sample and the like: see `ClipOptions`
+    timestep_spacing, steps_offset: see `fastgen.diffusion.timesteps`; without effect on a process without timesteps
+    use_karras_sigmas, use_exponential_sigmas, use_polyexponential_sigmas, use_beta_sigmas, use_lu_lambdas: levels
+        by a formula of `fastgen.diffusion.spacings` instead, at most one of them. The last is the exponential one, as
+        log-SNR is -log(sigma); diffusers' solvers that count in it tell the network other timesteps with the two
+    rho: exponent of the Karras (None: 7) or the polyexponential (None: 1) formula
+    """
+
+    timestep_spacing: str = one_of(*SPACINGS, default="linspace")
+    steps_offset: int = bounded(0, 1000, default=0)
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_polyexponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    use_lu_lambdas: bool = False
+    rho: float | None = bounded(0.1, 100.0, default=None)
+
+    @property
+    def formula(self) -> str | None:
+        """The name of the formula chosen, if one is. ConfigError for two at once, or a rho without one that has it."""
+        chosen = [name for name in FORMULAS if getattr(self, name)]
+        if len(chosen) > 1:
+            raise ConfigError(f"{', '.join(chosen)}: at most one of them can be true")
+        if self.rho is not None and not set(chosen) & set(WITH_RHO):
+            raise ConfigError(f"rho: has an effect only with {' or '.join(WITH_RHO)}")
+        return chosen[0] if chosen else None
+
+    def formula_levels(self, low: float, high: float, steps: int) -> np.ndarray:
+        """`steps` levels from `high` down to `low` by the chosen formula, float64 [steps]."""
+        if self.formula is None:
+            raise ValueError(f"no formula is chosen; choose one of {', '.join(FORMULAS)}")
+        rho = {} if self.rho is None else {"rho": self.rho}
+        return FORMULAS[self.formula](low, high, steps, **rho)

@@ -7,14 +7,20 @@
 Every common fixed-step solver is linear in what it remembers, so that its step count, order at the ends,
 noise and guidance are rows, not branches. A solver writes its update with the unit vectors X, X0, F, Z, H[k]:
 ``x=alpha * X0 + sigma * (X - X0)``, and never touches a picture.
+
+Two things need more than a row, a number that is only known once the network has answered:
+
+    dynamic threshold     x0 becomes clip(x0, s) / s, s a quantile of the sample's |x0|    Saharia et al. 2022
+    Langevin step         the coefficients of x0 grow by g, those of z by sqrt(g),         Song et al. 2021
+                          g = (|z| / |x0|)^2; the row's (p, q) give the score in place of x0
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,10 +33,10 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from .points import Point
 
-Array = TypeVar("Array", Tensor, np.ndarray)
-
 WIDTH = row.H + row.MAX_SLOTS  # length of a coefficient vector
 LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE = 0, 1, 2
+LANGEVIN_NONE, LANGEVIN_SAMPLE, LANGEVIN_BATCH = 0, 1, 2
+NO_THRESHOLD = (0.0, 0.0)
 
 _UNITS = np.eye(WIDTH)
 _UNITS.flags.writeable = False
@@ -59,11 +65,20 @@ class Table:
     noise_step: [R] int, `step` of the noise counter: the row's own index
     a, b: [R, 8], coefficients of x' and of the slot written, over [x, x0, F, z, h1 .. h4]
     log2_std: [R, 2], log2 of z's standard deviation at V = -1 and V = +1 (used where learned = 1)
+    threshold: [R, 2], (ratio, largest) of the dynamic threshold s = clamp(quantile(|x0|, ratio), 1, largest), x0
+        becomes clip(x0, -s, s) / s; largest = 0: none. Left out: none
+    langevin: [R] int, step size by norms: LANGEVIN_NONE, LANGEVIN_SAMPLE (each sample's own) or LANGEVIN_BATCH (the
+        means of |z| and |x0| over the batch, the authors' code; a sample then depends on its neighbours).
+        Left out: none
+    gradient: [R], by classifier guidance F becomes F + gradient * scale * d log p(label | x) / dx; 0: the table does
+        not know what its network predicts. Left out: 0
+    sigma: [R], the noise level sigma / alpha at which the network is asked; nan: not known. Left out: nan
     initial_scale: the run starts from x = initial_scale * standard normal
     learned: how the second half V of a network's channels scales z: 0 not at all (the network has no V), 1 by
         2 ** (lo + (V / 2 + 1 / 2) (hi - lo)) (Nichol & Dhariwal 2021, eq. 15), 2 by sqrt(V)
 
-    Raises ConfigError if anything but `clip` is not finite, ValueError if shapes do not fit.
+    Raises ConfigError if anything but `clip` and `sigma` is not finite or a threshold is out of range, ValueError if
+    shapes do not fit, or where a Langevin row is clipped, thresholded, or of learned variance.
     """
 
     name: str
@@ -79,16 +94,22 @@ class Table:
     log2_std: np.ndarray
     initial_scale: float = 1.0
     learned: int = LEARNED_NONE
+    threshold: np.ndarray = field(default_factory=lambda: np.zeros(2))  # for all rows alike
+    langevin: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    gradient: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    sigma: np.ndarray = field(default_factory=lambda: np.full((), np.nan))
 
     def __post_init__(self) -> None:
         rows = len(self)
-        shapes = {"a": (rows, WIDTH), "b": (rows, WIDTH), "log2_std": (rows, 2)}
-        for name in ("time", "input_scale", "p", "q", "clip", "slot", "noise_step", "a", "b", "log2_std"):
-            dtype = np.int64 if name in ("slot", "noise_step") else np.float64
+        shapes = {"a": (rows, WIDTH), "b": (rows, WIDTH), "log2_std": (rows, 2), "threshold": (rows, 2)}
+        for name in _COLUMNS:
+            dtype = np.int64 if name in ("slot", "noise_step", "langevin") else np.float64
             array = np.array(getattr(self, name), dtype=dtype)
+            if name in _SPREAD and array.ndim < len(shapes.get(name, (rows,))):
+                array = np.tile(array, (rows, 1) if name == "threshold" else rows)
             if array.shape != shapes.get(name, (rows,)):
                 raise ValueError(f"{name}: expected shape {shapes.get(name, (rows,))}, got {array.shape}")
-            if name != "clip" and not np.all(np.isfinite(array)):
+            if name not in ("clip", "sigma") and not np.all(np.isfinite(array)):
                 first = int(np.argwhere(~np.isfinite(array))[0][0])
                 raise ConfigError(
                     f"{self.name}: coefficient {name} of row {first} (t = {self.time[first]}) is not finite: "
@@ -104,10 +125,27 @@ class Table:
             )
         if self.learned not in (LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE):
             raise ValueError(f"learned: expected 0, 1 or 2, got {self.learned!r}")
+        self._check_adjustments()
 
     def __len__(self) -> int:
         """R, the number of network evaluations."""
         return len(self.time)
+
+    def _check_adjustments(self) -> None:
+        ratio, largest = self.threshold.T
+        on = largest != 0
+        if np.any(on & ((ratio <= 0) | (ratio > 1) | (largest < 1))):
+            raise ConfigError(
+                f"{self.name}: threshold: expected a ratio above 0 and up to 1 and a largest value of at least 1 (0 = "
+                f"none), got {self.threshold[on][0].tolist()}"
+            )
+        steps = self.langevin != LANGEVIN_NONE
+        if not np.all(np.isin(self.langevin, (LANGEVIN_NONE, LANGEVIN_SAMPLE, LANGEVIN_BATCH))):
+            raise ValueError(f"langevin: expected 0, 1 or 2, got {self.langevin.tolist()}")
+        if np.any(steps & (on | np.isfinite(self.clip))) or (np.any(steps) and self.learned != LEARNED_NONE):
+            raise ValueError("langevin: such a row's x0 is the score: no clip, threshold or learned variance")
+        if np.any(on & np.isfinite(self.clip)):
+            raise ValueError("threshold: it is a clip of its own; expected clip = inf beside it")
 
     @property
     def slots(self) -> int:
@@ -116,8 +154,14 @@ class Table:
 
     @cached_property
     def needs_noise(self) -> list[bool]:
-        """For each row, whether it reads z."""
-        return ((self.a[:, row.Z] != 0) | (self.b[:, row.Z] != 0)).tolist()
+        """For each row, whether it reads z, or the length of z."""
+        return ((self.a[:, row.Z] != 0) | (self.b[:, row.Z] != 0) | (self.langevin != LANGEVIN_NONE)).tolist()
+
+    @cached_property
+    def adjusted(self) -> tuple[str, ...]:
+        """What rows need beyond themselves: "threshold", "langevin"."""
+        there = {"threshold": np.any(self.threshold[:, 1]), "langevin": np.any(self.langevin)}
+        return tuple(name for name, any_row in there.items() if any_row)
 
     @property
     def stochastic(self) -> bool:
@@ -125,12 +169,24 @@ class Table:
         return bool(np.any(self.a[:, row.Z]) or np.any(self.b[:, row.Z]))
 
 
+_SPREAD = ("threshold", "langevin", "gradient", "sigma")  # one entry stands for all rows
+_COLUMNS = (
+    *("time", "input_scale", "p", "q", "clip", "slot", "noise_step", "a", "b", "log2_std"),
+    *_SPREAD,
+)
+
+
 @dataclass
 class TableBuilder:
-    """Collects rows written with X, X0, F, Z, H; every argument of `add` that is left out has no effect."""
+    """Collects rows written with X, X0, F, Z, H; every argument of `add` that is left out has no effect.
+
+    clip, threshold: what every row does with x0 (but for Langevin rows); a threshold, (ratio, largest), instead of a
+    clip.
+    """
 
     name: str
     clip: float = np.inf
+    threshold: tuple[float, float] = NO_THRESHOLD
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(
@@ -143,8 +199,15 @@ class TableBuilder:
         history: np.ndarray | None = None,
         input_scale: float = 1.0,
         log2_std: tuple[float, float] = (0.0, 0.0),
+        langevin: int = LANGEVIN_NONE,
+        gradient: float = 0.0,
+        sigma: float = np.nan,
     ) -> None:
-        """One network evaluation: x0 = (p, q) of the estimate, x the new state, history the new slot."""
+        """One network evaluation: x0 = (p, q) of the estimate, x the new state, history the new slot.
+
+        langevin: with LANGEVIN_SAMPLE or LANGEVIN_BATCH, x0 gives the score (or any multiple of it) instead, and
+        ``x=X + c * X0 + d * Z`` becomes x + c g score + d sqrt(g) z.
+        """
         b = np.zeros(WIDTH) if history is None else history
         self._rows.append(
             {
@@ -152,12 +215,16 @@ class TableBuilder:
                 "input_scale": input_scale,
                 "p": x0[0],
                 "q": x0[1],
-                "clip": self.clip,
+                "clip": np.inf if langevin else self.clip,
                 "slot": slot,
                 "noise_step": len(self._rows),
                 "a": x,
                 "b": b,
                 "log2_std": log2_std,
+                "threshold": NO_THRESHOLD if langevin else self.threshold,
+                "langevin": langevin,
+                "gradient": gradient,
+                "sigma": sigma,
             }
         )
 
@@ -169,16 +236,23 @@ class TableBuilder:
         slot: int = -1,
         history: np.ndarray | None = None,
         log2_std: tuple[float, float] = (0.0, 0.0),
+        langevin: int = LANGEVIN_NONE,
     ) -> None:
-        """`add` at `point`: its time, its estimate of x_0, its input scale."""
+        """`add` at `point`: its time, its input scale, and for X0 its estimate of x_0, in a Langevin row of epsilon."""
+        # epsilon = r x + s F, and guidance moves epsilon by -sigma times the gradient. Of pure noise a classifier knows
+        # nothing, and there s may be 0.
+        s = point.noise[1]
         self.add(
             point.time,
-            point.x0,
+            point.noise if langevin else point.x0,
             x,
             slot=slot,
             history=history,
             input_scale=point.input_scale,
             log2_std=log2_std,
+            langevin=langevin,
+            gradient=-point.sigma / s if s and point.alpha else 0.0,
+            sigma=point.sigma / point.alpha if point.alpha else np.inf,
         )
 
     def table(self, *, initial_scale: float = 1.0, learned: int = LEARNED_NONE) -> Table:
@@ -192,12 +266,14 @@ def pack(
     offset: int,
     guidance_scale: float | Sequence[float] | np.ndarray = 1.0,
     dtype: torch.dtype = torch.float32,
+    guidance_rescale: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Write `table` in the kernel's row layout (`fastgen_kernels.reverse_step.row`), on the CPU.
 
     offset: index in the pool of the table's first row, at least 1: row 0 of a pool is the idle row
     guidance_scale: weight of classifier-free guidance, one number or one a row; 1 = no guidance
     dtype: float32 or float64, the state's
+    guidance_rescale: Lin et al. 2023, section 3.4: phi from 0 (none) to 1
 
     Returns (rows [R, 32], times [R]), both `dtype`. The last row's `next` is 0, the idle row, and its next
     input scale 1. ValueError for a wrong offset, dtype or guidance, or a coefficient too large for `dtype`.
@@ -220,6 +296,12 @@ def pack(
         words[:, row.B : row.B + WIDTH] = table.b
         words[:, row.LOG2_STD_MIN : row.LOG2_STD_MAX + 1] = table.log2_std
         words[:, row.INPUT_SCALE] = table.input_scale
+        # The share above, not below: 1 - .995 keeps more of its digits.
+        words[:, row.THRESHOLD_TAIL] = np.where(table.threshold[:, 1] != 0, 1.0 - table.threshold[:, 0], 0.0)
+        words[:, row.THRESHOLD_MAX] = table.threshold[:, 1]
+        words[:, row.RESCALE] = guidance_rescale
+        words[:, row.LANGEVIN] = table.langevin
+        words[:, row.GRADIENT] = table.gradient
     unbounded = np.delete(words, row.CLIP, axis=1)
     if not np.all(np.isfinite(unbounded)):
         raise ValueError(f"{table.name}: a coefficient is too large for {dtype}; pack it as torch.float64")
@@ -236,49 +318,6 @@ def idle_row(dtype: torch.dtype = torch.float32) -> Tensor:
     words[0, row.CLIP] = np.inf
     integers[0, row.SLOT] = -1
     return torch.from_numpy(words[0])
-
-
-def run(
-    table: Table,
-    network: Callable[[Array, float], Array],
-    x: Array,
-    noise: Sequence[Array] | Array,
-) -> Array:
-    """Interpret `table` in plain PyTorch or NumPy, in `x`'s dtype: the twin that judges the fast paths.
-
-    network: called as ``network(input_scale * x, time)``; returns F, x's shape; where ``table.learned`` is
-        not 0 twice the channels (axis 1): F, then V
-    x: the initial state, ``table.initial_scale`` times standard normal, [B, C, ...]
-    noise: noise[i] is row i's standard normal z, x's shape; read only where a row uses it
-
-    Returns the state after the last row.
-    """
-    state: Any = x
-    slots: list[Any] = [x] * row.MAX_SLOTS
-
-    def combine(coefficients: np.ndarray, terms: list[Any]) -> Any:
-        # What has no coefficient is left out, not multiplied by 0: a fresh slot may hold NaN.
-        used = [float(c) * v for c, v in zip(coefficients, terms, strict=True) if c != 0.0]
-        return sum(used[1:], start=used[0]) if used else 0.0 * state
-
-    for i in range(len(table)):
-        out: Any = network(float(table.input_scale[i]) * state, float(table.time[i]))
-        z: Any = noise[i]
-        if table.learned != LEARNED_NONE:
-            channels = x.shape[1]
-            out, v = out[:, :channels], out[:, channels:]
-            if table.learned == LEARNED_RANGE:
-                low, high = (float(word) for word in table.log2_std[i])
-                z = 2.0 ** (low + (v * 0.5 + 0.5) * (high - low)) * z
-            else:
-                z = v**0.5 * z
-        p, q, bound = float(table.p[i]), float(table.q[i]), float(table.clip[i])
-        x0 = (p * state + q * out).clip(-bound, bound)
-        terms = [state, x0, out, z, *slots]
-        if table.slot[i] >= 0:
-            slots[int(table.slot[i])] = combine(table.b[i], terms)
-        state = combine(table.a[i], terms)  # over `terms`: the slot's old value
-    return state
 
 
 def _empty(count: int, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:

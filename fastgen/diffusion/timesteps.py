@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import ConfigError
+from .respacing import respaced
 
 SPACINGS = ("linspace", "leading", "trailing")
 
@@ -17,6 +18,7 @@ def timesteps(
     *,
     skip_end: bool = False,
     whole: bool = True,
+    respacing: str | None = None,
 ) -> np.ndarray:
     """The timesteps of `steps` network evaluations: int64 [steps], strictly falling, within 0 .. T - 1.
 
@@ -29,12 +31,21 @@ def timesteps(
         trailing spacing the two rules agree.
     whole: round linspace to whole timesteps; False leaves them where they fall and returns float64
 
+    respacing: guided-diffusion's `timestep_respacing` in place of spacing and steps_offset; see `respaced`
+
     Raises ConfigError where the rule leaves the range or visits a timestep twice: diffusers fails or returns
     NaN there. In one place the result differs from diffusers': where `steps` does not divide T, its trailing
     spacing may return one timestep too many, -1, by rounding of ``np.arange``; it is dropped here.
     """
     if spacing not in SPACINGS:
         raise ConfigError(f"timestep_spacing: expected one of {', '.join(SPACINGS)}, got {spacing!r}")
+    if respacing is not None:
+        visited = respaced(num_train_timesteps, respacing)
+        if len(visited) != steps:
+            raise ConfigError(
+                f"steps: timestep_respacing {respacing} visits {len(visited)} timesteps, got {steps}"
+            )
+        return visited
     knots = steps + 1 if skip_end else steps
     if spacing == "linspace":
         positions = np.linspace(0, num_train_timesteps - 1, knots)[::-1][:steps]

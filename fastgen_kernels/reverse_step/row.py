@@ -25,6 +25,12 @@ B = 16  # 16..23: coefficients of h_slot'
 LOG2_STD_MIN = 24  # learned variance: log2 of the standard deviation at V = -1
 LOG2_STD_MAX = 25  # ... and at V = +1
 INPUT_SCALE = 26  # scale of this row's own network input, for a loop that rebuilds it
+# What a loop reads before the step, to change its copy of the row by a scalar of each sample; the step ignores it.
+THRESHOLD_TAIL = 27  # dynamic threshold of x0: the share of its elements above it
+THRESHOLD_MAX = 28  # ... and its largest value, 0 = none
+RESCALE = 29  # guidance rescale's phi, 0 = none
+LANGEVIN = 30  # step size from norms: 0 none, 1 of each sample, 2 of the batch's means
+GRADIENT = 31  # classifier guidance: F grows by this times the gradient of log p(label | x)
 
 # Positions within a coefficient vector `a` or `b`.
 X, X0, F, Z, H = 0, 1, 2, 3, 4

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastgen.diffusion import SOLVERS
 
-from .deviations import PAGE, block, options_table
-from .test_solvers_golden import TOLERANCE
+from .deviations import PAGE, block, options_table, rows_of
+from .golden import TOLERANCE
 
 REFRESH = "run: python -m tests.diffusion.deviations"
 
@@ -16,11 +16,13 @@ def test_options_are_current() -> None:
 
 def test_every_solver_has_a_paper_and_a_measured_deviation() -> None:
     page = PAGE.read_text()
-    measured = {}
-    for line in block(page, "deviations").splitlines()[2:]:
-        name, matrix, _, path, _ = (cell.strip(" `") for cell in line.strip("|").split("|"))
-        measured[name] = max(float(matrix), float(path))
-    assert measured.keys() == SOLVERS.keys(), REFRESH
-    assert max(measured.values()) <= TOLERANCE
-    for solver in SOLVERS.values():
-        assert solver.paper in page
+    rows = rows_of(block(page, "deviations"))
+    assert rows.keys() == SOLVERS.keys(), REFRESH
+    for row in rows.values():
+        _, _, matrix, runs, path, paths = (cell.strip() for cell in row.strip("|").split("|"))
+        assert int(runs) + int(paths) > 0, row
+        assert max(float(found) for found in (matrix, path) if found != "-") <= TOLERANCE, row
+    described = page.split("<!-- options -->")[0]
+    for name, solver in SOLVERS.items():
+        assert f"| `{name}` |" in described, name
+        assert solver.paper in page, solver.paper

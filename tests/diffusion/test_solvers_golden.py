@@ -1,8 +1,8 @@
-"""Every solver against the installed diffusers, in float64.
+"""Every solver of `golden_cases` against the installed diffusers, in float64.
 
-Two ways: the exact matrix of a whole run (no clipping), and trajectories through a random non-linear network
-    with
-the same noise (clipping, learned variances).
+Two ways: the exact matrix of a whole run (no clipping), and trajectories through a random non-linear network with the
+same noise (clipping, learned variances). The quick tests take seven steps with everything and other numbers of steps
+with one set of options; the slow ones take everything.
 """
 
 from __future__ import annotations
@@ -14,214 +14,128 @@ import numpy as np
 import pytest
 import torch
 
-from fastgen.diffusion import SOLVERS, NoiseSchedule, run, solver_table
-from fastgen.diffusion.sigmas import sigma_ladder
+from fastgen.diffusion import NoiseSchedule, run, solver_table
 from fastgen.errors import ConfigError
 
-from .diffusers_oracle import (
-    deviation,
-    diffusers_matrix,
-    diffusers_run,
-    evaluations,
-    in_float64,
-    random_network,
-    scheduler,
-    table_matrix,
-)
+from .diffusers_oracle import SCHEDULERS, deviation, in_float64, random_network, scheduler
+from .golden import SCHEDULES, SPACINGS, TOLERANCE, Options, matrix_deviation, trajectories
+from .golden_cases import GOLDEN
 
-TOLERANCE = 1e-12
-PREDICTIONS = ("epsilon", "sample", "v_prediction")
-SPACINGS = ("linspace", "leading", "trailing")
-STEPS = (1, 2, 7, 50)
-PATH_STEPS = (1, 2, 7, 25, 50)
-SCHEDULES: dict[str, dict[str, Any]] = {
-    "linear": {},
-    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
-    "scaled": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-}
+LAMBDA = [name for name in GOLDEN if name.startswith("dpm") and not SCHEDULERS[name].scaled]
+SLOW_LMS = 50  # steps of LMS whose weights diffusers integrates by quadrature, a second a run
 
 
-def product(**values: tuple[Any, ...]) -> list[dict[str, Any]]:
-    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+def check_matrices(name: str, schedule: NoiseSchedule, steps: int, many: list[Options]) -> None:
+    golden = GOLDEN[name]
+    for options in golden.chosen(many):
+        found = matrix_deviation(golden, name, schedule, steps, options)
+        limit = golden.tolerance(schedule, steps, options)
+        assert found <= limit, f"{schedule.prediction_type} {steps} steps {options}: {found}, limit {limit}"
 
 
-# fixed_large_log has no oracle: diffusers takes the root of a negative logarithm there.
-OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "ddpm": product(variance_type=("fixed_small", "fixed_small_log", "fixed_large"), clip_sample=(False,)),
-    "ddim": product(
-        eta=(0.0, 0.5, 1.0),
-        set_alpha_to_one=(True, False),
-        use_clipped_model_output=(False, True),
-        clip_sample=(False,),
-        constant_stride=(True,),
-    ),
-    "dpm++2m": product(
-        solver_type=("midpoint", "heun"),
-        final_sigmas_type=("zero", "sigma_min"),
-        lower_order_final=(True, False),
-        euler_at_final=(False, True),
-    ),
-    "euler": [
-        *product(final_sigmas_type=("zero", "sigma_min"), interpolation_type=("linear", "log_linear")),
-        {"use_karras_sigmas": True},
-        {"use_exponential_sigmas": True, "final_sigmas_type": "sigma_min"},
-        {"use_beta_sigmas": True},
-        {"use_karras_sigmas": True, "sigma_min": 0.05, "sigma_max": 10.0},
-        {"use_beta_sigmas": True, "interpolation_type": "log_linear"},
-    ],
-    "heun": [
-        {},
-        {"use_karras_sigmas": True},
-        {"use_exponential_sigmas": True},
-        {"use_beta_sigmas": True},
-    ],
-}
+CASES = [(name, prediction) for name, golden in GOLDEN.items() for prediction in golden.predictions]
 
 
-def label(options: dict[str, Any]) -> str:
-    return "-".join(k if v is True and k.startswith("use_") else str(v) for k, v in options.items())
+@pytest.mark.parametrize(("name", "prediction"), CASES)
+def test_whole_runs_are_the_same_matrix(name: str, prediction: str) -> None:
+    check_matrices(name, NoiseSchedule(prediction_type=prediction), 7, GOLDEN[name].options)
 
 
-def matrix_deviation(name: str, schedule: NoiseSchedule, steps: int, **options: Any) -> float:
-    return deviation(
-        table_matrix(solver_table(name, schedule, steps, **options)),
-        diffusers_matrix(name, schedule, steps, **options),
+@pytest.mark.parametrize("steps", [1, 2, 10, 50])
+@pytest.mark.parametrize("name", list(GOLDEN))
+def test_other_numbers_of_steps(name: str, steps: int) -> None:
+    if name == "lms" and steps >= SLOW_LMS:
+        steps = 25
+    schedule = NoiseSchedule(prediction_type="v_prediction")
+    check_matrices(name, schedule, steps, GOLDEN[name].options[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 2, 10, 50])
+@pytest.mark.parametrize(("name", "prediction"), CASES)
+def test_all_options_with_other_numbers_of_steps(name: str, prediction: str, steps: int) -> None:
+    many = GOLDEN[name].options
+    check_matrices(
+        name,
+        NoiseSchedule(prediction_type=prediction),
+        steps,
+        many[:1] if name == "lms" and steps >= SLOW_LMS else many,
     )
 
 
-def tolerance(name: str, schedule: NoiseSchedule, steps: int, **options: Any) -> float:
-    """1e-12, but for Heun where one step spans more than three decades of sigma.
-
-    diffusers takes the second slope as (y - x_0) / sigma', a difference that has lost sigma / sigma' times the rounding
-    of y; so few steps are no use to anybody, and our rows take the slope from the network's output instead.
-    """
-    if name != "heun" or steps == 1:
-        return TOLERANCE
-    chosen = SOLVERS["heun"].options_type(**options)
-    sigmas = sigma_ladder(schedule, steps, chosen).levels[:-1]
-    lost = sigmas[:-1] / sigmas[1:]
-    if chosen.clip_sample:  # of y, as large as sigma, in a state that ends as large as the range
-        lost = lost * sigmas[:-1] / chosen.clip_sample_range
-    return max(TOLERANCE, 2 * np.finfo(float).eps * float(lost.max()))
-
-
-CASES = [(name, options) for name, many in OPTIONS.items() for options in many]
-
-
-@pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{n}-{label(o)}" for n, o in CASES])
-def test_whole_runs_are_the_same_matrix(name: str, options: dict[str, Any]) -> None:
-    for prediction, spacing, steps in itertools.product(PREDICTIONS, SPACINGS, STEPS):
-        schedule = NoiseSchedule(prediction_type=prediction)
-        chosen = options | {"timestep_spacing": spacing}
-        found = matrix_deviation(name, schedule, steps, **chosen)
-        assert found <= tolerance(name, schedule, steps, **chosen), f"{prediction} {spacing} {steps}: {found}"
-
-
 @pytest.mark.parametrize("kind", ["cosine", "scaled"])
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", GOLDEN)
 def test_other_schedules(name: str, kind: str) -> None:
-    for prediction, spacing, options in itertools.product(PREDICTIONS, SPACINGS, OPTIONS[name][:2]):
+    for prediction in GOLDEN[name].predictions:
         schedule = NoiseSchedule(prediction_type=prediction, **SCHEDULES[kind])
-        for steps in (7, 20):
-            found = matrix_deviation(name, schedule, steps, timestep_spacing=spacing, **options)
-            limit = tolerance(name, schedule, steps, timestep_spacing=spacing, **options)
-            assert found <= limit, f"{prediction} {spacing} {steps} {options}: {found}"
+        check_matrices(name, schedule, 7, GOLDEN[name].options[:2])
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", [name for name, golden in GOLDEN.items() if golden.spacings])
 def test_steps_offset(name: str) -> None:
-    options = OPTIONS[name][0] | {"timestep_spacing": "leading", "steps_offset": 1}
-    assert matrix_deviation(name, NoiseSchedule(**SCHEDULES["scaled"]), 50, **options) <= TOLERANCE
+    golden, schedule = GOLDEN[name], NoiseSchedule(**SCHEDULES["scaled"])
+    options = golden.options[0] | {"timestep_spacing": "leading", "steps_offset": 1}
+    assert matrix_deviation(golden, name, schedule, 20, options) <= TOLERANCE
 
 
 @pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "heun"])  # diffusers' Heun cannot
-def test_zero_terminal_snr(name: str, spacing: str, prediction: str) -> None:
+@pytest.mark.parametrize("name", [name for name, golden in GOLDEN.items() if golden.rescales])
+def test_zero_terminal_snr(name: str, prediction: str) -> None:
+    golden = GOLDEN[name]
+    if prediction not in golden.predictions:
+        return
     schedule = NoiseSchedule(prediction_type=prediction, rescale_betas_zero_snr=True)
-    for options in OPTIONS[name]:
-        options = options | {"timestep_spacing": spacing}
-        if options.get("eta") == 1.0 and spacing != "leading":
+    for options in golden.chosen(golden.options[: 8 if name == "ddim" else 4]):
+        if options.get("eta") == 1.0 and options["timestep_spacing"] != "leading":
             # The first step is all noise: the rest, 1 - alpha_bar - std^2, is 0, and in diffusers below 0 by
             # rounding, of which it takes the root.
             assert np.isfinite(solver_table(name, schedule, 12, **options).a).all()
             continue
-        found = matrix_deviation(name, schedule, 12, **options)
-        assert found <= TOLERANCE, f"{options}: {found}"
-
-
-def thousand_steps(name: str, prediction: str, spacing: str, many: list[dict[str, Any]]) -> None:
-    for options in many:
-        found = matrix_deviation(
-            name, NoiseSchedule(prediction_type=prediction), 1000, timestep_spacing=spacing, **options
-        )
-        assert found <= TOLERANCE, f"{options}: {found}"
-
-
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("name", OPTIONS)
-def test_thousand_steps(name: str, prediction: str) -> None:
-    thousand_steps(name, prediction, "trailing", OPTIONS[name][:1])
+        found = matrix_deviation(golden, name, schedule, 12, options)
+        assert found <= golden.tolerance(schedule, 12, options), f"{options}: {found}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("name", OPTIONS)
-def test_thousand_steps_all_options(name: str, prediction: str, spacing: str) -> None:
-    if name == "dpm++2m" and spacing != "trailing":
-        # 1001 knots do not fit into 1000 timesteps: diffusers returns NaN (linspace) or stops with an IndexError.
-        schedule = NoiseSchedule(prediction_type=prediction)
+@pytest.mark.parametrize("name", [name for name in GOLDEN if name != "lms"])  # 2 ms a weight, in diffusers
+def test_thousand_steps(name: str, spacing: str) -> None:
+    """The first set of options; DPM-Solver's 1001 knots fit into 1000 timesteps with trailing spacing only."""
+    golden = GOLDEN[name]
+    schedule = NoiseSchedule(prediction_type="v_prediction")
+    if not golden.spacings:
+        spacing = "linspace"
+    options = golden.options[0] | ({"timestep_spacing": spacing} if golden.spacings else {})
+    if name in LAMBDA and spacing != "trailing":
         with pytest.raises(ConfigError, match="visit a timestep twice"):
-            solver_table(name, schedule, 1000, timestep_spacing=spacing)
+            solver_table(name, schedule, 1000, **options)
         return
-    many = OPTIONS[name][: 2 if name in ("euler", "heun") else None]  # Heun's 1999 evaluations take a while
-    # Visits t = 0, so that sigma_min leaves a last step of no length, where diffusers' heun is 0 / 0.
-    many = [o for o in many if (o.get("solver_type"), o.get("final_sigmas_type")) != ("heun", "sigma_min")]
-    thousand_steps(name, prediction, spacing, many)
+    found = matrix_deviation(golden, name, schedule, 1000, options)
+    assert found <= golden.tolerance(schedule, 1000, options)
 
 
-def trajectories(
-    name: str, schedule: NoiseSchedule, steps: int, **options: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    generator = torch.Generator().manual_seed(steps)
-    x = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64)
-    noise = torch.randn(evaluations(name, steps), 2, 3, 4, 4, generator=generator, dtype=torch.float64)
-    noise[-1] = 0  # diffusers adds noise to finished samples
-    network = random_network(1, 3, options.get("variance_type"))
-    ours = run(solver_table(name, schedule, steps, **options), network, x, noise)
-    theirs = diffusers_run(name, schedule, steps, network, x, list(noise), **options)
-    return ours.numpy(), theirs.numpy()
-
-
-PATHS: list[tuple[str, dict[str, Any]]] = [
-    *(("ddpm", {"variance_type": v}) for v in ("fixed_small", "fixed_large", "learned", "learned_range")),
-    *(
-        ("ddim", {"eta": eta, "use_clipped_model_output": clipped, "constant_stride": True})
-        for eta in (0.0, 1.0)
-        for clipped in (False, True)
-    ),
-    ("dpm++2m", {}),
-    ("dpm++2m", {"solver_type": "heun", "final_sigmas_type": "sigma_min"}),
-    ("euler", {}),
-    ("euler", {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}),
-    ("heun", {}),
-    ("heun", {"use_karras_sigmas": True}),
-]
-
-
-@pytest.mark.parametrize(("name", "options"), [c for c in CASES if c[0] in ("euler", "heun")])
-def test_times_and_first_scale(name: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", [name for name in GOLDEN if name not in ("ddpm", "ddim")])
+def test_times_and_first_scale(name: str) -> None:
     """What a run as a matrix does not show: the time inputs, fractional ones too, and the first state's size."""
-    for spacing, steps in itertools.product(SPACINGS, STEPS):
-        options = options | {"timestep_spacing": spacing}
-        table = solver_table(name, NoiseSchedule(), steps, **options)
-        oracle, module, _ = scheduler(name, NoiseSchedule(), **options)
-        with in_float64(module):
-            oracle.set_timesteps(steps)
-        np.testing.assert_allclose(table.time, oracle.timesteps, rtol=1e-12, atol=1e-9)
-        scale = float(oracle.init_noise_sigma / (oracle.sigmas[0] ** 2 + 1) ** 0.5)
-        assert table.initial_scale == pytest.approx(scale, rel=1e-13)
+    golden = GOLDEN[name]
+    for kind, steps in (("linear", 2), ("cosine", 7)):
+        schedule = NoiseSchedule(**SCHEDULES[kind])
+        for options in golden.chosen(golden.options):
+            table = solver_table(name, schedule, steps, **options)
+            oracle, module, _ = scheduler(name, schedule, **options)
+            with in_float64(module):
+                oracle.set_timesteps(steps)
+            atol = 1e-9
+            if name == "dpm2_a":
+                # sigma_down loses (sigma / sigma')^2 times its rounding in diffusers, and the middle of the step is
+                # read off where log(sigma) rises by 0.05 and more a timestep.
+                levels = np.unique(oracle.sigmas[oracle.sigmas > 0])
+                atol = max(atol, 20 * np.finfo(float).eps * float((levels[1:] / levels[:-1]).max()) ** 2)
+            np.testing.assert_allclose(
+                table.time, oracle.timesteps, rtol=1e-12, atol=atol, err_msg=str(options)
+            )
+            sigma = float(oracle.sigmas[0]) if SCHEDULERS[name].scaled else 0.0
+            scale = float(oracle.init_noise_sigma) / (sigma**2 + 1) ** 0.5
+            assert table.initial_scale == pytest.approx(scale, rel=1e-13)
 
 
 def test_continuous_times() -> None:
@@ -231,45 +145,60 @@ def test_continuous_times() -> None:
     oracle.set_timesteps(12)
     table = solver_table("euler", schedule, 12, **options)
     np.testing.assert_allclose(table.time, oracle.timesteps, rtol=1e-5)
-    assert matrix_deviation("euler", schedule, 12, **options) <= TOLERANCE
+    assert matrix_deviation(GOLDEN["euler"], "euler", schedule, 12, options) <= TOLERANCE
     with pytest.raises(ConfigError, match="continuous is for v_prediction"):
         solver_table("euler", NoiseSchedule(), 12, **options)
 
 
-@pytest.mark.parametrize("clip", [None, 1.0, 0.3])
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize(("name", "options"), PATHS, ids=[f"{n}-{label(o)}" for n, o in PATHS])
-def test_non_linear_trajectories(
-    name: str, options: dict[str, Any], prediction: str, clip: float | None
-) -> None:
+def check_paths(name: str, prediction: str, steps: tuple[int, ...], clip: float | None) -> None:
+    golden = GOLDEN[name]
     schedule = NoiseSchedule(prediction_type=prediction, **SCHEDULES["scaled"])
     clipping = {"clip_sample": False} if clip is None else {"clip_sample": True, "clip_sample_range": clip}
-    for spacing, steps in itertools.product(SPACINGS, (1, 2, 7, 25)):
-        chosen = {"timestep_spacing": spacing, **options, **clipping}
-        ours, theirs = trajectories(name, schedule, steps, **chosen)
-        assert deviation(ours, theirs) <= tolerance(name, schedule, steps, **chosen), (
-            f"{spacing} {steps} steps"
-        )
-    if clip is not None:
-        unclipped, _ = trajectories(
-            name, schedule, steps, timestep_spacing=spacing, **options, clip_sample=False
-        )
-        assert deviation(ours, unclipped) > 1e-3  # the clipping was really on
+    for options, count in itertools.product(golden.chosen(golden.paths), steps):
+        options = options | clipping
+        found = deviation(*trajectories(golden, name, schedule, count, options))
+        limit = golden.tolerance(schedule, count, options)
+        assert found <= limit, f"{count} steps {options}: {found}, limit {limit}"
+
+
+@pytest.mark.parametrize(("name", "prediction"), CASES)
+def test_non_linear_trajectories(name: str, prediction: str) -> None:
+    check_paths(name, prediction, (7,), 0.3)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_clipping_is_on(name: str) -> None:
+    """Without it the test above would show nothing."""
+    schedule = NoiseSchedule(**SCHEDULES["scaled"])
+    ends = [
+        trajectories(GOLDEN[name], name, schedule, 7, GOLDEN[name].paths[0] | {"clip_sample": clip})[0]
+        for clip in (True, False)
+    ]
+    assert deviation(*ends) > 1e-3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize(("name", "options"), PATHS, ids=[f"{n}-{label(o)}" for n, o in PATHS])
-def test_long_trajectories(name: str, options: dict[str, Any], prediction: str) -> None:
-    """50 steps with every spacing, and 1000 with trailing, which all solvers take, for the first of each."""
-    schedule = NoiseSchedule(prediction_type=prediction, **SCHEDULES["scaled"])
-    first = next(path for path in PATHS if path[0] == name) == (name, options)
-    for steps, spacing in [*((50, s) for s in SPACINGS), *([(1000, "trailing")] if first else [])]:
-        chosen = {"timestep_spacing": spacing, **options, "clip_sample": True}
-        ours, theirs = trajectories(name, schedule, steps, **chosen)
-        assert deviation(ours, theirs) <= tolerance(name, schedule, steps, **chosen), (
-            f"{spacing} {steps} steps"
-        )
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize(("name", "prediction"), CASES)
+def test_trajectories_of_all_lengths(name: str, prediction: str, clip: float | None) -> None:
+    check_paths(name, prediction, (1, 2, 10, 25 if name == "lms" else 50), clip)
+
+
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+@pytest.mark.parametrize("name", ["dpm++2m_sde", "dpm++3m_sde"])
+def test_noise_of_a_last_step_that_is_not_clean(name: str, kind: str) -> None:
+    """Only here does a run end with noise: the other tests have none in the last row."""
+    schedule = NoiseSchedule(**SCHEDULES["scaled"])
+    options = {"final_sigmas_type": "sigma_min", "solver_type": kind, "timestep_spacing": "trailing"}
+    table = solver_table(name, schedule, 9, **options)
+    generator = torch.Generator().manual_seed(0)
+    x, *noise = torch.randn(10, 2, 3, 4, 4, generator=generator, dtype=torch.float64)
+    network = random_network(1, 3)
+    ours = run(table, network, x, noise)
+    theirs = GOLDEN[name].other(name, schedule, 9, network, x, noise, **options)
+    assert deviation(ours.numpy(), theirs.numpy()) <= TOLERANCE
+    noise[-1] = torch.zeros_like(x)
+    assert deviation(run(table, network, x, noise).numpy(), theirs.numpy()) > 1e-4
 
 
 def test_float32_diffusers_agrees_too() -> None:
@@ -277,7 +206,7 @@ def test_float32_diffusers_agrees_too() -> None:
     from diffusers import DDIMScheduler
 
     schedule = NoiseSchedule()
-    scheduler = DDIMScheduler(**schedule.to_config(), clip_sample=False)
+    scheduler: Any = DDIMScheduler(**schedule.to_config(), clip_sample=False)
     scheduler.set_timesteps(20)
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     network = random_network(1, 3)

@@ -1,0 +1,41 @@
+"""What a solver does with its estimate of x_0 before it uses it: nothing, a clip, or the dynamic threshold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..config import bounded
+from .table import NO_THRESHOLD
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """Options that solvers share; names and defaults are diffusers', but for the clipping, off where it has none.
+
+    clip_sample, clip_sample_range: clip the estimate of x_0 to +- the range
+    thresholding, dynamic_thresholding_ratio, sample_max_value: instead, clip each sample's estimate to +- s and divide
+        it by s, s = clamp(quantile(|x_0|, ratio), 1, sample_max_value) (Saharia et al. 2022, arXiv:2205.11487,
+        section 2.3). Made for pixels and large guidance weights, not for latents
+    """
+
+    clip_sample: bool = False
+    clip_sample_range: float = bounded(1e-6, 1e6, default=1.0)
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = bounded(1e-6, 1.0, default=0.995)
+    sample_max_value: float = bounded(1.0, 1e6, default=1.0)
+
+    @property
+    def clip(self) -> float:
+        """Bound of |x_0|, inf = none; diffusers, too, lets the threshold take the clip's place."""
+        return self.clip_sample_range if self.clip_sample and not self.thresholding else math.inf
+
+    @property
+    def threshold(self) -> tuple[float, float]:
+        """(ratio, largest) for a table's rows."""
+        return (self.dynamic_thresholding_ratio, self.sample_max_value) if self.thresholding else NO_THRESHOLD
+
+    @property
+    def clipped(self) -> bool:
+        """Whether x_0 is changed: what else follows from the network's output must then be taken from x_0."""
+        return self.clip_sample or self.thresholding

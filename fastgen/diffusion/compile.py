@@ -1,0 +1,267 @@
+"""Any linear scheduler object as a table: `compile_scheduler`.
+
+A scheduler in the style of diffusers (timesteps, step(model_output, t, sample), perhaps scale_model_input) is played
+through once with unit vectors in place of pictures. Where its step is linear in the state, the network's output and
+fresh noise, whatever it keeps inside, each state comes out as its exact coefficients over
+
+    x_T,   F_0 .. F_n-1,   z_0 .. z_n-1
+
+From them follows what has to be remembered after each evaluation, the span of what later states take from the past,
+and a table that remembers just that, in as few slots as will do (`fastgen.diffusion.slots`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import shown
+from ..errors import ConfigError
+from .driven import Draws, driven
+from .interpreter import run
+from .slots import realise
+from .table import Table
+
+MAX_EVALUATIONS = 1000
+DRAWS = 2  # of noise a step may make, of which one may matter
+LINEAR = 1e-9  # how far a sum of runs may be from the run of the sum, relative
+EXACT = 1e-8  # how far a table may be from its scheduler
+SHAPE = (2, 3, 4, 4)  # of trial states
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledTable(Table):
+    """A table made from a scheduler.
+
+    deviation: the largest difference between the two, over all states of a run with a random network, relative to the
+        state's largest value; both in float64 arithmetic
+    """
+
+    deviation: float = 0.0
+
+
+def compile_scheduler(
+    scheduler: Any,
+    steps: int | None = None,
+    *,
+    initial_scale: float | None = None,
+    step_options: Mapping[str, Any] | None = None,
+) -> CompiledTable:
+    """A scheduler object as a table, which every engine takes for a solver: ``engine.sample(solver=table)``.
+
+    scheduler: has `timesteps` and ``step(model_output, t, sample)``, whose result is an object with `prev_sample`, or
+        whose first entry that is; perhaps ``scale_model_input(sample, t)``. It is copied, never changed.
+    steps: for its ``set_timesteps(steps)``; None: it was called already, and no step has been taken since
+    initial_scale: the first state's standard deviation, by default its `init_noise_sigma`, else 1
+    step_options: further keyword arguments of its step: {"eta": 1.0}
+
+    The scheduler computes in float64 as far as it lets us: states are never rounded to float32, its own tables are what
+    they are, mostly float32.
+
+    Raises ConfigError where it is no such object; where its step is not linear (clipping, thresholding, adaptive step
+    sizes, norms over the batch), at which step; where it needs more than one noise a step, or more than four slots.
+    """
+    player = _Player(_prepared(scheduler, steps), dict(step_options or {}), type(scheduler).__name__)
+    player.check_linear()
+    states, input_scale, used = player.trace()
+    scale = _initial_scale(scheduler, initial_scale)
+    rows = realise(states * np.append(scale, np.ones(states.shape[1] - 1)))
+    if rows is None:
+        raise ConfigError(
+            f"{player.name}: it remembers more than four earlier states or outputs, or two new ones a step; "
+            "tables have four slots and write one a row"
+        )
+    count = len(player.times)
+    table = CompiledTable(
+        name=player.name,
+        time=player.times,
+        input_scale=input_scale,
+        p=np.zeros(count),
+        q=np.zeros(count),
+        clip=np.full(count, np.inf),
+        slot=rows.slot,
+        noise_step=np.arange(count),
+        a=rows.a,
+        b=rows.b,
+        log2_std=np.zeros((count, 2)),
+        initial_scale=scale,
+    )
+    found = player.deviation(table, used)
+    if not found <= EXACT:
+        raise ConfigError(
+            f"{player.name}: a table made from it differs from it by {found:.1e} on a random network: its step does "
+            "more than add multiples of whole states, or depends on more than its timesteps and state"
+        )
+    object.__setattr__(table, "deviation", found)
+    return table
+
+
+class _Player:
+    """Runs of one scheduler from the beginning, each with a fresh copy of it."""
+
+    def __init__(self, scheduler: Any, step_options: dict[str, Any], name: str) -> None:
+        self.scheduler, self.step_options, self.name = scheduler, step_options, name
+        self.timesteps = _timesteps(scheduler, name)
+        self.times = np.array([float(t) for t in self.timesteps])
+
+    def play(
+        self, network: Callable[[Tensor, int], Tensor], x: Tensor, noise: Sequence[Sequence[Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """States [n + 1] and network inputs [n]. network(input, i); noise[i]: what step i may draw, in order."""
+        scheduler = copy.deepcopy(self.scheduler)
+        states, inputs = [x], []
+        for i, t in enumerate(self.timesteps):
+            draws = Draws(noise[i], self.name, i)
+            with driven(scheduler, draws):
+                scaled = (
+                    x
+                    if not hasattr(scheduler, "scale_model_input")
+                    else scheduler.scale_model_input(x.clone(), t)
+                )
+            inputs.append(scaled)
+            output = network(scaled, i)
+            with driven(scheduler, draws):
+                result = scheduler.step(output.clone(), t, x.clone(), **self.step_options)
+            x = result.prev_sample if hasattr(result, "prev_sample") else result[0]
+            if not isinstance(x, Tensor) or x.shape != states[0].shape:
+                raise ConfigError(
+                    f"{self.name}: step {i} returned no state of its argument's shape, but {shown(x)}"
+                )
+            states.append(x)
+        after = np.array([float(t) for t in scheduler.timesteps])
+        if not np.array_equal(after, self.times):
+            raise ConfigError(
+                f"{self.name}: it changes its timesteps on the way: adaptive steps do not fit a table"
+            )
+        return states, inputs
+
+    def check_linear(self) -> None:
+        """Play u, v and u + v, the network's outputs given. Raises ConfigError where the third is not the sum."""
+        count = len(self.times)
+        generator = torch.Generator().manual_seed(0)
+
+        def random() -> Tensor:
+            return 2.0 * torch.randn(
+                1 + count * (1 + DRAWS), *SHAPE, generator=generator, dtype=torch.float64
+            )
+
+        u, v = random(), random()
+
+        def play(values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+            noise = values[1 + count :].reshape(count, DRAWS, *SHAPE)
+            return self.play(lambda x, i: values[1 + i], values[0], list(noise))
+
+        played = [play(values) for values in (u, v, u + v)]
+        for kind in (0, 1):
+            for i, (a, b, whole) in enumerate(zip(*(states[kind] for states in played), strict=True)):
+                difference = float((a + b - whole).abs().max() / whole.abs().max().clamp(min=1e-30))
+                if not difference <= LINEAR:
+                    where = f"step {i - 1}" if kind == 0 else f"scale_model_input at step {i}"
+                    raise ConfigError(
+                        f"{self.name}: {where} is not linear in state, network output and noise (the sum of two runs "
+                        f"differs from the run of the sum by {difference:.1e}){self._cause()}"
+                    )
+
+    def trace(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """(states [n + 1, 1 + 2 n] over [x_T, F, z], input_scale [n], the draw of each step that matters)."""
+        count = len(self.times)
+        size = 1 + count * (1 + DRAWS)
+        units = torch.eye(size, dtype=torch.float64).reshape(size, 1, size, 1, 1)
+        noise = units[1 + count :].reshape(count, DRAWS, *units.shape[1:])
+        states, inputs = self.play(lambda x, i: units[1 + i], units[0], list(noise))
+        flat = torch.stack(states).flatten(1).numpy()
+        if not np.all(np.isfinite(flat)):
+            step = int(np.argwhere(~np.isfinite(flat).all(1))[0][0]) - 1
+            raise ConfigError(f"{self.name}: step {step} gives inf or nan")
+        scales = []
+        for i, given in enumerate(inputs):
+            wanted, got = flat[i], given.flatten().numpy()
+            scale = float(got @ wanted / (wanted @ wanted))
+            if not np.abs(got - scale * wanted).max() <= LINEAR * np.abs(got).max():
+                raise ConfigError(
+                    f"{self.name}: scale_model_input at step {i} does more than multiply the state"
+                )
+            scales.append(scale)
+        drawn = np.abs(flat[:, 1 + count :]).max(0).reshape(count, DRAWS) > 0.0
+        if np.any(drawn.sum(1) > 1):
+            step = int(np.argmax(drawn.sum(1)))
+            raise ConfigError(f"{self.name}: step {step} adds more than one noise; a table's row has one")
+        used = drawn.argmax(1)
+        kept = [*range(1 + count), *(1 + count + DRAWS * np.arange(count) + used)]
+        return flat[:, kept], np.array(scales), used.tolist()
+
+    def deviation(self, table: Table, used: list[int]) -> float:
+        """Between the scheduler and `table` with a random network: see `CompiledTable`."""
+        count = len(self.times)
+        generator = torch.Generator().manual_seed(1)
+        x = table.initial_scale * torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+        noise = torch.randn(count, DRAWS, *SHAPE, generator=generator, dtype=torch.float64)
+        mix = torch.randn(SHAPE[1], SHAPE[1], generator=generator, dtype=torch.float64)
+
+        def network(x: Tensor, i: int) -> Tensor:
+            return 1.5 * torch.tanh(torch.einsum("oc,bchw->bohw", mix, x) + 0.3 * i) + 0.1 * x
+
+        theirs, _ = self.play(network, x, list(noise))
+        asked = iter(range(count))
+        ours: list[Tensor] = []
+
+        def watched(x: Tensor, t: float) -> Tensor:
+            i = next(asked)
+            ours.append(x / table.input_scale[i])
+            return network(x, i)
+
+        ours.append(run(table, watched, x, [noise[i, k] for i, k in enumerate(used)]))
+        differences = [
+            float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))
+            for a, b in zip(ours, theirs, strict=True)
+        ]
+        return float(np.max(differences))
+
+    def _cause(self) -> str:
+        config = getattr(self.scheduler, "config", None)
+        on = [
+            key
+            for key in ("clip_sample", "thresholding")
+            if config is not None and getattr(config, key, False)
+        ]
+        if on:
+            return f": it is configured with {', '.join(f'{key}=True' for key in on)}; make one without"
+        return (
+            ": clipping, thresholds, adaptive step sizes and norms over a sample or batch do not fit a table"
+        )
+
+
+def _prepared(scheduler: Any, steps: int | None) -> Any:
+    """A copy, ready for its first step."""
+    if not callable(getattr(scheduler, "step", None)):
+        raise ConfigError(
+            f"scheduler: expected an object with timesteps and a step method, got {shown(scheduler)}"
+        )
+    scheduler = copy.deepcopy(scheduler)
+    if steps is not None:
+        if type(steps) is not int or not 1 <= steps <= MAX_EVALUATIONS:
+            raise ConfigError(f"steps: expected an int from 1 to {MAX_EVALUATIONS}, got {steps!r}")
+        scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def _timesteps(scheduler: Any, name: str) -> Any:
+    found = getattr(scheduler, "timesteps", None)
+    if found is None or getattr(scheduler, "num_inference_steps", 1) is None:
+        raise ConfigError(f"{name}: has no timesteps yet: give steps, or call its set_timesteps before")
+    if not 1 <= len(found) <= MAX_EVALUATIONS:
+        raise ConfigError(f"{name}: expected 1 to {MAX_EVALUATIONS} timesteps, got {len(found)}")
+    return found
+
+
+def _initial_scale(scheduler: Any, given: float | None) -> float:
+    scale = float(getattr(scheduler, "init_noise_sigma", 1.0) if given is None else given)
+    if not 0.0 < scale < float("inf"):
+        raise ConfigError(f"initial_scale: expected a number above 0, got {scale}")
+    return scale

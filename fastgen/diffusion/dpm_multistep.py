@@ -1,0 +1,147 @@
+"""DPM-Solver, multistep: one network evaluation a step, the earlier estimates kept.
+
+Lu et al. 2022, arXiv:2206.00927 and arXiv:2211.01095 (algorithm 2 and appendix B); for stochastic third order
+k-diffusion's sample_dpmpp_3m_sde, which diffusers departs from by a sign.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import bounded, one_of
+from ..errors import ConfigError
+from .dpm_steps import ALGORITHMS, SOLVER_TYPES, check_end, estimate, noise_to, step_factors
+from .lambdas import LambdaOptions, lambda_ladder
+from .points import Ladder
+from .processes import AnyProcess
+from .schedule import NoiseSchedule
+from .table import H, Table, TableBuilder, X
+
+FEW_STEPS = 15  # below this many steps a lower order at the end is the more stable
+
+
+@dataclass(frozen=True)
+class MultistepOptions(LambdaOptions):
+    """Options of `dpm++2m` and `dpm++3m`: those of `LambdaOptions`, and
+
+    solver_type: how the difference of the last two estimates enters a second-order step, midpoint or heun
+    lower_order_final: take the last step at first order, the one before it at second, if there are fewer than 15
+    euler_at_final: take the last step at first order however many there are
+    """
+
+    solver_type: str = one_of(*SOLVER_TYPES, default="midpoint")
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+
+
+@dataclass(frozen=True)
+class MultistepSDEOptions(MultistepOptions):
+    """Options of `dpm++2m_sde` and `dpm++3m_sde`: those of `MultistepOptions`, and
+
+    eta: how much fresh noise a step adds, 0 none; 1 follows the process backwards
+    """
+
+    eta: float = bounded(0.0, 100.0, default=1.0)
+
+
+@dataclass(frozen=True)
+class DPMMultistepOptions(MultistepOptions):
+    """Options of `dpm_multistep`: those of `MultistepOptions`, and
+
+    solver_order: 1 to 3
+    algorithm_type: dpmsolver keeps estimates of the noise, dpmsolver++ of x_0; sde-... add noise (eta = 1)
+    """
+
+    solver_order: int = bounded(1, 3, default=2)
+    algorithm_type: str = one_of(*ALGORITHMS, default="dpmsolver++")
+
+
+def dpm_multistep(schedule: AnyProcess, steps: int, options: DPMMultistepOptions) -> Table:
+    """diffusers' DPMSolverMultistepScheduler. Slots: solver_order - 1 earlier estimates."""
+    algorithm = options.algorithm_type
+    if algorithm == "sde-dpmsolver" and options.solver_order == 3:
+        raise ConfigError(
+            "solver_order: 3 is not defined for algorithm_type=sde-dpmsolver; use sde-dpmsolver++"
+        )
+    eta = 1.0 if algorithm.startswith("sde") else 0.0
+    return _multistep("dpm_multistep", schedule, steps, options, options.solver_order, algorithm, eta)
+
+
+def dpmpp_2m(schedule: AnyProcess, steps: int, options: MultistepOptions) -> Table:
+    """DPM-Solver++(2M)."""
+    return _multistep("dpm++2m", schedule, steps, options, 2)
+
+
+def dpmpp_3m(schedule: AnyProcess, steps: int, options: MultistepOptions) -> Table:
+    """DPM-Solver++ multistep of third order."""
+    return _multistep("dpm++3m", schedule, steps, options, 3)
+
+
+def dpmpp_2m_sde(schedule: AnyProcess, steps: int, options: MultistepSDEOptions) -> Table:
+    """SDE-DPM-Solver++(2M)."""
+    return _multistep("dpm++2m_sde", schedule, steps, options, 2, "sde-dpmsolver++", options.eta)
+
+
+def dpmpp_3m_sde(schedule: AnyProcess, steps: int, options: MultistepSDEOptions) -> Table:
+    """SDE-DPM-Solver++ multistep of third order."""
+    return _multistep("dpm++3m_sde", schedule, steps, options, 3, "sde-dpmsolver++", options.eta)
+
+
+def _multistep(
+    name: str,
+    schedule: AnyProcess,
+    steps: int,
+    options: MultistepOptions,
+    order: int,
+    algorithm: str = "dpmsolver++",
+    eta: float = 0.0,
+) -> Table:
+    # diffusers rounds the timesteps of Karras' and log-SNR levels, but on the cosine schedule cuts them off.
+    cosine = isinstance(schedule, NoiseSchedule) and schedule.beta_schedule == "squaredcos_cap_v2"
+    ladder = lambda_ladder(schedule, steps, options, rounded=not cosine)
+    check_end(algorithm, ladder)
+    orders = step_orders(steps, order, options, ladder)
+    slots = order - 1
+    rows = TableBuilder(name, clip=options.clip, threshold=options.threshold)
+    for i, (now, after) in enumerate(zip(ladder.points, ladder.knots[1:], strict=True)):
+        newest = estimate(now, algorithm, options.clipped)
+        earlier = [H[(i - k) % slots] for k in range(1, orders[i])]
+        differences = backward_differences(ladder, i, [newest, *earlier])
+        kind = "heun" if orders[i] == 3 else options.solver_type
+        linear, weights = step_factors(now, after, algorithm, kind, eta)
+        x = linear * X + sum(c * d for c, d in zip(weights, differences, strict=False))
+        x = x + noise_to(now, after, algorithm, eta)
+        keep = any(orders[i + k] > k for k in range(1, slots + 1) if i + k < steps)
+        rows.evaluate(now, x, slot=i % slots if keep else -1, history=newest if keep else None)
+    return rows.table(initial_scale=ladder.initial_scale)
+
+
+def step_orders(steps: int, order: int, options: MultistepOptions, ladder: Ladder) -> list[int]:
+    """The order of every step: it grows from 1 as estimates come in, and falls at the end as the options say."""
+    few = options.lower_order_final and steps < FEW_STEPS
+    orders = [min(order, i + 1) for i in range(steps)]
+    if few and steps > 1:
+        orders[-2] = min(orders[-2], 2)
+    if few or options.euler_at_final or ladder.end.sigma == 0.0:
+        orders[-1] = 1
+    return orders
+
+
+def backward_differences(ladder: Ladder, i: int, estimates: list[np.ndarray]) -> list[np.ndarray]:
+    """D0, D1, D2 at step i from the estimates at its knot and those before it, the newest first.
+
+    Divided differences in lambda times powers of the step h, extrapolated from the newest two or three estimates
+    (Lu et al. 2022, arXiv:2211.01095, appendix B).
+    """
+    if len(estimates) == 1:
+        return estimates
+    lambdas = ladder.log_snrs
+    h, h0 = lambdas[i + 1] - lambdas[i], lambdas[i] - lambdas[i - 1]
+    first = h / h0 * (estimates[0] - estimates[1])
+    if len(estimates) == 2:
+        return [estimates[0], first]
+    h1 = lambdas[i - 1] - lambdas[i - 2]
+    bend = first - h / h1 * (estimates[1] - estimates[2])
+    return [estimates[0], first + h0 / (h0 + h1) * bend, h / (h0 + h1) * bend]

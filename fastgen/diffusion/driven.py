@@ -1,0 +1,116 @@
+"""Somebody else's scheduler, under our control for a step: its noise comes from us, and states stay float64.
+
+Nothing is patched: PyTorch's own dispatch mode sees the operations that the block makes, and no others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import ConfigError
+
+NORMAL = ("aten::randn", "aten::randn_like", "aten::normal_")
+
+
+class Draws:
+    """The noises that step `step` of scheduler `name` may draw, in order. ConfigError for one too many."""
+
+    def __init__(self, noise: Sequence[Tensor], name: str, step: int) -> None:
+        self.left, self.name, self.step = list(noise), name, step
+
+    def next(self, shape: Sequence[int]) -> Tensor:
+        """A noise of the state's shape."""
+        if not self.left:
+            raise ConfigError(f"{self.name}: step {self.step} draws noise too often; a table's row has one")
+        noise = self.left.pop(0)
+        if tuple(shape) != tuple(noise.shape):
+            raise ConfigError(
+                f"{self.name}: step {self.step} draws noise of shape {list(shape)}, not of the state's, "
+                f"{list(noise.shape)}"
+            )
+        return noise.clone()
+
+
+@contextmanager
+def driven(scheduler: Any, draws: Draws) -> Iterator[None]:
+    """Within the block `scheduler` gets its normal noise from `draws`, and rounds no state to less than float64.
+
+    A scheduler whose attribute `noise_sampler` is a Brownian motion (diffusers' DPMSolverSDE) gets one made of `draws`.
+    """
+    if hasattr(scheduler, "noise_sampler"):
+        if not isinstance(scheduler.noise_sampler, _Brownian):
+            scheduler.noise_sampler = _Brownian()
+        scheduler.noise_sampler.draws = draws
+    with _Driven(draws):
+        yield
+
+
+class _Driven(TorchDispatchMode):
+    def __init__(self, draws: Draws) -> None:
+        super().__init__()
+        self.draws = draws
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name
+        if name in NORMAL:
+            return self._noise(name, args, kwargs)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise ConfigError(
+                f"{self.draws.name}: step {self.draws.step} draws other noise than normal: {name}"
+            )
+        if name == "aten::_to_copy" and args[0].dtype == torch.float64 and args[0].dim() > 0:
+            dtype = kwargs.get("dtype")
+            if dtype is not None and dtype.is_floating_point:
+                kwargs = {**kwargs, "dtype": torch.float64}
+        return func(*args, **kwargs)
+
+    def _noise(self, name: str, args: Any, kwargs: Any) -> Tensor:
+        if name == "aten::randn":
+            return self.draws.next(args[0])
+        noise = self.draws.next(args[0].shape)
+        if name == "aten::randn_like":
+            return noise
+        mean = args[1] if len(args) > 1 else kwargs.get("mean", 0.0)
+        std = args[2] if len(args) > 2 else kwargs.get("std", 1.0)
+        return args[0].copy_(mean + std * noise)
+
+
+class _Brownian:
+    """Increments of a Brownian motion W over any intervals: (W(b) - W(a)) / sqrt(|b - a|), one draw a new point."""
+
+    def __init__(self) -> None:
+        self.draws: Draws | None = None
+        self.path: dict[float, Tensor] = {}
+
+    def __call__(self, a: Any, b: Any) -> Tensor:
+        a, b = float(a), float(b)
+        if not self.path:
+            self.path[a] = torch.zeros(())
+        difference = self._at(b) - self._at(a)
+        return difference / math.sqrt(abs(b - a))
+
+    def _at(self, time: float) -> Tensor:
+        if time in self.path:
+            return self.path[time]
+        assert self.draws is not None
+        noise = self.draws.next(self.draws.left[0].shape if self.draws.left else ())
+        below = max((t for t in self.path if t < time), default=None)
+        above = min((t for t in self.path if t > time), default=None)
+        if below is None or above is None:
+            nearest = above if below is None else below
+            assert nearest is not None
+            value = self.path[nearest] + math.sqrt(abs(time - nearest)) * noise
+        else:  # a Brownian bridge
+            share = (time - below) / (above - below)
+            mean = (1.0 - share) * self.path[below] + share * self.path[above]
+            value = mean + math.sqrt(share * (above - time)) * noise
+        self.path[time] = value
+        return value

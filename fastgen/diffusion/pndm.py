@@ -1,0 +1,166 @@
+"""PNDM and PLMS, Liu et al. 2022, "Pseudo Numerical Methods for Diffusion Models on Manifolds" (arXiv:2202.09778).
+
+Classical methods of numerical mathematics, with DDIM's step in place of the straight line: `transfer` takes a state
+from one timestep to another along a given estimate of the noise (section 3.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import bounded, one_of
+from ..errors import ConfigError
+from .clipping import ClipOptions
+from .points import Pair, Point
+from .schedule import NoiseSchedule, zero_snr_message
+from .table import F, H, Table, TableBuilder, X
+from .timesteps import SPACINGS, timesteps
+
+# Adams-Bashforth: weights of the newest estimate, the one before, ...
+ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+WARM_UP = 3  # Runge-Kutta steps, which leave the three estimates that the fourth-order method looks back at
+
+
+@dataclass(frozen=True)
+class PNDMOptions(ClipOptions):
+    """Options of `plms` and `pndm`: those of `ClipOptions`, and
+
+    timestep_spacing, steps_offset: see `fastgen.diffusion.timesteps`
+    set_alpha_to_one: end at the clean sample (alphas_cumprod = 1) rather than at alphas_cumprod[0]
+    constant_stride: step from t to t - T // steps, as diffusers does, rather than to the next visited timestep, and put
+        Runge-Kutta's midpoints (T // steps) // 2 from their ends. The two agree for leading spacing, where T // steps
+        is even
+    sum_outputs: sum the network's outputs of several timesteps, and take the noise from the sum, as diffusers does,
+        rather than sum the noises. The two agree for an epsilon prediction
+    """
+
+    timestep_spacing: str = one_of(*SPACINGS, default="leading")
+    steps_offset: int = bounded(0, 1000, default=0)
+    set_alpha_to_one: bool = False
+    constant_stride: bool = False
+    sum_outputs: bool = False
+
+
+def plms(schedule: NoiseSchedule, steps: int, options: PNDMOptions) -> Table:
+    """Pseudo linear multistep: fourth-order Adams-Bashforth, begun with an improved Euler step and lower orders.
+
+    steps + 1 evaluations (1 for one step), as in diffusers (skip_prk_steps): the first step asks the network at its
+    two ends. Three slots.
+    """
+    walk = _Walk(schedule, steps, options)
+    rows = walk.builder("plms")
+    _multistep(walk, rows, 0, 0)
+    return rows.table()
+
+
+def pndm(schedule: NoiseSchedule, steps: int, options: PNDMOptions) -> Table:
+    """Three pseudo Runge-Kutta steps of four evaluations, then `plms` at full order: steps + 9 evaluations, four slots.
+
+    ConfigError for fewer than 4 steps, and for more than T // 2, where midpoints fall on timesteps visited.
+    """
+    if not WARM_UP < steps <= schedule.num_train_timesteps // 2:
+        raise ConfigError(
+            f"steps: pndm takes from {WARM_UP + 1} to num_train_timesteps // 2 = {schedule.num_train_timesteps // 2} "
+            f"steps, got {steps}; use plms"
+        )
+    walk = _Walk(schedule, steps, options)
+    rows = walk.builder("pndm")
+    for i in range(WARM_UP):
+        _runge_kutta(walk, rows, i)
+    _multistep(walk, rows, WARM_UP, WARM_UP)
+    return rows.table()
+
+
+class _Walk:
+    """The timesteps of a run, and the state's way between two of them."""
+
+    def __init__(self, schedule: NoiseSchedule, steps: int, options: PNDMOptions) -> None:
+        if options.sum_outputs and options.clipped:
+            raise ConfigError(
+                "sum_outputs: sums outputs, not estimates of x_0, and so cannot be used with clipping"
+            )
+        self.schedule, self.options = schedule, options
+        self.visited = timesteps(
+            schedule.num_train_timesteps, steps, options.timestep_spacing, options.steps_offset
+        ).tolist()
+        self.stride = schedule.num_train_timesteps // steps
+        if schedule.alpha_bar(self.visited[0]) == 0.0:
+            raise ConfigError(zero_snr_message(self.visited[0]))
+
+    def builder(self, name: str) -> TableBuilder:
+        return TableBuilder(name, clip=self.options.clip, threshold=self.options.threshold)
+
+    def following(self, i: int) -> int:
+        """The timestep that step i ends at; below 0 is the end."""
+        if self.options.constant_stride:
+            return self.visited[i] - self.stride
+        return self.visited[i + 1] if i + 1 < len(self.visited) else -1
+
+    def point(self, t: int) -> Point:
+        return self.schedule.point_at(t, *self.schedule.alpha_sigma(t))
+
+    def estimate(self, t: int) -> np.ndarray:
+        """What is remembered of the network's answer at t: the noise, or the output itself."""
+        return F if self.options.sum_outputs else self.point(t).epsilon(clipped=self.options.clipped)
+
+    def transfer(self, t: int, s: int) -> Pair:
+        """(of x, of the estimate) in the state at s, from x at t."""
+        end = -1 if self.options.set_alpha_to_one else 0
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+            self.schedule.alpha_sigma(time if time >= 0 else end) for time in (t, s)
+        )
+        of_x, of_noise = alpha_s / alpha_t, sigma_s - alpha_s / alpha_t * sigma_t
+        if self.options.sum_outputs:
+            r, q = self.point(t).noise
+            return of_x + of_noise * r, of_noise * q
+        return of_x, of_noise
+
+
+def _multistep(walk: _Walk, rows: TableBuilder, begin: int, remembered: int) -> None:
+    """Adams-Bashforth from step `begin`, where slots 0 .. remembered - 1 hold estimates, the newest last."""
+    for i in range(begin, len(walk.visited)):
+        t = walk.visited[i]
+        newest = walk.estimate(t)
+        past = [newest, *(H[(remembered - k) % 3] for k in range(1, 4))]
+        weights = ADAMS[min(remembered, 3)]
+        of_x, of_noise = walk.transfer(t, walk.following(i))
+        x = of_x * X + of_noise * sum(w * e for w, e in zip(weights, past, strict=False))
+        rows.evaluate(walk.point(t), x, slot=remembered % 3, history=newest)
+        remembered += 1
+        if (
+            i == 0 and len(walk.visited) > 1
+        ):  # again from the beginning, with the mean of the two ends' estimates
+            end = walk.visited[1]
+            start = (X - of_noise * H[0]) / of_x
+            of_x, of_noise = walk.transfer(end + walk.stride if walk.options.constant_stride else t, end)
+            x = of_x * start + of_noise * (walk.estimate(end) + H[0]) / 2
+            rows.evaluate(walk.point(end), x)
+
+
+def _runge_kutta(walk: _Walk, rows: TableBuilder, i: int) -> None:
+    """Step i by the classical method of order 4. Its first estimate goes to slot i, where `_multistep` looks for it.
+
+    Slot 3 serves for the rest: the state x at the beginning and the second estimate are not kept but taken back from
+    the states that were made of them.
+    """
+    t, s = walk.visited[i], walk.visited[i + 1]
+    middle = moved = (t + s) // 2
+    if (
+        walk.options.constant_stride
+    ):  # diffusers brings the first state to another timestep than the network is told
+        middle, moved = s + walk.stride // 2, t - walk.stride // 2
+    first, half, whole = walk.transfer(t, moved), walk.transfer(t, middle), walk.transfer(t, s)
+
+    newest = walk.estimate(t)
+    rows.evaluate(walk.point(t), first[0] * X + first[1] * newest, slot=i, history=newest)
+
+    newest, start = walk.estimate(middle), (X - first[1] * H[i]) / first[0]
+    rows.evaluate(walk.point(middle), half[0] * start + half[1] * newest, slot=3, history=start)
+
+    second, start = (X - half[0] * H[3]) / half[1], H[3]
+    most = whole[0] * start + whole[1] * (H[i] / 6 + second / 3 + newest / 3)
+    rows.evaluate(walk.point(middle), whole[0] * start + whole[1] * newest, slot=3, history=most)
+
+    rows.evaluate(walk.point(s), H[3] + whole[1] / 6 * walk.estimate(s))

@@ -1,0 +1,176 @@
+"""PNDM's family as straight loops, consistency models, and what the multistep and distilled solvers refuse."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastgen.diffusion import NoiseSchedule, run, solver_table
+from fastgen.diffusion.consistency_model import ConsistencyModel
+from fastgen.diffusion.distilled import distilled_timesteps
+from fastgen.diffusion.flow_matching import FlowMatching
+from fastgen.diffusion.processes import process_from_config
+from fastgen.diffusion.sigmas import SigmaOptions, sigma_ladder
+from fastgen.diffusion.timesteps import timesteps
+from fastgen.errors import ConfigError
+
+from .diffusers_oracle import deviation, random_network
+from .golden_multistep import ADAMS, adams_bashforth
+
+V = NoiseSchedule(prediction_type="v_prediction")
+
+
+def start() -> Tensor:
+    return torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def ours(name: str, process: Any, steps: int, **options: Any) -> Tensor:
+    table = solver_table(name, process, steps, **options)
+    return run(
+        table, random_network(1, 2), table.initial_scale * start(), torch.zeros(len(table), 1, 2, 4, 4)
+    )
+
+
+def noise_at(x: Tensor, t: int) -> Tensor:
+    alpha, sigma = V.alpha_sigma(t)
+    return sigma * x + alpha * random_network(1, 2)(x, float(t))
+
+
+def transfer(x: Tensor, epsilon: Tensor, t: int, s: int) -> Tensor:
+    """DDIM's step: the clean sample that epsilon means, noised again."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = V.alpha_sigma(t), V.alpha_sigma(s)
+    return alpha_s * (x - sigma_t * epsilon) / alpha_t + sigma_s * epsilon
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("name", ["plms", "pndm"])
+def test_pseudo_numerical_methods(name: str, spacing: str) -> None:
+    """Liu et al. 2022, algorithm 2, from timestep to timestep; `plms` begins with an improved Euler step."""
+    visited = [*timesteps(1000, 9, spacing).tolist(), -1]
+    x, past = start(), []
+    for i, (t, s) in enumerate(itertools.pairwise(visited)):
+        e = noise_at(x, t)
+        past.append(e)
+        if name == "pndm" and i < 3:
+            middle = (t + s) // 2
+            e2 = noise_at(transfer(x, e, t, middle), middle)
+            e3 = noise_at(transfer(x, e2, t, middle), middle)
+            e4 = noise_at(transfer(x, e3, t, s), s)
+            x = transfer(x, (e + 2 * e2 + 2 * e3 + e4) / 6, t, s)
+        elif i == 0:
+            x = transfer(x, (e + noise_at(transfer(x, e, t, s), s)) / 2, t, s)
+        else:
+            weights = ADAMS[min(len(past), 4) - 1]
+            x = transfer(x, sum(w * p for w, p in zip(weights, past[::-1], strict=False)), t, s)
+    found = ours(name, V, 9, timestep_spacing=spacing, set_alpha_to_one=True)
+    assert deviation(found.numpy(), x.numpy()) < 1e-12
+
+
+@pytest.mark.parametrize("order", [1, 2, 4])
+@pytest.mark.parametrize("process", [V, FlowMatching(shift=2.0)], ids=["noise-schedule", "flow"])
+def test_ipndm(process: Any, order: int) -> None:
+    ladder = sigma_ladder(process, 8, SigmaOptions())
+    loop = adams_bashforth(
+        process, 8, random_network(1, 2), start() * ladder.initial_scale, solver_order=order
+    )
+    # The loop's (z - x_0) / w loses the digits of z / x_0, on a noise schedule at most 1 / alpha of the first point's.
+    limit = 1e-12 if isinstance(process, FlowMatching) else 1e-15 * ladder.levels[0]
+    assert deviation(ours("ipndm", process, 8, solver_order=order).numpy(), loop.numpy()) < limit
+
+
+def test_consistency_models() -> None:
+    model = ConsistencyModel(sigma_data=0.7)
+    assert process_from_config(model.to_config()) == model
+    boundary = model.point(model.sigma_min)
+    assert boundary.x0 == (1.0, 0.0)  # f(x; sigma_min) = x
+    point = model.point(3.0)
+    assert point.noise == pytest.approx(((1 - point.x0[0]) / 3.0, -point.x0[1] / 3.0), rel=1e-14)
+    assert point.time == 250 * math.log(3.0)
+    assert model.natural(40)[[0, -1]] == pytest.approx([80.0, 0.002], rel=1e-12)
+    with pytest.raises(ConfigError, match=r"sigma_min: 3\.0 must be below sigma_max"):
+        ConsistencyModel(sigma_min=3.0, sigma_max=2.0)
+    with pytest.raises(ConfigError, match="steps: expected an int from 1 to 40, got int 41"):
+        solver_table("consistency", model, 41)
+    with pytest.raises(
+        ConfigError, match="timestep_spacing: trailing has no meaning for the process consistency"
+    ):
+        solver_table("consistency", model, 4, timestep_spacing="trailing")
+
+
+def test_consistency_steps_of_any_process() -> None:
+    """x' = alpha' x_0 + sigma' z."""
+    schedule = NoiseSchedule()
+    table = solver_table("consistency", schedule, 5, s_noise=0.5)
+    knots = sigma_ladder(schedule, 5, SigmaOptions()).knots[1:]
+    assert table.a[:, 1] == pytest.approx([point.alpha for point in knots])
+    assert table.a[:, 3] == pytest.approx([0.5 * point.sigma for point in knots])
+    assert not np.any(table.a[:, [0, 2]])
+
+
+def test_distilled_timesteps() -> None:
+    assert distilled_timesteps(1000, 4, 50) == [999, 759, 499, 259]
+    assert distilled_timesteps(1000, 1, 50) == [999]
+    assert distilled_timesteps(7, 3, 3) == [5, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "options", "message"),
+    [
+        ("lcm", 51, {}, "steps: at most original_inference_steps = 50"),
+        (
+            "tcd",
+            4,
+            {"original_inference_steps": 1001},
+            "original_inference_steps: at most num_train_timesteps",
+        ),
+        ("tcd", 4, {"eta": 1.1}, "eta: expected 0.0 to 1.0"),
+        ("pndm", 3, {}, "steps: pndm takes from 4 to num_train_timesteps // 2 = 500 steps, got 3; use plms"),
+        ("pndm", 501, {}, "steps: pndm takes from 4 to"),
+        ("unipc", 9, {"solver_order": 5}, "solver_order: expected 1 to 4"),
+        ("unipc", 9, {"solver_type": "bh3"}, "solver_type: expected one of bh1, bh2"),
+        ("unipc", 9, {"disable_corrector": [-1]}, r"disable_corrector\[0\]: expected 0 to"),
+        ("unipc", 9, {"sigma_min": 0.1}, "sigma_min, sigma_max: have an effect only with one of"),
+        ("deis", 9, {"solver_order": 4}, "solver_order: expected 1 to 3"),
+        ("sa", 9, {"tau": -1.0}, "tau: expected 0.0 to 10.0"),
+        ("deis", 1000, {"timestep_spacing": "linspace"}, "visit a timestep twice"),
+    ],
+)
+def test_refusals(name: str, steps: int, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        solver_table(name, NoiseSchedule(), steps, **options)
+
+
+def test_other_processes_are_refused_where_timesteps_are_needed() -> None:
+    for name in ("plms", "pndm", "lcm", "tcd"):
+        with pytest.raises(
+            ConfigError, match=f"solver: {name} steps between the timesteps of a NoiseSchedule"
+        ):
+            solver_table(name, FlowMatching(), 8)
+    schedule = NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    with pytest.raises(ConfigError, match=r"alphas_cumprod is 0 \(zero terminal SNR\)"):
+        solver_table("plms", schedule, 8, timestep_spacing="trailing")
+
+
+def test_slots() -> None:
+    """No more history than the methods look back at."""
+    for name, options, slots in (
+        ("unipc", {"solver_order": 1}, 1),
+        ("unipc", {"solver_order": 4}, 4),
+        ("deis", {"solver_order": 1}, 1),
+        ("deis", {"solver_order": 3}, 2),
+        ("plms", {}, 3),
+        ("pndm", {}, 4),
+        ("ipndm", {"solver_order": 1}, 0),
+        ("ipndm", {}, 3),
+        ("sa", {"predictor_order": 4, "corrector_order": 2}, 4),
+        ("sa", {"predictor_order": 1, "corrector_order": 3}, 2),
+        ("lcm", {}, 0),
+        ("tcd", {}, 0),
+    ):
+        assert solver_table(name, NoiseSchedule(), 20, **options).slots == slots, (name, options)
