@@ -104,14 +104,14 @@ def test_like_keeps_layout_and_dtype(model: str) -> None:
     [
         {"request": None},
         {"request": {}},
-        {"request": {"seeds": [1], "labels": [None], "solver": "ddim", "steps": [2]}},
+        {"request": {"seeds": [1], "labels": [None], "solver": "ddim", "steps": [2, 3]}},
         {"request": {"seeds": [1], "labels": [None], "solver": "ddim", "steps": 2, "self": 1}},
         {"layout": {"scale": -3}},
         {"layout": {"scale": 10**6}},
         {"request": {"settings": 1}},
         {"request": {"seeds": 3, "labels": None, "solver": "ddim", "steps": 2}},
-        {"request": {"seeds": [1], "labels": [None], "solver": ["ddim"], "steps": 2}},
-        {"request": {"seeds": [1], "labels": [None], "solver": "ddim", "steps": 2, "eta": [1]}},
+        {"request": {"seeds": [1], "labels": [None], "solver": [["ddim"]], "steps": 2}},
+        {"request": {"seeds": [1], "labels": [None], "solver": "ddim", "steps": 2, "eta": [1, 0]}},
         {"request": {"seeds": [1], "labels": [None], "solver": "ddim", "steps": 2, "n": 10**9}},
         {"request": {"seeds": [1.5], "labels": [[]], "solver": "ddim", "steps": "2"}},
         {"sha256": 7},
@@ -169,6 +169,29 @@ def test_solver_options(model: str) -> None:
     assert request["clip_sample"] is True
 
 
+def test_unlike_pictures_of_one_sheet_are_repeated(model: str) -> None:
+    options = [
+        "--solver",
+        "ddim, heun",
+        "--steps",
+        "3,5,4",
+        "--labels",
+        "0-1",
+        "--guidance-interval",
+        "0.2,0.9",
+    ]
+    options += ["--guidance-scale", "3", "--guidance-rescale", "0.5", "--device", "cpu"]
+    assert main(["sample", model, "-n", "4", "-o", "a.png", *options]) == 0
+    request = read_metadata("a.png")["request"]
+    assert request["solver"] == ["ddim", "heun", "ddim", "heun"]
+    assert request["steps"] == [3, 5, 4, 3]
+    assert main(["sample", "--like", "a.png", "--device", "cpu"]) == 0
+    assert np.array_equal(pixels("a.png"), pixels("a-again.png"))
+    assert main(["sample", model, "-n", "4", "--seed", "5", "-o", "out", *options]) == 0
+    single = read_metadata("out/00001-seed6.png")["request"]
+    assert (single["solver"], single["steps"], single["guidance_interval"]) == ("heun", 5, [0.2, 0.9])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -179,7 +202,7 @@ def test_solver_options(model: str) -> None:
         (["{model}", "--labels", "dog"], "got 'dog'"),
         (
             ["{model}", "--solver", "magic"],
-            "solver: expected one of ddpm, ddim, dpm++2m, euler, heun, got 'magic'",
+            "or a Table, got 'magic'",
         ),
         (["{model}", "--steps", "0"], "steps: expected an int from 1 to"),
         (["{model}", "--steps", "10000"], "steps: expected an int from 1 to"),
@@ -196,12 +219,16 @@ def test_solver_options(model: str) -> None:
         (["{model}", "--out", "file", "--overwrite"], "expected a sheet"),
         (
             ["{model}", "--option", 'timestep_spacing=["leading"]'],
-            "timestep_spacing: expected a number, a truth",
+            "timestep_spacing: expected one value, or one a sample (16), got 1",
         ),
         (["{model}", "--device", "tpu"], "device: expected auto"),
         (["{model}", "--dtype", "int4"], "dtype: expected auto"),
         (["{model}", "--seed", "-1"], "integers from 0 to 2^64 - 1, got -1"),
         (["{model}", "--guidance-scale", "-1"], "guidance_scale"),
+        (["{model}", "--guidance-interval", "0.5"], "guidance_interval: expected (low, high)"),
+        (["{model}", "--guidance-interval", "0.5,x"], "--guidance-interval: expected a number, got str 'x'"),
+        (["{model}", "--guidance-rescale", "2"], "guidance_rescale: expected a number from 0 to 1"),
+        (["{model}", "--steps", "3,four"], "--steps: expected a whole number, got str 'four'"),
         (["--like", "missing.png"], "cannot be read"),
         ([], "which MODEL?"),
     ],

@@ -10,6 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md",
+    "docs/any-scheduler.md",
+    "docs/processes.md",
+    "docs/guidance.md",
+    "docs/unlike-requests.md",
     "docs/your-own-network.md",
     *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/kernels/*.md")),
 ]

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,16 @@ if TYPE_CHECKING:
 
 CELL = 64  # small pictures are enlarged on sheets and in animations, to about this many pixels
 GIF_FRAMES = 60  # more are thinned out
-REQUEST_OPTIONS = ("count", "labels", "solver", "steps", "guidance_scale", "eta")
+REQUEST_OPTIONS = (
+    "count",
+    "labels",
+    "solver",
+    "steps",
+    "guidance_scale",
+    "guidance_interval",
+    "guidance_rescale",
+    "eta",
+)
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -45,9 +55,17 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     which.add_argument("--seeds", type=integer_ranges, metavar="0-63,99", help="the seeds themselves")
     which.add_argument("--like", type=Path, metavar="PNG", help="repeat the request kept in this file")
     parser.add_argument("--labels", help="classes, numbers or names: 0-9 or 3,7; repeated to fill the sheet")
-    parser.add_argument("--solver", help="see `fastgen info --solvers`")
-    parser.add_argument("--steps", type=int, help="network evaluations")
+    parser.add_argument(
+        "--solver", help="see `fastgen info --solvers`; ddim,euler: in turn, repeated like labels"
+    )
+    parser.add_argument("--steps", help="network evaluations; 10,20: in turn")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance, 1 = none")
+    parser.add_argument(
+        "--guidance-interval", metavar="A,B", help="guided only from A to B, fractions of the run: 0.2,0.8"
+    )
+    parser.add_argument(
+        "--guidance-rescale", type=float, help="of the guided output's spread, 0 to 1, 0 = none"
+    )
     parser.add_argument("--eta", type=float, help="DDIM's noise, 0 to 1")
     parser.add_argument(
         "--option",
@@ -98,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
             f"{metadata['sha256']}"
         )
     layout = Layout.chosen(args, kept.get("layout"), engine.shape)
-    evaluations = request.evaluations(engine.settings.noise_schedule)
+    evaluations = max(request.evaluations())
     _check_sheets(args.out, args.gif, layout, request, engine.shape, evaluations)
     pictures = _picture_files(args.out, request, layout)
     _check_free(pictures, args.overwrite)
@@ -109,7 +127,9 @@ def run(args: argparse.Namespace) -> int:
     for folder in {path.parent for path in places}:
         remove_leftovers(folder, [path.name for path in places])  # of a run that was killed
     try:
-        files = _write(images, frames, pictures, args.gif, layout, metadata, engine.settings.class_names)
+        files = _write(
+            images, frames, pictures, args.gif, layout, metadata, request, engine.settings.class_names
+        )
     except WriteError as error:
         if not like and args.seed is None and args.seeds is None:  # else nobody could draw them again
             error.args = (f"{error}. The same pictures again: --seed {request.seeds[0]}",)
@@ -126,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
         per_second = len(images) / (drawn - loaded)
         written = ", ".join(str(p) for p in (args.out, args.gif) if p)
         print(
-            f"{len(images)} pictures, {request.solver} x {request.steps} on {engine.device}: "
+            f"{len(images)} pictures, {request} on {engine.device}: "
             f"{drawn - loaded:.1f} s, {per_second:.1f} images/s -> {written}"
         )
     return 0
@@ -251,7 +271,7 @@ def _picture_files(out: Path, request: Request, layout: Layout) -> list[Path]:
 
 def _arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of ``sample`` that the command line asks for."""
-    from ..engines.request import MAX_COUNT
+    from ..engines.arguments import MAX_COUNT
 
     labels = None if args.labels is None else _labels(args.labels)
     count = args.count
@@ -266,9 +286,11 @@ def _arguments(args: argparse.Namespace) -> dict[str, Any]:
         "seed": args.seed,
         "seeds": args.seeds,
         "labels": labels,
-        "solver": args.solver,
-        "steps": args.steps,
+        "solver": _in_turn(args.solver, count, str),
+        "steps": _in_turn(args.steps, count, partial(_number, "--steps", int)),
         "guidance_scale": args.guidance_scale,
+        "guidance_interval": _interval(args.guidance_interval),
+        "guidance_rescale": args.guidance_rescale,
         "eta": args.eta,
     }
     for option in args.option:
@@ -279,6 +301,31 @@ def _arguments(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(f"--option {option}: is not an option of a solver; see `fastgen sample --help`")
         arguments[name] = _value(value)
     return arguments
+
+
+def _in_turn(text: str | None, count: int, read: Callable[[str], Any]) -> Any:
+    """One value, or where there are commas as many as there are pictures."""
+    if text is None or "," not in text:
+        return None if text is None else read(text.strip())
+    values = [read(part.strip()) for part in text.split(",")]
+    return [values[i % len(values)] for i in range(count)]
+
+
+def _number(name: str, kind: type, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(
+            f"{name}: expected {'a whole number' if kind is int else 'a number'}, got {shown(text)}"
+        ) from None
+
+
+def _interval(text: str | None) -> tuple[float, ...] | None:
+    return (
+        None
+        if text is None
+        else tuple(_number("--guidance-interval", float, part) for part in text.split(","))
+    )
 
 
 def _labels(text: str) -> list[int | str]:
@@ -316,18 +363,17 @@ def _write(
     gif: Path | None,
     layout: Layout,
     metadata: dict[str, Any],
+    request: Request,
     names: tuple[str, ...] | None,
 ) -> list[Path]:
     from ..images import save_gif, save_grid, save_image
 
     metadata = {**metadata, "layout": dataclasses.asdict(layout)}
-    request = metadata["request"]
-    seeds, labels = request["seeds"], request["labels"]
+    labels = request.labels
     if layout.single:
         make_folder(pictures[0].parent)
-        for image, path, seed, label in zip(images, pictures, seeds, labels, strict=True):
-            single = {**metadata, "request": {**request, "seeds": [seed], "labels": [label]}}
-            save_image(image, path, metadata=single)
+        for i, (image, path) in enumerate(zip(images, pictures, strict=True)):
+            save_image(image, path, metadata={**metadata, "request": request.only(i).to_dict()})
     else:
         captions = None
         if layout.captions and any(label is not None for label in labels):

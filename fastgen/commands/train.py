@@ -93,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..architectures import builders
+    from ..diffusion.schedule import NoiseSchedule
     from ..engines.settings import DiffusionSettings
     from ..runtime.device import choose_device
     from ..training.diffusion import train
@@ -105,6 +106,9 @@ def run(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     run, dataset = _earlier_run(args) if args.resume else _new_run(args, device)
     settings = DiffusionSettings.from_spec(run.spec)
+    schedule = settings.noise_schedule
+    if not isinstance(schedule, NoiseSchedule):
+        raise ConfigError(f"schedule: training needs a NoiseSchedule, got the process {schedule.name}")
     torch.manual_seed(run.config.seed)  # the initial weights
     (build,) = builders(run.spec).values()
     if args.resume:  # the run says how large its network is: see that its weights are, before they get room
@@ -120,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         train(
             network,
             run,
-            settings.noise_schedule,
+            schedule,
             dataset,
             args.folder,
             null_class=settings.null_class,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, NoReturn
-from weakref import WeakSet
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,39 +18,27 @@ import fastgen_kernels
 from .. import __version__
 from ..architectures import part_config
 from ..checkpoint import Spec
-from ..diffusion.schedule import NoiseSchedule
-from ..errors import ArgumentError, ConfigError, FastgenError
+from ..diffusion.processes import AnyProcess
+from ..diffusion.table import Table
+from ..errors import ConfigError, FastgenError
 from ..images import to_output
 from ..runtime.device import DTYPES, choose_device, choose_dtype
 from ..runtime.loop import Loop
-from .module import Wrapped, check_shape, module_settings, placed, wrap
+from .base import Engine, capture_backend
+from .module import Wrapped, check_shape, module_settings, noisy_classifier, placed, wrap
+from .previews import Preview, Run
 from .request import Request, resolve
+from .session import Session
 from .settings import DiffusionSettings
 from .verification import Verification, verify
 
 Callback = Callable[[int, int, Tensor], Any]
-_ENGINES: WeakSet[DiffusionEngine] = WeakSet()
+Pair = tuple[float, float]
+Scale = float | Callable[[float], float] | Sequence[float]  # of guidance
 
 
-@dataclass(frozen=True)
-class Preview:
-    """A moment of a run: `step` of `total` network evaluations are done.
-
-    images: float32 [n, C, H, W] in [-1, 1], the noisy states; samples that have not begun are 0 (grey).
-    """
-
-    step: int
-    total: int
-    images: Tensor
-
-
-class DiffusionEngine:
-    """Samples from a denoising network. Made by :func:`fastgen.load`.
-
-    Calls from several threads queue; one engine draws for one call at a time. On a CPU it may also be used in a process
-    forked from the one that loaded it, on one core there (OpenMP's threads do not survive a fork); an engine on a GPU,
-    and a process that is spawned, need a `load` of their own. Engines cannot be pickled or copied.
-    """
+class DiffusionEngine(Engine):
+    """Samples from a denoising network. Made by :func:`fastgen.load`. Threads and forks: see ``Engine``."""
 
     def __init__(
         self,
@@ -100,14 +84,11 @@ class DiffusionEngine:
             learned=self.settings.learned,
             channels_last=channels_last,
             max_batch=max_batch,
-            backend=_backend(graph),
+            backend=capture_backend(graph),
         )
         self.loop = self.new_loop()
-        # Not an RLock: a stream may be begun in one thread and ended in another.
-        self._lock = threading.Lock()
-        self._owner: int | None = None  # the thread whose call the engine is busy with
-        self._lost = False  # on a GPU that this forked process cannot use
-        _ENGINES.add(self)
+        self._classes: int | None = None  # of the classifier given to `guide`
+        super().__init__()
 
     @classmethod
     def from_spec(cls, network: nn.Module, spec: Spec, **options: Any) -> DiffusionEngine:
@@ -124,7 +105,7 @@ class DiffusionEngine:
     def from_module(
         cls,
         net: nn.Module,
-        schedule: NoiseSchedule | Mapping[str, Any],
+        schedule: AnyProcess | Mapping[str, Any],
         prediction_type: str,
         shape: Sequence[int],
         *,
@@ -146,8 +127,9 @@ class DiffusionEngine:
             T - 1, label int64 [B]; it returns [B, C, H, W] ([B, 2C, H, W] with `variance`), or an object whose
             `sample`, or first entry, is that. It is used, not copied: weights that change in place show in the next
             call. Every call puts it into eval mode.
-        schedule: the noise schedule it was trained with, or its arguments: {"beta_schedule": "linear"}.
-        prediction_type: what it predicts: epsilon, sample or v_prediction.
+        schedule: the noise schedule it was trained with, or its arguments: {"beta_schedule": "linear"}; or another
+            process (``fastgen.diffusion.PROCESSES``), or its name and arguments: {"process": "flow", "shift": 3.0}.
+        prediction_type: what it predicts: epsilon, sample or v_prediction; on another process one of its own.
         shape: (C, H, W).
         num_classes, null_class, class_names: labels run from 0 to num_classes - 1; null_class is the one that it learnt
             as "no label", which guidance needs.
@@ -183,11 +165,6 @@ class DiffusionEngine:
         wrapped.try_out(engine.shape, settings, engine.device, engine.dtype, min(2, max_batch))
         return engine
 
-    def __reduce__(self) -> NoReturn:
-        raise ArgumentError(
-            f"an engine cannot be pickled or copied; load it where it is used (this one is {self.source!r})"
-        )
-
     def sample(
         self,
         n: int | None = None,
@@ -195,10 +172,14 @@ class DiffusionEngine:
         seed: int | None = None,
         seeds: Sequence[int] | None = None,
         labels: int | str | Sequence[int | str | None] | None = None,
-        solver: str | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        eta: float | None = None,
+        solver: str | Table | Sequence[str | Table] | None = None,
+        steps: int | Sequence[int] | None = None,
+        guidance_scale: Scale | Sequence[Scale] | None = None,
+        guidance_interval: Pair | Sequence[Pair | None] | None = None,
+        guidance_sigmas: Pair | Sequence[Pair | None] | None = None,
+        guidance_rescale: float | Sequence[float] | None = None,
+        classifier_scale: float | Sequence[float] | None = None,
+        eta: float | Sequence[float | None] | None = None,
         callback: Callback | None = None,
         progress: bool = False,
         output_type: str = "pt",
@@ -206,15 +187,24 @@ class DiffusionEngine:
     ) -> Tensor | np.ndarray | list:
         """Draw `n` pictures: float32 [n, C, H, W] in [-1, 1] on the engine's device.
 
-        n: how many; by default as many as there are seeds or labels, else 1.
+        Every argument from solver on is one value for all samples, or a list of one a sample.
+
+        n: how many; by default as many as there are seeds, labels or values in a list, else 1.
         seed: sample k has seed + k, in [0, 2^64); seeds: one a sample. Neither: seeds from the system's entropy.
             A sample depends on its seed, not on how many are drawn beside it.
         labels: class numbers or names, one for all or one a sample; None is "no label".
         solver, steps (alias num_inference_steps), eta, **options: a name in ``fastgen.diffusion.SOLVERS``, its steps
-            (a network evaluation each; heun's n take 2n - 1), and its own options; the checkpoint's by default.
-        guidance_scale: classifier-free guidance (Ho & Salimans 2022) w in F_u + w (F_c - F_u); 1 = none.
+            (a network evaluation each; heun's n take 2n - 1), and its own options; the checkpoint's by default. Or a
+            ``Table`` of your own (``compile_scheduler``), which has its steps and options in it.
+        guidance_scale: classifier-free guidance (Ho & Salimans 2022) w in F_u + w (F_c - F_u); 1 = none. Or a function
+            of the progress, 0 <= p < 1; or for a sample a list of weights, one a network evaluation.
+        guidance_interval: (start, stop), guided only at that part of the network evaluations, in fractions of the run.
+            The rest costs half where nobody in the batch is guided.
+        guidance_sigmas: (low, high), guided only where low < sigma / alpha <= high (Kynkaanniemi et al. 2024).
+        guidance_rescale: phi in [0, 1]: brings the output's spread back to the conditional one's (Lin et al. 2023).
+        classifier_scale: of the gradient of the classifier given to ``guide`` (Dhariwal & Nichol 2021); 0 = none.
         callback(step, total, images): called after every network evaluation with the noisy states [n, C, H, W].
-        progress: a bar on stderr.
+        progress: a bar on stderr, with pictures a second.
         output_type: "pt"; "np": float32 [n, H, W, C] in [0, 1]; "pil": a list of pictures.
 
         ConfigError (a ValueError) for values out of range, ArgumentError (a TypeError) for names that do not exist.
@@ -228,18 +218,26 @@ class DiffusionEngine:
             solver=solver,
             steps=steps,
             guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guidance_sigmas=guidance_sigmas,
+            guidance_rescale=guidance_rescale,
+            classifier_scale=classifier_scale,
             eta=eta,
             **options,
         )
         # No bar, not even a disabled one, where none is wanted: tqdm's lock may be held when a process forks.
-        with self._session(), tqdm(total=0, unit="step") if progress else nullcontext() as bar:
-            for step, total in self._run(request):
+        with self._run(request) as run, tqdm(total=0, unit="step") if progress else nullcontext() as bar:
+            for step, total in run.steps(self.loop.micro_batch):
                 if bar is not None:
                     bar.total = total
                     bar.update()
+                    whole = bar.format_dict["elapsed"] * total / step
+                    bar.set_postfix_str(
+                        f"{len(request.seeds) / max(whole, 1e-9):.3g} images/s", refresh=False
+                    )
                 if callback is not None:
-                    callback(step, total, self._images())
-            return to_output(self._images(), output_type)
+                    callback(step, total, run.images())
+            return to_output(run.images(), output_type)
 
     def stream(
         self,
@@ -248,10 +246,14 @@ class DiffusionEngine:
         seed: int | None = None,
         seeds: Sequence[int] | None = None,
         labels: int | str | Sequence[int | str | None] | None = None,
-        solver: str | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        eta: float | None = None,
+        solver: str | Table | Sequence[str | Table] | None = None,
+        steps: int | Sequence[int] | None = None,
+        guidance_scale: Scale | Sequence[Scale] | None = None,
+        guidance_interval: Pair | Sequence[Pair | None] | None = None,
+        guidance_sigmas: Pair | Sequence[Pair | None] | None = None,
+        guidance_rescale: float | Sequence[float] | None = None,
+        classifier_scale: float | Sequence[float] | None = None,
+        eta: float | Sequence[float | None] | None = None,
         **options: Any,
     ) -> Iterator[Preview]:
         """As `sample`, yielding a :class:`Preview` after every network evaluation; the last holds the result.
@@ -266,10 +268,48 @@ class DiffusionEngine:
             solver=solver,
             steps=steps,
             guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guidance_sigmas=guidance_sigmas,
+            guidance_rescale=guidance_rescale,
+            classifier_scale=classifier_scale,
             eta=eta,
             **options,
         )
         return self._stream(request)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A :class:`Session`, for requests that come one by one: ``with engine.session() as session``.
+
+        The engine is busy until the block ends; what is not done then is given up.
+        """
+        with self._alone():
+            self._look_at_network()
+            session = Session(lambda: self.loop, self.request)
+            try:
+                yield session
+            finally:
+                session.close()
+
+    def guide(self, classifier: nn.Module | None) -> None:
+        """Give the engine a classifier for ``sample(classifier_scale=...)``, or take it away with None.
+
+        classifier: c(x, t) -> logits [B, classes] of noisy pictures, x as the denoising network gets it (in the
+            classifier's own dtype), t likewise. It is moved to the engine's device and put into eval mode. Its labels
+            are those of ``sample``, also where the denoising network knows no classes. Steps with it are not captured.
+
+        Raises ConfigError where a trial call fails or returns no logits for every class of the network.
+        """
+        with self._alone():
+            if classifier is None:
+                self._classes, self.loop.classifier = None, None
+                return
+            log_p, classes = noisy_classifier(classifier, self.shape, self.device)
+            if self.settings.num_classes is not None and classes < self.settings.num_classes:
+                raise ConfigError(
+                    f"classifier: tells {classes} classes apart, the network knows {self.settings.num_classes}"
+                )
+            self._classes, self.loop.classifier = classes, log_p
 
     def describe(self) -> dict[str, Any]:
         """What runs, where and how: plain data."""
@@ -314,7 +354,7 @@ class DiffusionEngine:
             )
         if type(seed) is not int or not 0 <= seed < 1 << 63:
             raise ConfigError(f"seed: expected an int from 0 to 2^63 - 1, got {seed!r}")
-        with self._session():
+        with self.session():
             return verify(self, reference, batch, seed)
 
     def metadata(self, request: Request) -> dict[str, Any]:
@@ -329,33 +369,12 @@ class DiffusionEngine:
 
     def request(self, /, n: int | None = None, **arguments: Any) -> Request:
         """What ``sample(n, **arguments)`` would draw, with every default and random seed filled in."""
-        request = resolve(self.settings, n=n, **arguments)
-        if isinstance(self.network, Wrapped):
-            self.network.check_times(request.table(self.settings.noise_schedule))
-        self.settings.check_times(getattr(self.network, "config", None), request.options)
+        request = resolve(self.settings, n=n, classifier_classes=self._classes, **arguments)
+        for plan in request.kinds:
+            if isinstance(self.network, Wrapped):
+                self.network.check_times(plan.table)
+            self.settings.check_times(getattr(self.network, "config", None), plan.options)
         return request
-
-    @contextmanager
-    def _session(self) -> Iterator[None]:
-        if self._lost:
-            raise FastgenError(
-                f"this engine was loaded on {self.device} before this process was forked, and a GPU does not survive "
-                "that; load it in this process, or start processes with multiprocessing's spawn"
-            )
-        if self._owner == threading.get_ident():
-            raise FastgenError(
-                "this engine is busy in this thread: first finish its stream or leave its callback"
-            )
-        with self._lock:
-            self._owner = threading.get_ident()
-            self._tickets: list[int] = []
-            self._results: dict[int, Tensor] = {}
-            self._look_at_network()
-            try:
-                yield
-            finally:
-                self.loop.clear()
-                self._owner = None
 
     def _look_at_network(self) -> None:
         """What its owner may have done since the last call: train it further, or replace its weights."""
@@ -368,58 +387,16 @@ class DiffusionEngine:
                 self.loop.graphs.clear()
                 self._addresses = addresses
 
-    def _run(self, request: Request) -> Iterator[tuple[int, int]]:
-        """Step until every sample of `request` is done, yielding (evaluations done, evaluations in all)."""
-        self._tickets = [self.loop.add(single) for single in request.singles(self.settings.noise_schedule)]
-        rounds = -(-len(self._tickets) // self.loop.micro_batch)
-        total = rounds * request.evaluations(self.settings.noise_schedule)
-        step = 0
-        while len(self._results) < len(self._tickets):
-            if not self.loop.step():
-                raise FastgenError("this call was begun before a fork; begin it again in this process")
-            self._results.update(self.loop.finished())
-            step += 1
-            yield step, max(step, total)  # more than planned where tables had to wait for room
+    @contextmanager
+    def _run(self, request: Request) -> Iterator[Run]:
+        with self.session() as session:
+            yield Run(session, request, (len(request.seeds), *self.shape), self.device)
 
     def _stream(self, request: Request) -> Iterator[Preview]:
-        with self._session():
-            for step, total in self._run(request):
-                yield Preview(step, total, self._images())
+        with self._run(request) as run:
+            for step, total in run.steps(self.loop.micro_batch):
+                yield Preview(step, total, run.images())
 
-    def _images(self) -> Tensor:
-        """float32 [n, C, H, W] in [-1, 1], the caller's own: results, and states of what is not done."""
-        running = self.loop.current()
-        images = torch.zeros(len(self._tickets), *self.shape, device=self.device)
-        for i, ticket in enumerate(self._tickets):
-            state = self._results.get(ticket, running.get(ticket))
-            if state is not None:
-                images[i] = state
-        return images.clamp_(-1, 1)
-
-    def _forked(self) -> None:
-        """In a child process: whoever held the lock is not there, and the loop may have been in the midst of a step."""
-        self._lost = self.device.type != "cpu"
-        if self._lock.locked():
-            self._lock, self._owner = threading.Lock(), None
-            if not self._lost:
-                self.loop = self.new_loop()
-
-
-def _backend(graph: bool | str) -> str:
-    """The loop's `backend` for the engine's `graph`. Raises ConfigError."""
-    chosen = {True: "auto", False: "eager", "recorded": "recorded"}
-    if not isinstance(graph, (bool, str)) or graph not in chosen:
-        raise ConfigError(f"graph: expected True, False or 'recorded', got {graph!r}")
-    return chosen[graph]
-
-
-def _after_fork() -> None:
-    """Make the engines of a forked process usable."""
-    engines = list(_ENGINES)
-    if engines:
-        torch.set_num_threads(1)  # GNU OpenMP would wait forever for threads that did not come along
-    for engine in engines:
-        engine._forked()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+    def _restart(self) -> None:
+        classifier, self.loop = self.loop.classifier, self.new_loop()
+        self.loop.classifier = classifier

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -12,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config import from_dict
+from ..diffusion.continuous import ContinuousProcess
+from ..diffusion.processes import AnyProcess, process_from_config
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.table import Table
 from ..errors import ConfigError, OutOfMemoryError
+from ..runtime.classifier import Classifier
 from ..runtime.device import out_of_memory
 from .settings import DiffusionSettings
 
@@ -92,6 +94,33 @@ def wrap(net: nn.Module, integer_time: bool) -> Wrapped:
     return Wrapped(net, integer_time)
 
 
+def noisy_classifier(
+    net: nn.Module, shape: tuple[int, int, int], device: torch.device
+) -> tuple[Classifier, int]:
+    """(log p(label | x), number of classes) of a classifier c(x, t) -> logits. Raises ConfigError."""
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"classifier: expected a torch.nn.Module, got {type(net).__name__}")
+    net = net.to(device).eval()
+    dtype = placed(net)[1]
+
+    def log_p(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        logits = net(x.to(dtype), t).float()
+        known = label.clamp(max=logits.shape[1] - 1)  # a null class, whose sample has no use for the result
+        return torch.log_softmax(logits, 1).gather(1, known[:, None])[:, 0]
+
+    try:
+        with torch.no_grad():
+            logits = net(torch.zeros(2, *shape, device=device, dtype=dtype), torch.zeros(2, device=device))
+    except Exception as error:
+        raise ConfigError(
+            f"classifier: a trial call c(x {[2, *shape]}, t [2]) raised {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
+        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"classifier: expected logits [2, classes] from a trial call, got {found}")
+    return log_p, logits.shape[1]
+
+
 def placed(net: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where a module's parameters are, and the type of the first real one; the CPU and float32 without any."""
     tensors = list(chain(net.parameters(), net.buffers()))
@@ -108,7 +137,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def module_settings(
-    schedule: NoiseSchedule | Mapping[str, Any],
+    schedule: AnyProcess | Mapping[str, Any],
     prediction_type: str,
     num_classes: int | None,
     null_class: int | None,
@@ -123,11 +152,14 @@ def module_settings(
             f"unknown argument {', '.join(unknown)}; besides {', '.join(parameters)} and those that say where it runs, "
             f"from_module takes {', '.join(DEFAULTS)}"
         )
-    if not isinstance(schedule, NoiseSchedule):
-        schedule = NoiseSchedule.from_config(schedule)
-    schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
+    if not isinstance(schedule, (NoiseSchedule, ContinuousProcess)):
+        schedule = process_from_config(schedule)
+    if prediction_type not in schedule.prediction_types:
+        raise ConfigError(
+            f"prediction_type: expected one of {', '.join(schedule.prediction_types)}, got {prediction_type!r}"
+        )
     values = {
-        "schedule": schedule.to_config(),
+        "schedule": schedule.to_config() | {"prediction_type": prediction_type},
         "num_classes": num_classes,
         "null_class": null_class,
         "class_names": None if class_names is None else list(class_names),

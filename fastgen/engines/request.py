@@ -2,65 +2,76 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from numbers import Real
+from dataclasses import dataclass
 from typing import Any
 
-from ..config import named
-from ..diffusion.schedule import NoiseSchedule
-from ..diffusion.solvers import SOLVERS, solver_table
-from ..diffusion.table import LEARNED_NONE, LEARNED_VARIANCE, Table
+import numpy as np
+from torch import Tensor
+
 from ..errors import ArgumentError, ConfigError
 from ..runtime import loop
+from .arguments import sample_count, sample_labels, sample_seeds
+from .guidance import is_pair
+from .plan import Plan, make_plan
 from .settings import DiffusionSettings
 
-MAX_SEED = (1 << 64) - 1
-MAX_COUNT = 1_000_000  # of samples a call, which holds all of them
+PAIRS = ("guidance_interval", "guidance_sigmas")  # one value is itself a list
 
 
 @dataclass(frozen=True)
 class Request:
-    """A complete request: it alone repeats a run on the same model."""
+    """A complete request: it alone repeats a run on the same model. One seed, label and plan a sample."""
 
     seeds: tuple[int, ...]
     labels: tuple[int | None, ...]
-    solver: str
-    steps: int
-    guidance_scale: float
-    options: dict[str, Any] = field(default_factory=dict)
+    plans: tuple[Plan, ...]
 
-    def table(self, schedule: NoiseSchedule) -> Table:
-        """The solver's table; the same object for the same solver, so that it is uploaded once."""
-        options = tuple((name, type(value), value) for name, value in sorted(self.options.items()))
-        return _table(self.solver, schedule, self.steps, options)
+    @property
+    def kinds(self) -> list[Plan]:
+        """The different plans, in order."""
+        return list({id(plan): plan for plan in self.plans}.values())
 
-    def evaluations(self, schedule: NoiseSchedule) -> int:
-        """Network evaluations a sample takes."""
-        return len(self.table(schedule))
+    def evaluations(self) -> list[int]:
+        """Network evaluations, of each sample."""
+        return [len(plan.table) for plan in self.plans]
 
-    def singles(self, schedule: NoiseSchedule) -> list[loop.Request]:
+    def singles(self) -> list[loop.Request]:
         """One request a sample, for the loop."""
-        table = self.table(schedule)
         return [
-            # Without a label both halves of guidance would be the same network output.
-            loop.Request(table, seed, label, 1.0 if label is None else self.guidance_scale)
-            for seed, label in zip(self.seeds, self.labels, strict=True)
+            loop.Request(
+                plan.table,
+                seed,
+                label,
+                # Without a label both halves of guidance would be the same network output.
+                1.0 if label is None else plan.weights,
+                0.0 if label is None else plan.guidance.rescale,
+                0.0 if label is None else plan.guidance.classifier_scale,
+            )
+            for seed, label, plan in zip(self.seeds, self.labels, self.plans, strict=True)
         ]
 
+    def only(self, sample: int) -> Request:
+        """The request for one of the samples."""
+        return Request((self.seeds[sample],), (self.labels[sample],), (self.plans[sample],))
+
     def to_dict(self) -> dict[str, Any]:
-        """The keyword arguments of ``sample`` that repeat it, as JSON types."""
-        named = {"solver": self.solver, "steps": self.steps, "guidance_scale": self.guidance_scale}
-        return {"seeds": list(self.seeds), "labels": list(self.labels), **named, **self.options}
+        """The keyword arguments of ``sample`` that repeat it, as JSON types: lists where samples differ."""
+        kinds = self.kinds
+        made = {id(plan): plan.to_dict() for plan in kinds}
+        arguments: dict[str, Any] = {}
+        for name in dict.fromkeys(name for plan in kinds for name in made[id(plan)]):
+            values = [made[id(plan)].get(name) for plan in kinds]
+            alike = all(type(v) is type(values[0]) and v == values[0] for v in values)
+            # A list of weights, one an evaluation, would read as one weight a sample.
+            if alike and not (name == "guidance_scale" and isinstance(values[0], list)):
+                arguments[name] = values[0]
+            else:
+                arguments[name] = [made[id(plan)].get(name) for plan in self.plans]
+        return {"seeds": list(self.seeds), "labels": list(self.labels), **arguments}
 
-
-@lru_cache(maxsize=256, typed=True)  # typed: 1 and True are equal keys, and not the same argument
-def _table(
-    solver: str, schedule: NoiseSchedule, steps: int, options: tuple[tuple[str, type, Any], ...]
-) -> Table:
-    return solver_table(solver, schedule, steps, **{name: value for name, _, value in options})
+    def __str__(self) -> str:
+        return ", ".join(dict.fromkeys(str(plan) for plan in self.kinds))
 
 
 def resolve(
@@ -71,153 +82,67 @@ def resolve(
     seed: int | None = None,
     seeds: Sequence[int] | None = None,
     labels: int | str | Sequence[int | str | None] | None = None,
-    solver: str | None = None,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    eta: float | None = None,
-    **options: Any,
+    classifier_classes: int | None = None,
+    **arguments: Any,
 ) -> Request:
-    """Check the arguments of ``sample`` against a model's settings. Raises ConfigError or ArgumentError."""
-    if "num_inference_steps" in options:
-        if steps is not None:
+    """Check the arguments of ``sample`` against a model's settings. Raises ConfigError or ArgumentError.
+
+    classifier_classes: how many the engine's classifier tells apart, None without one.
+    """
+    if "num_inference_steps" in arguments:
+        if arguments.get("steps") is not None:
             raise ArgumentError("steps and num_inference_steps are the same argument: give one")
-        steps = options.pop("num_inference_steps")
-    solver = settings.solver if solver is None else solver
-    if not isinstance(solver, str) or solver not in SOLVERS:
-        raise ConfigError(f"solver: expected one of {', '.join(SOLVERS)}, got {solver!r}")
-    known = [option.name for option in SOLVERS[solver].options]
-    if eta is not None:
-        options["eta"] = eta
-    if unknown := sorted(set(options) - set(known)):
-        raise ArgumentError(
-            f"unknown argument {', '.join(map(named, unknown[:5]))}; besides those of sample(), solver {solver} takes "
-            f"{', '.join(known)}"
-        )
-    if solver == settings.solver:
-        options = {**(settings.solver_options or {}), **options}
-    for name, value in options.items():
-        if isinstance(value, Real) and not isinstance(value, (bool, int, float)):
-            options[name] = value = float(value)  # NumPy's
-        if not isinstance(value, (bool, int, float, str)):
-            raise ConfigError(f"{name}: expected a number, a truth value or a string, got {value!r}")
-    if settings.learned and solver == "ddpm":
-        options.setdefault("variance_type", settings.variance)
+        arguments["steps"] = arguments.pop("num_inference_steps")
+    lists = {
+        name: values for name, value in arguments.items() if (values := _per_sample(name, value)) is not None
+    }
+    if n is None and seeds is None and lists and _per_sample("labels", labels) is None:
+        n = len(next(iter(lists.values())))
+    count = sample_count(n, seeds, labels)
+    for name, values in lists.items():
+        if len(values) != count:
+            raise ConfigError(f"{name}: expected one value, or one a sample ({count}), got {len(values)}")
 
-    steps = settings.steps if steps is None else _index(steps)
-    if type(steps) is not int:
-        raise ConfigError(f"steps: expected an int, got {steps!r}")
-    count = _count(n, seeds, labels)
-    request = Request(
-        _seeds(count, seed, seeds),
-        _labels(count, labels, settings),
-        solver,
-        steps,
-        _guidance(guidance_scale, settings),
-        options,
-    )
-    table = request.table(settings.noise_schedule)  # checks steps and options
-    _check_variance(table, settings)
-    return request
+    made: dict[Any, Plan] = {}
+    plans = []
+    for i in range(count if lists else 1):
+        own = {**arguments, **{name: values[i] for name, values in lists.items()}}
+        key = tuple((name, _frozen(own[name])) for name in lists)
+        if key not in made:
+            made[key] = make_plan(settings, own)
+        plans.append(made[key])
+    plans = plans if lists else plans * count
 
-
-def _check_variance(table: Table, settings: DiffusionSettings) -> None:
-    """A table's noise must be scaled the way the network says it: the step reads V in one way for a whole batch."""
-    if table.learned not in (LEARNED_NONE, settings.learned):
-        predicts = (
-            "no variance" if settings.variance is None else f"a variance of the type {settings.variance}"
-        )
-        raise ConfigError(f"variance_type: this model predicts {predicts}")
-    # A range of V that is 1 at both ends leaves z alone; the variance itself has no such neutral form.
-    if settings.learned == LEARNED_VARIANCE and table.learned == LEARNED_NONE and table.stochastic:
+    classes, unlabelled = settings.num_classes, settings.null_class is not None
+    if classes is None and classifier_classes is not None:
+        classes, unlabelled = classifier_classes, True  # labels are the classifier's alone
+    checked = sample_labels(count, labels, classes, settings.class_names, unlabelled)
+    if classifier_classes is None and any(plan.guidance.classifier_scale for plan in made.values()):
         raise ConfigError(
-            "variance_type: this model's own variance (learned) must be used where a solver adds noise"
+            "classifier_scale: this engine has no classifier; give it one with engine.guide(classifier)"
         )
+    return Request(sample_seeds(count, seed, seeds), checked, tuple(plans))
 
 
-def _count(n: Any, seeds: Any, labels: Any) -> int:
-    if n is not None:
-        count = _index(n)
-        if type(count) is not int or not 1 <= count <= MAX_COUNT:
-            raise ConfigError(f"n: expected an int from 1 to {MAX_COUNT}, got {n!r}")
-        return count
-    if seeds is not None:
-        return len(_list("seeds", seeds))
-    return 1 if labels is None or _single(labels) else len(_list("labels", labels))
+def _per_sample(name: str, value: Any) -> list | None:
+    """The values of an argument that is given one a sample, None where it is one for all."""
+    if isinstance(value, (np.ndarray, Tensor)):
+        value = value.tolist()  # a number, where it has no axes
+    if not isinstance(value, (list, tuple)) or (name in PAIRS and is_pair(value)):
+        return None
+    return list(value)
 
 
-def _seeds(count: int, seed: Any, seeds: Any) -> tuple[int, ...]:
-    if seed is not None and seeds is not None:
-        raise ArgumentError("seed and seeds: give one of them")
-    if seeds is None:
-        # 53 bits survive every JSON reader
-        first = secrets.randbits(53) if seed is None else _seed("seed", seed)
-        seeds = range(first, first + count)
-    given = _list("seeds", seeds)
-    if len(given) != count or count == 0:
-        raise ConfigError(f"seeds: expected {count or 'at least 1'}, got {len(given)}")
-    return tuple(_seed("seeds", s) for s in given)
+def _frozen(value: Any) -> Any:
+    """A key for equal values: 1 and True are not."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(v) for v in value)
+    return (type(value), id(value) if isinstance(value, dict) or not _hashable(value) else value)
 
 
-def _seed(name: str, seed: Any) -> int:
-    value = _index(seed)
-    if type(value) is not int or not 0 <= value <= MAX_SEED:
-        raise ConfigError(f"{name}: expected integers from 0 to 2^64 - 1, got {seed!r}")
-    return value
-
-
-def _index(value: Any) -> Any:
-    """NumPy's and torch's integers as Python's; anything else as it is, for the caller to refuse."""
-    if isinstance(value, bool):
-        return value
+def _hashable(value: Any) -> bool:
     try:
-        return value.__index__()
-    except (AttributeError, TypeError, ValueError):
-        return value
-
-
-def _list(name: str, values: Any) -> list:
-    try:
-        return list(values)
+        hash(value)
     except TypeError:
-        raise ConfigError(f"{name}: expected a list, got {values!r}") from None
-
-
-def _single(label: Any) -> bool:
-    """Whether this is one label, for all samples."""
-    return isinstance(label, (str, bool, float)) or type(_index(label)) is int
-
-
-def _labels(count: int, labels: Any, settings: DiffusionSettings) -> tuple[int | None, ...]:
-    given = [labels] * count if labels is None or _single(labels) else _list("labels", labels)
-    if len(given) != count:
-        raise ConfigError(f"labels: expected one, or one a sample ({count}), got {len(given)}")
-    if settings.num_classes is None:
-        if any(label is not None for label in given):
-            raise ConfigError("labels: this model has no classes")
-        return (None,) * count
-    if settings.null_class is None and any(label is None for label in given):
-        raise ConfigError(f"labels: this model needs one a sample, from 0 to {settings.num_classes - 1}")
-    return tuple(None if label is None else _label(label, settings) for label in given)
-
-
-def _label(label: Any, settings: DiffusionSettings) -> int:
-    names, classes = settings.class_names or (), settings.num_classes or 0
-    if isinstance(label, str) and label in names:
-        return names.index(label)
-    number = _index(label)
-    if type(number) is not int or not 0 <= number < classes:
-        by_name = f" or one of {', '.join(names[:20])}" if names else ""
-        raise ConfigError(f"labels: expected numbers from 0 to {classes - 1}{by_name}, got {label!r}")
-    return number
-
-
-def _guidance(scale: float | None, settings: DiffusionSettings) -> float:
-    if scale is None:
-        return settings.guidance_scale
-    if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 <= scale <= 100:
-        raise ConfigError(f"guidance_scale: expected a number from 0 to 100 (1 = no guidance), got {scale!r}")
-    if scale != 1 and settings.null_class is None:
-        raise ConfigError(
-            "guidance_scale: this model has no null class to be guided away from; leave it at 1 (no guidance)"
-        )
-    return float(scale)
+        return False
+    return True

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..checkpoint import Spec
 from ..config import at_most, bounded, from_dict, one_of
-from ..diffusion.schedule import NoiseSchedule
+from ..diffusion.continuous import ContinuousProcess
+from ..diffusion.processes import AnyProcess, process_from_config
 from ..diffusion.table import LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE
 from ..errors import ConfigError
 
@@ -20,7 +21,8 @@ LEARNED = {"learned_range": LEARNED_RANGE, "learned": LEARNED_VARIANCE}
 class DiffusionSettings:
     """Settings of ``Spec(engine="diffusion")``.
 
-    schedule: the arguments of :class:`NoiseSchedule` that differ from its defaults. num_classes: labels run from 0
+    schedule: the arguments of :class:`NoiseSchedule` that differ from its defaults, or those of another process and its
+    name (``fastgen.diffusion.processes``). num_classes: labels run from 0
     to num_classes - 1. null_class: the label the network learnt as "no label", which guidance needs. solver, steps,
     guidance_scale, solver_options: what ``sample`` uses where the caller says nothing. variance: how the second half
     of the network's output channels says the variance of a DDPM step; None where there is no such half.
@@ -66,16 +68,24 @@ class DiffusionSettings:
                 f"class_embed_type: the engine gives networks class numbers (num_class_embeds), not what "
                 f"{config.class_embed_type} takes"
             )
-        if config.time_embedding_type == "fourier":
+        process = self.noise_schedule
+        tells_sigma = isinstance(process, ContinuousProcess) and process.tells_sigma
+        if config.time_embedding_type == "fourier" and not tells_sigma:
             raise ConfigError(
-                "time_embedding_type: a fourier network takes sigma for a time, and none of the solvers gives it that; "
-                "supported: positional, learned"
+                "time_embedding_type: a fourier network takes sigma for a time; supported with it: the processes ve "
+                "(with time sigma) and edm (with prediction_type sample)"
             )
-        table, timesteps = config.num_train_timesteps, self.noise_schedule.num_train_timesteps
-        if config.time_embedding_type == "learned" and table < timesteps:
-            raise ConfigError(
-                f"num_train_timesteps: the network learnt {table} timesteps, the noise schedule has {timesteps}"
-            )
+        if config.time_embedding_type == "learned":
+            if isinstance(process, ContinuousProcess):
+                raise ConfigError(
+                    f"time_embedding_type: a learned table has whole timesteps only, and the process {process.name} "
+                    "none; supported: positional"
+                )
+            table, timesteps = config.num_train_timesteps, process.num_train_timesteps
+            if table < timesteps:
+                raise ConfigError(
+                    f"num_train_timesteps: the network learnt {table} timesteps, the noise schedule has {timesteps}"
+                )
         self.check_times(config, self.solver_options or {})
         embedded = config.num_class_embeds
         if (self.num_classes is None) != (embedded is None):
@@ -108,8 +118,9 @@ class DiffusionSettings:
             )
 
     @cached_property
-    def noise_schedule(self) -> NoiseSchedule:
-        return NoiseSchedule.from_config(self.schedule)
+    def noise_schedule(self) -> AnyProcess:
+        """The process that the network was trained for."""
+        return process_from_config(self.schedule)
 
     @property
     def learned(self) -> int:

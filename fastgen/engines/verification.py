@@ -95,8 +95,9 @@ def verify(engine: DiffusionEngine, reference: nn.Module | None, batch: int, see
     """As ``DiffusionEngine.verify`` describes. The engine's lock is held."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, *engine.shape, generator=generator).to(engine.dtype)
-    t = torch.rand(batch, generator=generator) * (engine.settings.noise_schedule.num_train_timesteps - 1)
-    t = t.round()
+    asked = engine.request(labels=None if engine.settings.num_classes is None else 0)
+    times = torch.tensor(asked.plans[0].table.time, dtype=torch.float32)
+    t = times[torch.randint(len(times), (batch,), generator=generator)]
     label = None
     if engine.settings.num_classes is not None:
         label = torch.randint(engine.settings.num_classes, (batch,), generator=generator)
@@ -377,7 +378,7 @@ def _graphs(engine: DiffusionEngine, batch: int, seed: int) -> Iterator[Check]:
         drawn = []
         for backend in (engine.loop.graphs.backend, "eager"):
             loop = engine.new_loop(backend=backend)
-            tickets = [loop.add(single) for single in request.singles(settings.noise_schedule)]
+            tickets = [loop.add(single) for single in request.singles()]
             done: dict[int, Tensor] = {}
             while loop.step():
                 done.update(loop.finished())

@@ -2,7 +2,7 @@
 
 Each sample of the batch has its own solver table, row, seed, label and guidance weight, all of them data on the
 device; a step is one network evaluation for everybody and touches only device tensors, so that it can be
-captured once per (batch bucket, guided or not) and replayed for every request to come.
+captured once per (batch bucket, guided or not, adjustments) and replayed for every request to come.
 
 Where memory does not suffice for the batch, half of the samples sleep in their places and the others go on; a sleeper
 wakes when one before it has left. Its noise is its own, so its picture does not change.
@@ -12,67 +12,27 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import wraps
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from fastgen_kernels import normals, reverse_step_out, signed_seeds
-from fastgen_kernels.reverse_step.row import INPUT_SCALE, MAX_SLOTS
+from fastgen_kernels.reverse_step import row
+from fastgen_kernels.reverse_step.reference import integer_words
 
-from ..diffusion.table import Table
 from ..errors import ConfigError, OutOfMemoryError
-from .capture import Step
+from .adjust import LANGEVIN, adjusted
+from .capture import Step, plainly
+from .classifier import Classifier, towards_label
 from .device import out_of_memory
 from .graphs import Graphs
 from .noise_ahead import NoiseAhead
+from .requests import Active, Request, Waiting
 from .rows import RowPool
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _plainly(method: Callable[P, R]) -> Callable[P, R]:
-    """Without gradients, and alike whatever mode the caller is in: buffers outlive his inference_mode or autocast."""
-
-    @wraps(method)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-        ):
-            return method(*args, **kwargs)
-
-    return inner
-
-
-@dataclass(frozen=True)
-class Request:
-    """One sample to draw. `label` None is the network's null class; `guidance_scale` 1 is no guidance.
-
-    initial: float32 [C, H, W] standard normal noise instead of the seed's own.
-    """
-
-    table: Table
-    seed: int
-    label: int | None = None
-    guidance_scale: float = 1.0
-    initial: Tensor | None = None
-
-
-@dataclass
-class _Active:
-    ticket: int
-    request: Request
-    first_row: int
-    row: int = 0  # rows already done
-    begun: bool = False  # whether its initial state is there
 
 
 class Loop:
@@ -88,7 +48,7 @@ class Loop:
     batch forgets them, and what is captured next shares the larger one's memory.
     """
 
-    @_plainly
+    @plainly
     def __init__(
         self,
         network: Network,
@@ -110,7 +70,8 @@ class Loop:
         self.labelled, self.null_label = labelled, null_label
         self.learned, self.max_batch = learned, max_batch
         self.micro_batch = max_batch  # less once memory has run out
-        self.graphs = Graphs(backend, device)
+        self.graphs = Graphs(backend, device, fields=("batch", "guided", "adjusted"))
+        self.classifier: Classifier | None = None  # steps with its gradient are not captured
 
         # Noise is made for four pixels at a time, so channels-last network tensors need planes of whole fours.
         wide = (shape[1] * shape[2]) % 4 == 0
@@ -120,36 +81,48 @@ class Loop:
         self._noise = NoiseAhead(shape) if device.type == "cpu" else None
         self._last = torch.cuda.Event() if device.type == "cuda" else None  # after the last step
         self._tried = 0  # samples in the batch that is being attempted
-        self._active: list[_Active | None] = []  # by slot
+        self._active: list[Active | None] = []  # by slot
         self._x: Tensor  # float32 [capacity, C, H, W]: states
-        self._history: Tensor  # float32 [MAX_SLOTS, capacity, C, H, W]
+        self._history: Tensor  # float32 [row.MAX_SLOTS, capacity, C, H, W]
         self._inputs: Tensor  # [2 * capacity, C, H, W] in the network's dtype
         self._cursor: Tensor  # int32 [capacity]
         self._seeds: Tensor  # int64 [capacity]
         self._labels: Tensor  # int64 [capacity]
+        self._scales: Tensor  # float32 [capacity]: classifier guidance
         self._reserve(0)
-        self._waiting: deque[tuple[int, Request]] = deque()
+        self._waiting = Waiting()
         self._done: list[tuple[int, Tensor]] = []
         self._next_ticket = 0
-        self._running: tuple[int, bool] | None = None  # the graph whose input buffer is filled
+        self._running: tuple[int, bool] | None = None  # (batch, guided) that the input buffer is filled for
 
-    def add(self, request: Request) -> int:
-        """Queue a sample, at any time; returns its ticket."""
+    def add(self, request: Request, priority: int = 0) -> int:
+        """Queue a sample, at any time; returns its ticket. Higher priorities get a place first."""
         ticket = self._next_ticket
         self._next_ticket += 1
-        self._waiting.append((ticket, request))
+        self._waiting.push(ticket, request, priority)
         return ticket
 
-    @_plainly
+    @plainly
+    def cancel(self, ticket: int) -> bool:
+        """Forget a request, whose place is free at the next step; False if it is done, or was never there."""
+        if self._waiting.remove(ticket):
+            return True
+        for slot, entry in enumerate(self._active):
+            if entry is not None and entry.ticket == ticket:
+                self._leave(slot, entry)
+                with self._in_order():
+                    self._cursor[slot] = 0
+                return True
+        return False
+
+    @plainly
     def step(self) -> bool:
         """One network evaluation for every sample in the batch; False when there was nothing to do.
 
         Raises OutOfMemoryError where one sample alone does not fit in memory, CaptureError where a step cannot be
         captured.
         """
-        if self._last is not None:  # calls may come on different streams, and share the buffers
-            torch.cuda.current_stream(self.device).wait_event(self._last)
-        try:
+        with self._in_order():
             while True:
                 try:
                     return self._step()
@@ -158,6 +131,14 @@ class Loop:
                         raise
                     said = str(error).strip().partition("\n")[0]
                 self._halve(said)  # not in the handler: there the failed step's tensors are still alive
+
+    @contextmanager
+    def _in_order(self) -> Iterator[None]:
+        """Calls may come on different CUDA streams, and share the buffers: each waits for the one before."""
+        if self._last is not None:
+            torch.cuda.current_stream(self.device).wait_event(self._last)
+        try:
+            yield
         finally:
             if self._last is not None:
                 self._last.record(torch.cuda.current_stream(self.device))
@@ -169,15 +150,21 @@ class Loop:
         if not active:
             return False
         self._tried = len(active)
-        key = (self._bucket(active[-1][0] + 1), any(e.request.guidance_scale != 1 for _, e in active))
-        if key not in self.graphs:
+        guided = any(e.request.guided(e.row) for _, e in active)
+        needed = {kind for _, e in active for kind in e.request.adjustments(e.row)}
+        key = (self._bucket(active[-1][0] + 1), guided, tuple(sorted(needed)))
+        classified = any(e.request.classifier_scale for _, e in active)
+        if not classified and key not in self.graphs:
             self._capture(key)
-        if key != self._running:
-            self._fill_inputs(key)
-            self._running = key
+        if key[:2] != self._running:
+            self._fill_inputs(*key[:2])
+            self._running = key[:2]
         if self._noise is not None:
             self._noise.fill([(s, e.request.seed, e.request.table, e.row) for s, e in active])
-        self.graphs.replay(key)
+        if classified:  # its gradient is taken outside any graph
+            self._body(*key, classified=True)()
+        else:
+            self.graphs.replay(key)
         for _, entry in active:
             entry.row += 1
         self._collect()
@@ -192,14 +179,15 @@ class Loop:
         """{ticket: float32 [C, H, W], a view} of the samples being drawn: their noisy states."""
         return {entry.ticket: self._x[slot] for slot, entry in enumerate(self._active) if entry is not None}
 
-    @_plainly
+    @plainly
     def clear(self) -> None:
         """Forget every request that is not finished, for instance after an interrupt."""
         self._waiting.clear()
         for slot, entry in enumerate(self._active):
             if entry is not None:
                 self._leave(slot, entry)
-        self._cursor.zero_()
+        with self._in_order():
+            self._cursor.zero_()
 
     def _halve(self, said: str) -> None:
         """Half as many samples at a time as were tried, from now on. `said`: the words of the error."""
@@ -221,12 +209,13 @@ class Loop:
         """Buffers for `batch` samples, with what the old ones hold."""
         old, C, device = len(self._active), self.shape, self.device
         x = torch.zeros(batch, *C, device=device)
-        history = torch.zeros(MAX_SLOTS, batch, *C, device=device)
+        history = torch.zeros(row.MAX_SLOTS, batch, *C, device=device)
         inputs = torch.zeros(2 * batch, *C, device=device, dtype=self.dtype).to(
             memory_format=self.memory_format
         )
         cursor = torch.zeros(batch, dtype=torch.int32, device=device)
         seeds, labels = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(2))
+        scales = torch.zeros(batch, device=device)
         if old:
             history[:, :old] = self._history
             for new, kept in (
@@ -234,10 +223,11 @@ class Loop:
                 (cursor, self._cursor),
                 (seeds, self._seeds),
                 (labels, self._labels),
+                (scales, self._scales),
             ):
                 new[:old] = kept
         self._x, self._history, self._inputs = x, history, inputs
-        self._cursor, self._seeds, self._labels = cursor, seeds, labels
+        self._cursor, self._seeds, self._labels, self._scales = cursor, seeds, labels, scales
         if self._noise is not None:
             self._noise.reserve(batch)
         self._active += [None] * (batch - old)
@@ -253,15 +243,15 @@ class Loop:
         self._compact()  # sleepers first
         free = deque(slot for slot, e in enumerate(self._active[: self.micro_batch]) if e is None)
         while self._waiting and free:
-            ticket, request = self._waiting[0]
-            first = self._pool.acquire(request.table, request.guidance_scale)
+            ticket, request = self._waiting.first()
+            first = self._pool.acquire(*request.rows)
             if first is None:
                 if any(entry is not None for entry in self._active):
                     break  # its rows fit once others have left
                 self._grow(len(request.table) + 1)
                 continue
-            self._waiting.popleft()
-            self._active[free.popleft()] = _Active(ticket, request, first)
+            self._waiting.pop()
+            self._active[free.popleft()] = Active(ticket, request, first)
         # Those that sleep begin when they wake.
         awake = enumerate(self._active[: self.micro_batch])
         joined = [slot for slot, entry in awake if entry is not None and not entry.begun]
@@ -286,6 +276,7 @@ class Loop:
         )
         labels = [e.request.label if e.request.label is not None else self.null_label for e in entries]
         self._labels[index] = torch.tensor(labels, device=self.device)
+        self._scales[index] = torch.tensor([e.request.classifier_scale for e in entries], device=self.device)
         self._running = None
         for entry in entries:
             entry.begun = True
@@ -297,8 +288,8 @@ class Loop:
                 self._done.append((entry.ticket, self._x[slot].clone()))
                 self._leave(slot, entry)  # the step itself has put the cursor on the idle row
 
-    def _leave(self, slot: int, entry: _Active) -> None:
-        self._pool.release(entry.request.table, entry.request.guidance_scale)
+    def _leave(self, slot: int, entry: Active) -> None:
+        self._pool.release(*entry.request.rows)
         self._active[slot] = None
         if self._noise is not None:
             self._noise.forget(slot)
@@ -312,7 +303,7 @@ class Loop:
         ):
             return
         index = torch.tensor(used, device=self.device)
-        states = (self._x, self._seeds, self._cursor, self._labels)
+        states = (self._x, self._seeds, self._cursor, self._labels, self._scales)
         # All copies before any is put back: memory that runs out between would leave a mixture.
         moved, history = [state[index] for state in states], self._history[:, index]
         for state, values in zip(states, moved, strict=True):
@@ -336,7 +327,7 @@ class Loop:
             return count
         return min(1 << (count - 1).bit_length(), self.micro_batch)
 
-    def _capture(self, key: tuple[int, bool]) -> None:
+    def _capture(self, key: tuple[int, bool, tuple[str, ...]]) -> None:
         # On the idle row a step changes no sample, but for one whose network output is not finite at its time.
         x, cursor = self._x.clone(), self._cursor.clone()
         self._cursor.zero_()
@@ -347,31 +338,44 @@ class Loop:
             self._cursor.copy_(cursor)
             self._running = None
 
-    def _body(self, batch: int, guided: bool) -> Step:
+    def _body(self, batch: int, guided: bool, kinds: tuple[str, ...], *, classified: bool = False) -> Step:
         x, history = self._x[:batch], self._history[:, :batch]
         cursor, seeds, labels = self._cursor[:batch], self._seeds[:batch], self._labels[:batch]
-        inputs = self._inputs[: 2 * batch if guided else batch]
+        scales, inputs = self._scales[:batch], self._inputs[: 2 * batch if guided else batch]
         noise = None if self._noise is None else self._noise.buffer[:batch]
-        null = torch.full_like(labels, self.null_label)
 
         def step() -> None:
             rows = self._pool.rows.index_select(0, cursor)
             t = self._pool.times.index_select(0, cursor)
             label = labels if self.labelled else None
+            both, label_of_both = t, label
             if guided:
-                t = torch.cat([t, t])
-                label = torch.cat([labels, null]) if self.labelled else None
-            output = self.network(inputs, t, label).contiguous(memory_format=self.memory_format)
+                both = torch.cat([t, t])
+                # At weight 1 both halves are asked the same: u + 1 (c - u) is c to the bit only where u = c.
+                if self.labelled:
+                    null = torch.where(rows[:, row.GUIDANCE] == 1.0, labels, self.null_label)
+                    label_of_both = torch.cat([labels, null])
+            output = self.network(inputs, both, label_of_both).contiguous(memory_format=self.memory_format)
+            if classified:
+                assert self.classifier is not None
+                output = towards_label(self.classifier, output, inputs[:batch], rows, t, labels, scales)
+                output = output.contiguous(memory_format=self.memory_format)
+            if kinds:
+                z = noise
+                if z is None and LANGEVIN in kinds:
+                    z = normals(
+                        seeds, integer_words(rows)[:, row.NOISE_STEP].contiguous(), "step", self.shape
+                    )
+                rows = adjusted(rows, x, output, z, guided=guided, kinds=kinds)
             reverse_step_out(
                 x, history, output, inputs, rows, cursor, seeds, learned=self.learned, noise=noise
             )
 
         return step
 
-    def _fill_inputs(self, key: tuple[int, bool]) -> None:
+    def _fill_inputs(self, batch: int, guided: bool) -> None:
         """Network inputs from the states: needed where the batch changed, else the step leaves the next one."""
-        batch, guided = key
-        scale = self._pool.rows[self._cursor[:batch].long(), INPUT_SCALE].view(-1, 1, 1, 1)
+        scale = self._pool.rows[self._cursor[:batch].long(), row.INPUT_SCALE].view(-1, 1, 1, 1)
         scaled = self._x[:batch] * scale
         self._inputs[:batch] = scaled
         if guided:

@@ -8,11 +8,13 @@ from fastgen_kernels.reverse_step.row import ROW_WORDS
 
 from ..diffusion.table import Table, idle_row, pack
 
+Weights = float | tuple[float, ...]  # of guidance: one, or one a row
+
 
 class RowPool:
     """`rows` float32 [capacity, 32] and `times` float32 [capacity]; row 0 is the idle row.
 
-    Requests with the same table and guidance weight share its rows. A table stays until its space is needed
+    Requests with the same table and guidance share its rows. A table stays until its space is needed
     and nobody uses it, so that repeating a request uploads nothing.
     """
 
@@ -26,25 +28,25 @@ class RowPool:
     def capacity(self) -> int:
         return len(self.rows)
 
-    def acquire(self, table: Table, guidance_scale: float) -> int | None:
-        """First row of `table` at this weight, held until `release`; None while there is no room for it."""
-        key = (id(table), guidance_scale)
+    def acquire(self, table: Table, scale: Weights, rescale: float) -> int | None:
+        """First row of `table` with this guidance, held until `release`; None while there is no room for it."""
+        key = (id(table), scale, rescale)
         placed = self._placed.get(key)
         if placed is None:
             length = len(table)
             start = self._room(length)
             if start is None:
                 return None
-            rows, times = pack(table, start, guidance_scale)
+            rows, times = pack(table, start, scale, guidance_rescale=rescale)
             self.rows[start : start + length] = rows.to(self.rows.device)
             self.times[start : start + length] = times.to(self.times.device)
             placed = self._placed[key] = _Placed(start, length, table)
         placed.users += 1
         return placed.start
 
-    def release(self, table: Table, guidance_scale: float) -> None:
+    def release(self, table: Table, scale: Weights, rescale: float) -> None:
         """Undo one `acquire`."""
-        self._placed[id(table), guidance_scale].users -= 1
+        self._placed[id(table), scale, rescale].users -= 1
 
     def _room(self, length: int) -> int | None:
         """The first gap of `length` rows; unused tables are dropped, all at once, when there is none."""

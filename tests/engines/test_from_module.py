@@ -84,7 +84,7 @@ def test_equals_a_plain_ddim_loop(prediction: str, graph: bool | str) -> None:
 def _unclamped(engine: DiffusionEngine, **call) -> Tensor:  # type: ignore[no-untyped-def]
     """States as the loop hands them out: `sample` clamps to the pictures' range."""
     request = engine.request(**call)
-    tickets = [engine.loop.add(single) for single in request.singles(engine.settings.noise_schedule)]
+    tickets = [engine.loop.add(single) for single in request.singles()]
     done: dict[int, Tensor] = {}
     while engine.loop.step():
         done.update(engine.loop.finished())
@@ -252,7 +252,7 @@ def test_times_that_are_indices() -> None:
 def test_times_between_steps_are_refused_where_they_are_indices() -> None:
     engine = DiffusionEngine.from_module(Own(), LINEAR, "epsilon", SHAPE, integer_time=True)
     request = engine.request(steps=4)
-    table = request.table(engine.settings.noise_schedule)
+    table = request.plans[0].table
     between = SimpleNamespace(name=table.name, time=table.time + 0.5)
     engine.network.check_times(table)
     with pytest.raises(ConfigError, match=r"solver dpm\+\+2m asks .* which integer_time=True excludes"):

@@ -72,7 +72,7 @@ def test_the_zoo_is_drawn_right() -> None:
 def test_a_step_of_a_real_network_never_waits(tmp_path: Path) -> None:
     engine = fastgen.load(checkpoint(tmp_path / "m"), device="cuda", graph=False)
     request = engine.request(4, seed=0, labels=0, guidance_scale=2.0, steps=6)
-    for single in request.singles(engine.settings.noise_schedule):
+    for single in request.singles():
         engine.loop.add(single)
     engine.loop.step()
     torch.cuda.set_sync_debug_mode("error")
@@ -114,3 +114,20 @@ def test_a_network_that_draws_from_the_generator_is_refused() -> None:
     engine = fastgen.DiffusionEngine.from_module(net, {}, "epsilon", (3, 16, 16))
     with pytest.raises(fastgen.CaptureError, match="generator"):
         engine.sample(2, steps=3)
+
+
+def test_a_session_on_captured_graphs(tmp_path: Path) -> None:
+    engine = fastgen.load(checkpoint(tmp_path / "m"), device="cuda", dtype="float32", max_batch=4)
+    calls = [
+        {"seed": k, "labels": k % 3, "solver": solver, "steps": 3 + k, "guidance_scale": 1.0 + k % 3}
+        for k, solver in enumerate(["ddim", "dpm++2m", "ddpm", "euler", "heun", "unipc"])
+    ]
+    done = {}
+    with engine.session() as session:
+        tickets = []
+        for call in calls:
+            tickets += session.add(**call)
+            session.step()
+        done.update(session)
+    for ticket, call in zip(tickets, calls, strict=True):
+        torch.testing.assert_close(done[ticket], engine.sample(**call)[0], rtol=0, atol=1e-3)

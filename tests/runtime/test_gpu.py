@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from fastgen.errors import CaptureError
 from fastgen.runtime.loop import Loop, Request
+from tests.runtime import test_adjust
+from tests.runtime.test_adjust import REQUESTS
 from tests.runtime.test_loop import TABLES, assert_close, draw, loop, oracle
+from tests.runtime.test_unlike import joining, sixteen
 from tests.small import TinyNet
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -73,7 +78,58 @@ def test_graphs_share_a_pool_and_outlive_one_another() -> None:
     draw(session, many)  # larger buffers: the small graph is captured again, in the large one's pool
     assert torch.equal(draw(session, [Request(TABLES["ddpm"], seed=7, label=1)])[0], alone)
     assert torch.equal(draw(session, many)[7], draw(session_on_gpu(max_batch=8), many)[7])
-    assert {batch for batch, _ in session.graphs} == {1, 8}
+    assert {batch for batch, *_ in session.graphs} == {1, 8}
+
+
+@pytest.mark.parametrize("backend", ["cuda", "eager"])
+@pytest.mark.parametrize("name", REQUESTS)
+def test_adjusted_rows_equal_the_plain_interpreter(name: str, backend: str) -> None:
+    request = REQUESTS[name]
+    (got,) = draw(session_on_gpu(test_adjust.SHAPE, backend=backend), [request])
+    test_adjust.assert_close(got.cpu(), test_adjust.plain(request), request.table)
+
+
+def test_adjusting_rows_never_waits_for_the_device() -> None:
+    session = session_on_gpu(test_adjust.SHAPE, backend="eager")
+    session.classifier = lambda x, t, label: (
+        -(x.float() - 0.1 * label[:, None, None, None]).square().sum((1, 2, 3))
+    )
+    for k, request in enumerate(REQUESTS.values()):
+        session.add(replace(request, classifier_scale=0.1 * (k % 2)))
+    session.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        session.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_unlike_requests_that_join_on_captured_graphs() -> None:
+    """Each equals its own call to float error, and the captured steps the uncaptured ones bit for bit."""
+    shape = test_adjust.SHAPE
+    got = joining(session_on_gpu(shape, max_batch=16), sixteen())
+    eager = joining(session_on_gpu(shape, max_batch=16, backend="eager"), sixteen())
+    for picture, other, request in zip(got, eager, sixteen(), strict=True):
+        test_adjust.assert_close(picture.cpu(), test_adjust.plain(request), request.table)
+        test_adjust.assert_close(other.cpu(), test_adjust.plain(request), request.table)
+        (alone,) = draw(session_on_gpu(shape), [request])
+        test_adjust.assert_close(picture, alone.double(), request.table)
+
+
+def test_cancelling_on_another_stream() -> None:
+    requests = [Request(TABLES["ddpm"], seed=k, label=k) for k in range(4)]
+    session = session_on_gpu(max_batch=2)
+    tickets = [session.add(request) for request in requests]
+    session.step()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        assert session.cancel(tickets[0])
+        done: dict[int, Tensor] = {}
+        while session.step():
+            done.update(session.finished())
+    torch.cuda.synchronize()
+    assert set(done) == set(tickets[1:])
+    for ticket, request in list(zip(tickets, requests, strict=True))[1:]:
+        assert_close(done[ticket].cpu(), oracle(request, session.shape), request.table)
 
 
 def test_what_a_graph_cannot_hold_is_an_error_that_says_what_to_do() -> None:

@@ -1,0 +1,159 @@
+"""How one sample is drawn, whatever its seed and label: solver, steps, options, guidance; checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from numbers import Real
+from typing import Any
+
+from ..config import named
+from ..diffusion.processes import AnyProcess
+from ..diffusion.solvers import SOLVERS, solver_table
+from ..diffusion.table import LEARNED_NONE, LEARNED_VARIANCE, Table
+from ..diffusion.table_json import table_from_dict, table_to_dict
+from ..errors import ArgumentError, ConfigError
+from .arguments import as_index
+from .guidance import Guidance
+from .settings import DiffusionSettings
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One way to draw a sample. `solver`: a name in SOLVERS, or a table."""
+
+    solver: str | Table
+    steps: int
+    options: dict[str, Any] = field(default_factory=dict)
+    guidance: Guidance = field(default_factory=Guidance)
+    process: AnyProcess | None = None
+
+    @cached_property
+    def table(self) -> Table:
+        """The solver's table; the same object for the same solver, so that it is uploaded once."""
+        if isinstance(self.solver, Table):
+            return self.solver
+        assert self.process is not None
+        options = tuple((name, type(value), value) for name, value in sorted(self.options.items()))
+        return _table(self.solver, self.process, self.steps, options)
+
+    @cached_property
+    def weights(self) -> float | tuple[float, ...]:
+        """Guidance weight, or one a row of the table."""
+        return self.guidance.weights(self.table)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments of ``sample`` that repeat it, as JSON types."""
+        solver = table_to_dict(self.solver) if isinstance(self.solver, Table) else self.solver
+        return {"solver": solver, "steps": self.steps, **self.guidance.to_dict(), **self.options}
+
+    def __str__(self) -> str:
+        return f"{self.table.name} x {self.steps}"
+
+
+@lru_cache(maxsize=256, typed=True)  # typed: 1 and True are equal keys, and not the same argument
+def _table(solver: str, process: AnyProcess, steps: int, options: tuple[tuple[str, type, Any], ...]) -> Table:
+    return solver_table(solver, process, steps, **{name: value for name, _, value in options})
+
+
+@lru_cache(maxsize=64)
+def _kept_table(text: str) -> Table:
+    return table_from_dict(json.loads(text), "solver")
+
+
+def make_plan(settings: DiffusionSettings, arguments: Mapping[str, Any]) -> Plan:
+    """Check one sample's arguments against a model's settings; None is the default. ConfigError, ArgumentError."""
+    given = dict(arguments)
+    solver, steps, eta = (given.pop(name, None) for name in ("solver", "steps", "eta"))
+    words = ("guidance_scale", "guidance_interval", "guidance_sigmas", "guidance_rescale", "classifier_scale")
+    guidance = Guidance.checked(settings.guidance_scale, *[given.pop(word, None) for word in words])
+    options = {name: value for name, value in given.items() if value is not None}
+    if eta is not None:
+        options["eta"] = eta
+    if isinstance(solver, Mapping):
+        solver = _kept_table(json.dumps(solver))
+    if isinstance(solver, Table):
+        plan = _of_table(solver, steps, options, guidance)
+    else:
+        plan = _of_name(settings, solver, steps, options, guidance)
+    _check_variance(plan.table, settings)
+    if guidance.guides() and settings.null_class is None:
+        raise ConfigError(
+            "guidance_scale: this model has no null class to be guided away from; leave it at 1 (no guidance)"
+        )
+    if guidance.classifier_scale and not plan.table.gradient.any():
+        raise ConfigError(
+            f"classifier_scale: {plan.table.name} does not know what its network predicts, which classifier guidance "
+            "needs; take a named solver"
+        )
+    if callable(guidance.scale):  # its values from here on: a request is plain data
+        plan = dataclasses.replace(plan, guidance=dataclasses.replace(guidance, scale=_called(plan)))
+    _ = plan.weights
+    return plan
+
+
+def _called(plan: Plan) -> tuple[float, ...]:
+    whole = dataclasses.replace(plan.guidance, interval=None, sigmas=None).weights(plan.table)
+    return whole if isinstance(whole, tuple) else (whole,) * len(plan.table)
+
+
+def _of_table(table: Table, steps: Any, options: Mapping[str, Any], guidance: Guidance) -> Plan:
+    if options:
+        raise ArgumentError(
+            f"unknown argument {', '.join(map(named, sorted(options)[:5]))}: a solver that is given as a table has its "
+            "options in it"
+        )
+    if steps is not None and as_index(steps) != len(table):
+        raise ConfigError(f"steps: the table {table.name} has {len(table)}, got {steps!r}; leave it out")
+    return Plan(table, len(table), {}, guidance)
+
+
+def _of_name(
+    settings: DiffusionSettings, solver: Any, steps: Any, options: dict[str, Any], guidance: Guidance
+) -> Plan:
+    solver = settings.solver if solver is None else solver
+    if not isinstance(solver, str) or solver not in SOLVERS:
+        raise ConfigError(f"solver: expected one of {', '.join(SOLVERS)}, or a Table, got {solver!r}")
+    known = [option.name for option in SOLVERS[solver].options]
+    if unknown := sorted(set(options) - set(known)):
+        raise ArgumentError(
+            f"unknown argument {', '.join(map(named, unknown[:5]))}; besides those of sample(), solver {solver} takes "
+            f"{', '.join(known)}"
+        )
+    if solver == settings.solver:
+        options = {**(settings.solver_options or {}), **options}
+    for name, value in options.items():
+        if isinstance(value, Real) and not isinstance(value, (bool, int, float)):
+            options[name] = value = float(value)  # NumPy's
+        listed = isinstance(value, (list, tuple))
+        if listed:
+            options[name] = value = tuple(value)  # can be looked up, as a list cannot
+        if not all(isinstance(v, (bool, int, float, str)) for v in (value if listed else (value,))):
+            raise ConfigError(
+                f"{name}: expected a number, a truth value, a string, or a list of them, got {value!r}"
+            )
+    if settings.learned and solver == "ddpm":
+        options.setdefault("variance_type", settings.variance)
+    steps = settings.steps if steps is None else as_index(steps)
+    if type(steps) is not int:
+        raise ConfigError(f"steps: expected an int, got {steps!r}")
+    plan = Plan(solver, steps, options, guidance, settings.noise_schedule)
+    _ = plan.table  # checks steps and options
+    return plan
+
+
+def _check_variance(table: Table, settings: DiffusionSettings) -> None:
+    """A table's noise must be scaled the way the network says it: the step reads V in one way for a whole batch."""
+    if table.learned not in (LEARNED_NONE, settings.learned):
+        predicts = (
+            "no variance" if settings.variance is None else f"a variance of the type {settings.variance}"
+        )
+        raise ConfigError(f"variance_type: this model predicts {predicts}")
+    # A range of V that is 1 at both ends leaves z alone; the variance itself has no such neutral form.
+    if settings.learned == LEARNED_VARIANCE and table.learned == LEARNED_NONE and table.stochastic:
+        raise ConfigError(
+            "variance_type: this model's own variance (learned) must be used where a solver adds noise"
+        )

@@ -1,0 +1,182 @@
+"""Samples that come and go: requests join a running batch at any time and are handed out as they finish."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..errors import ConfigError, FastgenError
+from ..runtime import requests as loop_requests
+from ..runtime.loop import Loop
+from .request import Request
+
+
+class Sample(NamedTuple):
+    """A finished sample: its ticket, and float32 [C, H, W] in [-1, 1] on the engine's device, the caller's own."""
+
+    ticket: int
+    image: Tensor
+
+
+class Session:
+    """An engine at work for many unlike requests. Made by ``engine.session()``.
+
+    `add` and `cancel` may be called from any thread, also while another iterates over the results; the steps are done
+    by whoever iterates, one thread at a time. A request joins at the next step, where there is a place: higher
+    priorities first, and among equals in the order they came. Who runs is never put aside.
+
+        with engine.session() as session:
+            tickets = session.add(4, seed=0, solver=["ddim", "euler", "heun", "ddpm"])
+            for ticket, image in session:
+                ...
+    """
+
+    def __init__(self, loop: Callable[[], Loop], resolve: Callable[..., Request]) -> None:
+        """loop: the engine's loop of the moment. resolve: ``engine.request``."""
+        self._current, self._loop, self._resolve = loop, loop(), resolve
+        self._changed = threading.Condition()  # guards everything below
+        self._stepping = threading.Lock()
+        # Not in the loop yet: ticket, what the loop is to be asked for, priority.
+        self._incoming: deque[tuple[int, loop_requests.Request, int]] = deque()
+        self._leaving: list[int] = []  # of the loop's tickets
+        self._inside: dict[int, int] = {}  # the loop's ticket -> ours
+        self._open: dict[int, int | None] = {}  # our ticket -> the loop's, of samples that are not done
+        self._done: deque[Sample] = deque()
+        self._counts = {"finished": 0, "cancelled": 0, "steps": 0}
+        self._tickets = 0
+        self._closed = False
+
+    def add(self, n: int | None = None, *, priority: int = 0, **arguments: Any) -> list[int]:
+        """Ask for samples; returns their tickets. n, arguments: as ``engine.sample``'s. Higher priorities go first.
+
+        Raises what ``engine.request`` raises, and FastgenError once the session is closed.
+        """
+        if type(priority) is not int:
+            raise ConfigError(f"priority: expected an int, higher goes first, got {priority!r}")
+        return self.add_request(self._resolve(n, **arguments), priority)
+
+    def add_request(self, request: Request, priority: int = 0) -> list[int]:
+        """As `add`, with what ``engine.request`` returned."""
+        singles = request.singles()
+        with self._changed:
+            if self._closed:
+                raise FastgenError("this session is closed; open another with engine.session()")
+            tickets = list(range(self._tickets, self._tickets + len(singles)))
+            self._tickets += len(singles)
+            self._open.update(dict.fromkeys(tickets))
+            self._incoming.extend((t, single, priority) for t, single in zip(tickets, singles, strict=True))
+            self._changed.notify_all()
+        return tickets
+
+    def cancel(self, ticket: int) -> bool:
+        """Give a sample up; its place is free for the next step. False where it is done already, or unknown."""
+        with self._changed:
+            if ticket not in self._open:
+                return False
+            inside = self._open.pop(ticket)
+            if inside is None:
+                self._incoming = deque(entry for entry in self._incoming if entry[0] != ticket)
+            else:
+                del self._inside[inside]
+                self._leaving.append(inside)
+            self._counts["cancelled"] += 1
+            self._changed.notify_all()
+        return True
+
+    def step(self) -> bool:
+        """One network evaluation for everybody in the batch; False when there was nothing to do.
+
+        Results wait for `finished` or the iterator. Raises what a step of the engine may raise.
+        """
+        worked = self._step()
+        if worked is None:
+            raise FastgenError("this session is closed; open another with engine.session()")
+        return worked
+
+    def _step(self) -> bool | None:
+        """None where the session is closed, perhaps by another thread a moment ago."""
+        if self._current() is not self._loop:
+            raise FastgenError("this call was begun before a fork; begin it again in this process")
+        with self._stepping:
+            with self._changed:
+                if self._closed:
+                    return None
+                leaving, self._leaving = self._leaving, []
+                for inside in leaving:
+                    self._loop.cancel(inside)
+                while self._incoming:
+                    ticket, single, priority = self._incoming.popleft()
+                    inside = self._loop.add(single, priority)
+                    self._inside[inside], self._open[ticket] = ticket, inside
+            worked = self._loop.step()
+            with self._changed:
+                self._counts["steps"] += worked
+                for inside, image in self._loop.finished():
+                    if inside in self._inside:  # else cancelled during this very step
+                        ticket = self._inside.pop(inside)
+                        del self._open[ticket]
+                        self._done.append(Sample(ticket, image.clamp_(-1, 1)))
+                        self._counts["finished"] += 1
+                self._changed.notify_all()
+        return worked
+
+    def finished(self) -> list[Sample]:
+        """Samples done since the last call."""
+        with self._changed:
+            done = list(self._done)
+            self._done.clear()
+        return done
+
+    def results(self, *, wait: bool = False) -> Iterator[Sample]:
+        """Samples as they finish; the engine works while this is iterated.
+
+        It ends when nothing is left to do; with `wait`, when the session is closed: until then it waits for `add`.
+        """
+        while True:
+            with self._changed:
+                while wait and not (self._done or self._open or self._closed):
+                    self._changed.wait()
+                done = self._done.popleft() if self._done else None
+                if done is None and (self._closed or not self._open):
+                    return
+            if done is not None:
+                yield done
+            else:
+                self._step()
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self.results()
+
+    def states(self, tickets: Sequence[int]) -> dict[int, Tensor]:
+        """{ticket: float32 [C, H, W], a view} of those that are being drawn: their noisy states."""
+        running = self._loop.current()
+        with self._changed:
+            inside = {ticket: self._open.get(ticket) for ticket in tickets}
+        return {ticket: running[i] for ticket, i in inside.items() if i is not None and i in running}
+
+    def stats(self) -> dict[str, int]:
+        """How many samples wait, run, are finished and were cancelled; steps done. Plain data."""
+        with self._changed:
+            running = sum(inside in self._inside for inside in self._loop.current())
+            return {"waiting": len(self._open) - running, "running": running, **self._counts}
+
+    def close(self) -> None:
+        """Give up what is not done. Results that are not fetched yet can still be."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._incoming.clear()
+            self._open.clear()
+            self._inside.clear()
+            self._changed.notify_all()
+        if (
+            self._current() is self._loop
+        ):  # else the loop, and perhaps the lock's holder, stayed behind at a fork
+            with self._stepping:  # after the step that another thread is in
+                self._loop.clear()
+                self._loop.finished()

@@ -1,0 +1,90 @@
+"""What the loop is asked for, one sample each, and those that wait their turn."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..diffusion.table import Table
+from .adjust import RESCALE
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample to draw. `label` None is the network's null class.
+
+    guidance_scale: classifier-free guidance, one weight or one a row of the table; 1 is no guidance.
+    guidance_rescale: phi of Lin et al. 2023, 0 is none. classifier_scale: of the gradient of the loop's classifier, 0
+    is none.
+    initial: float32 [C, H, W] standard normal noise instead of the seed's own.
+    """
+
+    table: Table
+    seed: int
+    label: int | None = None
+    guidance_scale: float | tuple[float, ...] = 1.0
+    guidance_rescale: float = 0.0
+    classifier_scale: float = 0.0
+    initial: Tensor | None = None
+
+    @property
+    def rows(self) -> tuple[Table, float | tuple[float, ...], float]:
+        """What its rows are packed from: requests with the same share them."""
+        return self.table, self.guidance_scale, self.guidance_rescale
+
+    def guided(self, row: int) -> bool:
+        """Whether row `row` needs the network's answer without the label, too."""
+        scale = self.guidance_scale
+        return (scale[row] if isinstance(scale, tuple) else scale) != 1
+
+    def adjustments(self, row: int) -> tuple[str, ...]:
+        """Which of `fastgen.runtime.adjust` row `row` needs; a table's are those of all its rows."""
+        if self.guidance_rescale and self.guided(row):
+            return (RESCALE, *self.table.adjusted)
+        return self.table.adjusted
+
+
+@dataclass
+class Active:
+    """A request that has a place in the batch. `row`: rows already done; `begun`: its initial state is there."""
+
+    ticket: int
+    request: Request
+    first_row: int
+    row: int = 0
+    begun: bool = False
+
+
+class Waiting:
+    """Requests by priority, higher first, and among equals in the order of their tickets."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Request]] = []
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def push(self, ticket: int, request: Request, priority: int) -> None:
+        heapq.heappush(self._heap, (-priority, ticket, request))
+
+    def first(self) -> tuple[int, Request]:
+        """(ticket, request) of the one whose turn it is."""
+        _, ticket, request = self._heap[0]
+        return ticket, request
+
+    def pop(self) -> None:
+        heapq.heappop(self._heap)
+
+    def remove(self, ticket: int) -> bool:
+        """Whether it was there."""
+        kept = [entry for entry in self._heap if entry[1] != ticket]
+        found = len(kept) < len(self._heap)
+        if found:
+            heapq.heapify(kept)
+            self._heap = kept
+        return found
+
+    def clear(self) -> None:
+        self._heap.clear()
