@@ -1,132 +1,30 @@
-"""``scheduler_config.json`` of diffusers' schedulers to our schedule, solver and options, and back.
+"""``scheduler_config.json`` of diffusers' schedulers to our process, solver and options.
 
-Every key is mapped, has no effect (and is reported), or is refused by name.
+Every key is mapped, has no effect (and is reported), or is refused by name; `rules.py` says which.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from fastgen.config import shown
 from fastgen.diffusion import SOLVERS, NoiseSchedule
-from fastgen.engines.settings import LEARNED, DiffusionSettings
+from fastgen.diffusion.processes import PROCESSES, AnyProcess, process_from_config
+from fastgen.engines.settings import LEARNED
 from fastgen.errors import ConfigError
 
 from ..base import Report
+from .rules import KNOWN, OLD, RULES, SPREADS, THRESHOLDS, Rule, rule_of
 
-SCHEDULE = tuple(f.name for f in dataclasses.fields(NoiseSchedule))
-SPACING = ("timestep_spacing", "steps_offset")
-CLIPPING = ("clip_sample", "clip_sample_range")
-SPREADS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-OFF = (False, None)
-THRESHOLDING: dict[str, tuple[Any, ...]] = {"thresholding": OFF}
-NO_THRESHOLD = "no effect without thresholding"
-IDLE_THRESHOLDS = {"dynamic_thresholding_ratio": NO_THRESHOLD, "sample_max_value": NO_THRESHOLD}
-# Of old files, for every class.
-OLD = {"tensor_format": "tensors are PyTorch's"}
-# Options of schedulers that are not in RULES, or of older diffusers. A scheduler made from another's config
-# (`from_config`) writes them down and never looks at them.
-ELSEWHERE = (
-    "skip_prk_steps",
-    "timestep_values",
-    "predict_x0",
-    "solver_p",
-    "disable_corrector",
-    "original_inference_steps",
-    "timestep_scaling",
-)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How a scheduler class maps.
-
-    solver: ours. options: keys that are options of ours under the same name. only: keys of which only these values are
-    supported. idle: keys without effect, and why. defaults: of diffusers, for missing keys, where ours differ. steps:
-    what its pipeline takes where nothing is said.
-    """
-
-    solver: str
-    options: tuple[str, ...]
-    steps: int
-    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    idle: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    schedule: tuple[str, ...] = SCHEDULE
-    beta_schedules: tuple[str, ...] = ("linear", "scaled_linear", "squaredcos_cap_v2")
-
-
-RULES: dict[str, Rule] = {
-    "DDPMScheduler": Rule(
-        "ddpm",
-        (*SPACING, *CLIPPING, "variance_type"),
-        1000,
-        only=THRESHOLDING,
-        idle=IDLE_THRESHOLDS,
-        beta_schedules=("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
-    ),
-    "DDIMScheduler": Rule(
-        "ddim", (*SPACING, *CLIPPING, "set_alpha_to_one"), 50, only=THRESHOLDING, idle=IDLE_THRESHOLDS
-    ),
-    "DPMSolverMultistepScheduler": Rule(
-        "dpm++2m",
-        (
-            *SPACING,
-            "solver_type",
-            "lower_order_final",
-            "euler_at_final",
-            "final_sigmas_type",
-            "variance_type",
-        ),
-        20,
-        only={
-            **THRESHOLDING,
-            "solver_order": (2,),
-            "algorithm_type": ("dpmsolver++",),
-            "lambda_min_clipped": (float("-inf"), None),
-            "use_lu_lambdas": OFF,
-            "use_flow_sigmas": OFF,
-            "use_dynamic_shifting": OFF,
-            **dict.fromkeys(SPREADS, OFF),
-        },
-        idle={
-            **IDLE_THRESHOLDS,
-            "flow_shift": "no effect without use_flow_sigmas",
-            "time_shift_type": "no effect without use_dynamic_shifting",
-        },
-    ),
-    "EulerDiscreteScheduler": Rule(
-        "euler",
-        (
-            *SPACING,
-            *SPREADS,
-            "sigma_min",
-            "sigma_max",
-            "interpolation_type",
-            "final_sigmas_type",
-            "timestep_type",
-        ),
-        50,
-    ),
-    "HeunDiscreteScheduler": Rule(
-        "heun",
-        (*SPACING, *CLIPPING, *SPREADS),
-        25,
-        defaults={"beta_start": 0.00085, "beta_end": 0.012},
-        schedule=tuple(name for name in SCHEDULE if name != "rescale_betas_zero_snr"),
-    ),
-}
-CLASSES = {rule.solver: name for name, rule in RULES.items()}
-KNOWN = {
-    *ELSEWHERE,
-    *(key for rule in RULES.values() for key in (*rule.schedule, *rule.options, *rule.only, *rule.idle)),
-}
 # What a pipeline takes where nothing is said, whatever its scheduler.
 PIPELINE_STEPS = {"DDPMPipeline": 1000, "DDIMPipeline": 50}
 # A DDIMPipeline makes a DDIMScheduler of whatever it finds; these two agree in every default.
 DDIM_PIPELINE = ("DDIMScheduler", "DDPMScheduler")
+NULL = ("trained_betas", "sigma_min", "sigma_max", "shift_terminal")  # null is diffusers' default
+STRIDE = "diffusers steps by T // steps, not to the next timestep"
+OUTPUTS = "diffusers sums the network's outputs, not the noises"
 
 
 def to_settings(
@@ -137,46 +35,12 @@ def to_settings(
     pipeline: the class that runs it; a DDIMPipeline samples with DDIM whatever the file says. Raises ConfigError that
     names the key.
     """
-    name = raw.get("_class_name")
-    if not isinstance(name, str) or name not in RULES:
-        raise ConfigError(f"{where}: _class_name: {name!r} is not supported; supported: {', '.join(RULES)}")
-    if pipeline == "DDIMPipeline" and name != "DDIMScheduler":
-        if name not in DDIM_PIPELINE:
-            raise ConfigError(
-                f"{where}: _class_name: {name!r} in a DDIMPipeline is not supported; supported: "
-                f"{', '.join(DDIM_PIPELINE)}"
-            )
-        report.assumed.append(f"DDIMPipeline: samples with DDIM although its scheduler is a {name}")
-        name = "DDIMScheduler"
-    rule = RULES[name]
-    schedule: dict[str, Any] = dict(rule.defaults)
-    options: dict[str, Any] = {}
-    for key, value in raw.items():
-        if key.startswith("_") or key == "predict_epsilon":
-            continue
-        if key in (*rule.schedule, *rule.options):
-            if value is None:
-                value = _null(rule, name, key, where, report)
-            if value is not None:
-                (schedule if key in rule.schedule else options)[key] = value
-        elif key in rule.only:
-            if value not in rule.only[key]:
-                supported = ", ".join(str(v) for v in rule.only[key] if v is not None)
-                raise ConfigError(
-                    f"{where}: {key}: {value!r} is not supported for {name}; supported: {supported}"
-                )
-        elif key in (idle := {**OLD, **rule.idle}):
-            report.ignored.append(f"{key}={value}: {idle[key]}")
-        elif key in KNOWN:
-            report.ignored.append(f"{key}={value}: no effect on {name}")
-        else:
-            known = ", ".join((*rule.schedule, *rule.options, *rule.only, *rule.idle))
-            raise ConfigError(
-                f"{where}: {key}: {name} has no such option; diffusers ignores it, remove it from the file. "
-                f"Known: {known}"
-            )
+    name = _class(raw, where, report, pipeline)
+    rule = rule_of(name, flow=raw.get("use_flow_sigmas") is True)
+    solver = _solver(rule, name, raw, where)
+    schedule, options = _mapped(rule, name, solver, raw, where, report)
     if raw.get("predict_epsilon") is not None:  # before prediction_type
-        if "prediction_type" in schedule:
+        if "prediction_type" in raw:
             report.ignored.append(f"predict_epsilon={raw['predict_epsilon']}: prediction_type says it")
         else:
             schedule["prediction_type"] = "epsilon" if raw["predict_epsilon"] else "sample"
@@ -184,91 +48,138 @@ def to_settings(
                 f"prediction_type={schedule['prediction_type']}, because of the old "
                 f"predict_epsilon={raw['predict_epsilon']}, which diffusers no longer reads"
             )
-    _check_schedule(rule, name, schedule, where)
+    process = _check_schedule(rule, name, schedule, where)
     given = ", ".join(
-        f"{k}={v}" for k, v in {**schedule, **options}.items() if k in raw and k != "trained_betas"
+        f"{k}={v}"
+        for k, v in {**schedule, **options}.items()
+        if _theirs(rule, k) in raw and k != "trained_betas"
     )
-    report.mapped.append(f"{name} -> solver {rule.solver}" + (f": {given}" if given else ""))
-    if filled := _filled(rule, raw, schedule, options):
+    report.mapped.append(f"{name} -> solver {solver}" + (f": {given}" if given else ""))
+    if filled := _filled(rule, solver, raw, schedule, options):
         report.assumed.append(f"{name}: {filled}, diffusers' defaults")
-    settings: dict[str, Any] = {"schedule": schedule, "solver": rule.solver}
+    if solver in rule.differs:
+        report.assumed.append(f"solver {solver}: in diffusers {rule.differs[solver]}")
+    settings: dict[str, Any] = {"schedule": schedule, "solver": solver}
     variance = options.get("variance_type")
     if isinstance(variance, str) and variance in LEARNED:
         settings["variance"] = options.pop("variance_type")
-    elif rule.solver == "dpm++2m" and "variance_type" in options:
+    elif solver != "ddpm" and "variance_type" in options:
         raise ConfigError(
             f"{where}: variance_type: {options['variance_type']!r} is not supported for {name}; supported: "
             f"{', '.join(LEARNED)}"
         )
-    _drop_what_has_no_effect(options, settings, report)
-    if rule.solver == "ddim" and options.get("timestep_spacing", "leading") != "leading":
-        options["constant_stride"] = True
-        report.assumed.append("constant_stride=True: diffusers' DDIM steps by T // steps with this spacing")
+    _drop_what_has_no_effect(solver, options, schedule, report)
+    for key, why in as_diffusers(solver, process, options).items():
+        options[key] = True
+        report.assumed.append(f"{key}=True: {why}")
     settings["solver_options"] = options or None
+    try:
+        checked = SOLVERS[solver].check(options)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     steps = PIPELINE_STEPS.get(pipeline or "", rule.steps)
-    if steps != rule.steps and rule.solver not in ("ddpm", "ddim"):
+    if steps != rule.steps and solver not in ("ddpm", "ddim"):
         report.assumed.append(
             f"steps={rule.steps}: the {steps} of {pipeline} are not for {name}, which it cannot run as it should"
         )
         steps = rule.steps
-    _check_options(rule, settings, where)
-    settings["steps"] = min(steps, schedule.get("num_train_timesteps", 1000))
+    settings["steps"] = min(steps, process.steps_limit, getattr(checked, "original_inference_steps", steps))
     return settings
 
 
-def from_settings(settings: DiffusionSettings, report: Report) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(scheduler_config.json, the options of ours that it has no place for). Raises ConfigError."""
-    name = CLASSES[settings.solver]
-    rule = RULES[name]
-    options = {o.name: o.default for o in SOLVERS[settings.solver].options} | (settings.solver_options or {})
-    values = settings.noise_schedule.to_config()
-    if values["beta_schedule"] not in rule.beta_schedules and values["trained_betas"] is None:
+def as_diffusers(solver: str, process: AnyProcess, options: Mapping[str, Any]) -> dict[str, str]:
+    """Options of ours that have to be True for the pictures of diffusers, which knows no other way, and why."""
+    found = {}
+    if solver in ("ddim", "plms", "pndm"):
+        # Runge-Kutta's midpoints depend on it even where the timesteps do not.
+        if solver == "pndm" or options.get("timestep_spacing", "leading") != "leading":
+            found["constant_stride"] = STRIDE
+        if solver != "ddim" and process.prediction_type != "epsilon":
+            found["sum_outputs"] = OUTPUTS
+    return found
+
+
+def _class(raw: Mapping[str, Any], where: str, report: Report, pipeline: str | None) -> str:
+    """The scheduler's class, as `pipeline` runs it."""
+    name = raw.get("_class_name")
+    if not isinstance(name, str) or name not in RULES:
+        raise ConfigError(f"{where}: _class_name: {name!r} is not supported; supported: {', '.join(RULES)}")
+    if pipeline != "DDIMPipeline" or name == "DDIMScheduler":
+        return name
+    if name not in DDIM_PIPELINE:
         raise ConfigError(
-            f"beta_schedule: diffusers' {name} has no {values['beta_schedule']}; "
-            f"it has {', '.join(rule.beta_schedules)}"
+            f"{where}: _class_name: {name!r} in a DDIMPipeline is not supported; supported: {', '.join(DDIM_PIPELINE)}"
         )
-    for key in set(values) - set(rule.schedule):
-        if values.pop(key) != getattr(NoiseSchedule, key):
-            raise ConfigError(f"{key}: diffusers' {name} has no such option")
-    config = {"_class_name": name, **values}
-    config |= {key: options[key] for key in rule.options if key in options}
-    given = settings.solver_options or {}
-    lost = {key: value for key, value in given.items() if key not in rule.options}
-    if settings.variance is not None and "variance_type" in rule.options:
-        config["variance_type"] = settings.variance
-        if given.get("variance_type", settings.variance) != settings.variance:
-            lost["variance_type"] = given["variance_type"]
-            report.ignored.append(
-                f"variance_type={given['variance_type']}: diffusers' {name} gives a network that predicts variances "
-                "no other noise"
-            )
-    elif settings.variance is not None:
-        report.ignored.append(
-            f"variance={settings.variance}: diffusers' {name} cannot run a network that also predicts variances"
-        )
-    for key, value in lost.items():
-        if key not in ("constant_stride", "variance_type"):
-            report.ignored.append(f"{key}={value}: {name} has no such option")
-    spacing = options["timestep_spacing"]
-    if settings.solver == "ddim" and spacing != "leading":
-        lost["constant_stride"] = options[
-            "constant_stride"
-        ]  # reading takes diffusers' way if nothing is said
-        if not options["constant_stride"]:
-            report.ignored.append(
-                f"constant_stride=False: diffusers' DDIM always steps by T // steps; with {spacing} its pictures differ"
-            )
-    return config, lost
+    report.assumed.append(f"DDIMPipeline: samples with DDIM although its scheduler is a {name}")
+    return "DDIMScheduler"
 
 
-def _null(rule: Rule, name: str, key: str, where: str, report: Report) -> Any:
+def _solver(rule: Rule, name: str, raw: Mapping[str, Any], where: str) -> str:
+    """Ours, by the values of the keys that choose it."""
+    found = {key: _value(rule, key, raw.get(key, rule.defaults.get(key))) for key in rule.choosing}
+    for solver, wanted in rule.solvers.items():
+        if all(type(found[key]) is type(value) and found[key] == value for key, value in wanted.items()):
+            return solver
+    key = rule.choosing[0]
+    supported = ", ".join(str(wanted[key]) for wanted in rule.solvers.values())
+    raise ConfigError(
+        f"{where}: {key}: {shown(raw[key])} is not supported for {name}; supported: {supported}"
+    )
+
+
+def _value(rule: Rule, key: str, value: Any) -> Any:
+    """Our name for a value of `key`."""
+    return rule.values.get(key, {}).get(value, value) if isinstance(value, str) else value
+
+
+def _theirs(rule: Rule, key: str) -> str:
+    """diffusers' name of our option."""
+    return next((theirs for theirs, ours in rule.renamed.items() if ours == key), key)
+
+
+def _mapped(
+    rule: Rule, name: str, solver: str, raw: Mapping[str, Any], where: str, report: Report
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(fields of the process, options of the solver), from defaults and from the file."""
+    schedule = {key: _value(rule, key, value) for key, value in rule.defaults.items() if key in rule.schedule}
+    if rule.process is not None:
+        schedule = {"process": rule.process, **schedule, **rule.fixed}
+    options: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key.startswith("_") or key == "predict_epsilon" or key in rule.solvers[solver]:
+            continue
+        if key in (*rule.schedule, *rule.options):
+            if value is None:
+                value = _null(solver, name, rule.renamed.get(key, key), where, report)
+            elif (ours := _value(rule, key, value)) != value:
+                if key in rule.options:  # a field of the process is only named otherwise
+                    report.assumed.append(f"{key}={value}: taken for {ours}, as by diffusers")
+                value = ours
+            if value is not None:
+                (schedule if key in rule.schedule else options)[rule.renamed.get(key, key)] = value
+        elif key in rule.only:
+            if value not in rule.only[key]:
+                supported = ", ".join(str(v) for v in rule.only[key] if v is not None)
+                raise ConfigError(
+                    f"{where}: {key}: {value!r} is not supported for {name}; supported: {supported or 'null'}"
+                )
+        elif key in (idle := {**OLD, **rule.idle}):
+            report.ignored.append(f"{key}={value}: {idle[key]}")
+        elif key in KNOWN:
+            report.ignored.append(f"{key}={value}: no effect on {name}")
+        else:
+            raise ConfigError(
+                f"{where}: {key}: {name} has no such option; diffusers ignores it, remove it from the file. "
+                f"Known: {', '.join(rule.keys)}"
+            )
+    return schedule, options
+
+
+def _null(solver: str, name: str, key: str, where: str, report: Report) -> Any:
     """What diffusers takes null for: false where it asks for truth, nothing where that is the default."""
-    if key in ("trained_betas", "sigma_min", "sigma_max") or (name, key) == (
-        CLASSES["dpm++2m"],
-        "variance_type",
-    ):
+    if key in NULL or (key == "variance_type" and solver != "ddpm"):
         return None
-    flags = {o.name for o in SOLVERS[rule.solver].options if o.type == "bool"} | {"rescale_betas_zero_snr"}
+    flags = {o.name for o in SOLVERS[solver].options if o.type == "bool"} | {"rescale_betas_zero_snr"}
     if key not in flags:
         raise ConfigError(
             f"{where}: {key}: null is not supported for {name}; supported: a value, or no such key for diffusers' "
@@ -279,55 +190,60 @@ def _null(rule: Rule, name: str, key: str, where: str, report: Report) -> Any:
 
 
 def _filled(
-    rule: Rule, raw: Mapping[str, Any], schedule: Mapping[str, Any], options: Mapping[str, Any]
+    rule: Rule, solver: str, raw: Mapping[str, Any], schedule: Mapping[str, Any], options: Mapping[str, Any]
 ) -> str:
     """The defaults that stand for missing keys and have an effect on the picture, in words."""
-    defaults = {f.name: f.default for f in dataclasses.fields(NoiseSchedule)}
-    defaults |= {o.name: o.default for o in SOLVERS[rule.solver].options}
-    values = {**defaults, **rule.defaults, **schedule, **options}
+    process = NoiseSchedule if rule.process is None else PROCESSES[rule.process]
+    values = {o.name: o.default for o in SOLVERS[solver].options} | dict(options)
+    values |= {f.name: f.default for f in dataclasses.fields(process) if f.name in rule.schedule}
+    values |= {**rule.defaults, **schedule}
     silent = {"trained_betas"} | (
-        {"beta_start", "beta_end", "beta_schedule"} if values["trained_betas"] else set()
+        {"beta_start", "beta_end", "beta_schedule"} if values.get("trained_betas") else set()
     )
-    silent |= set() if values["clip_sample"] else {"clip_sample_range"}
+    silent |= set() if values.get("clip_sample") else {"clip_sample_range"}
+    silent |= set() if values.get("thresholding") else {"thresholding", *THRESHOLDS}
+    silent |= set(rule.solvers[solver])  # the solver's name says it
     return ", ".join(
-        f"{key}={values[key]}"
-        for key in (*rule.schedule, *rule.options)
+        f"{key}={values[rule.renamed.get(key, key)]}"
+        for key in dict.fromkeys((*rule.schedule, *rule.options))
         if key not in raw
         and key not in silent
-        and values.get(key) is not None
-        and not (key == "prediction_type" and key in schedule)
+        and values.get(rule.renamed.get(key, key)) is not None
+        and not (key == "prediction_type" and key in schedule and "predict_epsilon" in raw)
     )
 
 
-def _check_schedule(rule: Rule, name: str, schedule: dict[str, Any], where: str) -> None:
-    if schedule.get("beta_schedule", "linear") not in rule.beta_schedules:
+def _check_schedule(rule: Rule, name: str, schedule: dict[str, Any], where: str) -> AnyProcess:
+    if rule.process is None and schedule.get("beta_schedule", "linear") not in rule.beta_schedules:
         raise ConfigError(
             f"{where}: beta_schedule: {schedule['beta_schedule']!r} is not supported for {name}; supported: "
             f"{', '.join(rule.beta_schedules)}"
         )
     try:
-        NoiseSchedule.from_config(schedule)
+        return process_from_config(schedule)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _drop_what_has_no_effect(options: dict[str, Any], settings: dict[str, Any], report: Report) -> None:
-    """Options that diffusers accepts and does not look at; our solvers would refuse them."""
+def _drop_what_has_no_effect(
+    solver: str, options: dict[str, Any], schedule: Mapping[str, Any], report: Report
+) -> None:
+    """Options that diffusers accepts and does not look at; our solvers would refuse them, or look."""
+
+    def drop(key: str, why: str) -> None:
+        if key in options:
+            report.ignored.append(f"{key}={options.pop(key)}: {why}")
+
+    if options.get("disable_corrector") == []:  # the default
+        del options["disable_corrector"]
+    if options.get("thresholding") and solver == "unipc" and options.get("predict_x0") is False:
+        drop("thresholding", "no effect on an estimate of the noise (predict_x0=False)")
+    if not options.get("thresholding"):
+        options.pop("thresholding", None)  # false is the default
+        for key in THRESHOLDS:
+            drop(key, "no effect without thresholding")
     if not any(options.get(name) for name in SPREADS):
         for key in ("sigma_min", "sigma_max"):
-            if key in options:
-                report.ignored.append(
-                    f"{key}={options.pop(key)}: no effect without one of {', '.join(SPREADS)}"
-                )
-    continuous = options.get("timestep_type") == "continuous"
-    if continuous and settings["schedule"].get("prediction_type") != "v_prediction":
-        report.ignored.append(
-            f"timestep_type={options.pop('timestep_type')}: no effect without prediction_type v_prediction"
-        )
-
-
-def _check_options(rule: Rule, settings: dict[str, Any], where: str) -> None:
-    try:
-        SOLVERS[rule.solver].check(settings["solver_options"] or {})
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+            drop(key, f"no effect without one of {', '.join(SPREADS)}")
+    if options.get("timestep_type") == "continuous" and schedule.get("prediction_type") != "v_prediction":
+        drop("timestep_type", "no effect without prediction_type v_prediction")

@@ -14,11 +14,27 @@ from fastgen.errors import ConfigError
 
 from .. import weights
 from ..base import Report, Tensors, write_json
-from . import scheduler, unet
+from . import unet
 from .read import INDEX, KEPT, SCHEDULER_CONFIG, SETTINGS, STEM
+from .scheduler import PIPELINE_STEPS
+from .scheduler_write import class_name, from_settings
 
-# Pipelines that run a scheduler as it is. Neither scales the network's input, which Euler and Heun need.
-PIPELINES = {"ddpm": "DDPMPipeline", "ddim": "DDIMPipeline", "dpm++2m": "DDPMPipeline"}
+# Pipelines that run a scheduler as it is. Neither scales the network's input, which solvers in sigma need, and both
+# hand step() a generator, which not every class takes.
+PIPELINES = {
+    "DDIMScheduler": "DDIMPipeline",
+    **dict.fromkeys(
+        (
+            "DDPMScheduler",
+            "DPMSolverMultistepScheduler",
+            "DPMSolverSinglestepScheduler",
+            "SASolverScheduler",
+            "LCMScheduler",
+            "TCDScheduler",
+        ),
+        "DDPMPipeline",
+    ),
+}
 
 
 def write(folder: Path, spec: Spec, tensors: Tensors, dtype: torch.dtype | None = None) -> Report:
@@ -32,12 +48,13 @@ def write(folder: Path, spec: Spec, tensors: Tensors, dtype: torch.dtype | None 
     ((name, part),) = spec.parts.items()
     config = part_config(part, f"parts.{name}")
     settings = DiffusionSettings.from_spec(spec)
-    report = Report(f"fastgen -> {unet.CLASS}, {scheduler.CLASSES[settings.solver]}")
-    schedule, lost = scheduler.from_settings(settings, report)
-    pipeline = PIPELINES.get(settings.solver)
+    scheduler = class_name(settings)
+    report = Report(f"fastgen -> {unet.CLASS}, {scheduler}")
+    schedule, lost = from_settings(settings, report)
+    pipeline = PIPELINES.get(scheduler)
     if pipeline is None:
         report.assumed.append(
-            f"no {INDEX}: diffusers has no unconditional pipeline that runs {scheduler.CLASSES[settings.solver]}; load "
+            f"no {INDEX}: diffusers has no unconditional pipeline that runs {scheduler}; load "
             "the U-Net and the scheduler by their subfolders"
         )
     elif config.num_class_embeds is not None:
@@ -54,9 +71,9 @@ def write(folder: Path, spec: Spec, tensors: Tensors, dtype: torch.dtype | None 
         f"{len(theirs.shapes)} tensors, {len(unet.from_config(config)) - 1} options of the U-Net"
     )
     report.mapped.append(f"{', '.join(kept)}: in {SETTINGS}, which fastgen reads and diffusers does not")
-    if pipeline is not None and settings.steps != scheduler.PIPELINE_STEPS[pipeline]:
+    if pipeline is not None and settings.steps != PIPELINE_STEPS[pipeline]:
         report.assumed.append(
-            f"{pipeline} takes {scheduler.PIPELINE_STEPS[pipeline]} steps where nothing is said: call it with "
+            f"{pipeline} takes {PIPELINE_STEPS[pipeline]} steps where nothing is said: call it with "
             f"num_inference_steps={settings.steps}"
         )
 
@@ -68,7 +85,7 @@ def write(folder: Path, spec: Spec, tensors: Tensors, dtype: torch.dtype | None 
     write_json(folder / SETTINGS, kept)
     if pipeline is not None:
         components = {
-            "scheduler": ["diffusers", scheduler.CLASSES[settings.solver]],
+            "scheduler": ["diffusers", scheduler],
             "unet": ["diffusers", unet.CLASS],
         }
         write_json(folder / INDEX, {"_class_name": pipeline, **components})

@@ -19,7 +19,7 @@ CLOSE = 1e-4  # of pictures in [-1, 1]
 
 def from_noise(engine: Any, noise: torch.Tensor, **arguments: Any) -> np.ndarray:
     """The engine's picture from a given start [1, C, H, W], as diffusers' [H, W, C] in [0, 1]."""
-    table = engine.request(1, seed=0, **arguments).table(engine.settings.noise_schedule)
+    table = engine.request(1, seed=0, **arguments).plans[0].table
     engine.loop.add(Request(table, 0, initial=noise[0]))
     while engine.loop.step():
         pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,15 @@ import fastgen
 from fastgen.checkpoint import Part, Spec, save
 from fastgen.config import to_dict
 from fastgen.converters import Report
-from fastgen.converters.diffusers.scheduler import CLASSES, RULES, from_settings, to_settings
-from fastgen.diffusion import NoiseSchedule, run, solver_table
+from fastgen.converters.diffusers.rules import CLASSES, FLOW, RULES, THRESHOLDING
+from fastgen.converters.diffusers.scheduler import to_settings
+from fastgen.converters.diffusers.scheduler_write import class_name, from_settings
+from fastgen.diffusion import SOLVERS, NoiseSchedule, run, solver_table
+from fastgen.diffusion.processes import process_from_config
 from fastgen.engines.settings import DiffusionSettings
 from fastgen.errors import ConfigError
 from fastgen.models.unet import UNet, UNetConfig
-from tests.diffusion.diffusers_oracle import random_network
+from tests.diffusion.diffusers_oracle import imported, random_network
 
 SMALL: dict[str, Any] = {
     "block_out_channels": (8,),
@@ -31,6 +36,7 @@ SMALL: dict[str, Any] = {
     "attention_head_dim": None,
 }
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+DISCRETE = [name for name, rule in RULES.items() if rule.process is None]
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("DDPMScheduler", {}),
     (
@@ -57,55 +63,115 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("EulerDiscreteScheduler", {"sigma_min": 0.05, "sigma_max": 9.0, "timestep_type": "continuous"}),
     ("HeunDiscreteScheduler", {}),
     ("HeunDiscreteScheduler", {"use_exponential_sigmas": True, "clip_sample": True}),
+    ("DDIMScheduler", {"thresholding": True, "sample_max_value": 3.0, "dynamic_thresholding_ratio": 0.9}),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3, "use_karras_sigmas": True}),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3, "use_lu_lambdas": True, "thresholding": True}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver", "solver_order": 1, "final_sigmas_type": "sigma_min"},
+    ),
+    ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
+    ("DPMSolverSinglestepScheduler", {"solver_order": 3, "solver_type": "heun", "use_beta_sigmas": True}),
+    ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+    ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True, "prediction_type": "v_prediction"}),
+    ("KDPM2AncestralDiscreteScheduler", {}),
+    ("LMSDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+    ("UniPCMultistepScheduler", {}),
+    (
+        "UniPCMultistepScheduler",
+        {"solver_order": 3, "disable_corrector": [0], "rescale_betas_zero_snr": False},
+    ),
+    ("UniPCMultistepScheduler", {"use_karras_sigmas": True, "sigma_min": 0.1, "solver_type": "midpoint"}),
+    (
+        "UniPCMultistepScheduler",
+        {"predict_x0": False, "final_sigmas_type": "sigma_min", "solver_type": "bh1"},
+    ),
+    ("DEISMultistepScheduler", {"solver_order": 3, "solver_type": "bh2", "thresholding": True}),
+    ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1, **SCALED}),
+    ("PNDMScheduler", {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}),
+    ("SASolverScheduler", {"predictor_order": 3, "corrector_order": 4}),
+    ("SASolverScheduler", {"algorithm_type": "noise_prediction", "use_exponential_sigmas": True}),
+    ("LCMScheduler", {"clip_sample": True, "timestep_scaling": 2.0}),
+    ("TCDScheduler", {"original_inference_steps": 100}),
+    ("CMStochasticIterativeScheduler", {"s_noise": 0.5, "sigma_data": 0.7}),
+    ("EDMEulerScheduler", {"sigma_schedule": "exponential", "sigma_max": 50.0}),
+    ("EDMDPMSolverMultistepScheduler", {"prediction_type": "v_prediction"}),
+    ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "shift_terminal": 0.1}),
+    ("FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("FlowMatchHeunDiscreteScheduler", {"shift": 2.0}),
+    *(
+        (name, {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0})
+        for name in FLOW
+    ),
 ]
+
+
+def scheduler_class(name: str) -> Any:
+    """diffusers' class; one of them it hides where torchsde is not installed."""
+    return getattr(imported("dpmsolver_sde") if name == "DPMSolverSDEScheduler" else diffusers, name)
 
 
 def settings_of(name: str, tmp_path: Path, report: Report | None = None, **options: Any) -> dict[str, Any]:
     """Our settings from the file that diffusers writes."""
-    getattr(diffusers, name)(**options).save_config(tmp_path)
+    scheduler_class(name)(**options).save_config(tmp_path)
     raw = json.loads((tmp_path / "scheduler_config.json").read_text())
     return to_settings(raw, "scheduler_config.json", report or Report())
+
+
+def their_run(theirs: Any, network: Any, x: torch.Tensor, steps: int) -> torch.Tensor:
+    """The last state of a scheduler's own loop in float32 from x, standard normal; noise is 0."""
+    theirs.set_timesteps(steps)
+    theirs.noise_sampler = lambda *sigmas: torch.zeros_like(
+        x
+    )  # instead of a Brownian tree, which needs torchsde
+    module = importlib.import_module(type(theirs).__module__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "randn_tensor", lambda *args, **kwargs: torch.zeros_like(x), raising=False)
+        patch.setattr(module, "BrownianTreeNoiseSampler", lambda *args: theirs.noise_sampler, raising=False)
+        state = x * getattr(theirs, "init_noise_sigma", 1.0)  # flow matching begins with noise alone
+        for t in theirs.timesteps:
+            scaled = theirs.scale_model_input(state, t) if hasattr(theirs, "scale_model_input") else state
+            state = theirs.step(network(scaled.double(), float(t)).float(), t, state).prev_sample
+    return state
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_runs_are_the_same(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     """diffusers as users run it, in float32, against our table: noise where there is any is the same."""
     settings = settings_of(name, tmp_path, **options)
-    schedule, steps = NoiseSchedule(**settings["schedule"]), 10
-    table = solver_table(settings["solver"], schedule, steps, **(settings["solver_options"] or {}))
-    theirs = getattr(diffusers, name)(**options)
-    theirs.set_timesteps(steps)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 2, 4, 4, generator=generator)
+    process, steps = process_from_config(settings["schedule"]), 10
+    table = solver_table(settings["solver"], process, steps, **(settings["solver_options"] or {}))
+    x = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     network = random_network(1, 2)
-    ours = run(table, network, table.initial_scale * x.double(), torch.zeros(len(table), *x.shape).double())
-    module = __import__(type(theirs).__module__, fromlist=["x"])
-    kept = getattr(module, "randn_tensor", None)
-    module.randn_tensor = lambda *args, **kwargs: torch.zeros_like(x)
-    try:
-        state = x * theirs.init_noise_sigma
-        for t in theirs.timesteps:
-            out = network(theirs.scale_model_input(state, t).double(), float(t)).float()
-            state = theirs.step(out, t, state).prev_sample
-    finally:
-        module.randn_tensor = kept
+    scale = table.initial_scale
+    if options.get("use_flow_sigmas"):
+        # diffusers cuts the time off to a whole number, and begins with noise of variance 1, not of the first level's.
+        network = functools.partial(lambda network, x, t: network(x, 0.0), network)
+        scale = 1.0
+    ours = run(table, network, scale * x.double(), torch.zeros(len(table), *x.shape).double())
+    state = their_run(scheduler_class(name)(**options), network, x, steps)
     assert float((state - ours).abs().max() / ours.abs().max()) < 2e-4
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_there_and_back(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     settings = settings_of(name, tmp_path, **options)
-    report = Report()
-    again, lost = from_settings(DiffusionSettings(**settings), report)
-    assert lost in ({}, {"constant_stride": True})
+    again, lost = from_settings(DiffusionSettings(**settings), Report())
+    assert again["_class_name"] == name
+    assert all(lost.values())
+    assert lost.keys() <= {"constant_stride", "sum_outputs"}
     second = to_settings(again, "again", Report())
-    assert NoiseSchedule(**second["schedule"]) == NoiseSchedule(**settings["schedule"])
+    assert second["solver"] == settings["solver"]
+    processes = [process_from_config(s["schedule"]) for s in (settings, second)]
+    assert processes[0] == processes[1]
     tables = [
-        solver_table(s["solver"], NoiseSchedule(**s["schedule"]), 10, **(s["solver_options"] or {}))
-        for s in (settings, second)
+        solver_table(s["solver"], processes[0], 10, **(s["solver_options"] or {})) for s in (settings, second)
     ]
     np.testing.assert_array_equal(tables[0].a, tables[1].a)
-    assert getattr(diffusers, again.pop("_class_name"))(**again) is not None
+    assert scheduler_class(again.pop("_class_name"))(**again) is not None
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -115,8 +181,8 @@ def test_every_key_that_diffusers_writes_is_known(name: str, tmp_path: Path) -> 
     written = {
         k for k in json.loads((tmp_path / "scheduler_config.json").read_text()) if not k.startswith("_")
     }
-    assert written == {*rule.schedule, *rule.options, *rule.only, *rule.idle}
-    assert CLASSES[rule.solver] == name
+    assert written == set(rule.keys)
+    assert {CLASSES[rule.process, solver] for solver in rule.solvers} == {name}
 
 
 def test_learned_variances() -> None:
@@ -163,11 +229,15 @@ def test_old_files() -> None:
     ("raw", "message"),
     [
         (
-            {"_class_name": "PNDMScheduler"},
-            "PNDMScheduler' is not supported; supported: DDPMScheduler, DDIMScheduler",
+            {"_class_name": "IPNDMScheduler"},
+            "IPNDMScheduler' is not supported; supported: DDPMScheduler, DDIMScheduler",
         ),
         ({}, "_class_name: None is not supported"),
-        ({"_class_name": "DDIMScheduler", "thresholding": True}, "thresholding: True is not supported"),
+        ({"_class_name": "DDIMScheduler", "thresholding": "yes"}, "thresholding: expected bool"),
+        (
+            {"_class_name": "DDIMScheduler", "thresholding": True, "sample_max_value": 0.5},
+            "sample_max_value: expected 1.0 to",
+        ),
         (
             {"_class_name": "DDIMScheduler", "eta": 1},
             "eta: DDIMScheduler has no such option; .* Known: num_train",
@@ -183,16 +253,73 @@ def test_old_files() -> None:
             "prediction_type: expected one of epsilon",
         ),
         (
-            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
-            r"algorithm_type: 'sde-dpmsolver\+\+' is not supported .* supported: dpmsolver\+\+",
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "euler"},
+            "algorithm_type: expected one of dpmsolver",
         ),
         (
-            {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3},
-            "solver_order: 3 .* supported: 2",
+            {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 4},
+            "solver_order: expected 1 to 3",
         ),
         (
-            {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
-            "use_karras_sigmas: True is",
+            {"_class_name": "DEISMultistepScheduler", "use_flow_sigmas": True},
+            "use_flow_sigmas: True is not supported .* supported: False",
+        ),
+        (
+            {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True},
+            "prediction_type: expected one of velocity, sample, got str 'epsilon'",
+        ),
+        (
+            {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "use_karras_sigmas": True},
+            "use_karras_sigmas: True is not supported",
+        ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": []},
+            "algorithm_type: expected str",
+        ),
+        (
+            {"_class_name": "UniPCMultistepScheduler", "disable_corrector": 3},
+            "disable_corrector: expected a list",
+        ),
+        ({"_class_name": "UniPCMultistepScheduler", "solver_p": {}}, "solver_p: .* supported: null"),
+        (
+            {"_class_name": "UniPCMultistepScheduler", "shift_terminal": 0.1},
+            "shift_terminal: 0.1 is not supported",
+        ),
+        (
+            {"_class_name": "PNDMScheduler", "skip_prk_steps": 1},
+            "skip_prk_steps: int 1 is not .* False, True",
+        ),
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": None}, "skip_prk_steps: NoneType None is not"),
+        ({"_class_name": "SASolverScheduler", "tau_func": "f"}, "tau_func: 'f' is not supported"),
+        ({"_class_name": "SASolverScheduler", "corrector_order": 5}, "corrector_order: expected 0 to 4"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_min": 90.0}, "sigma_min: 90.0 must be below sigma_max"),
+        (
+            {"_class_name": "EDMEulerScheduler", "prediction_type": "flow"},
+            "prediction_type: expected one of edm",
+        ),
+        (
+            {"_class_name": "EDMEulerScheduler", "final_sigmas_type": "sigma_min"},
+            "final_sigmas_type: 'sigma_min' is not .* supported: zero",
+        ),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True},
+            "use_dynamic_shifting: True is not supported",
+        ),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": True},
+            "stochastic_sampling: True is not supported",
+        ),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "beta_startt": 1},
+            "beta_startt: .* no such option",
+        ),
+        (
+            {"_class_name": "CMStochasticIterativeScheduler", "num_train_timesteps": 1},
+            "num_train_timesteps: expected 2 to",
+        ),
+        (
+            {"_class_name": "LCMScheduler", "original_inference_steps": 0},
+            "original_inference_steps: expected 1",
         ),
         (
             {"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -5.1},
@@ -220,6 +347,51 @@ def test_old_files() -> None:
 def test_refusals_name_the_key_and_what_is_supported(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"folder/scheduler_config.json: .*{message}"):
         to_settings(raw, "folder/scheduler_config.json", Report())
+
+
+def test_other_solvers_names_are_taken_as_by_diffusers() -> None:
+    """It takes another solver's solver_type or algorithm_type for its own, silently."""
+    for name, key, value, solver, options in (
+        ("UniPCMultistepScheduler", "solver_type", "midpoint", "unipc", {"solver_type": "bh2"}),
+        ("DPMSolverMultistepScheduler", "solver_type", "bh2", "dpm++2m", {"solver_type": "midpoint"}),
+        (
+            "DPMSolverMultistepScheduler",
+            "algorithm_type",
+            "deis",
+            "dpm++2m",
+            {"final_sigmas_type": "sigma_min"},
+        ),
+        ("DEISMultistepScheduler", "algorithm_type", "dpmsolver++", "deis", None),
+    ):
+        raw = {key: value} | ({"final_sigmas_type": "sigma_min"} if value == "deis" else {})
+        scheduler_class(name)(**raw)  # is no error there
+        settings = to_settings({"_class_name": name, **raw}, "x", Report())
+        assert (settings["solver"], settings["solver_options"]) == (solver, options)
+
+
+def test_what_differs_is_said() -> None:
+    report = Report()
+    raw = {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "algorithm_type": "sde-dpmsolver++",
+        "solver_order": 3,
+    }
+    assert to_settings(raw, "x", report)["solver"] == "dpm++3m_sde"
+    assert any("a sign of its third-order SDE is wrong" in line for line in report.assumed)
+    report = Report()
+    raw = {"_class_name": "UniPCMultistepScheduler", "thresholding": True, "predict_x0": False}
+    assert to_settings(raw, "x", report)["solver_options"] == {"predict_x0": False}
+    assert "thresholding=True: no effect on an estimate of the noise (predict_x0=False)" in report.ignored
+
+
+def test_classes_are_chosen_by_process_and_solver() -> None:
+    schedule = {"process": "edm"}
+    assert class_name(DiffusionSettings(schedule=schedule, solver="euler")) == "EDMEulerScheduler"
+    assert class_name(DiffusionSettings(schedule={}, solver="euler")) == "EulerDiscreteScheduler"
+    with pytest.raises(
+        ConfigError, match="no scheduler for heun on the process edm; it has them for euler, dpm"
+    ):
+        class_name(DiffusionSettings(schedule=schedule, solver="heun"))
 
 
 def test_what_diffusers_cannot_hold_is_said() -> None:
@@ -255,7 +427,7 @@ def test_null_is_false(name: str, key: str) -> None:
     assert settings["solver_options"] == {key: False}
     assert f"{key}=null: false, as diffusers takes it" in report.assumed
     if not key.startswith("use_"):  # which diffusers adds up
-        getattr(diffusers, name)(**{key: None}).set_timesteps(10)
+        scheduler_class(name)(**{key: None}).set_timesteps(10)
 
 
 def test_null_where_it_is_the_default() -> None:
@@ -271,50 +443,59 @@ def test_null_where_it_is_the_default() -> None:
     assert schedule["schedule"] == {"rescale_betas_zero_snr": False}
 
 
-@pytest.mark.parametrize("base", RULES)
-@pytest.mark.parametrize("name", RULES)
-def test_a_scheduler_made_from_another(name: str, base: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", DISCRETE)
+def test_a_scheduler_made_from_another(name: str, tmp_path: Path) -> None:
     """`from_config` writes down what the new class never looks at."""
-    old = getattr(diffusers, base)(beta_start=0.001)
-    getattr(diffusers, name).from_config(old.config).save_config(tmp_path)
-    report = Report()
-    raw = json.loads((tmp_path / "scheduler_config.json").read_text())
-    assert to_settings(raw, "x", report)["solver"] == RULES[name].solver
-    foreign = set(raw) - {*RULES[name].schedule, *RULES[name].options, *RULES[name].only}
-    said = " ".join(report.ignored)
-    assert all(f"{key}=" in said for key in foreign if not key.startswith("_"))
+    place = DISCRETE.index(name)
+    for base in (DISCRETE[(place + apart) % len(DISCRETE)] for apart in (0, 1, 4, 9)):
+        old = scheduler_class(base)(beta_start=0.001)
+        scheduler_class(name).from_config(old.config).save_config(tmp_path)
+        report = Report()
+        raw = json.loads((tmp_path / "scheduler_config.json").read_text())
+        assert to_settings(raw, "x", report)["solver"] in RULES[name].solvers
+        foreign = set(raw) - {
+            *RULES[name].schedule,
+            *RULES[name].options,
+            *RULES[name].only,
+            *RULES[name].choosing,
+        }
+        said = " ".join(report.ignored)
+        assert all(f"{key}=" in said for key in foreign if not key.startswith("_"))
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_names_of_other_schedulers_have_no_effect(name: str) -> None:
     report = Report()
-    raw = {"_class_name": name, "skip_prk_steps": True, "timestep_values": None}
+    raw = {"_class_name": name, "snr_shift_scale": 3.0, "timestep_values": None}
     assert to_settings(raw, "x", report) == to_settings({"_class_name": name}, "x", Report())
     assert report.ignored == [
-        f"skip_prk_steps=True: no effect on {name}",
+        f"snr_shift_scale=3.0: no effect on {name}",
         f"timestep_values=None: no effect on {name}",
     ]
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_missing_keys_are_assumed_aloud(name: str, tmp_path: Path) -> None:
-    report = Report()
-    to_settings({"_class_name": name}, "x", report)
-    assumed = report.assumed[0]
-    for key in (
-        "prediction_type=epsilon",
-        "timestep_spacing=",
-        "num_train_timesteps=1000",
-        "beta_schedule=linear",
-    ):
-        assert key in assumed
-    start = {"HeunDiscreteScheduler": 0.00085}.get(name, 0.0001)
-    assert f"beta_start={start}," in assumed
-    assert ("variance_type=fixed_small" in assumed) == (name == "DDPMScheduler")
+    """With the values that diffusers writes down."""
+    report, again = Report(), Report()
+    settings = to_settings({"_class_name": name}, "x", report)
+    written = settings_of(name, tmp_path, again)
+    raw = json.loads((tmp_path / "scheduler_config.json").read_text())
+    rule, assumed = RULES[name], report.assumed[0]
+    for key in (*rule.schedule, *rule.options):
+        silent = raw[key] is None or key in ("clip_sample_range", *THRESHOLDING) or key in rule.choosing
+        assert silent or f"{key}={rule.values.get(key, {}).get(str(raw[key]), raw[key])}" in assumed.replace(
+            "()", "[]"
+        )
     assert ("clip_sample=True" in assumed) == (name in ("DDPMScheduler", "DDIMScheduler"))
-    report = Report()
-    settings_of(name, tmp_path, report)
-    assert report.assumed == []
+    assert {k: settings[k] for k in ("solver", "steps")} == {k: written[k] for k in ("solver", "steps")}
+    processes = [process_from_config(s["schedule"]) for s in (settings, written)]
+    assert processes[0] == processes[1]
+    checked = [SOLVERS[s["solver"]].check(s["solver_options"] or {}) for s in (settings, written)]
+    assert checked[0] == checked[1]
+    assert [
+        line for line in again.assumed if "as by diffusers" not in line and "=True: diffusers" not in line
+    ] == []
 
 
 def test_the_pipeline_says_how_many_steps() -> None:
@@ -336,7 +517,16 @@ OURS: list[dict[str, Any]] = [
     {"solver": "dpm++2m", "solver_options": {"clip_sample": True}},
     {"solver": "euler", "solver_options": {"clip_sample": True}},
     {},
-    *({"solver": name, "variance": "learned_range"} for name in CLASSES),
+    *(
+        {"solver": name, "variance": "learned_range"}
+        for name in ("ddpm", "ddim", "dpm++2m", "euler", "unipc")
+    ),
+    {"solver": "unipc", "solver_options": {"disable_corrector": [1], "clip_sample": True}},
+    {"solver": "plms", "solver_options": {"constant_stride": False, "timestep_spacing": "trailing"}},
+    {"solver": "deis", "solver_options": {"final_sigmas_type": "zero"}},
+    {"solver": "sa", "solver_options": {"tau": 0.5}},
+    {"solver": "tcd", "solver_options": {"eta": 0.8}},
+    {"solver": "dpm++2m_sde", "solver_options": {"eta": 0.5}},
     {"solver": "ddpm", "variance": "learned_range", "solver_options": {"variance_type": "fixed_small"}},
 ]
 
@@ -356,7 +546,7 @@ def test_ours_through_a_folder_of_theirs(ours: dict[str, Any], tmp_path: Path) -
     pictures = [engine.sample(1, seed=0, steps=4) for engine in engines]
     torch.testing.assert_close(*pictures, rtol=1e-3, atol=1e-3)  # weights lie elsewhere in memory
     tables = [
-        engine.request(1, seed=0, steps=4).table(engine.settings.noise_schedule).a for engine in engines
+        solver_table(s.solver, s.noise_schedule, 4, **(s.solver_options or {})).a for s in (first, second)
     ]
     np.testing.assert_array_equal(*tables)
     silent = not ours or ours.get("solver_options", {}).get("constant_stride")

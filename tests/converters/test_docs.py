@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fastgen
-from fastgen.converters.diffusers.scheduler import OFF, RULES
+from fastgen.converters.diffusers.rules import OFF, RULES
 from tests.diffusion.deviations import block, replace_block
 
 from .folders import saved
@@ -29,10 +29,12 @@ def schedulers_table() -> str:
     for name, rule in RULES.items():
         options = ", ".join(f"`{option}`" for option in rule.options)
         only = ", ".join(
-            f"`{key}` {'False' if values == OFF else ', '.join(str(v) for v in values if v is not None)}"
+            f"`{key}` {'False' if values == OFF else ', '.join('null' if v is None else str(v) for v in values)}"
             for key, values in rule.only.items()
         )
-        lines.append(f"| `{name}` | `{rule.solver}` | {rule.steps} | {options} | {only or '-'} |")
+        solvers = ", ".join(f"`{solver}`" for solver in rule.solvers)
+        process = "" if rule.process is None else f" on the process `{rule.process}`"
+        lines.append(f"| `{name}` | {solvers}{process} | {rule.steps} | {options or '-'} | {only or '-'} |")
     return "\n".join(lines)
 
 
