@@ -1,67 +1,85 @@
-"""``python -m fastgen.bench kernels``."""
+"""``python -m fastgen.bench``: the command line."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import itertools
-import json
-import shutil
-import subprocess
+import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
+from tempfile import TemporaryDirectory
 
 from fastgen_kernels import OPS
 
-from ..commands.info import doctor
 from ..errors import FastgenError
 from ..runtime.device import DTYPES, choose_device
-from . import chains, kernels
-from .race import LAUNCHED, RIVALS
+from . import compare, suites, tables
+from .contest import LAUNCHED, How
+from .environment import environment
+from .results import Results, Row
+from .rivals import RIVALS, missing
+from .timing import CLOCKS, LEAST_ROUNDS
 
-WIDTHS = (15, 16, 9, 6, 10, 23, 6, 8, 8)
+TOUR_SECONDS = 100.0  # with what is begun when it ends, under three minutes on two cores
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m fastgen.bench",
-        description="Speed side by side with plain PyTorch, in one process, after a check of every result.",
+        description="Speed side by side with other ways to do the same work, in one process, after a check of every "
+        "result. Without a suite: a tour of about two minutes. Exit code 1 where a result is wrong, or slower than "
+        "--compare's.",
     )
-    suites = top.add_subparsers(metavar="SUITE", required=True)
-    suite = suites.add_parser(
-        "kernels",
-        help="the fused operations",
-        description="Every production case of the fused operations, and PatchGAN as a chain of them: error as a "
-        "fraction of its bound, time with quartiles, share of a copy's bandwidth in this run, and the rivals' time "
-        "over fastgen's. Exit code 1 where a result is wrong.",
-    )
-    suite.add_argument(
-        "--op", action="append", default=[], choices=list(OPS), help="only this operation; repeatable"
-    )
-    suite.add_argument(
-        "--case", action="append", default=[], help="only this case, also one for tests; repeatable"
-    )
-    suite.add_argument(
-        "--dtype",
+    top.add_argument("suite", nargs="?", default="tour", choices=["tour", *suites.SUITES, "all"])
+    top.add_argument(
+        "--model",
         action="append",
         default=[],
-        choices=list(DTYPES),
-        help="default: float32, and bfloat16 on CUDA",
+        help="a folder, zoo:NAME, hub id or random:cifar10; repeatable",
     )
-    suite.add_argument(
+    top.add_argument("--batch", type=_numbers, default=[], help="samples a call, comma-separated")
+    top.add_argument("--steps", type=_count, help="of a solver; default: the model's")
+    top.add_argument("--dtype", action="append", default=[], choices=list(DTYPES), help="repeatable")
+    top.add_argument(
         "--against",
-        default="eager,compile",
-        help="rivals, comma-separated: eager, compile (default both), or none",
+        help=f"rivals, comma-separated: {', '.join(RIVALS)}, or none; default: eager and diffusers; eager and "
+        "compile in the kernels suite",
     )
-    suite.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
-    suite.add_argument(
+    top.add_argument(
+        "--op",
+        action="append",
+        default=[],
+        choices=list(OPS),
+        help="kernels: only this operation; repeatable",
+    )
+    top.add_argument(
+        "--case", action="append", default=[], help="kernels: only this case, also one for tests; repeatable"
+    )
+    top.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
+    top.add_argument(
         "--rounds", type=int, default=9, help="turns that each rival gets (default 9, at least 3)"
     )
-    suite.add_argument("--json", type=Path, metavar="FILE", help="write the results here as well")
+    top.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: processor time, for a machine that others use, too (CUDA is timed by events)",
+    )
+    top.add_argument(
+        "--seconds", type=_positive, default=TOUR_SECONDS, help="the tour's time (default %(default)g)"
+    )
+    top.add_argument("--json", type=Path, metavar="FILE", help="write the results here as well")
+    top.add_argument(
+        "--compare", type=Path, metavar="OLD.json", help="exit code 1 where slower than these results"
+    )
+    top.add_argument(
+        "--threshold",
+        type=_positive,
+        default=compare.THRESHOLD * 100,
+        help="per cent more time that --compare allows (default %(default)g)",
+    )
+    top.add_argument("--plot", type=Path, metavar="DIR", help="latency, images/s and roofline as PNG files")
     return top
 
 
@@ -69,86 +87,137 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the suite that `arguments` name; returns the exit code."""
     top = parser()
     args = top.parse_args(arguments)
-    against = [] if args.against == "none" else args.against.split(",")
-    if unknown := sorted(set(against) - set(RIVALS)):
-        top.error(f"--against: unknown {', '.join(unknown)}; known: {', '.join(RIVALS)}, none")
-    if args.rounds < 3:
-        top.error("--rounds: at least 3, for quartiles")
     names = {case.name for op in OPS.values() for case in op.cases if not args.op or op.name in args.op}
     if unknown := sorted(set(args.case) - names):
         top.error(f"--case: unknown {', '.join(unknown)}; known: {', '.join(sorted(names))}")
+    if (args.op or args.case) and args.suite not in ("kernels", "all"):
+        top.error("--op, --case: belong to the kernels suite")
+    if args.suite == "tour" and (args.model or args.batch or args.steps or args.dtype):
+        top.error("--model, --batch, --steps, --dtype: name a suite with them; the tour chooses its own")
+    if args.rounds < LEAST_ROUNDS:
+        top.error(f"--rounds: at least {LEAST_ROUNDS}, for quartiles")
+    default = "eager,compile" if args.suite == "kernels" else "eager,diffusers"
+    chosen = args.against or default
+    against = [] if chosen == "none" else list(dict.fromkeys(chosen.split(",")))
+    if unknown := sorted(set(against) - set(RIVALS)):
+        top.error(f"--against: unknown {', '.join(unknown)}; known: {', '.join(RIVALS)}, none")
     try:
-        device = choose_device(args.device)
-        return _kernels(args, device, against)
+        return _run(args, against)
     except (FastgenError, OSError) as error:
         print(f"fastgen.bench: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("fastgen.bench: interrupted; --json has what was measured", file=sys.stderr)
+        return 130
 
 
-def _kernels(args: argparse.Namespace, device: torch.device, against: list[str]) -> int:
-    if "compile" in against and (missing := _no_compiler(device)):
-        print(f"without compile: {missing}", file=sys.stderr)
-        against = [name for name in against if name != "compile"]
-    names = args.dtype or (["float32", "bfloat16"] if device.type == "cuda" else ["float32"])
-    facts = environment(device)
-    shown = [*against, LAUNCHED] if device.type == "cuda" and "eager" in against else against
-    print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(_aligned((*kernels.HEAD, *shown)))
-    rows: list[kernels.Row] = []
-    copy = kernels.copy_bandwidth(device, args.rounds)
-    how: dict[str, Any] = {"copy": copy, "dtypes": [DTYPES[name] for name in names]}
-    how |= {"against": against, "rounds": args.rounds}
-    measured = kernels.run(device, ops=args.op, cases=args.case, **how)
-    if not args.op and not args.case:
-        measured = itertools.chain(measured, chains.run(device, **how))
-    for row in measured:
-        print(_aligned(kernels.line(row, shown)), flush=True)
-        rows.append(row)
+def _run(args: argparse.Namespace, against: list[str]) -> int:
+    device = choose_device(args.device)
+    old = None if args.compare is None else Results.read(args.compare)
+    if args.plot is not None:
+        from . import plots
+
+        plots.check(args.plot)
+    results = Results({**environment(device), "clock": "events" if device.type == "cuda" else args.clock})
+    if old is not None:
+        compare.compare(old, results)  # another machine is told at once
+    print(", ".join(f"{name} {value}" for name, value in results.environment.items()))
+    how = How(args.rounds, args.clock, say=lambda words: print(words, file=sys.stderr, flush=True))
+    plan = suites.Plan(device, against, how, results, args.op, args.case, args.dtype, args.model, args.batch)
+    plan.steps, plan.asked = args.steps, args.against is not None
+    with TemporaryDirectory() as folder:
+        plan.folder = Path(folder)
+        return _measure(args, plan, old)
+
+
+def _measure(args: argparse.Namespace, plan: suites.Plan, old: Results | None) -> int:
+    """Measure, printing and keeping every row as it comes; returns the exit code."""
+    device, results = plan.device, plan.results
+    for name in plan.against:
+        if why := missing(name, device):
+            plan.leave_out(name, why)
+    plan.against = [name for name in plan.against if name not in results.left_out]
+    began = time.perf_counter()
+    shown = [*plan.against, LAUNCHED] if device.type == "cuda" and "eager" in plan.against else plan.against
+    title = ""
+    for row in _rows(args, plan):
+        if row.suite != title:
+            title = row.suite
+            print(tables.head(title, shown))
+        print(tables.line(row, shown), flush=True)
+        results.rows.append(row)
         if args.json is not None:  # after every row: what was measured is kept, whatever comes
-            results = {"environment": facts, "copy_bytes_per_second": copy}
-            results["kernels"] = [row.to_dict() for row in rows]
-            args.json.write_text(json.dumps(results, indent=1) + "\n")
-    wrong = [f"{row.op} {row.case} {row.dtype}" for row in rows if row.seconds is None]
-    print(f"wrong: {', '.join(wrong)}" if wrong else f"{len(rows)} cases, every result within its bound")
-    return 1 if wrong else 0
+            results.write(args.json)
+    return _verdict(args, results, old, time.perf_counter() - began)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """What the figures belong to."""
-    found = doctor()
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else found["platform"],
-        "threads": torch.get_num_threads(),
-        **{name: found["versions"][name] for name in ("fastgen", "torch", "triton")},
-        "python": found["python"],
-        "features": " ".join(found["cpu"]["features"]),
-        **(_gpu(device) if device.type == "cuda" else {}),
-    }
+def _rows(args: argparse.Namespace, plan: suites.Plan) -> Iterator[Row]:
+    if args.suite == "tour":
+        yield from suites.tour(plan, args.seconds)
+        return
+    if args.suite != "all":
+        yield from suites.run(args.suite, plan)
+        return
+    for name in suites.ALL:
+        yield from suites.run(name, plan)
 
 
-def _gpu(device: torch.device) -> dict[str, Any]:
-    """CUDA's version, the driver's and the clocks, as far as they can be read."""
-    found: dict[str, Any] = {"cuda": torch.version.cuda}
-    if tool := shutil.which("nvidia-smi"):
-        query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem"
-        command = [tool, f"--id={device.index or 0}", f"--query-gpu={query}", "--format=csv,noheader"]
-        out = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-        found |= dict(zip(query.split(","), out.split(", "), strict=False))
-    return found
+def _verdict(args: argparse.Namespace, results: Results, old: Results | None, seconds: float) -> int:
+    """The last lines: comparison, plots, and what is to be believed. Returns the exit code."""
+    if args.json is not None:
+        results.write(args.json)
+    slower = False
+    if old is not None:
+        verdicts = compare.compare(old, results, args.threshold / 100)
+        slower = any(verdict.state == "slower" for verdict in verdicts)
+        print(compare.report(verdicts, args.threshold / 100))
+    if args.plot is not None:
+        from . import plots
 
-
-def _no_compiler(device: torch.device) -> str:
-    """Why torch.compile cannot run here, or ""."""
-    if device.type == "cuda":
-        return "" if importlib.util.find_spec("triton") else "triton is not installed"
-    return "" if shutil.which("g++") or shutil.which("clang++") else "no C++ compiler"
-
-
-def _aligned(cells: Sequence[str]) -> str:
-    widths = [*WIDTHS, *[8] * (len(cells) - len(WIDTHS))]
-    return " ".join(
-        c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        print("plots: " + ", ".join(str(path) for path in plots.write(results, args.plot)))
+    wrong = [" ".join(row.key[1:]) for row in results.rows if row.wrong]
+    said = (
+        f"wrong: {', '.join(wrong)}" if wrong else f"{len(results.rows)} cases, every result within its bound"
     )
+    print(f"\n{said}; {_faster(results)}{seconds:.0f} s")
+    return 1 if wrong or slower else 0
+
+
+def _faster(results: Results) -> str:
+    """The geometric mean of the ratios to each rival, over all cases but fresh processes."""
+    said = ""
+    rivals = dict.fromkeys(name for row in results.rows for name in row.rivals)
+    for name in rivals:
+        ratios = [r.median for row in results.rows if row.suite != "fresh" and (r := row.ratio(name))]
+        if ratios:
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            said += f"{mean:.2f}x {name}'s speed over {len(ratios)} cases; "
+    return said
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
+    return int(text)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = [0]
+    if min(values) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected whole numbers of at least 1, comma-separated, got {text!r}"
+        )
+    return values
 
 
 if __name__ == "__main__":

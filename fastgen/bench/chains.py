@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 
 from fastgen_kernels import OPS, pack_weight, patch_conv
 
-from .kernels import Row, rated
-from .race import compiled, race
+from .contest import Contest, compiled
+from .kernels import deviation, name_of
+from .results import Row
 from .timing import Call
 
 # Isola et al. 2017, appendix 6.1.2: C64-C128-C256-C512 and one output channel; (inputs, outputs, stride, slope).
@@ -72,35 +74,37 @@ class Discriminator:
         return moved, flops
 
 
-def run(
+def contests(
     device: torch.device,
     *,
     dtypes: Sequence[torch.dtype],
-    copy: float,
     against: Sequence[str],
-    rounds: int,
     batches: Sequence[int] | None = None,
     size: int = SIZE,
-) -> Iterator[Row]:
-    """A row for every batch and type."""
+) -> Iterator[Contest]:
+    """One for every batch and type."""
     for dtype in dtypes:
         net = Discriminator(device, dtype)
         for batch in batches or BATCHES[device.type]:
             x = torch.randn(batch, LAYERS[0][0], size, size, generator=torch.Generator().manual_seed(1))
             x = x.to(device, dtype, memory_format=torch.channels_last)
-            yield _row(net, x, copy, against, rounds)
+            yield _contest(net, x, against)
 
 
-@torch.no_grad()
-def _row(net: Discriminator, x: Tensor, copy: float, against: Sequence[str], rounds: int) -> Row:
-    name, case = str(x.dtype).removeprefix("torch."), f"batch {len(x)}"
-    error = net.error(x)
-    if not error <= 1.0:
-        return Row("patch_gan", case, name, error)
-
+def _contest(net: Discriminator, x: Tensor, against: Sequence[str]) -> Contest:
     def compile_formula() -> Call:
         fast = compiled(net.eager, x.is_cuda)
         return lambda: fast(x)
 
-    timings = race(lambda: net.fused(x), lambda: net.eager(x), compile_formula, against, x.device, rounds)
-    return rated(Row("patch_gan", case, name, error), timings, net.costs(x), copy, x.device)
+    prepared = {"eager": lambda: lambda: net.eager(x), "compile": compile_formula}
+    moved, flops = net.costs(x)
+    row = Row("kernels", "patch_gan", f"batch {len(x)}", name_of(x.dtype), float("nan"))
+    return Contest(
+        row=replace(row, batch=len(x), bytes=moved, flops=flops),
+        own=lambda: net.fused(x),
+        judge=lambda output: net.error(x),  # layer by layer, on the input that each gets in the chain
+        device=x.device,
+        rivals={name: prepared[name] for name in against if name in prepared},
+        agrees=lambda output: deviation(output, net.fused(x), x.dtype, x.device),
+        captured=True,
+    )

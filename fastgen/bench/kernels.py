@@ -2,57 +2,26 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastgen_kernels import OPS, Case, Op
+from fastgen_kernels.op import UNIT_ROUNDOFF
 
-from .race import RIVALS, compiled, race
-from .timing import Call, Timing, interleaved
+from .contest import Contest, compiled
+from .environment import cache_bytes
+from .results import Row
+from .timing import Call
 
-COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 27}  # larger than any cache
+Outputs = Tensor | Sequence[Tensor]
 
-
-@dataclass(frozen=True)
-class Row:
-    """One case. Rates are those of fastgen; ratios are the rival's median time over fastgen's: above 1 is faster.
-
-    error: worst deviation from float64 as a fraction of the derived bound; above 1 nothing is timed. copy_share: of the
-    bandwidth of a copy in the same run; None for tensors that stay in a GPU's cache.
-    """
-
-    op: str
-    case: str
-    dtype: str
-    error: float
-    seconds: Timing | None = None
-    gb_per_second: float | None = None
-    copy_share: float | None = None
-    tflop_per_second: float | None = None
-    rivals: dict[str, Timing] | None = None
-
-    def ratio(self, rival: str) -> float | None:
-        """Median of `rival` over that of fastgen."""
-        if self.seconds is None or not self.rivals or rival not in self.rivals:
-            return None
-        return self.rivals[rival].median / self.seconds.median
-
-    def to_dict(self) -> dict[str, Any]:
-        ratios = {name: self.ratio(name) for name in self.rivals or {}}
-        return {**asdict(self), "ratios": ratios}
-
-
-def copy_bandwidth(device: torch.device, rounds: int) -> float:
-    """Bytes a second of a copy, read and written, between tensors larger than any cache."""
-    size = COPY_BYTES[device.type]
-    source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
-    source.zero_()
-    timing = interleaved({"copy": lambda: target.copy_(source)}, device, rounds=rounds)["copy"]
-    return 2 * size / timing.median
+RIVALS = ("eager", "compile")
+# A formula of several operations rounds each one's result to the type, where the kernel's bound allows one rounding in
+# all: a rival's outputs may be off, root mean square, by so many roundings of their size.
+ROUNDINGS = 32.0
+TF32 = 2.0**-11  # what float32 products are rounded to on CUDA, where PyTorch's convolutions use tensor cores
 
 
 def selected(
@@ -69,22 +38,11 @@ def selected(
                         yield op, case, dtype
 
 
-def measure(
-    op: Op,
-    case: Case,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    copy: float,
-    against: Sequence[str] = RIVALS,
-    rounds: int = 9,
-) -> Row:
-    """Check one case, then time it beside its rivals on the same arguments. copy: bytes a second of a copy."""
+def contest(
+    op: Op, case: Case, dtype: torch.dtype, device: torch.device, against: Sequence[str] = RIVALS
+) -> Contest:
+    """One case beside its rivals, on the same arguments."""
     arguments = case.make(torch.Generator().manual_seed(0), device, dtype)
-    error = max(op.errors(arguments).values())
-    name = str(dtype).removeprefix("torch.")
-    if not error <= 1.0:
-        return Row(op.name, case.name, name, error)
     formula = op.eager or op.reference
     own = op.in_place(**arguments) if op.in_place is not None else lambda: op.function(**arguments)
 
@@ -92,73 +50,45 @@ def measure(
         fast = compiled(formula, device.type == "cuda")
         return lambda: fast(**arguments)
 
-    timings = race(own, lambda: formula(**arguments), compile_formula, against, device, rounds)
-    cost = (op.bytes_moved(**arguments), op.flops(**arguments))
-    return rated(Row(op.name, case.name, name, error), timings, cost, copy, device)
-
-
-def rated(
-    row: Row, timings: dict[str, Timing], cost: tuple[int, int], copy: float, device: torch.device
-) -> Row:
-    """`row` with its times and rates. cost: bytes and FLOPs of a call; copy: bytes a second of a copy."""
-    own = timings.pop("fastgen")
-    moved, flops = cost
-    speed = moved / own.median
-    return replace(
-        row,
-        seconds=own,
-        gb_per_second=speed / 1e9,
-        copy_share=speed / copy if moved >= 2 * cache_bytes(device) else None,
-        tflop_per_second=flops / own.median / 1e12,
-        rivals=timings,
+    prepared = {"eager": lambda: lambda: formula(**arguments), "compile": compile_formula}
+    moved, flops = op.bytes_moved(**arguments), op.flops(**arguments)
+    return Contest(
+        row=Row("kernels", op.name, case.name, name_of(dtype), float("nan"), bytes=moved, flops=flops),
+        own=own,
+        result=lambda: op.function(**arguments),
+        judge=lambda outputs: max(op.errors(arguments, outputs).values()),
+        device=device,
+        rivals={name: prepared[name] for name in against if name in prepared},
+        agrees=lambda outputs: deviation(outputs, op.function(**arguments), dtype, device),
+        captured=True,
     )
 
 
-def cache_bytes(device: torch.device) -> int:
-    """The second-level cache of a GPU, in which small tensors stay; on a CPU 0, where rates are for orientation."""
-    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
+def deviation(outputs: Outputs, ours: Outputs, dtype: torch.dtype, device: torch.device) -> float:
+    """Worst root-mean-square distance of an output from fastgen's own (which was judged), as a fraction of ROUNDINGS.
+
+    NaN where both have it is memory that the operation hands on; NaN in one of them is inf.
+    """
+    unit = TF32 if device.type == "cuda" and dtype == torch.float32 else UNIT_ROUNDOFF[dtype]
+    pairs = [(value,) if isinstance(value, Tensor) else tuple(value) for value in (outputs, ours)]
+    if [value.shape for value in pairs[0]] != [value.shape for value in pairs[1]]:
+        return float("inf")
+    worst = 0.0
+    for value, want in zip(*pairs, strict=True):
+        both = value.isnan() & want.isnan()
+        size = want.float().masked_fill(both, 0.0).square().mean().sqrt()
+        off = (value.float() - want.float()).masked_fill(both, 0.0).square().mean().sqrt()
+        if value.numel() and off != 0:
+            worst = max(worst, (off / (ROUNDINGS * unit * size)).nan_to_num(nan=float("inf")).item())
+    return worst
 
 
-def run(
-    device: torch.device,
-    *,
-    copy: float,
-    ops: Sequence[str] = (),
-    cases: Sequence[str] = (),
-    dtypes: Sequence[torch.dtype],
-    against: Sequence[str] = RIVALS,
-    rounds: int = 9,
-) -> Iterator[Row]:
-    """Measure what is selected, a row at a time."""
-    for op, case, dtype in selected(ops, cases, dtypes):
-        yield measure(op, case, dtype, device, copy=copy, against=against, rounds=rounds)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+def copy_share(row: Row, copy: float, device: torch.device) -> float | None:
+    """Bytes a second as a share of a copy's; None where tensors stay in a GPU's cache."""
+    if row.seconds is None or row.bytes < 2 * cache_bytes(device):
+        return None
+    return row.bytes / row.seconds.median / copy
 
 
-HEAD = ("op", "case", "dtype", "error", "time", "quartiles", "GB/s", "of copy", "TFLOP/s")
-
-
-def line(row: Row, against: Sequence[str]) -> tuple[str, ...]:
-    """A row's cells for a table under HEAD and the rivals' names."""
-    if row.seconds is None:
-        return (row.op, row.case, row.dtype, f"{row.error:.2f}", "WRONG", *[""] * (4 + len(against)))
-    time = row.seconds
-    ratios = [row.ratio(name) for name in against]
-    return (
-        row.op,
-        row.case,
-        row.dtype,
-        f"{row.error:.2f}",
-        _seconds(time.median),
-        f"{_seconds(time.low)} - {_seconds(time.high)}",
-        f"{row.gb_per_second:.3g}",
-        "" if row.copy_share is None else f"{row.copy_share:.0%}",
-        f"{row.tflop_per_second:.2g}",
-        *["" if ratio is None else f"{ratio:.2f}x" for ratio in ratios],
-    )
-
-
-def _seconds(value: float) -> str:
-    return f"{value * 1e3:.2f} ms" if value >= 1e-3 else f"{value * 1e6:.1f} us"
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

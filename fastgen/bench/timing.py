@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -12,66 +12,94 @@ import torch
 
 Call = Callable[[], object]
 
+CLOCKS = ("wall", "cpu")
 WARM_UP_SECONDS = 0.05
 MAX_CALLS = 10_000
+LEAST_ROUNDS = 3  # for quartiles
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: median and quartiles over the rounds, and how many calls a round had."""
+    """Seconds a call: median and quartiles over the rounds, how many calls a round had, and each round's mean."""
 
     median: float
     low: float
     high: float
     calls: int
+    samples: tuple[float, ...]
+
+    @classmethod
+    def of(cls, samples: Sequence[float], calls: int = 1) -> Timing:
+        """Of one sample or more, seconds a call. Below three the range stands for the quartiles."""
+        if len(samples) < LEAST_ROUNDS:
+            low, high = min(samples), max(samples)
+        else:
+            low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
+        return cls(statistics.median(samples), low, high, calls, tuple(samples))
+
+    def over(self, other: Timing) -> Timing:
+        """This time over `other`'s, round by round: what slows both in a round falls out. `calls` is 1."""
+        if len(self.samples) != len(other.samples):
+            raise ValueError(
+                f"rounds: expected as many as {len(other.samples)}, received {len(self.samples)}"
+            )
+        return Timing.of([mine / its for mine, its in zip(self.samples, other.samples, strict=True)])
 
 
 def interleaved(
-    calls: Mapping[str, Call], device: torch.device, *, rounds: int = 9, sample_seconds: float = 0.02
+    calls: Mapping[str, Call],
+    device: torch.device,
+    *,
+    rounds: int = 9,
+    sample_seconds: float = 0.02,
+    clock: str = "wall",
+    seconds: float = float("inf"),
 ) -> dict[str, Timing]:
-    """Time every one of `calls`, in turns.
+    """Time every one of `calls`, in turns, without gradients.
 
     rounds: how often each gets its turn, 3 at least. sample_seconds: how long a turn should take; short calls are
-    repeated. On CUDA a turn is timed by events on the current stream, elsewhere by the clock.
+    repeated. clock: "wall", or "cpu", the seconds that this process had the processor, for machines that others use,
+    too; on CUDA a turn is timed by events on the current stream, whatever it says. seconds: no round begins after
+    so many, but for the first three.
     """
-    if rounds < 3:
-        raise ValueError(f"rounds: expected at least 3, for quartiles, received {rounds}")
+    if rounds < LEAST_ROUNDS:
+        raise ValueError(f"rounds: expected at least {LEAST_ROUNDS}, for quartiles, received {rounds}")
+    if clock not in CLOCKS:
+        raise ValueError(f"clock: expected one of {', '.join(CLOCKS)}, received {clock!r}")
     # Events are recorded on the current device, whichever the calls use.
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        return _interleaved(calls, device, rounds, sample_seconds)
+    with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        start = time.perf_counter()
+        counts = {name: _repeats(call, device, sample_seconds, clock) for name, call in calls.items()}
+        samples: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(rounds):
+            if turn >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
+                break
+            for name in list(calls) if turn % 2 == 0 else list(calls)[::-1]:
+                samples[name].append(_sample(calls[name], device, counts[name], clock))
+    return {name: Timing.of(values, counts[name]) for name, values in samples.items()}
 
 
-def _interleaved(
-    calls: Mapping[str, Call], device: torch.device, rounds: int, sample_seconds: float
-) -> dict[str, Timing]:
-    counts = {name: _repeats(call, device, sample_seconds) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds):
-        order = list(calls) if turn % 2 == 0 else list(calls)[::-1]
-        for name in order:
-            samples[name].append(_sample(calls[name], device, counts[name]))
-    return {name: summary(values, counts[name]) for name, values in samples.items()}
+def _now(clock: str) -> float:
+    return time.process_time() if clock == "cpu" else time.perf_counter()
 
 
-def summary(samples: list[float], calls: int) -> Timing:
-    """Median and quartiles of `samples`, seconds a call."""
-    low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return Timing(statistics.median(samples), low, high, calls)
-
-
-def _repeats(call: Call, device: torch.device, sample_seconds: float) -> int:
+def _repeats(call: Call, device: torch.device, sample_seconds: float, clock: str) -> int:
     """Warm up, and find how many calls fill a sample."""
-    start, done = time.perf_counter(), 0
-    while done < 2 or (time.perf_counter() - start < WARM_UP_SECONDS and done < MAX_CALLS):
+    start, done, last = time.perf_counter(), 0, 0.0
+    while done == 0 or (time.perf_counter() - start < WARM_UP_SECONDS and done < MAX_CALLS):
+        began = time.perf_counter()
         call()
         done += 1
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    once = _sample(call, device, 1)
+        last = time.perf_counter() - began
+    if last > sample_seconds:
+        return 1
+    once = _sample(call, device, 1, clock)
     return max(1, min(MAX_CALLS, round(sample_seconds / max(once, 1e-7))))
 
 
-def _sample(call: Call, device: torch.device, count: int) -> float:
+def _sample(call: Call, device: torch.device, count: int, clock: str) -> float:
     """Seconds a call, over `count` of them."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -82,7 +110,7 @@ def _sample(call: Call, device: torch.device, count: int) -> float:
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1e3 / count
-    start = time.perf_counter()
+    start = _now(clock)
     for _ in range(count):
         call()
-    return (time.perf_counter() - start) / count
+    return (_now(clock) - start) / count

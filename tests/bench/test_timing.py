@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 
 import pytest
@@ -58,12 +57,41 @@ def test_a_slow_machine_moves_the_median_of_all(clock: list[float]) -> None:
     assert found.median == 1.0
 
 
-def test_summary() -> None:
-    found = timing.summary([3.0, 1.0, 2.0, 5.0, 4.0], 7)
+def test_quartiles() -> None:
+    found = timing.Timing.of([3.0, 1.0, 2.0, 5.0, 4.0], 7)
     assert (found.low, found.median, found.high, found.calls) == (2.0, 3.0, 4.0, 7)
-    assert found.median == statistics.median([1, 2, 3, 4, 5])
-    with pytest.raises(ValueError, match="rounds: expected at least 3"):
-        timing.interleaved({"a": lambda: None}, CPU, rounds=2)
+    assert found.samples == (3.0, 1.0, 2.0, 5.0, 4.0)
+    two = timing.Timing.of([2.0, 1.0])
+    assert (two.low, two.median, two.high) == (1.0, 1.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"rounds": 2}, "rounds: expected"), ({"clock": "sun"}, "clock: ")]
+)
+def test_wrong_arguments(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        timing.interleaved({"a": lambda: None}, CPU, **wrong)
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    """Both are three times as slow in one round: the ratio does not see it, the medians' quotient may."""
+    own, rival = timing.Timing.of([1.0, 3.0, 1.0]), timing.Timing.of([2.0, 6.0, 2.0])
+    assert (rival.over(own).low, rival.over(own).median, rival.over(own).high) == (2.0, 2.0, 2.0)
+    with pytest.raises(ValueError, match="rounds: expected as many"):
+        own.over(timing.Timing.of([1.0]))
+
+
+def test_no_round_begins_after_the_time_is_over(clock: list[float]) -> None:
+    calls = {"a": lambda: clock.__setitem__(0, clock[0] + 1.0)}
+    assert len(timing.interleaved(calls, CPU, rounds=9, seconds=0.5)["a"].samples) == timing.LEAST_ROUNDS
+    assert len(timing.interleaved(calls, CPU, rounds=9, seconds=5.5)["a"].samples) == 5
+
+
+def test_processor_time_leaves_waiting_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "process_time", lambda: now[0])
+    found = timing.interleaved({"a": lambda: now.__setitem__(0, now[0] + 0.5)}, CPU, rounds=3, clock="cpu")
+    assert found["a"].median == 0.5
 
 
 def test_the_real_clock_agrees_with_sleep() -> None:

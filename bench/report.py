@@ -1,0 +1,74 @@
+"""docs/benchmarks.md and its plots from bench/results/*.json: `python -m bench.report`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from fastgen.bench import plots, tables
+from fastgen.bench.results import FORMAT, Results
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+PLOTS = ROOT / "docs" / "benchmarks"
+MARK = "<!-- made by python -m bench.report: what follows is overwritten -->\n"
+
+
+def recorded(folder: Path = FOLDER) -> dict[str, Results]:
+    """The results of `python -m fastgen.bench --json` by file name; other files there are not of that kind."""
+    paths = [
+        path for path in sorted(folder.glob("*.json")) if json.loads(path.read_text()).get("format") == FORMAT
+    ]
+    return {path.stem: Results.read(path) for path in paths}
+
+
+def page(results: dict[str, Results]) -> str:
+    """Tables of everything, a section a machine."""
+    return "".join(section(name, found) for name, found in results.items())
+
+
+def section(name: str, results: Results) -> str:
+    """One machine's header, plots and tables."""
+    here = ", ".join(f"{key} {value}" for key, value in results.environment.items())
+    ceilings = ", ".join(
+        f"copy {rate / 1e9:.3g} GB/s" if key == "copy" else f"matrix product {key} {rate / 1e12:.3g} TFLOP/s"
+        for key, rate in results.ceilings.items()
+    )
+    lines = [f"\n## {name}\n\n{here}.\n"]
+    if ceilings:
+        lines.append(f"\nCeilings in this run: {ceilings}.\n")
+    for suite in tables.COLUMNS:
+        rows = [row for row in results.rows if row.suite == suite]
+        if not rows:
+            continue
+        rivals = list(dict.fromkeys(rival for row in rows for rival in row.rivals))
+        title, _, meaning = tables.TITLES[suite].partition(": ")
+        lines.append(f"\n### {title.capitalize()}\n\n{meaning.capitalize()}.\n\n")
+        if plot := {"kernels": "roofline", "families": "batch"}.get(suite):
+            lines.append(f"![{title}](benchmarks/{name}/{plot}.png)\n\n")
+        lines.append(tables.markdown(rows, rivals))
+    if results.left_out:
+        lines.append("\nNot measured:\n\n")
+        lines += [f"- {what}: {why}\n" for what, why in results.left_out.items()]
+    return "".join(lines)
+
+
+def main() -> int:
+    """Bring the page and the plots up to date."""
+    results = recorded()
+    words, mark, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
+    if not mark:
+        print(f"bench.report: error: {PAGE} has no line {MARK!r}", file=sys.stderr)
+        return 1
+    for name, found in results.items():
+        folder = PLOTS / name
+        plots.check(folder)
+        plots.write(found, folder)
+    PAGE.write_text(words + mark + page(results), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The benchmark's cases for pytest-benchmark, which keeps and compares runs in its own way."""

@@ -1,0 +1,61 @@
+"""`python -m pytest bench/suites`: fastgen's own call of every case, judged first. Cases are those of `fastgen.bench`.
+
+pytest-benchmark's options choose and compare: `-k group_norm`, `--benchmark-autosave`, `--benchmark-compare`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import fastgen
+from fastgen.bench import kernels, samplers
+from fastgen.bench.contest import Contest
+from fastgen.bench.families import FAMILIES
+from fastgen.bench.timing import Call
+from fastgen.diffusion.solvers import SOLVERS
+from fastgen.runtime.device import choose_device, choose_dtype
+from fastgen_kernels import OPS
+
+DEVICE = choose_device("auto")
+DTYPE = choose_dtype("auto", DEVICE)
+MODELS = [(family, model) for family in FAMILIES.values() for model in family.models.values()]
+CASES = [(op.name, case.name) for op, case, _ in kernels.selected([], [], [DTYPE])]
+
+
+def judged(contest: Contest) -> Call:
+    """fastgen's call, once its result has been checked; on CUDA it waits for the device."""
+    error = contest.judge((contest.result or contest.own)())
+    assert error <= 1, "wrong: not timed"
+    if DEVICE.type != "cuda":
+        return contest.own
+
+    def call() -> None:
+        contest.own()
+        torch.cuda.synchronize(DEVICE)
+
+    return call
+
+
+@pytest.mark.parametrize(("op", "case"), CASES)
+def test_kernel(benchmark: Any, op: str, case: str) -> None:
+    contest = kernels.contest(OPS[op], OPS[op].case(case), DTYPE, DEVICE, ())
+    benchmark(judged(contest))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_sampler(benchmark: Any, solver: str) -> None:
+    how: dict[str, Any] = {"batches": [16], "steps": None, "against": (), "skipped": {}}
+    contest = next(c for c in samplers.contests(DEVICE, None, **how) if c.row.name == solver)
+    benchmark(judged(contest))
+
+
+@pytest.mark.parametrize(("family", "model"), MODELS, ids=[model for _, model in MODELS])
+def test_family(benchmark: Any, family: Any, model: str) -> None:
+    engine = fastgen.load(model, device=DEVICE)
+    how: dict[str, Any] = {"batches": [8], "steps": None, "against": ()}
+    for contest in family.contests(engine, suite="families", name=model, **how):
+        benchmark(judged(contest))
+        return

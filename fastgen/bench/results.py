@@ -1,0 +1,140 @@
+"""What was measured, as data: rows, and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..config import parse_json
+from ..errors import ConfigError
+from ..files import read_ordinary, write_atomic
+from .timing import Timing
+
+FORMAT = 2  # 1: the kernels suite alone
+MAX_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case: fastgen and its rivals at the same work.
+
+    error: fastgen's worst deviation as a fraction of its bound; above 1 it is wrong, and nothing is timed. rivals:
+    times of those that could run and agreed; errors: how far each was off, by the same measure. images, bytes, flops:
+    of one call (0 where it does not apply). copy_share: bytes a second as a share of a copy's in the same run; None for
+    tensors that stay in a GPU's cache. peak_bytes: by contestant, above what was there before. notes: what a reader
+    must know, as a call that ran uncaptured.
+    """
+
+    suite: str
+    name: str
+    case: str
+    dtype: str
+    error: float
+    seconds: Timing | None = None
+    rivals: Mapping[str, Timing] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+    batch: int = 0
+    steps: int = 0
+    images: int = 0
+    bytes: int = 0
+    flops: int = 0
+    copy_share: float | None = None
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    phases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes two rows of two runs the same case."""
+        return (self.suite, self.name, self.case, self.dtype)
+
+    @property
+    def wrong(self) -> bool:
+        """Whether fastgen's own result is outside its bound, or not a number."""
+        return not self.error <= 1.0
+
+    @property
+    def gb_per_second(self) -> float | None:
+        return None if self.seconds is None or not self.bytes else self.bytes / self.seconds.median / 1e9
+
+    @property
+    def tflop_per_second(self) -> float | None:
+        return None if self.seconds is None or not self.flops else self.flops / self.seconds.median / 1e12
+
+    @property
+    def images_per_second(self) -> float | None:
+        return None if self.seconds is None or not self.images else self.images / self.seconds.median
+
+    def ratio(self, rival: str) -> Timing | None:
+        """The rival's time over fastgen's, round by round: above 1 fastgen is faster."""
+        if self.seconds is None or rival not in self.rivals:
+            return None
+        return self.rivals[rival].over(self.seconds)
+
+    def noted(self, note: str) -> Row:
+        """This row with one note more."""
+        return replace(self, notes=(*self.notes, note))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types. Ratios are written for readers; they follow from the samples."""
+        ratios = {name: ratio.median for name in self.rivals if (ratio := self.ratio(name))}
+        finite = (
+            self.error if self.error < float("inf") else None
+        )  # null: inf or NaN, which JSON does not have
+        errors = {name: value if value < float("inf") else None for name, value in self.errors.items()}
+        return {**asdict(self), "error": finite, "errors": errors, "ratios": ratios}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Row:
+        """What `to_dict` gave."""
+        given = {name: value for name, value in values.items() if name != "ratios"}
+        given["error"] = float("inf") if given["error"] is None else given["error"]
+        given["errors"] = {n: float("inf") if v is None else v for n, v in given.get("errors", {}).items()}
+        given["seconds"] = None if given["seconds"] is None else _timing(given["seconds"])
+        given["rivals"] = {name: _timing(value) for name, value in given["rivals"].items()}
+        given["notes"] = tuple(given["notes"])
+        return cls(**given)
+
+
+def _timing(values: Mapping[str, Any]) -> Timing:
+    return Timing(**{**values, "samples": tuple(values["samples"])})
+
+
+@dataclass
+class Results:
+    """A run: what it belongs to, the ceilings measured in it, its rows, and what was left out and why.
+
+    ceilings: "copy" in bytes a second; a type's name in FLOPs a second of a large matrix product.
+    """
+
+    environment: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    ceilings: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """A row a line, so that versions can be compared by eye. Raises WriteError."""
+        head = {"format": FORMAT, "environment": self.environment}
+        head |= {"ceilings": self.ceilings, "left_out": self.left_out}
+        rows = ",\n".join(json.dumps(row.to_dict(), allow_nan=False) for row in self.rows)
+        text = json.dumps(head, indent=1)[:-2] + ',\n "rows": [\n' + rows + "\n]\n}\n"
+        write_atomic(path, text.encode())
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Raises ConfigError where the file cannot be read, or is not one of ours."""
+        values = parse_json(read_ordinary(path, MAX_BYTES, ConfigError), str(path))
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            found = values.get("format") if isinstance(values, dict) else None
+            raise ConfigError(
+                f"{path}: expected results of `python -m fastgen.bench --json` with format {FORMAT}, got {found!r}: "
+                "measure again with this version"
+            )
+        try:
+            rows = [Row.from_dict(row) for row in values["rows"]]
+            return cls(values["environment"], rows, values["ceilings"], values["left_out"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path}: not results of `python -m fastgen.bench --json`: {error}") from error

@@ -1,0 +1,203 @@
+"""The command line: suites, wrong use in words, exit codes; on a CPU without triton, too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgen.bench import __main__ as command
+from fastgen.bench import environment, kernels, suites
+from fastgen.bench.results import Results, Row
+from fastgen.bench.timing import Timing
+from tests.small import checkpoint
+
+STEP = ["kernels", "--op", "reverse_step", "--rounds", "3", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(environment.COPY_BYTES, "cpu", 1 << 20)
+    monkeypatch.setitem(environment.PRODUCT, "cpu", 32)
+
+
+def test_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "k.json"
+    assert command.main([*STEP, "--case", "ragged", "--against", "eager", "--json", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "ragged" in out
+    assert "1 cases, every result within its bound; " in out
+    assert "x eager's speed over 1 cases" in out
+    found = Results.read(path)
+    assert found.rows[0].rivals.keys() == {"eager"}
+    assert found.ceilings.keys() == {"copy", "float32"}
+    assert found.environment["torch"] == torch.__version__
+
+
+def test_a_planted_wrong_kernel_is_red_without_a_speed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = suites.OPS["reverse_step"]
+
+    def wrong(**arguments):  # type: ignore[no-untyped-def]
+        x, h, y = step.function(**arguments)
+        return x * 1.001, h, y
+
+    monkeypatch.setitem(kernels.OPS, "reverse_step", dataclasses.replace(step, function=wrong))
+    assert command.main([*STEP, "--case", "one", "--against", "eager"]) == 1
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("reverse_step"))
+    assert line.split()[-1] == "WRONG"
+
+
+def row(seconds: float) -> Row:
+    eager = Timing.of([2.0, 2.01, 1.99])
+    return Row("kernels", "op", "c", "float32", 0.1, Timing.of([seconds] * 3), {"eager": eager})
+
+
+@pytest.mark.parametrize(("slowdown", "code"), [(1.3, 1), (1.05, 0)])
+def test_a_planted_slowdown_turns_the_exit_code(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    slowdown: float,
+    code: int,
+) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    call = ["kernels", "--device", "cpu", "--json"]
+    monkeypatch.setattr(suites, "kernel_rows", lambda plan: iter([row(1.0)]))
+    assert command.main([*call, str(old)]) == 0
+    monkeypatch.setattr(suites, "kernel_rows", lambda plan: iter([row(slowdown)]))
+    assert command.main([*call, str(new), "--compare", str(old)]) == code
+    assert ("slower" in capsys.readouterr().out.splitlines()[-4]) == bool(code)
+
+
+def test_families_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    model = checkpoint(tmp_path / "model")
+    call = [
+        "families",
+        "--model",
+        str(model),
+        "--batch",
+        "1,2",
+        "--steps",
+        "2",
+        "--rounds",
+        "3",
+        "--device",
+        "cpu",
+    ]
+    assert command.main([*call, "--against", "eager,normflows", "--plot", str(tmp_path / "p")]) == 0
+    captured = capsys.readouterr()
+    assert "sample 2, dpm++2m 2" in captured.out
+    assert "normflows" in captured.err  # not installed, or no rival for diffusion: said either way
+    assert (tmp_path / "p" / "batch.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["kernels", "--against", "eager,magic"], "--against: unknown magic; known: eager, compile,"),
+        (["kernels", "--case", "nope"], "--case: unknown nope"),
+        (["kernels", "--rounds", "1"], "--rounds: at least 3"),
+        (["kernels", "--op", "nope"], "invalid choice: 'nope'"),
+        (["families", "--op", "adain"], "--op, --case: belong to the kernels suite"),
+        (["--model", "zoo:ddpm-mnist"], "name a suite with them"),
+        (["families", "--batch", "1,0"], "whole numbers of at least 1"),
+        (["families", "--steps", "-1"], "a whole number above 0"),
+        (["--seconds", "0"], "a number above 0"),
+    ],
+)
+def test_wrong_use_is_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command.main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["families", "--model", "random:none"], "model: expected one of random:cifar10"),
+        (["families", "--model", "zoo:none"], "not in the zoo"),
+        (["kernels", "--compare", "/nowhere.json"], "cannot be read"),
+        (["kernels", "--device", "tpu"], "device: expected auto, cpu or cuda"),
+    ],
+)
+def test_user_errors_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(arguments) == 1
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("fastgen.bench: error:"))
+    assert message in line
+
+
+def test_without_a_compiler_it_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastgen.bench import contest
+
+    monkeypatch.setattr(contest.shutil, "which", lambda name: None)
+    assert command.main([*STEP, "--case", "one", "--against", "eager,compile"]) == 0
+    captured = capsys.readouterr()
+    assert "without compile: no C++ compiler" in captured.err
+    assert "1.00x compile" not in captured.out
+
+
+WITHOUT = """
+import sys
+for name in {blocked!r}:
+    sys.modules[name] = None  # as if it were not installed
+from fastgen.bench.__main__ import main
+sys.exit(main({arguments!r}))
+"""
+
+
+def in_a_child(arguments: list[str], blocked: list[str]) -> subprocess.CompletedProcess[str]:
+    code = WITHOUT.format(arguments=arguments, blocked=blocked)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_without_triton_and_rivals(tmp_path: Path) -> None:
+    """On a CPU nothing of it is needed; rivals that are not there are named."""
+    model = checkpoint(tmp_path / "model")
+    call = [
+        "families",
+        "--model",
+        str(model),
+        "--batch",
+        "1",
+        "--steps",
+        "2",
+        "--rounds",
+        "3",
+        "--device",
+        "cpu",
+    ]
+    done = in_a_child([*call, "--json", str(tmp_path / "f.json")], ["triton", "diffusers", "matplotlib"])
+    assert done.returncode == 0, done.stderr
+    assert "without diffusers: diffusers is not installed" in done.stderr
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert found["left_out"] == {"diffusers": "diffusers is not installed"}
+    assert found["rows"][0]["rivals"].keys() == {"eager"}
+
+
+@pytest.mark.slow
+def test_the_tour(tmp_path: Path) -> None:
+    """What every machine gets, however little time there is: an operation each, a family each, a fresh process."""
+    path = tmp_path / "tour.json"
+    done = in_a_child(["--seconds", "1", "--device", "cpu", "--json", str(path)], ["triton"])
+    assert done.returncode == 0, done.stderr
+    found = Results.read(path)
+    assert {row.name for row in found.rows if row.suite == "kernels"} == set(suites.OPS)
+    assert [row.name for row in found.rows if row.suite == "families"] == ["zoo:ddpm-mnist"]
+    assert [row.suite for row in found.rows][-1] == "fresh"
+    assert all(row.seconds and row.error <= 1 for row in found.rows)
+    assert any("no time left in the tour" in why for why in found.left_out.values())
+    assert found.environment["triton"] == "not installed" or "triton" in found.environment

@@ -1,0 +1,124 @@
+"""The families suite: every engine has a workload; pictures are judged by plain PyTorch and float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastgen
+from fastgen.architectures import ARCHITECTURES
+from fastgen.bench import diffusion, families, parity, samplers
+from fastgen.bench.contest import How
+from fastgen.diffusion.solvers import SOLVERS
+from fastgen.engines import ENGINES
+from fastgen.errors import ConfigError
+from tests.small import checkpoint
+
+QUICK = How(rounds=3, say=lambda words: None)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> fastgen.DiffusionEngine:
+    return fastgen.load(checkpoint(tmp_path_factory.mktemp("model")), device="cpu")
+
+
+def test_every_engine_has_a_workload() -> None:
+    assert set(families.FAMILIES) == set(ENGINES)
+    for family in families.FAMILIES.values():
+        assert set(family.models) <= set(ARCHITECTURES)
+        assert family.models
+
+
+def test_an_architecture_without_a_workload_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert families.without_workload() == []
+    monkeypatch.setitem(ARCHITECTURES, "newest", ARCHITECTURES["unet"])
+    assert families.without_workload() == ["newest"]
+
+
+def test_a_model_of_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastgen.config import to_dict
+    from tests.small import spec, unet_config
+
+    monkeypatch.setitem(families.BUILT, "random:small", spec(unet_config()))
+    place = families.on_disk("random:small", tmp_path)
+    assert to_dict(fastgen.load(place).network.config) == to_dict(unet_config())
+    assert families.on_disk("zoo:ddpm-mnist", tmp_path) == "zoo:ddpm-mnist"
+    with pytest.raises(ConfigError, match="expected one of random:cifar10, random:small"):
+        families.on_disk("random:other", tmp_path)
+
+
+def test_the_built_in_model_is_ddpms() -> None:
+    from fastgen.architectures import part_config
+    from fastgen.models.unet import UNet
+
+    with torch.device("meta"):
+        net = UNet(part_config(families.BUILT["random:cifar10"].parts["unet"], "unet"))
+    assert sum(p.numel() for p in net.parameters()) == 35_746_307  # as google/ddpm-cifar10-32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sampling_beside_its_rivals(tmp_path: Path, dtype: str) -> None:
+    pytest.importorskip("diffusers")
+    engine = fastgen.load(checkpoint(tmp_path / "model"), device="cpu", dtype=dtype)
+    (case,) = diffusion.contests(
+        engine, suite="families", name="small", batches=[5], steps=3, against=["eager", "diffusers"]
+    )
+    row = case.run(QUICK)
+    assert row.error <= 1
+    assert set(row.rivals) == {"eager", "diffusers"}
+    assert (row.case, row.batch, row.steps, row.images) == ("sample 5, dpm++2m 3", 5, 3, 5)
+    assert row.dtype == dtype
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_over_the_least_network(solver: str) -> None:
+    pytest.importorskip("diffusers")
+    skipped: dict[str, str] = {}
+    how = {"batches": [2], "steps": 4, "against": ["eager", "diffusers"], "skipped": skipped}
+    row = next(c for c in samplers.contests(torch.device("cpu"), None, **how) if c.row.name == solver).run(
+        QUICK
+    )
+    assert row.error <= 1
+    assert "eager" in row.rivals
+    assert skipped == {}
+
+
+@pytest.mark.slow
+def test_onnxruntime_and_compile(engine: fastgen.DiffusionEngine) -> None:
+    pytest.importorskip("onnxruntime")
+    against = ["onnxruntime", "compile"]
+    (case,) = diffusion.contests(engine, suite="families", name="s", batches=[2], steps=3, against=against)
+    row = case.run(QUICK)
+    assert set(row.rivals) == set(against), row.notes
+
+
+@pytest.fixture
+def judge(engine: fastgen.DiffusionEngine):  # type: ignore[no-untyped-def]
+    (case,) = diffusion.contests(engine, suite="families", name="s", batches=[6], steps=3, against=[])
+    return case.judge
+
+
+def test_wrong_pictures_are_seen(engine: fastgen.DiffusionEngine, judge) -> None:  # type: ignore[no-untyped-def]
+    request = diffusion.ask(engine, 6, 3)
+    right = engine.sample(**request.to_dict())
+    assert judge(right) <= 1
+    assert judge(right + 1e-3) > 1
+    assert judge(right[:5]) == float("inf")
+    assert judge(right.where(right != right.max(), float("nan"))) == float("inf")
+    one = right.clone()
+    one[1] = right[2]  # not one of those that are held against float64
+    assert judge(one) > 1
+    assert judge(engine.sample(**{**request.to_dict(), "seeds": list(range(1, 7))})) > 1
+    assert judge(engine.sample(**{**request.to_dict(), "guidance_scale": 1.6})) > 1
+
+
+def test_precision() -> None:
+    exact = torch.zeros(1, 4, dtype=torch.float64)
+    plain = torch.full((2, 4), 1e-3)
+    precision = parity.Precision(exact, plain, [0])
+    assert precision.error(torch.full((2, 4), 3e-3)) == pytest.approx(1.0)
+    assert precision.error(torch.full((2, 4), -3e-3)) == pytest.approx(1.0)
+    assert parity.spread(3) == [0, 1, 2]
+    assert parity.spread(64) == [0, 21, 42, 63]

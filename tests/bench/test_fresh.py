@@ -1,0 +1,94 @@
+"""Fresh processes: in turns, judged, their phases and memory; one real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastgen
+from fastgen.bench import diffusion, fresh
+from fastgen.bench.contest import How
+from fastgen.bench.results import Row
+from tests.small import checkpoint
+
+ROW = Row("fresh", "m", "c", "float32", float("nan"))
+
+
+def starter(order_seen: list[str], images: dict[str, float] | None = None):  # type: ignore[no-untyped-def]
+    def start(order: dict[str, Any]) -> dict[str, Any]:
+        who = order["who"]
+        order_seen.append(who)
+        if who == "broken":
+            raise RuntimeError("ImportError: no such thing")
+        scale = 1.0 if who == "fastgen" else 2.0
+        marks = {phase: scale * (i + 1) for i, phase in enumerate(fresh.PHASES)}
+        value = (images or {}).get(who, 0.0)
+        cpu = {phase: at / 2 for phase, at in marks.items()}
+        return {"wall": marks, "cpu": cpu, "peak_bytes": int(scale * 100), "images": torch.full((1,), value)}
+
+    return start
+
+
+def test_processes_take_turns_and_report() -> None:
+    seen: list[str] = []
+    how = How(rounds=3, say=lambda words: None)
+    row = fresh.measure(ROW, lambda x: x.item(), {"fastgen": {}, "other": {}}, how, starter(seen))
+    assert seen == ["fastgen", "other", "other", "fastgen", "fastgen", "other"]
+    assert row.seconds.median == 3.0  # the end of the third phase, the first picture
+    assert row.ratio("other").median == 2.0
+    assert row.phases["fastgen"] == dict.fromkeys(fresh.PHASES, 1.0)
+    assert row.peak_bytes == {"fastgen": 100, "other": 200}
+    cpu = fresh.measure(ROW, lambda x: 0.0, {"fastgen": {}}, How(rounds=3, clock="cpu"), starter([]))
+    assert cpu.seconds.median == 1.5
+
+
+def test_wrong_pictures_get_no_time() -> None:
+    said: list[str] = []
+    how, orders = How(rounds=1, say=said.append), {"fastgen": {}, "other": {}}
+    row = fresh.measure(ROW, lambda x: x.item(), orders, how, starter([], {"fastgen": 2.0}))
+    assert row.wrong
+    assert row.seconds is None
+    row = fresh.measure(ROW, lambda x: x.item(), orders, how, starter([], {"other": 2.0}))
+    assert row.seconds is not None
+    assert not row.rivals
+    assert said == ["m: other is left out: its result differs"]
+
+
+def test_a_rival_that_fails_is_named() -> None:
+    said: list[str] = []
+    how, orders = How(rounds=3, say=said.append), {"fastgen": {}, "broken": {}}
+    row = fresh.measure(ROW, lambda x: 0.0, orders, how, starter([]))
+    assert row.seconds is not None
+    assert said == ["m: broken is left out: ImportError: no such thing"]
+
+
+def test_no_round_begins_after_the_time_is_over() -> None:
+    row = fresh.measure(ROW, lambda x: 0.0, {"fastgen": {}}, How(rounds=5, seconds=0.0), starter([]))
+    assert len(row.seconds.samples) == 1
+
+
+def test_a_real_process(tmp_path: Path) -> None:
+    """Draws what the engine draws, holds memory, and goes through its phases one after the other."""
+    engine = fastgen.load(checkpoint(tmp_path / "model"), device="cpu")
+    common = {"device": "cpu", "dtype": "float32", "folder": str(tmp_path / "model"), "who": "fastgen"}
+    order = diffusion.fresh(engine, tmp_path, 2, 3, ())["fastgen"]
+    report = fresh.run_child({**common, **order})
+    assert torch.allclose(report["images"], engine.sample(**order["arguments"]), atol=1e-5)
+    marks = [report["wall"][phase] for phase in fresh.PHASES]
+    assert marks == sorted(marks)
+    assert 0 < report["peak_bytes"] < 1 << 30
+    with pytest.raises(RuntimeError, match=r"cannot be read|no such folder|missing"):
+        fresh.run_child({**common, **order, "folder": str(tmp_path / "none")})
+
+
+@pytest.mark.slow
+def test_diffusers_draws_the_same_in_its_own_process(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    engine = fastgen.load(checkpoint(tmp_path / "model"), device="cpu")
+    orders = diffusion.fresh(engine, tmp_path, 2, 3, ["diffusers"])
+    report = fresh.run_child({"device": "cpu", "dtype": "float32", "who": "diffusers", **orders["diffusers"]})
+    own = engine.sample(**orders["fastgen"]["arguments"])
+    assert torch.allclose(report["images"], own, atol=1e-4)
