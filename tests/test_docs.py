@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md",
+    "docs/flows.md",
+    "docs/from-other-flows.md",
     "docs/your-own-network.md",
     *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/kernels/*.md")),
 ]

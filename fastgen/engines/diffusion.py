@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, NoReturn
-from weakref import WeakSet
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +20,17 @@ from .. import __version__
 from ..architectures import part_config
 from ..checkpoint import Spec
 from ..diffusion.schedule import NoiseSchedule
-from ..errors import ArgumentError, ConfigError, FastgenError
+from ..errors import ConfigError, FastgenError
 from ..images import to_output
 from ..runtime.device import DTYPES, choose_device, choose_dtype
 from ..runtime.loop import Loop
+from .base import Engine, capture_backend
 from .module import Wrapped, check_shape, module_settings, placed, wrap
 from .request import Request, resolve
 from .settings import DiffusionSettings
 from .verification import Verification, verify
 
 Callback = Callable[[int, int, Tensor], Any]
-_ENGINES: WeakSet[DiffusionEngine] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -48,13 +45,8 @@ class Preview:
     images: Tensor
 
 
-class DiffusionEngine:
-    """Samples from a denoising network. Made by :func:`fastgen.load`.
-
-    Calls from several threads queue; one engine draws for one call at a time. On a CPU it may also be used in a process
-    forked from the one that loaded it, on one core there (OpenMP's threads do not survive a fork); an engine on a GPU,
-    and a process that is spawned, need a `load` of their own. Engines cannot be pickled or copied.
-    """
+class DiffusionEngine(Engine):
+    """Samples from a denoising network. Made by :func:`fastgen.load`. Threads and forks: see ``Engine``."""
 
     def __init__(
         self,
@@ -100,14 +92,10 @@ class DiffusionEngine:
             learned=self.settings.learned,
             channels_last=channels_last,
             max_batch=max_batch,
-            backend=_backend(graph),
+            backend=capture_backend(graph),
         )
         self.loop = self.new_loop()
-        # Not an RLock: a stream may be begun in one thread and ended in another.
-        self._lock = threading.Lock()
-        self._owner: int | None = None  # the thread whose call the engine is busy with
-        self._lost = False  # on a GPU that this forked process cannot use
-        _ENGINES.add(self)
+        super().__init__()
 
     @classmethod
     def from_spec(cls, network: nn.Module, spec: Spec, **options: Any) -> DiffusionEngine:
@@ -182,11 +170,6 @@ class DiffusionEngine:
         )
         wrapped.try_out(engine.shape, settings, engine.device, engine.dtype, min(2, max_batch))
         return engine
-
-    def __reduce__(self) -> NoReturn:
-        raise ArgumentError(
-            f"an engine cannot be pickled or copied; load it where it is used (this one is {self.source!r})"
-        )
 
     def sample(
         self,
@@ -337,17 +320,7 @@ class DiffusionEngine:
 
     @contextmanager
     def _session(self) -> Iterator[None]:
-        if self._lost:
-            raise FastgenError(
-                f"this engine was loaded on {self.device} before this process was forked, and a GPU does not survive "
-                "that; load it in this process, or start processes with multiprocessing's spawn"
-            )
-        if self._owner == threading.get_ident():
-            raise FastgenError(
-                "this engine is busy in this thread: first finish its stream or leave its callback"
-            )
-        with self._lock:
-            self._owner = threading.get_ident()
+        with self._alone():
             self._tickets: list[int] = []
             self._results: dict[int, Tensor] = {}
             self._look_at_network()
@@ -355,7 +328,6 @@ class DiffusionEngine:
                 yield
             finally:
                 self.loop.clear()
-                self._owner = None
 
     def _look_at_network(self) -> None:
         """What its owner may have done since the last call: train it further, or replace its weights."""
@@ -396,30 +368,5 @@ class DiffusionEngine:
                 images[i] = state
         return images.clamp_(-1, 1)
 
-    def _forked(self) -> None:
-        """In a child process: whoever held the lock is not there, and the loop may have been in the midst of a step."""
-        self._lost = self.device.type != "cpu"
-        if self._lock.locked():
-            self._lock, self._owner = threading.Lock(), None
-            if not self._lost:
-                self.loop = self.new_loop()
-
-
-def _backend(graph: bool | str) -> str:
-    """The loop's `backend` for the engine's `graph`. Raises ConfigError."""
-    chosen = {True: "auto", False: "eager", "recorded": "recorded"}
-    if not isinstance(graph, (bool, str)) or graph not in chosen:
-        raise ConfigError(f"graph: expected True, False or 'recorded', got {graph!r}")
-    return chosen[graph]
-
-
-def _after_fork() -> None:
-    """Make the engines of a forked process usable."""
-    engines = list(_ENGINES)
-    if engines:
-        torch.set_num_threads(1)  # GNU OpenMP would wait forever for threads that did not come along
-    for engine in engines:
-        engine._forked()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+    def _restart(self) -> None:
+        self.loop = self.new_loop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,10 +14,8 @@ from ..diffusion.solvers import SOLVERS, solver_table
 from ..diffusion.table import LEARNED_NONE, LEARNED_VARIANCE, Table
 from ..errors import ArgumentError, ConfigError
 from ..runtime import loop
+from .arguments import as_index, sample_count, sample_labels, sample_seeds
 from .settings import DiffusionSettings
-
-MAX_SEED = (1 << 64) - 1
-MAX_COUNT = 1_000_000  # of samples a call, which holds all of them
 
 
 @dataclass(frozen=True)
@@ -103,13 +100,14 @@ def resolve(
     if settings.learned and solver == "ddpm":
         options.setdefault("variance_type", settings.variance)
 
-    steps = settings.steps if steps is None else _index(steps)
+    steps = settings.steps if steps is None else as_index(steps)
     if type(steps) is not int:
         raise ConfigError(f"steps: expected an int, got {steps!r}")
-    count = _count(n, seeds, labels)
+    count = sample_count(n, seeds, labels)
+    unlabelled = settings.null_class is not None
     request = Request(
-        _seeds(count, seed, seeds),
-        _labels(count, labels, settings),
+        sample_seeds(count, seed, seeds),
+        sample_labels(count, labels, settings.num_classes, settings.class_names, unlabelled),
         solver,
         steps,
         _guidance(guidance_scale, settings),
@@ -132,83 +130,6 @@ def _check_variance(table: Table, settings: DiffusionSettings) -> None:
         raise ConfigError(
             "variance_type: this model's own variance (learned) must be used where a solver adds noise"
         )
-
-
-def _count(n: Any, seeds: Any, labels: Any) -> int:
-    if n is not None:
-        count = _index(n)
-        if type(count) is not int or not 1 <= count <= MAX_COUNT:
-            raise ConfigError(f"n: expected an int from 1 to {MAX_COUNT}, got {n!r}")
-        return count
-    if seeds is not None:
-        return len(_list("seeds", seeds))
-    return 1 if labels is None or _single(labels) else len(_list("labels", labels))
-
-
-def _seeds(count: int, seed: Any, seeds: Any) -> tuple[int, ...]:
-    if seed is not None and seeds is not None:
-        raise ArgumentError("seed and seeds: give one of them")
-    if seeds is None:
-        # 53 bits survive every JSON reader
-        first = secrets.randbits(53) if seed is None else _seed("seed", seed)
-        seeds = range(first, first + count)
-    given = _list("seeds", seeds)
-    if len(given) != count or count == 0:
-        raise ConfigError(f"seeds: expected {count or 'at least 1'}, got {len(given)}")
-    return tuple(_seed("seeds", s) for s in given)
-
-
-def _seed(name: str, seed: Any) -> int:
-    value = _index(seed)
-    if type(value) is not int or not 0 <= value <= MAX_SEED:
-        raise ConfigError(f"{name}: expected integers from 0 to 2^64 - 1, got {seed!r}")
-    return value
-
-
-def _index(value: Any) -> Any:
-    """NumPy's and torch's integers as Python's; anything else as it is, for the caller to refuse."""
-    if isinstance(value, bool):
-        return value
-    try:
-        return value.__index__()
-    except (AttributeError, TypeError, ValueError):
-        return value
-
-
-def _list(name: str, values: Any) -> list:
-    try:
-        return list(values)
-    except TypeError:
-        raise ConfigError(f"{name}: expected a list, got {values!r}") from None
-
-
-def _single(label: Any) -> bool:
-    """Whether this is one label, for all samples."""
-    return isinstance(label, (str, bool, float)) or type(_index(label)) is int
-
-
-def _labels(count: int, labels: Any, settings: DiffusionSettings) -> tuple[int | None, ...]:
-    given = [labels] * count if labels is None or _single(labels) else _list("labels", labels)
-    if len(given) != count:
-        raise ConfigError(f"labels: expected one, or one a sample ({count}), got {len(given)}")
-    if settings.num_classes is None:
-        if any(label is not None for label in given):
-            raise ConfigError("labels: this model has no classes")
-        return (None,) * count
-    if settings.null_class is None and any(label is None for label in given):
-        raise ConfigError(f"labels: this model needs one a sample, from 0 to {settings.num_classes - 1}")
-    return tuple(None if label is None else _label(label, settings) for label in given)
-
-
-def _label(label: Any, settings: DiffusionSettings) -> int:
-    names, classes = settings.class_names or (), settings.num_classes or 0
-    if isinstance(label, str) and label in names:
-        return names.index(label)
-    number = _index(label)
-    if type(number) is not int or not 0 <= number < classes:
-        by_name = f" or one of {', '.join(names[:20])}" if names else ""
-        raise ConfigError(f"labels: expected numbers from 0 to {classes - 1}{by_name}, got {label!r}")
-    return number
 
 
 def _guidance(scale: float | None, settings: DiffusionSettings) -> float:

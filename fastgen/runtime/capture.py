@@ -10,7 +10,8 @@ memory without an operation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from ..errors import CaptureError
 from .cuda_graph import CudaGraphs
 
 Step = Callable[[], None]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 aten = torch.ops.aten
 HOST_SYNCS = {
@@ -35,6 +38,22 @@ HOST_SYNCS = {
 }
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 ALIASES = {aten.lift_fresh.default, aten.detach.default, aten.alias.default}
+
+
+def plainly(method: Callable[P, R]) -> Callable[P, R]:
+    """Without gradients, and alike whatever mode the caller is in: buffers outlive his inference_mode or autocast."""
+
+    @wraps(method)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            return method(*args, **kwargs)
+
+    return inner
 
 
 def eager(step: Step) -> Step:

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from .capture import BACKENDS, Step
 from .cuda_graph import CudaGraphs
 
-Key = tuple[int, bool]  # batch, guided
+Key = tuple[Any, ...]  # what a captured step is for: its batch, and whatever else makes it another step
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,19 @@ class Captured:
 
 
 class Graphs:
-    """Captured steps by (batch, guided), at most `limit` of them: the least recently used one leaves for a new one.
+    """Captured steps by key, at most `limit` of them: the least recently used one leaves for a new one.
 
     All share one pool of memory. backend: a name in ``BACKENDS``, or "auto": CUDA graphs on CUDA, eager elsewhere.
+    fields: what the entries of a key are called.
     """
 
-    def __init__(self, backend: str, device: torch.device, limit: int = 16) -> None:
+    def __init__(
+        self,
+        backend: str,
+        device: torch.device,
+        limit: int = 16,
+        fields: tuple[str, ...] = ("batch", "guided"),
+    ) -> None:
         known = ("auto", *BACKENDS)
         if backend not in known:
             raise ConfigError(f"backend: expected one of {', '.join(known)}, got {backend!r}")
@@ -43,7 +50,7 @@ class Graphs:
             raise ConfigError(f"backend: cuda captures steps of a CUDA device, this one is {device}")
         elif backend == "recorded" and device.type != "cpu":
             raise ConfigError(f"backend: recorded is a stand-in for the CPU, this device is {device}")
-        self.backend, self.device, self.limit = backend, device, limit
+        self.backend, self.device, self.limit, self.fields = backend, device, limit, fields
         self._capture = BACKENDS[backend](device)
         self._captured: OrderedDict[Key, Captured] = OrderedDict()
 
@@ -56,7 +63,7 @@ class Graphs:
         return key in self._captured
 
     def __iter__(self) -> Iterator[Key]:
-        """(batch, guided) of every step there is, the least recently used first."""
+        """The key of every step there is, the least recently used first."""
         return iter(self._captured)
 
     def replay(self, key: Key) -> None:
@@ -82,12 +89,12 @@ class Graphs:
             torch.cuda.empty_cache()
 
     def describe(self) -> list[dict[str, Any]]:
-        """Of every captured step: batch, guided, seconds of capturing, bytes it added to the pool."""
+        """Of every captured step: its key, seconds of capturing, bytes it added to the pool."""
         if not self.freezes:
             return []
         return [
-            {"batch": batch, "guided": guided, "seconds": captured.seconds, "bytes": captured.bytes}
-            for (batch, guided), captured in sorted(self._captured.items())
+            {**dict(zip(self.fields, key, strict=True)), "seconds": step.seconds, "bytes": step.bytes}
+            for key, step in sorted(self._captured.items())
         ]
 
     def _memory(self) -> int:

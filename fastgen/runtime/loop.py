@@ -14,8 +14,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,31 +23,13 @@ from fastgen_kernels.reverse_step.row import INPUT_SCALE, MAX_SLOTS
 
 from ..diffusion.table import Table
 from ..errors import ConfigError, OutOfMemoryError
-from .capture import Step
+from .capture import Step, plainly
 from .device import out_of_memory
 from .graphs import Graphs
 from .noise_ahead import NoiseAhead
 from .rows import RowPool
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _plainly(method: Callable[P, R]) -> Callable[P, R]:
-    """Without gradients, and alike whatever mode the caller is in: buffers outlive his inference_mode or autocast."""
-
-    @wraps(method)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-        ):
-            return method(*args, **kwargs)
-
-    return inner
 
 
 @dataclass(frozen=True)
@@ -88,7 +68,7 @@ class Loop:
     batch forgets them, and what is captured next shares the larger one's memory.
     """
 
-    @_plainly
+    @plainly
     def __init__(
         self,
         network: Network,
@@ -140,7 +120,7 @@ class Loop:
         self._waiting.append((ticket, request))
         return ticket
 
-    @_plainly
+    @plainly
     def step(self) -> bool:
         """One network evaluation for every sample in the batch; False when there was nothing to do.
 
@@ -192,7 +172,7 @@ class Loop:
         """{ticket: float32 [C, H, W], a view} of the samples being drawn: their noisy states."""
         return {entry.ticket: self._x[slot] for slot, entry in enumerate(self._active) if entry is not None}
 
-    @_plainly
+    @plainly
     def clear(self) -> None:
         """Forget every request that is not finished, for instance after an interrupt."""
         self._waiting.clear()

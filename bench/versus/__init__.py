@@ -1,0 +1,1 @@
+"""Comparisons with other projects: same weights, outputs compared before anything is timed."""

@@ -1,0 +1,96 @@
+"""Arguments that several verbs take, checked: how many samples, their seeds, their labels."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import ArgumentError, ConfigError
+
+MAX_SEED = (1 << 64) - 1
+MAX_COUNT = 1_000_000  # of samples a call, which holds all of them
+
+
+def sample_count(n: Any, seeds: Any, labels: Any) -> int:
+    """How many samples: `n`, or as many as there are seeds or labels, or 1. Raises ConfigError."""
+    if n is not None:
+        count = as_index(n)
+        if type(count) is not int or not 1 <= count <= MAX_COUNT:
+            raise ConfigError(f"n: expected an int from 1 to {MAX_COUNT}, got {n!r}")
+        return count
+    if seeds is not None:
+        return len(_list("seeds", seeds))
+    return 1 if labels is None or _single(labels) else len(_list("labels", labels))
+
+
+def sample_seeds(count: int, seed: Any, seeds: Any) -> tuple[int, ...]:
+    """One seed a sample: `seeds`, or `seed` and those after it, or random ones. Raises ConfigError, ArgumentError."""
+    if seed is not None and seeds is not None:
+        raise ArgumentError("seed and seeds: give one of them")
+    if seeds is None:
+        # 53 bits survive every JSON reader
+        first = secrets.randbits(53) if seed is None else _seed("seed", seed)
+        seeds = range(first, first + count)
+    given = _list("seeds", seeds)
+    if len(given) != count or count == 0:
+        raise ConfigError(f"seeds: expected {count or 'at least 1'}, got {len(given)}")
+    return tuple(_seed("seeds", s) for s in given)
+
+
+def _seed(name: str, seed: Any) -> int:
+    value = as_index(seed)
+    if type(value) is not int or not 0 <= value <= MAX_SEED:
+        raise ConfigError(f"{name}: expected integers from 0 to 2^64 - 1, got {seed!r}")
+    return value
+
+
+def as_index(value: Any) -> Any:
+    """NumPy's and torch's integers as Python's; anything else as it is, for the caller to refuse."""
+    if isinstance(value, bool):
+        return value
+    try:
+        return value.__index__()
+    except (AttributeError, TypeError, ValueError):
+        return value
+
+
+def _list(name: str, values: Any) -> list:
+    try:
+        return list(values)
+    except TypeError:
+        raise ConfigError(f"{name}: expected a list, got {values!r}") from None
+
+
+def _single(label: Any) -> bool:
+    """Whether this is one label, for all samples."""
+    return isinstance(label, (str, bool, float)) or type(as_index(label)) is int
+
+
+def sample_labels(
+    count: int, labels: Any, classes: int | None, names: Sequence[str] | None, unlabelled: bool
+) -> tuple[int | None, ...]:
+    """One label a sample, from 0 to classes - 1; None for all where there are no classes. Raises ConfigError.
+
+    names: of the classes, which may stand for their numbers. unlabelled: whether None is a label.
+    """
+    given = [labels] * count if labels is None or _single(labels) else _list("labels", labels)
+    if len(given) != count:
+        raise ConfigError(f"labels: expected one, or one a sample ({count}), got {len(given)}")
+    if classes is None:
+        if any(label is not None for label in given):
+            raise ConfigError("labels: this model has no classes")
+        return (None,) * count
+    if not unlabelled and any(label is None for label in given):
+        raise ConfigError(f"labels: this model needs one a sample, from 0 to {classes - 1}")
+    return tuple(None if label is None else _label(label, classes, names or ()) for label in given)
+
+
+def _label(label: Any, classes: int, names: Sequence[str]) -> int:
+    if isinstance(label, str) and label in names:
+        return names.index(label)
+    number = as_index(label)
+    if type(number) is not int or not 0 <= number < classes:
+        by_name = f" or one of {', '.join(names[:20])}" if names else ""
+        raise ConfigError(f"labels: expected numbers from 0 to {classes - 1}{by_name}, got {label!r}")
+    return number
