@@ -1,7 +1,8 @@
 """Other projects' checkpoints to fastgen's and back: one file or folder a source. Installed as ``fastgen.converters``.
 
-converter = detect(folder)                # by content; None for fastgen's own folders
-converted = converter.read(folder, None)  # spec, tensors not read yet, a report of what was mapped and what not
+converter = detect(path)                # by content; None for fastgen's own folders
+converted = converter.read(path, None)  # spec, tensors not read yet, a report of what was mapped and what not
+converted = from_module(module)         # the same, of a live model of another project
 """
 
 from __future__ import annotations
@@ -10,26 +11,54 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastgen.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_spec
 from fastgen.errors import CheckpointError, ConfigError
 
 from .base import Converted, Converter, Report, Tensors, build, check
 from .diffusers import CONVERTER as DIFFUSERS
+from .flows import CONVERTERS as FLOWS
 from .weights import Found, open_weights, save, sha256, write
 
 T = TypeVar("T")
-CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS}
+CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS, **FLOWS}
 
 
-def detect(folder: Path) -> Converter | None:
-    """The converter whose kind of model `folder` holds; None if no one's, as with fastgen's own."""
-    return next((converter for converter in CONVERTERS.values() if converter.detect(folder)), None)
+def detect(path: Path) -> Converter | None:
+    """The converter whose kind of model the folder or file `path` holds; None if no one's, as with fastgen's own.
+
+    Raises CheckpointError for a file that is no one's: a model of ours is a folder.
+    """
+    converter = next((converter for converter in CONVERTERS.values() if converter.detect(path)), None)
+    if converter is None and os.path.isfile(path):  # False, too, for what is no name of a file
+        open_weights(Found((path,)))  # says what is wrong with a damaged one
+        kinds = "; ".join(c.about for c in CONVERTERS.values() if c.read_module is not None)
+        raise CheckpointError(f"{path}: a file with tensors of no model that is known; known files: {kinds}")
+    return converter
+
+
+def from_module(module: nn.Module, assume: Mapping[str, Any] | None = None) -> Converted:
+    """A live model of another project, told by its class, or else by the names of its tensors.
+
+    assume: options that the module does not say, by the source's names. The tensors are the module's own, not copies.
+    Raises ConfigError that names what is not supported.
+    """
+    packages = {cls.__module__.split(".")[0] for cls in type(module).__mro__}
+    names = list(module.state_dict())
+    for converter in CONVERTERS.values():
+        ours = converter.package in packages if converter.package else False
+        if converter.read_module and (ours or (not converter.package and converter.recognises(names))):  # type: ignore[misc]
+            return converter.read_module(module, assume or {})
+    kinds = "; ".join(c.about for c in CONVERTERS.values() if c.read_module is not None)
+    raise ConfigError(
+        f"{type(module).__module__}.{type(module).__qualname__}: is of no project that is known; known: {kinds}. "
+        "For a flow of fastgen's own layers: FlowEngine.from_module"
+    )
 
 
 def form(folder: Path) -> str | None:
@@ -106,6 +135,7 @@ __all__ = [
     "check",
     "detect",
     "form",
+    "from_module",
     "read_ours",
     "replace",
     "save",

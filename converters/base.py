@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,12 @@ class Converter:
     """A source of models. Its `path` is a folder, or a single file of projects that have no folders.
 
     detect(path): whether its content is of this kind; cheap, reads no weights, never raises.
-    read(path, variant): the model; CheckpointError or ConfigError for what is missing, damaged or not supported.
-        variant: a source's name for another set of weights (fp16), or None.
+    read(path, variant, assume): the model; CheckpointError or ConfigError for what is missing, damaged or not
+        supported. variant: a source's name for another set of weights (fp16), or None. assume: options that the files
+        do not say, by the source's names.
+    read_module(module, assume): the same, of a live module; no `read_module`: there is no such way.
+    package: whose modules `read_module` is for. recognises(names): for modules of no package, whether a state dict with
+        these names is of this kind.
     write(path, spec, tensors, dtype): our model in the source's form, into an empty folder, weights as `dtype`
         (None: as they are). No `write`: there is no way back.
     files: patterns of the small files that `detect` and `downloads` need from a hub.
@@ -100,15 +104,18 @@ class Converter:
     name: str
     about: str
     detect: Callable[[Path], bool]
-    read: Callable[[Path, str | None], Converted]
+    read: Callable[..., Converted]
     write: Callable[[Path, Spec, Tensors, torch.dtype | None], Report] | None = None
     files: tuple[str, ...] = ()
     owned: tuple[str, ...] = ()
     downloads: Callable[[Path, str | None], list[list[str]]] | None = None
+    read_module: Callable[[nn.Module, Mapping[str, Any]], Converted] | None = None
+    package: str | None = None
+    recognises: Callable[[Iterable[str]], bool] | None = None
 
 
-def build(converted: Converted) -> dict[str, nn.Module]:
-    """The networks of a converted model, float32 on the CPU: {part: module}.
+def build(converted: Converted, dtype: torch.dtype | None = None) -> dict[str, nn.Module]:
+    """The networks of a converted model on the CPU: {part: module}, parameters as `dtype` (None: the default type).
 
     Names and shapes are compared before anything is allocated; tensors are read one at a time. Raises CheckpointError.
     """
@@ -116,7 +123,9 @@ def build(converted: Converted) -> dict[str, nn.Module]:
     for part, module in modules.items():
         state = {
             name: _cast(
-                converted.tensors.get(f"{part}.{name}"), tensor.dtype, f"{converted.tensors.where}: {name}"
+                converted.tensors.get(f"{part}.{name}"),
+                dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype,
+                f"{converted.tensors.where}: {name}",
             )
             for name, tensor in module.state_dict().items()
         }

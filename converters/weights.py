@@ -1,4 +1,4 @@
-"""Tensors from the weight files that other projects write: safetensors, torch's .bin, and shards with an index.
+"""Tensors from the weight files that other projects write: safetensors, torch.save's, and shards with an index.
 
 Nothing of a pickle is executed (``torch.load(weights_only=True)``), and nothing is read before it is asked for. What is
 written goes to disk a tensor at a time, so that a model of any size is converted in little memory.
@@ -156,6 +156,7 @@ _SAFETENSORS_NAMES = {
     torch.bfloat16: "BF16",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.uint8: "U8",
 }
 _TYPES = {name: kind for kind, name in _SAFETENSORS_NAMES.items()}
 
@@ -238,6 +239,8 @@ def _open_bin(path: Path) -> Opened:
             f"{path}: not a whole file of torch.save: {str(error).splitlines()[0] if str(error) else 'it ends early'}; "
             "the download may be incomplete: fetch it again"
         ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]  # of pytorch-lightning and many a training script
     if not isinstance(state, dict) or not all(
         isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()
     ):

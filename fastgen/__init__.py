@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .errors import CaptureError, CheckpointError, ConfigError, DataError, FastgenError
 
 if TYPE_CHECKING:
-    from .api import ENGINES, DiffusionEngine, convert, load
+    from .api import convert, load
+    from .engines import ENGINES, DiffusionEngine, FlowEngine
     from .images import save_gif, save_grid, save_image
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "DataError",
     "DiffusionEngine",
     "FastgenError",
+    "FlowEngine",
     "convert",
     "load",
     "save_gif",
@@ -33,7 +35,8 @@ __all__ = [
 
 # Loaded when first used: PyTorch takes seconds, and `fastgen --help` needs none of it.
 _LATER = {
-    "api": ("ENGINES", "DiffusionEngine", "convert", "load"),
+    "api": ("convert", "load"),
+    "engines": ("ENGINES", "DiffusionEngine", "FlowEngine"),
     "images": ("save_gif", "save_grid", "save_image"),
 }
 

@@ -15,8 +15,19 @@ from torch import nn
 from . import architectures
 from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec, load_spec
 from .checkpoint import load as load_checkpoint
-from .converters import CONVERTERS, Report, build, check, detect, read_ours, replace, save
-from .engines import ENGINES, DiffusionEngine
+from .converters import (
+    CONVERTERS,
+    Converted,
+    Report,
+    build,
+    check,
+    detect,
+    from_module,
+    read_ours,
+    replace,
+    save,
+)
+from .engines import ENGINES
 from .errors import ArgumentError, CheckpointError, ConfigError
 from .files import exists
 from .zoo import ZOO
@@ -34,52 +45,56 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def load(
-    source: str | Path,
+    source: str | Path | nn.Module,
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     local_files_only: bool = False,
     variant: str | None = None,
+    assume: Mapping[str, Any] | None = None,
     **options: Any,
-) -> DiffusionEngine:
-    """An engine from a checkpoint.
+) -> Any:
+    """An engine from a checkpoint: a ``DiffusionEngine`` or a ``FlowEngine``, by what the checkpoint is.
 
     source: a folder (config.json and model.safetensors), ``zoo:NAME`` or a hub id ``OWNER/NAME``, which is
         downloaded into Hugging Face's standard cache; a folder of that name goes first. Folders and hub ids may be
-        of another project in ``fastgen.converters.CONVERTERS``, for instance a DDPMPipeline of diffusers.
+        of another project in ``fastgen.converters.CONVERTERS``, for instance a DDPMPipeline of diffusers. So may a
+        file of weights, or a live module, which stays as it is: a flow of normflows, nflows or zuko.
     device: "auto" (CUDA where there is one), "cpu", "cuda[:N]".
-    dtype: of the network: "auto" (bfloat16 on CUDA, float32 on CPU), "float32", "bfloat16", "float16".
+    dtype: of the network: "auto" (bfloat16 on CUDA, float32 on CPU; float32 for flows), "float32", "bfloat16",
+        "float16"; for flows also "float64".
     revision: a hub branch, tag or commit. local_files_only: use the cache, never the network.
     variant: another set of weights of a foreign model, as diffusers' "fp16".
-    **options: passed on to the engine, see ``DiffusionEngine``.
+    assume: what a foreign model does not say itself, such as {"scale_map": "exp"}; the report in ``describe()`` names
+        what was assumed.
+    **options: passed on to the engine, see ``DiffusionEngine`` and ``FlowEngine``.
 
     ``engine.describe()`` says what was chosen. Raises CheckpointError or ConfigError (both ValueErrors), or
     ArgumentError (a TypeError).
     """
-    folder = find(source, revision=revision, local_files_only=local_files_only, variant=variant)
+    model = _find(source, revision, local_files_only, variant)
+    name = _name(source)
 
     def accept(spec: Spec) -> None:
         """Before weights are read: whether there is an engine for them that takes `options`."""
         if spec.engine not in ENGINES:
             raise ConfigError(
-                f"{folder}: unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(ENGINES)}"
+                f"{name}: unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(ENGINES)}"
             )
         if len(spec.parts) != 1:
             raise ConfigError(
-                f"{folder}: a {spec.engine} model has one network, this one has {', '.join(spec.parts)}"
+                f"{name}: a {spec.engine} model has one network, this one has {', '.join(spec.parts)}"
             )
         check_options(ENGINES[spec.engine], options)
 
-    spec, modules = _read(folder, variant, accept)
+    spec, modules = _read(model, variant, assume, accept)
     (network,) = modules.values()
-    return ENGINES[spec.engine].from_spec(
-        network, spec, device=device, dtype=dtype, source=str(source), **options
-    )
+    return ENGINES[spec.engine].from_spec(network, spec, device=device, dtype=dtype, source=name, **options)
 
 
 def convert(
-    source: str | Path,
+    source: str | Path | nn.Module,
     destination: str | Path,
     *,
     to: str = "fastgen",
@@ -88,12 +103,13 @@ def convert(
     revision: str | None = None,
     local_files_only: bool = False,
     overwrite: bool = False,
+    assume: Mapping[str, Any] | None = None,
 ) -> Report:
     """Write the model `source` (as for `load`) into the folder `destination`, in fastgen's form or a foreign one.
 
     to: "fastgen" or a name in ``fastgen.converters.CONVERTERS``. dtype: of the weights written, "float32", "float16",
     "bfloat16" or None, as they are. overwrite: replace a model of the same form; other files of the folder are left
-    alone. Where conversion fails the folder stays as it was.
+    alone. Where conversion fails the folder stays as it was. assume: as for `load`.
 
     Returns what was mapped, renamed, assumed and ignored. Raises ConfigError or CheckpointError.
     """
@@ -107,53 +123,89 @@ def convert(
         raise ConfigError(f"{destination}: is a file; give a folder")
     if destination.is_dir() and any(destination.iterdir()) and not overwrite:
         raise ConfigError(f"{destination}: is not empty; choose another folder or overwrite (--overwrite)")
-    folder = find(source, revision=revision, local_files_only=local_files_only, variant=variant)
-    if destination.resolve() == folder.resolve():
+    model = _find(source, revision, local_files_only, variant)
+    if isinstance(model, Path) and destination.resolve() == model.resolve():
         raise ConfigError(f"{destination}: is the source itself; give another folder")
-    converter = detect(folder)
-    if converter is None:
-        load_spec(folder)  # says what is wrong where it is nobody's
-    if (converter.name if converter else "fastgen") == to and dtype is None:
-        raise ConfigError(f"{source}: is a {to} model already; say to= (--to) what it shall become")
-    if converter is None:
-        if variant is not None:
-            raise ConfigError(_no_variant(variant, folder))
-        converted = read_ours(folder, f"{source} -> {to}")
-    else:
-        converted = converter.read(folder, variant)
+    converted = _foreign(model, variant, assume)
+    foreign = converted is not None
+    if converted is None:
+        assert isinstance(model, Path)
+        load_spec(model)  # says what is wrong where it is nobody's
+    if (str(converted.spec.provenance["converted_from"]) if converted else "fastgen") == to and dtype is None:
+        raise ConfigError(f"{_name(source)}: is a {to} model already; say to= (--to) what it shall become")
+    if converted is None:
+        assert isinstance(model, Path)
+        converted = read_ours(model, f"{source} -> {to}")
     check(converted)
     weights_dtype = None if dtype is None else WEIGHT_DTYPES[dtype]
 
     def fill(path: Path) -> Report:
         if to == "fastgen":
-            spec = converted.spec if converter is None else converted.reported()
+            spec = converted.reported() if foreign else converted.spec
             save(path, spec, converted.tensors, weights_dtype)
             return converted.report
         write = CONVERTERS[to].write
         assert write is not None
         written = write(path, converted.spec, converted.tensors, weights_dtype)
-        return written if converter is None else converted.report.followed_by(written)
+        return converted.report.followed_by(written) if foreign else written
 
     return replace(destination, to, fill)
 
 
-def _read(
-    folder: Path, variant: str | None, accept: Callable[[Spec], None]
-) -> tuple[Spec, dict[str, nn.Module]]:
-    """The spec and filled networks of a folder, ours or foreign, once `accept` has seen the spec."""
-    converter = detect(folder)
+def _name(source: str | Path | nn.Module) -> str:
+    """The source, for messages and records."""
+    if isinstance(source, nn.Module):
+        return f"module {type(source).__module__}.{type(source).__qualname__}"
+    return str(source)
+
+
+def _find(
+    source: str | Path | nn.Module, revision: str | None, local_files_only: bool, variant: str | None
+) -> Path | nn.Module:
+    if not isinstance(source, nn.Module):
+        return find(source, revision=revision, local_files_only=local_files_only, variant=variant)
+    if revision is not None or variant is not None:
+        raise ConfigError(
+            "revision, variant: were asked for, but the source is a live module, which has none"
+        )
+    return source
+
+
+def _foreign(
+    model: Path | nn.Module, variant: str | None, assume: Mapping[str, Any] | None
+) -> Converted | None:
+    """A model of another project; None for fastgen's own. Raises ConfigError where that cannot be had as asked for."""
+    if isinstance(model, nn.Module):
+        return from_module(model, assume)
+    converter = detect(model)
     if converter is not None:
-        converted = converter.read(folder, variant)
-        accept(converted.spec)
-        return converted.reported(), build(converted)
+        return converter.read(model, variant, assume)
     if variant is not None:
-        raise ConfigError(_no_variant(variant, folder))
+        raise ConfigError(_no_variant(variant, model))
+    if assume:
+        raise ConfigError(f"assume: {model} is a fastgen model, which says everything itself")
+    return None
+
+
+def _read(
+    model: Path | nn.Module,
+    variant: str | None,
+    assume: Mapping[str, Any] | None,
+    accept: Callable[[Spec], None],
+) -> tuple[Spec, dict[str, nn.Module]]:
+    """The spec and filled networks of a folder, file or module, ours or foreign, once `accept` has seen the spec."""
+    converted = _foreign(model, variant, assume)
+    if converted is not None:
+        accept(converted.spec)
+        exact = isinstance(model, nn.Module) and any(p.dtype == torch.float64 for p in model.parameters())
+        return converted.reported(), build(converted, torch.float64 if exact else None)
+    assert isinstance(model, Path)
 
     def builders(spec: Spec) -> Mapping[str, Callable[[], nn.Module]]:
         accept(spec)
         return architectures.builders(spec)
 
-    return load_checkpoint(folder, builders)
+    return load_checkpoint(model, builders)
 
 
 def _no_variant(variant: str, folder: Path) -> str:

@@ -12,6 +12,10 @@ from torch import nn
 from .checkpoint import Part, Spec
 from .config import from_dict
 from .errors import ConfigError
+from .models.flow.glow import Glow, GlowConfig
+from .models.flow.nice import NICE, NICEConfig
+from .models.flow.realnvp import RealNVP, RealNVPConfig
+from .models.flow.vector import VectorFlow, VectorFlowConfig
 from .models.unet import UNet, UNetConfig
 
 
@@ -24,7 +28,11 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "glow": Architecture(GlowConfig, Glow),
+    "nice": Architecture(NICEConfig, NICE),
+    "realnvp": Architecture(RealNVPConfig, RealNVP),
     "unet": Architecture(UNetConfig, UNet),
+    "vector_flow": Architecture(VectorFlowConfig, VectorFlow),
 }
 
 

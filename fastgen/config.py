@@ -38,9 +38,9 @@ def short_text(max_length: int, default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"max_length": max_length})
 
 
-def one_of(*choices: str, default: Any = dataclasses.MISSING) -> Any:
-    """A string, or a tuple of strings, out of `choices`."""
-    return dataclasses.field(default=default, metadata={"choices": choices})
+def one_of(*choices: str, default: Any = dataclasses.MISSING, max_items: int = 16) -> Any:
+    """A string, or a tuple of at most `max_items` strings, out of `choices`."""
+    return dataclasses.field(default=default, metadata={"choices": choices, "max_items": max_items})
 
 
 def parse_json(text: str | bytes, where: str) -> Any:

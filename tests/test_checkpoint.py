@@ -128,7 +128,7 @@ def test_wrong_folders(tmp_path: Path) -> None:
         ({"parts": {"unet": {"architecture": "unet"}}}, "key config is missing"),
         (
             {"parts": {"unet": {"architecture": "vgg", "config": {}}}},
-            "unknown architecture 'vgg'; known: unet",
+            "unknown architecture 'vgg'; known: glow, nice, realnvp, unet",
         ),
         ({"surprise": 1}, "unknown key surprise"),
         ({"settings": []}, "settings: expected dict"),

@@ -14,6 +14,8 @@ PAGES = [
     "docs/processes.md",
     "docs/guidance.md",
     "docs/unlike-requests.md",
+    "docs/flows.md",
+    "docs/from-other-flows.md",
     "docs/your-own-network.md",
     *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/kernels/*.md")),
 ]

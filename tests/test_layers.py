@@ -16,7 +16,7 @@ LAYERS = [
     {"fastgen_kernels"},
     {"fastgen.errors", "fastgen.config", "fastgen.files", "fastgen.tensor_file"},
     {"fastgen.models", "fastgen.diffusion"},
-    {"fastgen.checkpoint", "fastgen.runtime", "fastgen.training", "fastgen.images"},
+    {"fastgen.checkpoint", "fastgen.fused", "fastgen.runtime", "fastgen.training", "fastgen.images"},
     {"fastgen.architectures", "fastgen.engines", "fastgen.zoo"},
     {"fastgen.converters"},
     {"fastgen.api", "fastgen"},

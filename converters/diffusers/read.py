@@ -10,6 +10,7 @@ Folders from before diffusers 0.3, as google/ddpm-cifar10-32, hold the same file
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,10 @@ def downloads(folder: Path, variant: str | None) -> list[list[str]]:
     ]
 
 
-def read(folder: Path, variant: str | None = None) -> Converted:
+def read(folder: Path, variant: str | None = None, assume: Mapping[str, Any] | None = None) -> Converted:
     """The model in `folder`. Raises CheckpointError or ConfigError that names the file and the option."""
+    if assume:
+        raise ConfigError(f"assume: {folder} says everything itself, leave out {', '.join(assume)}")
     report = Report()
     pipeline, version = None, None
     if (folder / INDEX).is_file():

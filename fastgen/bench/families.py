@@ -16,7 +16,7 @@ import torch
 from ..architectures import ARCHITECTURES, builders
 from ..checkpoint import Part, Spec, save
 from ..errors import ConfigError
-from . import diffusion
+from . import diffusion, flow
 from .contest import Contest
 
 
@@ -42,6 +42,17 @@ FAMILIES: dict[str, Family] = {
         contests=diffusion.contests,
         rivals=diffusion.RIVALS,
         fresh=diffusion.fresh,
+    ),
+    "flow": Family(
+        models={
+            "glow": "zoo:glow-mnist",
+            "realnvp": "random:realnvp",
+            "nice": "random:nice",
+            "vector_flow": "random:vector_flow",
+        },
+        contests=flow.contests,
+        rivals=flow.RIVALS,
+        fresh=flow.fresh,
     ),
 }
 
@@ -71,6 +82,12 @@ BUILT: dict[str, Spec] = {
         },
         {"schedule": {}, "solver": "ddim"},
     ),
+    # Shapes of their papers' smallest pictures.
+    "random:realnvp": Spec(
+        "flow", {"flow": Part("realnvp", {"sample_size": [32, 32], "in_channels": 3})}, {}
+    ),
+    "random:nice": Spec("flow", {"flow": Part("nice", {"sample_size": [28, 28]})}, {}),
+    "random:vector_flow": Spec("flow", {"flow": Part("vector_flow", {"features": 6})}, {}),
 }
 
 

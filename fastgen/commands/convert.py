@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
+
+from ..config import parse_json
+from ..errors import ConfigError
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -15,18 +19,37 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         description="Write a model (fastgen's or, for instance, a DDPMPipeline of diffusers) into a folder, in "
         "fastgen's form or another, and say what was mapped, renamed, assumed and ignored.",
     )
-    parser.add_argument("source", metavar="SRC", help="folder, zoo:NAME or hub id")
+    parser.add_argument("source", metavar="SRC", help="folder, file of weights, zoo:NAME or hub id")
     parser.add_argument("destination", metavar="DST", type=Path, help="folder to write")
     parser.add_argument("--to", default="fastgen", help="fastgen (default) or diffusers")
     parser.add_argument("--variant", help="another set of weights of the source, as fp16")
     parser.add_argument(
         "--dtype", help="of the weights written: float32, float16, bfloat16 (default: as they are)"
     )
+    parser.add_argument(
+        "--assume",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what a file of weights does not say, as scale_map=exp (may be repeated); the report names what "
+        "was assumed",
+    )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--local-files-only", action="store_true", help="the hub's cache, never the network")
     parser.add_argument("--overwrite", action="store_true", help="replace a model of the same form")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)
+
+
+def _assumed(text: str) -> tuple[str, Any]:
+    """NAME=VALUE; a value is JSON, or else text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--assume: expected NAME=VALUE, got {text!r}")
+    try:
+        return name, parse_json(value, "--assume")
+    except ConfigError:
+        return name, value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         revision=args.revision,
         local_files_only=args.local_files_only,
         overwrite=args.overwrite,
+        assume=dict(map(_assumed, args.assume)),
     )
     if args.json:
         print(json.dumps({**dataclasses.asdict(report), "folder": str(args.destination)}))

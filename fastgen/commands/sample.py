@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, cast
 from ..config import bounded, from_dict, shown
 from ..errors import ConfigError, WriteError
 from ..files import check_writable, make_folder, remove_leftovers
+from . import sample_flow
 from .arguments import add_model, integer_ranges, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..engines.diffusion import DiffusionEngine
+    from ..engines.flow_request import FlowRequest
     from ..engines.request import Request
 
 CELL = 64  # small pictures are enlarged on sheets and in animations, to about this many pixels
@@ -36,6 +38,7 @@ REQUEST_OPTIONS = (
     "guidance_interval",
     "guidance_rescale",
     "eta",
+    "temperature",
 )
 
 
@@ -48,7 +51,9 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "single files. PNG files remember their request: `fastgen sample --like picture.png` repeats it.",
     )
     add_model(parser)
-    parser.add_argument("-o", "--out", type=Path, help="sheet or folder to write (default sample.png)")
+    parser.add_argument(
+        "-o", "--out", type=Path, help="sheet, folder, or .csv or .npz for rows (default sample.png)"
+    )
     parser.add_argument("-n", "--count", type=int, help="how many (default: as many as seeds, else 16)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--seed", type=int, help="sample k has seed SEED + k (default: random)")
@@ -74,6 +79,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         metavar="NAME=VALUE",
         help="an option of the solver; repeatable",
     )
+    parser.add_argument("--temperature", type=float, help="of a flow: below 1 closer to the mode (default 1)")
     parser.add_argument("--gif", type=Path, metavar="FILE", help="also write an animation of the denoising")
     parser.add_argument("--columns", type=positive, help="pictures a row of the sheet")
     parser.add_argument("--scale", type=positive, help="enlarge pictures of a sheet by this whole factor")
@@ -87,6 +93,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw as `args` ask; returns the exit code."""
     from ..api import load
+    from ..engines.flow import FlowEngine
 
     started = time.perf_counter()
     like = args.like is not None
@@ -96,7 +103,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("sample: which MODEL? A folder, a hub id, or for a start: zoo:ddpm-mnist")
     if args.out is None:
         args.out = Path("sample.png") if args.like is None else args.like.with_stem(args.like.stem + "-again")
-    _check_names(args.out, args.gif)
+    if not sample_flow.is_table(args.out):
+        _check_names(args.out, args.gif)
     _check_free([args.out, *([args.gif] if args.gif else [])], args.overwrite)
     _check_places(args.out, args.gif)
 
@@ -108,6 +116,10 @@ def run(args: argparse.Namespace) -> int:
         revision=revision,
         local_files_only=args.local_files_only,
     )
+    if isinstance(engine, FlowEngine):
+        return sample_flow.run(args, engine, kept, started)
+    if args.temperature is not None or sample_flow.is_table(args.out):
+        raise ConfigError(f"sample: {source} is no flow; --temperature and tables (.csv, .npz) are for flows")
     request = engine.request(**(_kept_arguments(args, kept) if like else _arguments(args)))
     metadata = {**engine.metadata(request), "revision": revision}
     if like and kept.get("sha256") != metadata["sha256"]:
@@ -363,7 +375,7 @@ def _write(
     gif: Path | None,
     layout: Layout,
     metadata: dict[str, Any],
-    request: Request,
+    request: Request | FlowRequest,
     names: tuple[str, ...] | None,
 ) -> list[Path]:
     from ..images import save_gif, save_grid, save_image

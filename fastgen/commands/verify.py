@@ -30,10 +30,12 @@ def run(args: argparse.Namespace) -> int:
         print("fastgen verify: error: MODEL is missing: a folder, zoo:NAME or hub id", file=sys.stderr)
         return 2
     from ..api import load
+    from ..engines.flow import FlowEngine
 
     options = {"revision": args.revision, "local_files_only": args.local_files_only}
     engine = load(args.model, device=args.device, dtype=args.dtype or "auto", **options)
-    reference = load(args.model, device="cpu", dtype="float32", **options).network
+    plain = load(args.model, device="cpu", dtype="float32", **options)
+    reference = plain.flow if isinstance(plain, FlowEngine) else plain.network
     found = engine.verify(reference=reference, batch=args.batch, seed=args.seed)
     print(json.dumps(found.to_dict(), indent=2) if args.json else found)
     return 0 if found.passed else 1

@@ -1,7 +1,11 @@
 """Sets of verbs: one engine a generative family."""
 
 from .diffusion import DiffusionEngine
+from .flow import FlowEngine
 
-ENGINES = {"diffusion": DiffusionEngine}
+ENGINES: dict[str, type[DiffusionEngine] | type[FlowEngine]] = {
+    "diffusion": DiffusionEngine,
+    "flow": FlowEngine,
+}
 
-__all__ = ["ENGINES", "DiffusionEngine"]
+__all__ = ["ENGINES", "DiffusionEngine", "FlowEngine"]

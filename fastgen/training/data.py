@@ -1,7 +1,8 @@
-"""Training pictures: a folder, an IDX or NPZ file, or scikit-learn's digits.
+"""Training data: pictures in a folder, an IDX or NPZ file, tables, and data sets that have a name.
 
-Every source answers ``batch(indices) -> (uint8 [B, C, H, W], int64 [B] or None)``; which indices come when is
-the training loop's business, so that an interrupted run can go on exactly where it stopped.
+Every source answers ``batch(indices) -> (samples, int64 [B] or None)``, pictures uint8 [B, C, H, W] or rows of numbers
+float32 [B, D]; which indices come when is the training loop's business, so that an interrupted run can go on exactly
+where it stopped.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..files import open_ordinary
+from . import tables
+from .tables import Rows
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 # Decided by content, not by name: Pillow would hand a PostScript file in disguise to another program.
 PICTURE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF")
+NAMED = ("digits", "two-moons", "mixture6")  # data sets that have a name
 MAX_PIXELS = 1 << 26  # of one picture: eight of them are decoded at a time, into 4 bytes a pixel or more
 # What a compressed file may expand to. Pictures seldom shrink by more than 50; zeros, as in a bomb, by 1000.
 MAX_EXPANSION = 200
@@ -37,9 +41,9 @@ IDX_DTYPE_UINT8 = 0x08  # third byte of an IDX file: the type of its entries
 
 
 class Dataset(Protocol):
-    """What the training loop needs of a source of pictures."""
+    """What the training loop needs of a source of samples."""
 
-    shape: tuple[int, int, int]  # channels, height, width
+    shape: tuple[int, ...]  # channels, height, width; or columns
     num_classes: int | None  # None where the source has no labels
     class_names: list[str] | None
 
@@ -57,7 +61,7 @@ class Arrays:
     class_names: list[str] | None = None
 
     def __post_init__(self) -> None:
-        self.shape = (int(self.images.shape[1]), int(self.images.shape[2]), int(self.images.shape[3]))
+        self.shape = tuple(int(n) for n in self.images.shape[1:])
         self.num_classes = None if self.labels is None else int(self.labels.max()) + 1
 
     def __len__(self) -> int:
@@ -66,6 +70,10 @@ class Arrays:
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         chosen = torch.as_tensor(indices)
         return self.images[chosen], None if self.labels is None else self.labels[chosen]
+
+    def part(self, keep: slice) -> Arrays:
+        """Some of the pictures."""
+        return Arrays(self.images[keep], None if self.labels is None else self.labels[keep], self.class_names)
 
 
 class PictureFolder:
@@ -82,7 +90,7 @@ class PictureFolder:
         )
         if not self.files:
             raise DataError(f"{folder}: no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}) in it")
-        self.shape = (channels, *size)
+        self.shape: tuple[int, ...] = (channels, *size)
         tops = [p.relative_to(folder).parts for p in self.files]
         outside = [parts[0] for parts in tops if len(parts) == 1]
         if outside and len(outside) < len(tops):
@@ -144,11 +152,12 @@ def load(
     size: tuple[int, int] | None = None,
     channels: int | None = None,
 ) -> Dataset:
-    """Open `source`: ``digits`` (scikit-learn's 8x8 digits), a picture folder, an IDX or an NPZ file.
+    """Open `source`: a picture folder, an IDX, NPZ, NPY or CSV file, or a name out of `NAMED`: ``digits``
+    (scikit-learn's 8x8 pictures), ``two-moons`` (2 columns), ``mixture6`` (6 columns).
 
     labels: an IDX file of labels; by default the file beside the pictures that MNIST's naming gives, if it is
-    there. subset: keep pictures first..last (both included) of an in-memory source. size (height, width) and
-    channels are needed by a picture folder (default 64x64, 3) and must fit the others. Raises DataError.
+    there. subset: keep samples first..last (both included) of an in-memory source. size (height, width) and
+    channels are needed by a picture folder (default 64x64, 3) and must fit other pictures. Raises DataError.
     """
     try:
         return _load(source, labels, subset, size, channels)
@@ -174,31 +183,40 @@ def _load(
     channels: int | None,
 ) -> Dataset:
     path = Path(source)
-    if labels is not None and (source == "digits" or path.is_dir() or path.suffix == ".npz"):
+    if labels is not None and (source in NAMED or path.is_dir() or path.suffix in (".npz", ".npy", ".csv")):
         raise DataError(f"{source}: has labels of its own, or none; only an IDX file takes a file of labels")
     if source == "digits":
         dataset: Dataset = _digits()
+    elif source in NAMED:
+        dataset = tables.named(source)
     elif path.is_dir():
         dataset = PictureFolder(path, size or (64, 64), channels or 3)
     elif not path.exists():
-        raise DataError(f"{source}: no such file or folder (or write `digits` for scikit-learn's digits)")
+        raise DataError(f"{source}: no such file or folder (nor one of {', '.join(NAMED)})")
     elif path.suffix == ".npz":
         dataset = _npz(path)
+    elif path.suffix in (".npy", ".csv"):
+        dataset = tables.read_npy(path) if path.suffix == ".npy" else tables.read_csv(path)
     else:
         dataset = _idx(path, Path(labels) if labels else None)
-    if size is not None and tuple(dataset.shape[1:]) != tuple(size):
+    if len(dataset.shape) == 1:
+        if size is not None or channels is not None:
+            raise DataError(
+                f"{source}: holds rows of {dataset.shape[0]} numbers, which have no size or channels"
+            )
+    elif size is not None and tuple(dataset.shape[1:]) != tuple(size):
         raise DataError(
             f"{source}: its pictures are {dataset.shape[1]}x{dataset.shape[2]}, not {size[0]}x{size[1]}"
         )
-    if channels is not None and dataset.shape[0] != channels:
+    elif channels is not None and dataset.shape[0] != channels:
         raise DataError(f"{source}: its pictures have {dataset.shape[0]} channels, not {channels}")
     return dataset if subset is None else _subset(dataset, subset, source)
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """What tells one set of pictures from another, as JSON types."""
+    """What tells one data set from another, as JSON types."""
     return {
-        "pictures": len(dataset),
+        "pictures" if len(dataset.shape) == 3 else "rows": len(dataset),
         "shape": list(dataset.shape),
         "num_classes": dataset.num_classes,
         "class_names": dataset.class_names,
@@ -260,7 +278,7 @@ def _idx(path: Path, labels_path: Path | None) -> Arrays:
     return _arrays(images[:, None], labels, path)
 
 
-def _npz(path: Path) -> Arrays:
+def _npz(path: Path) -> Arrays | Rows:
     try:
         with open_ordinary(path, DataError) as file, zipfile.ZipFile(file) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -277,6 +295,9 @@ def _npz(path: Path) -> Arrays:
         raise
     except Exception as error:  # zipfile and NumPy's header parser fail in any way there is on a damaged file
         raise DataError(f"{path}: cannot be read as NPZ: {error}") from error
+    if images.ndim == 2:
+        rows = tables.rows(images, None, path)
+        return Rows(rows.values, _labels(labels, len(images), path))
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
@@ -328,26 +349,26 @@ def _arrays(images: np.ndarray, labels: np.ndarray | None, where: Any) -> Arrays
             f"{where}: expected uint8 pictures [N, H, W] or, with C = 1 or 3, [N, C, H, W] or [N, H, W, C]; got "
             f"{images.dtype} {list(images.shape)}"
         )
-    if labels is not None:
-        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-            raise DataError(
-                f"{where}: expected {len(images)} integer labels, got {labels.dtype} {list(labels.shape)}"
-            )
-        if labels.min() < 0 or labels.max() > MAX_LABEL:
-            raise DataError(
-                f"{where}: labels must not be negative nor above {MAX_LABEL}, got {labels.min()} to {labels.max()}"
-            )
-    return Arrays(
-        torch.from_numpy(np.array(images)),
-        None if labels is None else torch.from_numpy(labels.astype(np.int64)),
-    )
+    return Arrays(torch.from_numpy(np.array(images)), _labels(labels, len(images), where))
 
 
-def _subset(dataset: Dataset, subset: tuple[int, int], source: str) -> Arrays:
-    if not isinstance(dataset, Arrays):
+def _labels(labels: np.ndarray | None, count: int, where: Any) -> Tensor | None:
+    """`labels` of `count` samples as int64 [count]. Raises DataError."""
+    if labels is None:
+        return None
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{where}: expected {count} integer labels, got {labels.dtype} {list(labels.shape)}")
+    if labels.min() < 0 or labels.max() > MAX_LABEL:
+        raise DataError(
+            f"{where}: labels must not be negative nor above {MAX_LABEL}, got {labels.min()} to {labels.max()}"
+        )
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _subset(dataset: Dataset, subset: tuple[int, int], source: str) -> Dataset:
+    if not isinstance(dataset, Arrays | Rows):
         raise DataError(f"{source}: a subset can be taken of files, not of a picture folder")
     first, last = subset
     if not 0 <= first <= last < len(dataset):
         raise DataError(f"{source}: subset {first}-{last} does not lie within 0-{len(dataset) - 1}")
-    keep = slice(first, last + 1)
-    return Arrays(dataset.images[keep], None if dataset.labels is None else dataset.labels[keep])
+    return dataset.part(slice(first, last + 1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of each parameter
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is a run of; `data` describes its pictures, so that a resumed run can tell others from them."""
+    """What a run is a run of; `data` describes its samples, so that a resumed run can tell others from them."""
 
     config: RunConfig
     spec: Spec
@@ -126,7 +127,7 @@ def _run(text: str | None, where: str) -> Run:
         spec = spec_from_json(run["spec"], where)
         if len(spec.parts) != 1:
             raise ValueError(f"{len(spec.parts)} networks are trained")
-        return Run(config, spec, from_dict(_Pictures, run["data"], f"{where}: data").to_dict())
+        return Run(config, spec, _data(run["data"], f"{where}: data"))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{where}: is no training run of this version of fastgen: {error}") from error
 
@@ -155,7 +156,7 @@ def _compare(file: TensorFile, module: nn.Module, config: RunConfig) -> None:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """``training.data.describe``, read back."""
+    """``training.data.describe`` of pictures, read back: the same keys in the same order, so that states are equal."""
 
     pictures: int = bounded(1, 1 << 62)
     shape: tuple[int, ...] = bounded(1, 1 << 20, max_items=3)
@@ -166,5 +167,22 @@ class _Pictures:
         if len(self.shape) != 3:
             raise ConfigError(f"shape: expected channels, height and width, got {list(self.shape)}")
 
-    def to_dict(self) -> dict[str, Any]:
-        return to_dict(self)
+
+@dataclass(frozen=True)
+class _Rows:
+    """Likewise of rows of numbers."""
+
+    rows: int = bounded(1, 1 << 62)
+    shape: tuple[int, ...] = bounded(1, 1 << 20, max_items=1)
+    num_classes: int | None = bounded(1, 1 << 62, default=None)
+    class_names: tuple[str, ...] | None = at_most(1_000_000, default=None)
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 1:
+            raise ConfigError(f"shape: expected the number of columns, got {list(self.shape)}")
+
+
+def _data(raw: Any, where: str) -> dict[str, Any]:
+    """A description of samples, checked. Raises ConfigError."""
+    kind = _Rows if isinstance(raw, Mapping) and "rows" in raw else _Pictures
+    return to_dict(from_dict(kind, raw, where))

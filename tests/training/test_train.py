@@ -15,10 +15,12 @@ import torch
 import fastgen
 from fastgen.checkpoint import WEIGHTS_FILE, file_sha256, load_spec
 from fastgen.cli import main
-from fastgen.training import diffusion
+from fastgen.diffusion import NoiseSchedule
+from fastgen.training import loop
 from fastgen.training import run as training_run
 from fastgen.training.data import Arrays, describe
-from fastgen.training.diffusion import LOSS_FILE, _batches, _rate
+from fastgen.training.diffusion import Denoising
+from fastgen.training.loop import LOSS_FILE, batches, rate
 from fastgen.training.run import STATE_FILE, RunConfig, saved_run
 
 FAST = [
@@ -36,6 +38,7 @@ FAST = [
     "fp32",
     "--quiet",
 ]
+PICTURES = Denoising(NoiseSchedule(), None)
 
 
 def train(folder: Path, *arguments: str) -> int:
@@ -65,7 +68,6 @@ def test_same_seed_same_weights(tmp_path: Path) -> None:
 
 
 def test_users_random_numbers_are_left_alone(tmp_path: Path) -> None:
-    from fastgen.diffusion import NoiseSchedule
     from fastgen.training.diffusion import train as train_network
     from tests.small import network, spec, unet_config
 
@@ -83,7 +85,7 @@ def test_users_random_numbers_are_left_alone(tmp_path: Path) -> None:
 def interrupt_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Ctrl-C while step `number` is under way."""
     calls = []
-    before = diffusion._train_step
+    before = loop._train_step
 
     def interrupted(*arguments: object) -> None:
         calls.append(1)
@@ -91,7 +93,7 @@ def interrupt_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         if len(calls) == number:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(diffusion, "_train_step", interrupted)
+    monkeypatch.setattr(loop, "_train_step", interrupted)
 
 
 @pytest.fixture
@@ -214,7 +216,7 @@ def test_other_pictures_are_not_taken_for_the_runs_own(tmp_path: Path, capsys) -
     (tmp_path / "pictures" / "cat").mkdir()
     (tmp_path / "pictures" / "bee" / "2.png").rename(tmp_path / "pictures" / "cat" / "2.png")
     assert train(tmp_path / "m", "--resume") == 1
-    assert "its run began with num_classes 2, the pictures now have 3" in capsys.readouterr().err
+    assert "its run began with num_classes 2, the data now has 3" in capsys.readouterr().err
 
 
 def test_a_relative_path_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,26 +299,26 @@ def test_previews_are_drawn(tmp_path: Path) -> None:
 def test_batches_are_shuffled_epochs_wherever_they_start() -> None:
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
     config = RunConfig(steps=10, batch_size=4)
-    whole = [x for x, _ in _batches(Arrays(images), config, 0)]
+    whole = [x for x, _ in batches(Arrays(images), PICTURES, config, 0)]
     seen = torch.cat(whole).flatten().add(1).mul(127.5).round().int()
     for epoch in seen.split(10):
         assert epoch.sort().values.tolist() == list(range(10))
     assert seen[:10].tolist() != seen[10:20].tolist()
-    late = [x for x, _ in _batches(Arrays(images), config, 7)]
+    late = [x for x, _ in batches(Arrays(images), PICTURES, config, 7)]
     assert all(torch.equal(a, b) for a, b in zip(late, whole[7:], strict=True))
 
 
 def test_flips_half() -> None:
     images = torch.zeros(64, 1, 1, 2, dtype=torch.uint8)
     images[..., 0] = 255
-    ((x, _),) = _batches(Arrays(images), RunConfig(steps=1, batch_size=64, flip=True), 0)
+    ((x, _),) = batches(Arrays(images), PICTURES, RunConfig(steps=1, batch_size=64, flip=True), 0)
     flipped = int((x[:, 0, 0, 0] < 0).sum())
     assert 16 <= flipped <= 48
 
 
 def test_rate_warms_up_and_falls_to_zero() -> None:
     config = RunConfig(steps=100, warmup=10)
-    rates = [_rate(step, config) for step in range(100)]
+    rates = [rate(step, config) for step in range(100)]
     assert rates[0] == 0.1
     assert max(rates) == 1.0 == rates[10]
     assert rates[-1] < 1e-3

@@ -8,6 +8,7 @@ prints the numbers of zoo:ddpm-mnist and writes its ``quality.json``, its loss c
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +106,7 @@ def pairwise(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float
     return distances
 
 
-def plot_losses(folder) -> None:  # type: ignore[no-untyped-def]
+def plot_losses(folder: Path, unit: str, title: str) -> None:
     """``loss.png`` from ``loss.csv``: each step's loss, and the mean of 50."""
     import matplotlib
 
@@ -117,7 +118,7 @@ def plot_losses(folder) -> None:  # type: ignore[no-untyped-def]
     axes.semilogy(np.arange(1, len(losses) + 1), losses, lw=0.4, color="0.7", label="step")
     mean = np.convolve(losses, np.ones(50) / 50, mode="valid")
     axes.semilogy(np.arange(50, len(losses) + 1), mean, lw=1.4, label="mean of 50")
-    axes.set(xlabel="step", ylabel="mean squared error of v", title="zoo:ddpm-mnist, training loss")
+    axes.set(xlabel="step", ylabel=unit, title=title)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.tight_layout()
@@ -134,7 +135,7 @@ def main() -> None:
     report = measure(*real.mnist())
     print(json.dumps(report, indent=2))
     (home / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
-    plot_losses(home)
+    plot_losses(home, "mean squared error of v", "zoo:ddpm-mnist, training loss")
     sheet = [
         "--count",
         "64",

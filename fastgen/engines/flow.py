@@ -1,0 +1,442 @@
+"""The verbs of a normalising flow: sample, log_prob, bits_per_dim, encode, decode, interpolate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import fastgen_kernels
+from fastgen_kernels import signed_seeds
+
+from .. import __version__
+from ..checkpoint import Spec
+from ..config import from_dict, shown
+from ..errors import ConfigError, FastgenError
+from ..fused.flow import FusedFlow
+from ..images import to_output
+from ..models.flow.coupling import Coupling
+from ..models.flow.flow import Flow
+from ..runtime.batches import Batches
+from ..runtime.device import DTYPES, choose_device, choose_dtype
+from .arguments import as_index, sample_seeds
+from .base import Engine, capture_backend
+from .flow_bits import BitsPerDim, to_levels
+from .flow_calls import FlowCalls
+from .flow_request import FlowRequest, FlowSettings, conditions, resolve
+from .flow_verification import verify
+from .verification import Verification
+
+MAX_DRAWS = 100_000  # dequantisation samples
+
+
+class FlowEngine(Engine):
+    """Samples from a flow and says how likely data is. Made by :func:`fastgen.load`. Threads, forks: see ``Engine``.
+
+    Where the flow models levels (pictures of 256 values a channel), x is pictures: float32 [n, C, H, W] in [-1, 1]; the
+    flow itself sees (x + 1) / 2. Else x is in the data's own units, [n, C, H, W] or [n, D]. Log-densities are those of
+    the x that is handed over, in nats, in the state's type: float32, or float64 throughout with dtype="float64".
+
+    A scale that overflows (see ``Coupling``) is not clamped: x, latents and log_prob become infinite or NaN.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        settings: FlowSettings | None = None,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = "auto",
+        source: str = "",
+        networks: dict[str, str] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        max_batch: int = 64,
+        graph: bool | str = True,
+    ) -> None:
+        """`flow` is moved to `device` and `dtype` and belongs to the engine from here on.
+
+        dtype: "auto" is float32. "bfloat16" and "float16" are for the networks inside couplings only: state, folded
+            matrices, priors and log-determinants stay float32, and log_prob is that of a flow whose networks are
+            rounded so; a round trip is then off by what rounding makes of a changed input, far above float32's.
+            "float64": everything. None leaves the types as they are.
+        source, networks, provenance: where it came from, for records. max_batch: samples at a time (more are done in
+            turns; fewer once memory has run out). graph: capture each direction as one CUDA graph for each power of
+            two of samples; False runs one operation at a time; "recorded" is a stand-in for the CPU.
+
+        Raises CheckpointError, naming the layer, where one has no inverse.
+        """
+        self.settings = settings or FlowSettings()
+        self.settings.check_flow(flow)
+        self.source, self.networks, self.provenance = source, networks or {}, provenance or {}
+        self.device = choose_device(device)
+        try:
+            fastgen_kernels.select(self.device.type)
+        except RuntimeError as error:  # no triton
+            raise FastgenError(str(error)) from error
+        with torch.inference_mode(False):  # weights outlive the caller's mode
+            self.dtype, self.state_dtype = _place(flow, self.device, dtype)
+        self.flow = flow.eval()
+        self.batches = Batches(self.device, max_batch=max_batch, backend=capture_backend(graph))
+        self._modules: list[nn.Module] = []
+        self._refold()
+        super().__init__()
+
+    @classmethod
+    def from_spec(cls, network: nn.Module, spec: Spec, **options: Any) -> FlowEngine:
+        """From the filled network of a checkpoint. options: those of ``FlowEngine``. Raises ConfigError."""
+        settings = FlowSettings.from_spec(spec)
+        ((name, part),) = spec.parts.items()
+        if not isinstance(network, Flow):
+            raise ConfigError(f"parts.{name}: {part.architecture} is not a flow")
+        networks = {name: part.architecture}
+        return cls(network, settings, networks=networks, provenance=spec.provenance, **options)
+
+    @classmethod
+    def from_module(
+        cls,
+        flow: Flow,
+        *,
+        temperature: float = 1.0,
+        class_names: Sequence[str] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        max_batch: int = 64,
+        graph: bool | str = True,
+    ) -> FlowEngine:
+        """From a `Flow` of your own, made of any `Layer`s. By default it stays where and as it is.
+
+        It is used, not copied: weights that change in place (an optimiser, `load_state_dict`) show in the next call,
+        which folds them anew; what was written through `.data` shows after `refresh`. Every call puts it into eval
+        mode. Other arguments: see ``FlowEngine``. Raises ConfigError or CheckpointError.
+        """
+        if not isinstance(flow, Flow):
+            raise ConfigError(
+                f"flow: expected a fastgen.models.flow.flow.Flow, got {type(flow).__qualname__}; "
+                "wrap your layers as subclasses of fastgen.models.flow.layers.Layer and build a Flow of them"
+            )
+        values = {
+            "temperature": temperature,
+            "class_names": None if class_names is None else list(class_names),
+        }
+        here = next(flow.parameters(), torch.empty(0)).device
+        return cls(
+            flow,
+            from_dict(FlowSettings, values, "from_module"),
+            device=here if device is None else device,
+            dtype=dtype,
+            source=f"module {type(flow).__module__}.{type(flow).__qualname__}",
+            networks={"module": type(flow).__qualname__},
+            max_batch=max_batch,
+            graph=graph,
+        )
+
+    def sample(
+        self,
+        n: int | None = None,
+        *,
+        seed: int | None = None,
+        seeds: Sequence[int] | None = None,
+        labels: Any = None,
+        context: Tensor | None = None,
+        temperature: float | None = None,
+        output_type: str = "pt",
+    ) -> Tensor | np.ndarray | list:
+        """Draw `n` samples: [n, *shape] on the engine's device; pictures are clipped to [-1, 1].
+
+        n: how many; by default as many as there are seeds, labels or rows of context, else 1.
+        seed: sample k has seed + k, in [0, 2^64); seeds: one a sample. Neither: seeds from the system's entropy.
+            A sample's noise depends on its seed, not on how many are drawn beside it.
+        labels: class numbers or names, one for all or one a sample. context: float [n, D_c], or [D_c] for all.
+        temperature: factor of the standard deviation of the latents; below 1 samples are closer to the mode.
+        output_type: "pt"; for pictures also "np": float32 [n, H, W, C] in [0, 1]; "pil": a list of pictures.
+
+        ConfigError (a ValueError) for values out of range, ArgumentError (a TypeError) for names that do not exist.
+        """
+        self._check_output(output_type)
+        request = self.request(
+            n, seed=seed, seeds=seeds, labels=labels, context=context, temperature=temperature
+        )
+        count = len(request.seeds)
+        condition = self._condition(count, None if self.flow.classes is None else request.labels, context)
+        numbers = signed_seeds(request.seeds).to(self.device)
+        warmth = torch.full((count,), request.temperature, device=self.device, dtype=self.state_dtype)
+        with self._session():
+            (x,) = self.batches("sample", self.calls.sample, numbers, warmth, *condition)
+        return to_output(x, output_type)
+
+    def log_prob(self, x: Tensor, *, labels: Any = None, context: Tensor | None = None) -> Tensor:
+        """log p(x) in nats, [n], in the state's type: the density of continuous x, float [n, *shape].
+
+        For the probability of pictures with levels, see `bits_per_dim`.
+        """
+        x = self._data("x", x)
+        condition = self._condition(len(x), labels, context)
+        with self._session():
+            return self.batches("log_prob", self.calls.log_prob, x, *condition)[0]
+
+    def bits_per_dim(
+        self,
+        x: Tensor,
+        samples: int = 1,
+        *,
+        labels: Any = None,
+        context: Tensor | None = None,
+        seed: int = 0,
+    ) -> BitsPerDim:
+        """-log2 P(x) a dimension, [n], and what kind of number it is: see ``BitsPerDim``.
+
+        x: where the flow models levels, pictures in [-1, 1] whose values are levels, or the levels as integers; else
+        as for `log_prob`, and the result is exact. samples: dequantisations averaged for each x (importance-weighted).
+        seed: of their noise; that of x[k] is seed + k.
+        """
+        if type(as_index(samples)) is not int or not 1 <= samples <= MAX_DRAWS:
+            raise ConfigError(f"samples: expected an int from 1 to {MAX_DRAWS}, got {shown(samples)}")
+        dimensions = math.prod(self.flow.data_shape)
+        if self.flow.levels is None:
+            log_prob = self.log_prob(x, labels=labels, context=context)
+            return BitsPerDim(log_prob.double().cpu() / (-math.log(2) * dimensions), "exact", 1)
+        k = to_levels(x, self.flow.levels)
+        self._check_shape("x", k, self.flow.data_shape)
+        condition = self._condition(len(k), labels, context)
+        k = k.to(self.device)
+        numbers = signed_seeds(sample_seeds(len(k), seed, None)).to(self.device)
+        terms = []
+        with self._session():
+            for draw in range(samples):
+                draws = torch.full_like(numbers, draw)
+                terms.append(self.batches("bits_per_dim", self.calls.elbo, k, numbers, draws, *condition)[0])
+        # log of the mean weight, in float64: log P is a sum over thousands of pixels.
+        log_p = torch.stack([term.double() for term in terms]).logsumexp(0) - math.log(samples)
+        values = math.log2(self.flow.levels) - log_p.cpu() / (math.log(2) * dimensions)
+        return BitsPerDim(values, "bound" if samples == 1 else "importance-weighted bound", samples)
+
+    def encode(self, x: Tensor, *, labels: Any = None, context: Tensor | None = None) -> list[Tensor]:
+        """The latents of x [n, *shape], one tensor a scale, the finest first: `decode` makes x of them again."""
+        x = self._data("x", x)
+        condition = self._condition(len(x), labels, context)
+        with self._session():
+            return list(self.batches("encode", self.calls.encode, x, *condition))
+
+    def decode(
+        self, latents: Sequence[Tensor], *, labels: Any = None, context: Tensor | None = None
+    ) -> Tensor:
+        """x [n, *shape] of the latents of every scale. Pictures are not clipped: they may leave [-1, 1]."""
+        shapes = self.flow.latent_shapes
+        if not isinstance(latents, (list, tuple)) or len(latents) != len(shapes):
+            raise ConfigError(
+                f"latents: expected a list of {len(shapes)} tensors, one a scale, got {shown(latents)}"
+            )
+        given = []
+        for i, (value, shape) in enumerate(zip(latents, shapes, strict=True)):
+            given.append(self._tensor(f"latents[{i}]", value, shape))
+            if len(given[i]) != len(given[0]):
+                raise ConfigError(f"latents[{i}]: expected {len(given[0])} samples, got {len(given[i])}")
+        condition = self._condition(len(given[0]), labels, context)
+        with self._session():
+            return self.batches("decode", self.calls.decode, *given, *condition)[0]
+
+    def interpolate(
+        self,
+        a: Tensor,
+        b: Tensor,
+        steps: int = 8,
+        *,
+        labels: Any = None,
+        context: Tensor | None = None,
+        output_type: str = "pt",
+    ) -> Tensor | np.ndarray | list:
+        """From a to b along the straight line between their latents (Kingma & Dhariwal 2018, figure 5).
+
+        a, b: [n, *shape]. Returns [n * steps, *shape], a row of `steps` for each pair, the first a and the last b;
+        pictures are clipped to [-1, 1]. labels, context: one for all or one a pair.
+        """
+        self._check_output(output_type)
+        if type(as_index(steps)) is not int or not 2 <= steps <= 10_000:
+            raise ConfigError(f"steps: expected an int from 2 to 10000, got {shown(steps)}")
+        ends = [self.encode(x, labels=labels, context=context) for x in (a, b)]
+        if len(ends[0][0]) != len(ends[1][0]):
+            raise ConfigError(f"b: expected as many samples as a ({len(ends[0][0])}), got {len(ends[1][0])}")
+        count = len(ends[0][0])
+        weights = torch.linspace(0, 1, steps, device=self.device, dtype=self.state_dtype)
+        between = [
+            torch.lerp(p[:, None], q[:, None], weights.view(1, -1, *[1] * (p.dim() - 1))).flatten(0, 1)
+            for p, q in zip(*ends, strict=True)
+        ]
+        condition = [c.repeat_interleave(steps, 0) for c in self._condition(count, labels, context)]
+        with self._session():
+            x = self.batches("decode", self.calls.decode, *between, *condition)[0]
+        return to_output(x.clamp_(-1, 1) if self.discrete else x, output_type)
+
+    def verify(self, *, reference: Flow | None = None, batch: int = 2, seed: int = 0) -> Verification:
+        """Compare what runs here with plain float64 on the CPU, on `batch` samples of the model.
+
+        Every layer of a coupling's network, every coupling and every folded matrix is held against itself on the very
+        inputs it got, within what rounding explains; latents, log_prob and samples as a whole are reported; and
+        max |x - decode(encode(x))|. A captured call must equal the uncaptured one bit for bit. ``print`` the result, or
+        take its ``to_dict()``; ``passed`` is the verdict.
+
+        reference: the flow in full precision, for the drift of the whole (by default the engine's own weights).
+        """
+        if type(batch) is not int or not 1 <= batch <= self.batches.max_batch:
+            raise ConfigError(
+                f"batch: expected an int from 1 to max_batch = {self.batches.max_batch}, got {batch!r}"
+            )
+        if type(seed) is not int or not 0 <= seed < 1 << 63:
+            raise ConfigError(f"seed: expected an int from 0 to 2^63 - 1, got {seed!r}")
+        with self._session():
+            return verify(self, reference, batch, seed)
+
+    def refresh(self) -> None:
+        """Fold the flow's weights anew, for changes that PyTorch does not count: those made through `.data`."""
+        with self._alone():
+            self._refold()
+
+    def describe(self) -> dict[str, Any]:
+        """What runs, where and how: plain data."""
+        return {
+            "engine": "flow",
+            "source": self.source,
+            "sha256": self.provenance.get("sha256"),
+            "converted": self.provenance.get("report"),
+            "networks": self.networks,
+            "parameters": sum(p.numel() for p in self.flow.parameters()),
+            "shape": list(self.shape),
+            "units": "pictures in [-1, 1]" if self.discrete else "the data's own",
+            "latents": [list(shape) for shape in self.flow.latent_shapes],
+            "levels": self.flow.levels,
+            "classes": self.flow.classes,
+            "context": self.flow.context or None,
+            "layers": sum(len(step.layers) for chain in self.fused.chains for step in chain.steps),
+            "steps": sum(len(chain.steps) for chain in self.fused.chains),
+            "device": str(self.device),
+            "dtype": _name(self.dtype),
+            "state": _name(self.state_dtype),
+            "affine_coupling": fastgen_kernels.select(self.device.type),
+            "backend": self.batches.graphs.backend,
+            "captured": self.batches.graphs.describe(),
+            "max_batch": self.batches.max_batch,
+            "micro_batch": self.batches.micro_batch,
+            "defaults": {"temperature": self.settings.temperature},
+        }
+
+    def request(self, /, n: int | None = None, **arguments: Any) -> FlowRequest:
+        """What ``sample(n, **arguments)`` would draw, with every default and random seed filled in."""
+        return resolve(self.settings, self.flow, n=n, **arguments)
+
+    def metadata(self, request: FlowRequest) -> dict[str, Any]:
+        """What ``fastgen sample --like`` needs to repeat `request`: JSON for ``save_grid(..., metadata=...)``."""
+        return {
+            "fastgen": __version__,
+            "model": self.source,
+            "sha256": self.provenance.get("sha256"),
+            "dtype": _name(self.dtype),
+            "request": request.to_dict(),
+        }
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a sample: (C, H, W) or (D,)."""
+        return self.flow.data_shape
+
+    @property
+    def discrete(self) -> bool:
+        """Whether x is pictures in [-1, 1], which the flow sees in [0, 1]."""
+        return self.flow.levels is not None
+
+    @contextmanager
+    def _session(self) -> Iterator[None]:
+        with self._alone():
+            if any(module.training for module in self._modules):
+                self.flow.eval()
+            if self._stamp() != self._stamped:
+                self._refold()
+            yield
+
+    def _restart(self) -> None:
+        self._refold()
+
+    def _refold(self) -> None:
+        """Everything that was computed from the weights, anew."""
+        self.batches.clear()
+        self._modules = list(self.flow.modules())
+        self._stamped = self._stamp()
+        with torch.no_grad(), torch.inference_mode(False):
+            self.fused = FusedFlow(self.flow, self.device, self.state_dtype)
+        self.calls = FlowCalls(self.fused)
+
+    def _stamp(self) -> list[tuple[int, int]]:
+        """Of every parameter and buffer, where it lies and how often it was changed in place."""
+        return [
+            (value.data_ptr(), 0 if value.is_inference() else value._version)
+            for module in self._modules
+            for values in (module._parameters, module._buffers)
+            for value in values.values()
+            if value is not None
+        ]
+
+    def _condition(self, count: int, labels: Any, context: Any) -> tuple[Tensor, ...]:
+        self._check_alive()  # before the first tensor on the device
+        return conditions(self.settings, self.flow, count, labels, context, self.device)
+
+    def _data(self, name: str, x: Any) -> Tensor:
+        return self._tensor(name, x, self.flow.data_shape)
+
+    def _tensor(self, name: str, x: Any, shape: Sequence[int]) -> Tensor:
+        """x [n, *shape] in the state's type on the device. Raises ConfigError."""
+        wanted = ", ".join(map(str, shape))
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            given = f"{_name(x.dtype)} tensor" if isinstance(x, Tensor) else shown(x)
+            raise ConfigError(f"{name}: expected a float tensor [n, {wanted}], got {given}")
+        self._check_shape(name, x, shape)
+        self._check_alive()
+        return x.detach().to(self.device, self.state_dtype)
+
+    def _check_shape(self, name: str, x: Tensor, shape: Sequence[int]) -> None:
+        if tuple(x.shape[1:]) != tuple(shape) or len(x) == 0:
+            raise ConfigError(
+                f"{name}: expected shape [n, {', '.join(map(str, shape))}], n at least 1, got {list(x.shape)}"
+            )
+
+    def _check_output(self, output_type: str) -> None:
+        to_output(None, output_type)
+        if output_type != "pt" and not self.discrete:
+            raise ConfigError(
+                f"output_type: {output_type} is for pictures in [-1, 1]; this flow's data has its own units: take pt"
+            )
+
+
+def _place(
+    flow: Flow, device: torch.device, dtype: str | torch.dtype | None
+) -> tuple[torch.dtype, torch.dtype]:
+    """Move `flow`; the type of its couplings' networks, and that of everything else. Raises ConfigError."""
+    flow.to(device)
+    couplings = [m for layers in flow.scales for m in layers if isinstance(m, Coupling)]  # type: ignore[attr-defined]
+    if dtype is None:
+        own = next((p.dtype for p in flow.parameters()), torch.float32)
+        networks = (p.dtype for c in couplings for p in c.network.parameters())
+        chosen = next(networks, own)
+        state = torch.promote_types(chosen, torch.float32)
+    elif dtype in ("float64", torch.float64):
+        chosen = state = torch.float64
+        flow.to(dtype=state)
+    else:
+        try:
+            chosen = torch.float32 if dtype == "auto" else choose_dtype(dtype, device)
+        except ConfigError:
+            known = ", ".join((*DTYPES, "float64"))
+            raise ConfigError(f"dtype: expected auto, {known}, got {dtype!r}") from None
+        state = torch.float32
+        flow.to(dtype=state)
+    for coupling in couplings:
+        layout: dict[str, Any] = {"memory_format": torch.channels_last}
+        coupling.network.to(dtype=None if dtype is None else chosen, **layout)
+    return chosen, state
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,74 @@
+"""Bits per dimension: how well a flow predicts data, and what kind of number that is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import shown
+from ..errors import ConfigError
+
+GRID = 1e-3  # of the distance between levels: how far a picture's values may lie from them
+
+
+@dataclass(frozen=True)
+class BitsPerDim:
+    """-log2 of a sample's probability, divided by its number of dimensions.
+
+    values: float64 [n], on the CPU. kind: what they are.
+        "exact": the data is continuous; of its density, which may exceed 1, so that values may be negative.
+        "bound": of levels, by one dequantisation sample each: its expectation is an upper bound.
+        "importance-weighted bound": by `samples` of them (Burda et al. 2016), a tighter bound, which tends to the
+            exact value as they grow.
+    """
+
+    values: Tensor
+    kind: str
+    samples: int
+
+    @property
+    def mean(self) -> float:
+        """Over the samples given."""
+        return float(self.values.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean; NaN for a single sample."""
+        return float(self.values.std() / math.sqrt(len(self.values)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its mean and what it is, as JSON types."""
+        error = self.standard_error
+        return {
+            "bits_per_dim": self.mean,
+            "standard_error": None if math.isnan(error) else error,
+            "kind": self.kind,
+            "samples": self.samples,
+            "count": len(self.values),
+        }
+
+    def __str__(self) -> str:
+        error = self.standard_error
+        spread = "" if math.isnan(error) else f" +- {error:.4f}"
+        draws = "" if self.kind == "exact" else f", {self.samples} dequantisation samples"
+        return f"{self.mean:.4f}{spread} bits/dim ({self.kind}{draws}, {len(self.values)} samples of data)"
+
+
+def to_levels(x: Any, levels: int) -> Tensor:
+    """Pictures in [-1, 1] whose values are levels, or the levels as integers, as int32. Raises ConfigError."""
+    if not isinstance(x, Tensor) or x.dtype in (torch.bool, torch.complex64, torch.complex128):
+        raise ConfigError(f"x: expected a tensor of pictures, got {shown(x)}")
+    exact = x if not x.is_floating_point() else (x.double() + 1) * ((levels - 1) / 2)
+    k = exact.round().to(torch.int32) if x.is_floating_point() else x.to(torch.int32)
+    if not bool(((k >= 0) & (k < levels)).all()) or (
+        x.is_floating_point() and not bool(((exact - k).abs() <= GRID).all())
+    ):
+        raise ConfigError(
+            f"x: expected pictures in [-1, 1] of {levels} levels (level k is 2 k / {levels - 1} - 1), or the levels as "
+            "integers; got values between or beyond them. log_prob takes any values"
+        )
+    return k

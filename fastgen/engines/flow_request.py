@@ -1,0 +1,127 @@
+"""What a caller asked of a flow engine, checked once: settings of a checkpoint, a request for samples, conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import Spec
+from ..config import at_most, bounded, from_dict, shown
+from ..errors import ConfigError
+from ..models.flow.flow import Flow
+from .arguments import sample_count, sample_labels, sample_seeds
+
+MAX_TEMPERATURE = 100.0
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """Settings of ``Spec(engine="flow")``.
+
+    temperature: what ``sample`` uses where the caller says nothing; 1 is the model's own distribution. num_classes: of
+    a class-conditional flow, as its network has it; None says nothing. class_names: for their labels.
+    """
+
+    temperature: float = bounded(0.0, MAX_TEMPERATURE, default=1.0)
+    num_classes: int | None = bounded(1, 1_000_000, default=None)
+    class_names: tuple[str, ...] | None = at_most(1_000_000, default=None)
+
+    @classmethod
+    def from_spec(cls, spec: Spec) -> FlowSettings:
+        """Check a checkpoint's settings. Raises ConfigError."""
+        if spec.engine != "flow":
+            raise ConfigError(f"engine: expected flow, got {spec.engine!r}")
+        return from_dict(cls, spec.settings, "settings")
+
+    def check_flow(self, flow: Flow) -> None:
+        """Compare with the flow's classes. Raises ConfigError."""
+        if self.num_classes is not None and self.num_classes != flow.classes:
+            raise ConfigError(
+                f"settings: num_classes is {self.num_classes}, the flow knows {flow.classes or 'no'} classes"
+            )
+        if self.class_names is not None and len(self.class_names) != flow.classes:
+            raise ConfigError(
+                f"settings: {len(self.class_names)} class_names for {flow.classes or 'no'} classes"
+            )
+
+
+@dataclass(frozen=True)
+class FlowRequest:
+    """A complete request for samples: it alone repeats them on the same model, but for a context."""
+
+    seeds: tuple[int, ...]
+    labels: tuple[int | None, ...]
+    temperature: float
+
+    def only(self, sample: int) -> FlowRequest:
+        """The request for one of the samples."""
+        return FlowRequest((self.seeds[sample],), (self.labels[sample],), self.temperature)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keyword arguments of ``sample`` that repeat it, as JSON types."""
+        return {
+            "seeds": list(self.seeds),
+            "labels": list(self.labels),
+            "temperature": self.temperature,
+        }
+
+
+def resolve(
+    settings: FlowSettings,
+    flow: Flow,
+    *,
+    n: int | None = None,
+    seed: int | None = None,
+    seeds: Sequence[int] | None = None,
+    labels: Any = None,
+    context: Any = None,
+    temperature: float | None = None,
+) -> FlowRequest:
+    """Check the arguments of ``sample``. Raises ConfigError or ArgumentError."""
+    if n is None and seeds is None and labels is None and isinstance(context, Tensor) and context.dim() == 2:
+        n = len(context)
+    count = sample_count(n, seeds, labels)
+    chosen = settings.temperature if temperature is None else temperature
+    if isinstance(chosen, bool) or not isinstance(chosen, Real) or not 0 <= chosen <= MAX_TEMPERATURE:
+        raise ConfigError(
+            f"temperature: expected a number from 0 to {MAX_TEMPERATURE:g}, got {shown(chosen)}"
+        )
+    return FlowRequest(
+        sample_seeds(count, seed, seeds),
+        sample_labels(count, labels, flow.classes, settings.class_names, False),
+        float(chosen),
+    )
+
+
+def conditions(
+    settings: FlowSettings, flow: Flow, count: int, labels: Any, context: Any, device: torch.device
+) -> tuple[Tensor, ...]:
+    """What `count` samples are conditioned on: (labels int64 [count],), (context float32 [count, D_c],) or ().
+
+    Raises ConfigError.
+    """
+    if isinstance(labels, Tensor):
+        labels = labels.tolist()
+    numbers = sample_labels(count, labels, flow.classes, settings.class_names, False)
+    if flow.classes is not None:
+        if context is not None:
+            raise ConfigError("context: this flow is conditioned on labels; leave context out")
+        return (torch.tensor(numbers, dtype=torch.int64, device=device),)
+    if not flow.context:
+        if context is not None:
+            raise ConfigError("context: this flow takes none")
+        return ()
+    if not isinstance(context, Tensor) or not context.is_floating_point():
+        raise ConfigError(
+            f"context: expected a float tensor [{count}, {flow.context}] or [{flow.context}], got {shown(context)}"
+        )
+    if context.shape not in ((count, flow.context), (flow.context,)):
+        raise ConfigError(
+            f"context: expected shape [{count}, {flow.context}] or [{flow.context}], got {list(context.shape)}"
+        )
+    return (context.detach().to(device).expand(count, flow.context),)

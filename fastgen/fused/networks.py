@@ -1,0 +1,160 @@
+"""Twins of the networks inside couplings: the same parameters, fewer passes over memory.
+
+`twin` walks a network and replaces the blocks it knows; what it does not know runs as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..models.flow.networks import ChannelAffine, ConvNet, WeightNormConv, ZeroConv
+from .onednn import OneDNNConv, takes
+
+# Their results are tensors of their own, which nobody else reads: what comes next may work in place.
+FRESH = (nn.Conv2d, nn.Linear, WeightNormConv, ChannelAffine)
+IN_PLACE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU)
+
+
+class FusedZeroConv(nn.Module):
+    """`ZeroConv` with its factor computed once, and its border as a sum instead of a padded copy of the input."""
+
+    factor: Tensor | None
+
+    def __init__(self, block: ZeroConv) -> None:
+        super().__init__()
+        conv, self.border, self._weight = block.conv, block.border, block.conv.weight.detach()
+        factor = None if block.log_scale is None else torch.exp(3 * _at_least_float32(block.log_scale))
+        self.register_buffer("factor", None if factor is None else factor[:, None, None])
+        if self.border:
+            conv = copy.copy(conv)  # shares the parameters
+            conv.padding = (1, 1)
+        self.conv = _conv(conv)
+        self._frames: dict[tuple[int, ...], Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.border:
+            y += self._frame(x)
+        return y if self.factor is None else y * self.factor
+
+    def _frame(self, x: Tensor) -> Tensor:
+        """[1, out, H, W]: what the border around a picture of this size adds."""
+        size = x.shape[2], x.shape[3]
+        if size not in self._frames:
+            weight = self._weight
+            ring = weight.new_full((1, weight.shape[1], size[0] + 2, size[1] + 2), self.border)
+            ring[:, :, 1:-1, 1:-1] = 0
+            self._frames[size] = nn.functional.conv2d(ring, weight)
+        return self._frames[size]
+
+
+class FusedChannelAffine(nn.Module):
+    """`ChannelAffine` in place and in one pass: x * scale + scale * loc."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, block: ChannelAffine) -> None:
+        super().__init__()
+        scale, loc = block.scale.detach(), block.loc.detach()
+        self.register_buffer("scale", scale[:, None, None])
+        self.register_buffer("shift", (scale * loc)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, x, self.scale, out=x)
+
+
+class FusedConvNet(nn.Module):
+    """`ConvNet` whose activations work in place."""
+
+    def __init__(self, block: ConvNet) -> None:
+        super().__init__()
+        self.condition, self.last = block.condition, FusedZeroConv(block.last)
+        if block.condition.embedding is None:
+            both = _sequential(nn.Sequential(block.first, *block.inner))
+            self.first, self.inner = both[0], both[1:]
+        else:  # the sum with the embedding is a tensor of its own too
+            self.first, self.inner = _conv(block.first), _sequential(block.inner, fresh=True)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = self.first(self.condition.beside(x, condition))
+        return self.last(self.inner(self.condition.added(x, condition)))
+
+
+def _conv(conv: nn.Conv2d, rectified: bool = False) -> nn.Module:
+    return OneDNNConv(conv, rectified) if takes(conv, rectified) else conv
+
+
+def _weight_norm(block: WeightNormConv) -> nn.Conv2d:
+    """The convolution with its filters computed once."""
+    out_channels, in_channels, size, _ = block.direction.shape
+    with torch.device("meta"):
+        conv = nn.Conv2d(in_channels, out_channels, size, padding=block.padding)
+    conv.weight = nn.Parameter(block.weight().detach(), requires_grad=False)
+    conv.bias = block.bias
+    return conv
+
+
+def _at_least_float32(parameter: Tensor) -> Tensor:
+    return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
+    ConvNet: FusedConvNet,
+    WeightNormConv: lambda block: _conv(_weight_norm(block)),
+    ZeroConv: FusedZeroConv,
+    nn.Conv2d: _conv,
+}
+
+
+@torch.no_grad()
+def twin(network: nn.Module) -> nn.Module:
+    """A network that computes what `network` does at inference, with the same parameters where none are folded.
+
+    What is folded (weight norm, ZeroConv's factor) is computed from the parameters' values now.
+    """
+    made = TWINS.get(type(network))
+    if made is not None:
+        return made(network)
+    if type(network) is nn.Sequential:  # a subclass may have a forward of its own
+        return _sequential(network)
+    shallow = copy.copy(network)
+    shallow._modules = {name: None if m is None else twin(m) for name, m in network._modules.items()}
+    return shallow
+
+
+def _sequential(blocks: nn.Sequential, fresh: bool = False) -> nn.Sequential:
+    """`fresh`: nobody else reads the first block's input."""
+    made: list[nn.Module] = []
+    for block in blocks:
+        if isinstance(block, WeightNormConv):
+            block = _weight_norm(block)
+        before = made[-1] if made else None
+        if _is_relu(block) and isinstance(before, nn.Conv2d) and takes(before, rectified=True):
+            made[-1] = OneDNNConv(before, rectified=True)
+        elif isinstance(block, nn.Conv2d):
+            made.append(block)  # for oneDNN below, if no ReLU follows
+        elif isinstance(block, ChannelAffine):
+            made.append(FusedChannelAffine(block) if fresh else block)
+        elif fresh and isinstance(block, IN_PLACE):
+            made.append(_in_place(block))
+        else:
+            made.append(twin(block))
+        fresh = isinstance(block, FRESH) or (fresh and isinstance(block, IN_PLACE))
+    return nn.Sequential(*(_conv(m) if isinstance(m, nn.Conv2d) else m for m in made))
+
+
+def _is_relu(block: nn.Module) -> bool:
+    return isinstance(block, nn.ReLU) or (isinstance(block, nn.LeakyReLU) and block.negative_slope == 0)
+
+
+def _in_place(act: nn.Module) -> nn.Module:
+    if _is_relu(act):
+        return nn.ReLU(inplace=True)
+    act = copy.copy(act)
+    act.inplace = True  # type: ignore[assignment]
+    return act

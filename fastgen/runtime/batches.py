@@ -1,0 +1,126 @@
+"""A function of a batch, called for any number of samples: in turns that fit in memory, captured by batch bucket."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, OutOfMemoryError
+from .capture import Step, plainly
+from .device import out_of_memory
+from .graphs import Graphs
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+class Batches:
+    """Calls functions of tensors [B, ...] that return tensors [B, ...], sample by sample independent.
+
+    max_batch: samples a call; more are done in turns. backend: how a call is captured, see ``Graphs``: once for each
+    name and each power of two of samples; what it read and wrote then are buffers of its own, which are filled before
+    and copied after. A captured function must touch nothing but device tensors, and must be the same under one name
+    until `clear`. Where memory runs out, half as many samples go on. Not thread-safe: an engine's lock is.
+    """
+
+    def __init__(self, device: torch.device, *, max_batch: int = 64, backend: str = "auto") -> None:
+        if type(max_batch) is not int or max_batch < 1:
+            raise ConfigError(f"max_batch: expected an int of at least 1, got {max_batch!r}")
+        self.device, self.max_batch = device, max_batch
+        self.micro_batch = max_batch  # less once memory has run out
+        self.graphs = Graphs(backend, device, fields=("name", "batch"))
+        self._buffers: dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]] = {}  # inputs and outputs
+        self._last = torch.cuda.Event() if device.type == "cuda" else None  # after the last call
+
+    @plainly
+    def __call__(self, name: str, function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """`function(*inputs)`, whose results are the caller's own.
+
+        inputs: [n, ...] on the device, n >= 1. Raises OutOfMemoryError where not even one sample fits in memory,
+        CaptureError where the function cannot be captured.
+        """
+        if self._last is not None:  # calls may come on different streams, and share the buffers
+            torch.cuda.current_stream(self.device).wait_event(self._last)
+        total, done = len(inputs[0]), 0
+        whole: list[Tensor] = []
+        try:
+            while done < total:
+                count = min(self.micro_batch, total - done)
+                try:
+                    part = self._turn(name, function, [value[done : done + count] for value in inputs])
+                except Exception as error:
+                    if not out_of_memory(error):
+                        raise
+                    said = str(error).strip().partition("\n")[0]
+                else:
+                    if count == total:
+                        return part
+                    if not whole:
+                        whole = [
+                            torch.empty(total, *p.shape[1:], dtype=p.dtype, device=p.device) for p in part
+                        ]
+                    for kept, values in zip(whole, part, strict=True):
+                        kept[done : done + count] = values
+                    done += count
+                    continue
+                self._halve(
+                    count, said
+                )  # not in the handler: there the failed call's tensors are still alive
+        finally:
+            if self._last is not None:
+                self._last.record(torch.cuda.current_stream(self.device))
+        return tuple(whole)
+
+    def clear(self) -> None:
+        """Forget what was captured: functions or their weights have changed."""
+        self.graphs.clear()
+        self._buffers.clear()
+
+    def _turn(self, name: str, function: Function, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        if not self.graphs.freezes:
+            return function(*inputs)
+        count = len(inputs[0])
+        key = name, min(1 << (count - 1).bit_length(), self.micro_batch)
+        if key not in self.graphs:
+            self._capture(key, function, inputs)
+        given, results = self._buffers[key]
+        for buffer, values in zip(given, inputs, strict=True):
+            buffer[:count] = values
+        self.graphs.replay(key)
+        return tuple(result[:count].clone() for result in results)
+
+    def _capture(self, key: tuple[str, int], function: Function, inputs: list[Tensor]) -> None:
+        if self._buffers and key[1] > max(batch for _, batch in self._buffers):
+            self.clear()  # the largest first: what is captured next shares its memory
+        given = [torch.zeros(key[1], *v.shape[1:], dtype=v.dtype, device=v.device) for v in inputs]
+        results: list[Tensor] = []
+        self.graphs.add(key, _step(function, given, results))
+        self._buffers[key] = given, results
+        self._buffers = {kept: held for kept, held in self._buffers.items() if kept in self.graphs}
+
+    def _halve(self, count: int, said: str) -> None:
+        """Half as many samples at a time as were tried, from now on. `said`: the words of the error."""
+        self.clear()
+        if count <= 1:
+            raise OutOfMemoryError(f"not even one sample fits in the memory of {self.device}: {said}")
+        self.micro_batch = max(1, count // 2)
+        warnings.warn(
+            f"{self.device} ran out of memory at {count} samples a call; fastgen goes on with {self.micro_batch}. "
+            f"max_batch={self.micro_batch} avoids the attempt ({said})",
+            stacklevel=5,
+        )
+
+
+def _step(function: Function, given: list[Tensor], results: list[Tensor]) -> Step:
+    """`function` from buffers to buffers. `results` are made in the first call, which no backend captures."""
+
+    def step() -> None:
+        values = function(*given)
+        if not results:
+            results.extend(torch.empty_like(value) for value in values)
+        for result, value in zip(results, values, strict=True):
+            result.copy_(value)
+
+    return step

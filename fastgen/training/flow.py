@@ -1,0 +1,102 @@
+"""Training a normalising flow by maximum likelihood, exact or, of discrete data, by a bound (Theis et al. 2016)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..models.flow.flow import Flow
+from ..models.flow.layers import Standardise
+from . import loop
+from .data import Dataset
+from .loop import Step
+from .run import Run
+
+
+@dataclass(frozen=True)
+class MaximumLikelihood:
+    """The objective of a :class:`Flow`: its mean negative log-likelihood, in `unit`.
+
+    bits/dim, of levels (uint8 pictures): the bound of one dequantisation sample, divided by log 2 and by the elements
+    of a picture; noise is drawn anew in every step. nats, of real numbers (rows of a table): exact, of a whole row.
+    """
+
+    unit: str
+
+    def inputs(self, batch: Tensor) -> Tensor:
+        return batch
+
+    def start(self, module: nn.Module, dataset: Dataset, step: Step) -> None:
+        """ActNorm's start is the first batch's (Kingma & Dhariwal 2018, section 3.1); rows are standardised by all."""
+        assert isinstance(module, Flow)
+        for layer in module.preprocess:
+            if isinstance(layer, Standardise):
+                rows, _ = dataset.batch(range(len(dataset)))
+                layer.initialize(rows.to(step.x.device))
+        with torch.no_grad():
+            x, _ = _dequantised(module, step)
+            module.initialize(x, _condition(module, step))
+
+    def loss(self, module: nn.Module, step: Step) -> Tensor:
+        assert isinstance(module, Flow)
+        with step.autocast():
+            x, log_q = _dequantised(module, step)
+            log_prob = module.log_prob(x, _condition(module, step)) - log_q
+        nats = -log_prob.mean()
+        if module.levels is None:
+            return nats
+        dimensions = math.prod(module.data_shape)
+        return nats / (dimensions * math.log(2)) + math.log2(module.levels)
+
+
+def train(module: Flow, run: Run, dataset: Dataset, folder: str | Path, **options: Any) -> nn.Module:
+    """Train `module` by :class:`MaximumLikelihood`; other arguments, options and errors are those of ``loop.train``.
+
+    Raises ConfigError where batches have one sample alone, or where the data is not what `module` models.
+    """
+    _check(module, dataset)
+    if run.config.batch_size < 2:
+        raise ConfigError(
+            "batch_size: a flow starts from the spread of its first batch: expected at least 2 samples, got 1"
+        )
+    objective = MaximumLikelihood("nats" if module.levels is None else "bits/dim")
+    return loop.train(module, run, objective, dataset, folder, **options)
+
+
+def _check(module: Flow, dataset: Dataset) -> None:
+    """Whether `dataset` has the shape, the levels and the labels of `module`. Raises ConfigError."""
+    if tuple(dataset.shape) != tuple(module.data_shape):
+        raise ConfigError(
+            f"data: its samples are {list(dataset.shape)}, the flow models {list(module.data_shape)}"
+        )
+    levels = 256 if len(dataset.shape) == 3 else None
+    if module.levels != levels:
+        raise ConfigError(f"data: has {levels or 'no'} levels, the flow models {module.levels or 'none'}")
+    if module.context:
+        raise ConfigError(
+            "data: has no context, which the flow needs; write a loop of your own with Flow.log_prob"
+        )
+    if module.classes is not None and (dataset.num_classes is None or dataset.num_classes > module.classes):
+        raise ConfigError(f"data: has {dataset.num_classes or 'no'} classes, the flow knows {module.classes}")
+
+
+def _dequantised(module: Flow, step: Step) -> tuple[Tensor, Tensor]:
+    """Real numbers for the flow, and log q of the noise that made them of levels, [B]."""
+    if module.dequantiser is None:
+        return step.x, step.x.new_zeros(len(step.x))
+    noise = torch.randn(step.x.shape, generator=step.generator)
+    x, log_q = module.dequantiser(step.x, noise.to(step.x.device))
+    return x, log_q
+
+
+def _condition(module: Flow, step: Step) -> Tensor | None:
+    if module.classes is None:
+        return None
+    assert step.label is not None
+    return step.label.to(step.x.device)

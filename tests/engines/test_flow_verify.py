@@ -1,0 +1,99 @@
+"""What a flow engine's verify finds, and that it finds what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fastgen.engines import FlowEngine
+from fastgen.errors import ConfigError
+from fastgen.fused.chain import CouplingStep, FoldedStep, _OnDevice
+from tests.engines.flows import CASES, make
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "dtype", ["float32", *(pytest.param(d, marks=pytest.mark.slow) for d in ("bfloat16", "float64"))]
+)
+def test_every_architecture_is_right(name: str, dtype: str) -> None:
+    found = FlowEngine.from_module(make(name).flow, device="cpu", dtype=dtype).verify()
+    assert found.passed, str(found)
+    names = [check.name for check in found.checks if check.kind == "flow"]
+    assert names[-3:] == ["log_prob", "decode", "round trip"]
+    assert "max |x - decode(encode(x))|" in found.facts
+
+
+def test_captured_calls_are_compared() -> None:
+    found = FlowEngine.from_module(make("glow").flow, device="cpu", graph="recorded").verify(batch=3)
+    assert found.passed, str(found)
+    graphs = [check.name for check in found.checks if check.kind == "graph"]
+    assert graphs == ["captured log_prob", "captured encode", "captured decode", "captured sample"]
+
+
+def test_drift_is_held_against_full_precision() -> None:
+    engine = FlowEngine.from_module(make("glow").flow, device="cpu", dtype="bfloat16")
+    found = engine.verify(reference=make("glow").flow)
+    drift = {check.name: check.drift for check in found.checks}
+    assert found.passed, str(found)
+    assert 1e-5 < (drift["latents 1"] or 0) < 0.1
+
+
+def steps(engine: FlowEngine, kind: type) -> list:
+    return [step for chain in engine.fused.chains for step in chain.steps if isinstance(step, kind)]
+
+
+def spoil_matrix(engine: FlowEngine) -> None:
+    steps(engine, FoldedStep)[1]._there.matrix[0, 1] += 1e-3
+
+
+def spoil_inverse(engine: FlowEngine) -> None:
+    step = steps(engine, FoldedStep)[1]
+    side = step._back
+    step._back = _OnDevice(side.shift * 1.001, side.scale, side.index, side.matrix)
+
+
+def spoil_log_det(engine: FlowEngine) -> None:
+    engine.fused.log_det += 0.1
+
+
+def spoil_network(engine: FlowEngine) -> None:
+    network = steps(engine, CouplingStep)[0].network
+    network.last.factor = network.last.factor * 1.001
+
+
+def spoil_options(engine: FlowEngine) -> None:
+    steps(engine, CouplingStep)[0].options["scale"] = "exp"
+
+
+def spoil_halves(engine: FlowEngine) -> None:
+    step = steps(engine, CouplingStep)[0]
+    whole = step.parts
+    step.parts = lambda x: whole(x)[::-1]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "names"),
+    [
+        (spoil_matrix, {"scales.0.1 to 2"}),
+        (spoil_inverse, {"scales.0.1 to 2"}),
+        (spoil_log_det, {"log_prob"}),
+        (spoil_network, {"scales.0.3"}),
+        (spoil_options, {"scales.0.3"}),
+        (spoil_halves, {"scales.0.3"}),
+    ],
+)
+def test_what_is_wrong_is_found_where_it_is(spoil: Callable[[FlowEngine], None], names: set[str]) -> None:
+    engine = FlowEngine.from_module(make("glow").flow, device="cpu")
+    spoil(engine)
+    found = engine.verify()
+    assert not found.passed
+    assert names <= {check.name for check in found.checks if not check.passed}, str(found)
+
+
+def test_arguments() -> None:
+    engine = FlowEngine.from_module(make("nice").flow, device="cpu")
+    with pytest.raises(ConfigError, match="batch: expected an int from 1 to max_batch"):
+        engine.verify(batch=0)
+    with pytest.raises(ConfigError, match="seed: expected an int"):
+        engine.verify(seed=-1)

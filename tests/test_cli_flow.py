@@ -1,0 +1,252 @@
+"""The command line on flows: sample, evaluate, density, info."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fastgen
+from fastgen.cli import main
+from fastgen.training.data import load
+
+COMMON = ["--steps", "3", "--warmup", "1", "--batch-size", "16", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A flow of 8x8 digits that knows their classes."""
+    folder = tmp_path_factory.mktemp("pictures") / "m"
+    arguments = ["--model", "glow", "--data", "digits", "--widths", "8", "--option", "steps_per_scale=1"]
+    assert main(["train", str(folder), *arguments, "--preview-every", "0", *COMMON]) == 0
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def moons(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("moons") / "m"
+    arguments = ["--model", "vector_flow", "--data", "two-moons", "--widths", "8", "--option", "steps=2"]
+    assert main(["train", str(folder), *arguments, *COMMON]) == 0
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A flow of three columns and two classes."""
+    folder = tmp_path_factory.mktemp("labelled")
+    generator = np.random.default_rng(0)
+    np.savez(folder / "t.npz", x=generator.normal(size=(50, 3)), labels=np.arange(50) % 2)
+    arguments = [
+        "--model",
+        "vector_flow",
+        "--data",
+        str(folder / "t.npz"),
+        "--widths",
+        "8",
+        "--option",
+        "steps=1",
+    ]
+    assert main(["train", str(folder / "m"), *arguments, *COMMON]) == 0
+    return str(folder / "m")
+
+
+def test_a_sheet_and_the_same_again(
+    pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "a.png"
+    assert main(["sample", pictures, "-o", str(sheet), "--seed", "4", "--temperature", "0.7", "-n", "6"]) == 0
+    assert "6 pictures, temperature 0.7 on cpu" in capsys.readouterr().out
+    assert main(["sample", "--like", str(sheet), "-o", str(tmp_path / "b.png"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["request"] == {
+        "seeds": [4, 5, 6, 7, 8, 9],
+        "labels": [0, 1, 2, 3, 4, 5],  # a flow that knows classes draws each in turn
+        "temperature": 0.7,
+    }
+    assert sheet.read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert main(["sample", pictures, "-o", str(tmp_path / "c.png"), "--seed", "4", "-n", "6"]) == 0
+    assert sheet.read_bytes() != (tmp_path / "c.png").read_bytes()
+
+
+def test_single_files_each_of_which_can_be_repeated(pictures: str, tmp_path: Path) -> None:
+    assert main(["sample", pictures, "-o", str(tmp_path / "all"), "--seeds", "3,9", "--labels", "7"]) == 0
+    files = sorted((tmp_path / "all").iterdir())
+    assert [f.name for f in files] == ["00000-seed3.png", "00001-seed9.png"]
+    assert main(["sample", "--like", str(files[1]), "-o", str(tmp_path / "one.png")]) == 0
+    assert (tmp_path / "one.png").read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "npz"])
+def test_rows_come_back_as_data(moons: str, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"rows.{suffix}"
+    assert main(["sample", moons, "-o", str(out), "-n", "20", "--seed", "1"]) == 0
+    drawn = fastgen.load(moons).sample(20, seed=1)
+    assert np.array_equal(load(str(out)).batch(range(20))[0].numpy(), drawn.numpy())  # type: ignore[union-attr]
+
+
+def test_rows_of_classes(labelled: str, tmp_path: Path) -> None:
+    assert main(["sample", labelled, "-o", str(tmp_path / "rows.npz"), "-n", "6", "--labels", "1,0"]) == 0
+    assert np.load(tmp_path / "rows.npz")["labels"].tolist() == [1, 0, 1, 0, 1, 0]
+
+
+def test_evaluate_is_the_engines_number(
+    pictures: str, moons: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = load("digits", subset=(0, 299)).batch(range(300))
+    engine = fastgen.load(pictures)
+    call = ["evaluate", pictures, "--data", "digits", "--subset", "0-299", "--samples", "2", "--json"]
+    assert main(call) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = engine.bits_per_dim(data[0], 2, labels=data[1], seed=0)  # type: ignore[union-attr]
+    assert found["bits_per_dim"] == pytest.approx(expected.mean, rel=1e-6)  # float32 in other batches
+    assert found["standard_error"] == pytest.approx(expected.standard_error, rel=1e-4)
+    assert (found["kind"], found["given"], found["count"]) == (expected.kind, "labels", 300)
+
+    assert main(["evaluate", moons, "--data", "two-moons", "--subset", "0-299", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows, _ = load("two-moons", subset=(0, 299)).batch(range(300))
+    nats = -fastgen.load(moons).log_prob(rows).double()  # type: ignore[union-attr]
+    assert found["nats"] == pytest.approx(nats.mean().item(), rel=1e-6)
+    assert found["standard_error"] == pytest.approx(nats.std().item() / math.sqrt(300), rel=1e-4)
+    assert (found["kind"], found["given"]) == ("exact", None)
+    assert main(["evaluate", moons, "--data", "two-moons", "--subset", "0-9"]) == 0
+    assert "10 rows: " in (line := capsys.readouterr().out)
+    assert "nats (exact)" in line
+
+
+def test_density_of_two_columns(moons: str, tmp_path: Path) -> None:
+    out = tmp_path / "d.png"
+    assert main(["density", moons, "--data", "two-moons", "-o", str(out), "-n", "300"]) == 0
+    found = colours(out)
+    assert {"samples", "data"} <= found
+    assert main(["density", moons, "-o", str(tmp_path / "alone.png"), "-n", "300"]) == 0
+    assert "data" not in colours(tmp_path / "alone.png")
+
+
+def test_density_of_more_columns(labelled: str, tmp_path: Path) -> None:
+    data = str(Path(labelled).parent / "t.npz")
+    call = ["density", labelled, "--label", "1", "-n", "200", "--data", data]
+    assert main([*call, "-o", str(tmp_path / "d.png")]) == 0
+    assert {"samples", "data"} <= colours(tmp_path / "d.png")
+    assert main([*call, "--columns", "1,3", "-o", str(tmp_path / "d.pdf")]) == 0
+    assert (tmp_path / "d.pdf").read_bytes().startswith(b"%PDF")
+
+
+def colours(path: Path) -> set[str]:
+    """Whose dots are seen: samples are blue, data is orange."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    # blue and orange, also faint; the heat map's yellow has as much green as red
+    found = {
+        "samples": (blue > red + 60) & (green > red + 30) & (blue > 170),
+        "data": (red > green + 30) & (green > blue + 30),
+    }
+    return {name for name, mask in found.items() if mask.sum() > 30}
+
+
+def test_density_without_matplotlib(
+    moons: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["density", moons, "-o", str(tmp_path / "d.png")]) == 1
+    assert "needs matplotlib: pip install matplotlib" in capsys.readouterr().err
+
+
+def test_info(moons: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", moons, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["model"]
+    assert (facts["engine"], facts["networks"]) == ("flow", {"flow": "vector_flow"})
+
+
+def test_verify(pictures: str, moons: str) -> None:
+    for model in (pictures, moons):
+        assert main(["verify", model]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "MOONS"], "draws rows of 2 numbers; write them with --out name.csv or name.npz"),
+        (
+            ["sample", "MOONS", "-o", "a.csv", "--columns", "3"],
+            "rows of numbers have no sheet; leave out --columns",
+        ),
+        (["sample", "PICTURES", "-o", "a.csv"], "this flow draws pictures"),
+        (
+            ["sample", "PICTURES", "--steps", "3", "--gif", "a.gif"],
+            "draws in one pass; leave out --steps, --gif",
+        ),
+        (["sample", "PICTURES", "--temperature", "-1"], "temperature: expected a number from 0"),
+        (["sample", "PICTURES", "--labels", "12"], "labels: expected numbers from 0 to 9"),
+        (
+            ["sample", "zoo:ddpm-mnist", "--temperature", "1"],
+            "--temperature and tables (.csv, .npz) are for flows",
+        ),
+        (["sample", "zoo:ddpm-mnist", "-o", "a.npz"], "--temperature and tables (.csv, .npz) are for flows"),
+        (["evaluate", "zoo:ddpm-mnist", "--data", "digits"], "is a diffusion model"),
+        (["evaluate", "MOONS", "--data", "mixture6"], "its rows have 6 columns, the model's 2"),
+        (["evaluate", "MOONS", "--data", "two-moons", "--samples", "3"], "--samples are dequantisations"),
+        (
+            ["evaluate", "PICTURES", "--data", "two-moons"],
+            "rows of 2 numbers, which have no size or channels",
+        ),
+        (["evaluate", "LABELLED", "--data", "TABLE"], "labels: this model needs one a sample"),
+        (["evaluate", "--data", "digits"], "evaluate: which MODEL?"),
+        (["density", "PICTURES"], "models pictures"),
+        (["density", "MOONS", "-o", "d.txt"], "expected a name that ends in .png, .pdf or .svg"),
+        (["density", "MOONS", "--columns", "1,3"], "different ones from 1 to 2, got 1,3"),
+        (["density", "LABELLED"], "labels: this model needs one a sample"),
+        (["train", "new", "--model", "glow"], "--data says what to train on"),
+    ],
+)
+def test_what_does_not_go(
+    pictures: str,
+    moons: str,
+    labelled: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.csv").write_text("1,2,3\n4,5,7\n")
+    names = {"PICTURES": pictures, "MOONS": moons, "LABELLED": labelled, "TABLE": "table.csv"}
+    assert main([names.get(a, a) for a in arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_nothing_is_overwritten(moons: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, command in (("a.csv", "sample"), ("d.png", "density")):
+        (tmp_path / name).write_text("mine")
+        assert main([command, moons, "-o", str(tmp_path / name)]) == 1
+        assert "is there already" in capsys.readouterr().err
+        assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"seeds": [1], "labels": [None], "solver": "ddim", "steps": 3},
+        {"seeds": 10**9, "labels": [0], "temperature": 1.0},
+        {"seeds": [1], "labels": [0], "temperature": "hot"},
+        {"seeds": [1], "labels": [0], "temperature": 1.0, "context": [1]},
+    ],
+)
+def test_a_forged_picture_is_refused(
+    pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request_: dict
+) -> None:
+    import torch
+
+    picture = tmp_path / "a.png"
+    metadata = {"model": pictures, "sha256": None, "request": request_}
+    fastgen.save_image(torch.zeros(1, 8, 8), picture, metadata=metadata)
+    assert main(["sample", "--like", str(picture)]) == 1
+    assert "damaged" in (said := capsys.readouterr().err) or "temperature: expected" in said
