@@ -20,6 +20,27 @@ MAX_JSON_BYTES = 8 << 20  # an index of shards names every tensor
 LFS_POINTER = b"version https://git-lfs"
 
 
+REAL_DTYPES = frozenset(
+    {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+)
+
+
+def check_plain(tensor: Tensor, where: str) -> None:
+    """Raise CheckpointError, with `where` in front, unless `tensor` holds real numbers, each in its place in memory."""
+    if tensor.is_meta:
+        kind = "a tensor without values (on the meta device)"
+    elif tensor.layout is not torch.strided or tensor.is_nested:
+        kind = f"a tensor of layout {tensor.layout}"
+    elif tensor.is_quantized:
+        kind = "a quantised tensor"
+    elif tensor.dtype not in REAL_DTYPES:
+        kind = f"a tensor of {tensor.dtype}"
+    else:
+        return
+    raise CheckpointError(f"{where} is {kind}; supported: dense tensors of real numbers, not quantised")
+
+
 @dataclass(frozen=True)
 class Tensors:
     """Named tensors that are not read yet: `get(name)` reads one. shapes: {name: shape}; where: for messages.

@@ -25,7 +25,9 @@ from torch import Tensor
 from fastgen.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec
 from fastgen.errors import CheckpointError
 
-from .base import LFS_POINTER, Tensors, lfs_message, read_json, write_json
+from .base import LFS_POINTER, Tensors, check_plain, lfs_message, read_json, write_json
+
+MAX_TIED = 64  # a file's tensors may share values, but together are at most this often its size
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ def open_weights(found: Found) -> Tensors:
         _check_file(path)
         names, get, types = (_open_safetensors if path.suffix == ".safetensors" else _open_bin)(path)
         dtypes |= types
+        size = path.stat().st_size
+        # An empty tensor takes no place, but what is built beside it has its other sizes.
+        if bad := next((n for n, s in names.items() if 0 in s and math.prod(i or 1 for i in s) > size), None):
+            raise CheckpointError(f"{path}: {bad} has shape {list(names[bad])}, in a file of {size} bytes")
         if twice := sorted(set(names) & set(shapes)):
             raise CheckpointError(f"{path}: {twice[0]} is in another shard, too")
         shapes |= names
@@ -245,5 +251,33 @@ def _open_bin(path: Path) -> Opened:
         isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()
     ):
         raise CheckpointError(f"{path}: expected tensors by name, got {type(state).__name__}")
+    _check_extent(path, state)
     shapes = {name: tuple(t.shape) for name, t in state.items()}
     return shapes, state.__getitem__, {name: t.dtype for name, t in state.items()}
+
+
+def _check_extent(path: Path, state: dict[str, Tensor]) -> None:
+    """Raise CheckpointError unless every tensor is plain, and as large as what the file holds of it.
+
+    A pickle may give a tensor any shape and strides: with a stride of 0, a kilobyte claims to be a terabyte.
+    """
+    size = path.stat().st_size
+    total = 0
+    storages: dict[int, int] = {}
+    for name, tensor in state.items():
+        where = f"{path}: {name}"
+        check_plain(tensor, where)
+        if tensor.device.type != "cpu":
+            raise CheckpointError(f"{where} is on {tensor.device}; expected values in the file")
+        storage = tensor.untyped_storage()
+        if tensor.nbytes > storage.nbytes():
+            raise CheckpointError(
+                f"{where} has shape {list(tensor.shape)}, {tensor.nbytes} bytes, of which the file has "
+                f"{storage.nbytes()}; expanded tensors are not supported: save contiguous copies"
+            )
+        total += tensor.nbytes
+        storages[storage.data_ptr()] = max(storage.nbytes(), storages.get(storage.data_ptr(), 0))
+    if sum(storages.values()) > size or total > MAX_TIED * size:
+        raise CheckpointError(
+            f"{path}: {size} bytes, but its tensors would take {max(total, sum(storages.values()))}; is the file whole?"
+        )

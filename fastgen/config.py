@@ -138,7 +138,7 @@ def _checked(value: Any, hint: Any, rules: Mapping[str, Any], where: str) -> Any
 def shown(value: Any) -> str:
     """`value` in a message: its type and its beginning, whatever its size and depth."""
     try:
-        text = reprlib.repr(value)
+        text = " ".join(reprlib.repr(value).split())  # a tensor's is of many lines
     except ValueError:  # an integer of more digits than Python writes out
         text = "of thousands of digits"
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

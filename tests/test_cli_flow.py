@@ -89,6 +89,26 @@ def test_rows_come_back_as_data(moons: str, tmp_path: Path, suffix: str) -> None
     assert np.array_equal(load(str(out)).batch(range(20))[0].numpy(), drawn.numpy())  # type: ignore[union-attr]
 
 
+def test_rows_can_be_drawn_again(moons: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", moons, "-o", str(tmp_path / "a.csv"), "-n", "5"]) == 0
+    seed = capsys.readouterr().out.partition("seed ")[2].split()[0]
+    assert main(["sample", moons, "-o", str(tmp_path / "b.csv"), "-n", "5", "--seed", seed, "--json"]) == 0
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    request = json.loads(capsys.readouterr().out)["request"]
+    assert request == {"n": 5, "seed": int(seed), "labels": None, "temperature": 1.0}
+    assert main(["sample", moons, "-o", str(tmp_path / "c.csv"), "--seeds", "4,2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["request"]["seeds"] == [4, 2]
+
+
+def test_a_table_is_like_no_picture(
+    pictures: str, moons: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", pictures, "-o", str(tmp_path / "a.png"), "-n", "1"]) == 0
+    capsys.readouterr()
+    assert main(["sample", moons, "--like", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.csv")]) == 1
+    assert "tables carry no request" in capsys.readouterr().err
+
+
 def test_rows_of_classes(labelled: str, tmp_path: Path) -> None:
     assert main(["sample", labelled, "-o", str(tmp_path / "rows.npz"), "-n", "6", "--labels", "1,0"]) == 0
     assert np.load(tmp_path / "rows.npz")["labels"].tolist() == [1, 0, 1, 0, 1, 0]
@@ -198,7 +218,14 @@ def test_verify(pictures: str, moons: str) -> None:
         ),
         (["evaluate", "LABELLED", "--data", "TABLE"], "labels: this model needs one a sample"),
         (["evaluate", "--data", "digits"], "evaluate: which MODEL?"),
+        (["evaluate", "MOONS", "--data", "digits"], "holds pictures, the model rows of 2 numbers"),
+        (["evaluate", "MOONS", "--data", "two-moons", "--seed", "3"], "--seed is of dequantisation noise"),
+        (
+            ["evaluate", "PICTURES", "--data", "digits", "--subset", "0-1", "--seed", str(2**64 - 1)],
+            f"--seed: expected a number from 0 to {2**64 - 2}, for 2 pictures",
+        ),
         (["density", "PICTURES"], "models pictures"),
+        (["density", "LABELLED", "--label", "1", "--data", "ZEROS"], "no row of the data has label 1"),
         (["density", "MOONS", "-o", "d.txt"], "expected a name that ends in .png, .pdf or .svg"),
         (["density", "MOONS", "--columns", "1,3"], "different ones from 1 to 2, got 1,3"),
         (["density", "LABELLED"], "labels: this model needs one a sample"),
@@ -217,7 +244,9 @@ def test_what_does_not_go(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "table.csv").write_text("1,2,3\n4,5,7\n")
-    names = {"PICTURES": pictures, "MOONS": moons, "LABELLED": labelled, "TABLE": "table.csv"}
+    zeros = str(Path(labelled).parent / "zeros.npz")  # a table without a row of class 1
+    np.savez(zeros, x=np.eye(3), labels=np.array([0, 0, 0]))
+    names = {"PICTURES": pictures, "MOONS": moons, "LABELLED": labelled, "TABLE": "table.csv", "ZEROS": zeros}
     assert main([names.get(a, a) for a in arguments]) == 1
     assert message in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]

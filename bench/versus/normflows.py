@@ -142,7 +142,7 @@ def parity(engine: FlowEngine, model: nf.MultiscaleFlow, x: Tensor) -> dict[str,
 
 
 def compare(hidden: int, batch: int, dtype: str, rounds: int, clock: str, compiled: bool) -> list[dict]:
-    """A row a verb: parity, then medians and quartiles of seconds a call, and the ratio of medians."""
+    """A row a verb: parity, then medians and quartiles of seconds a call, and the median of each round's ratio."""
     torch.manual_seed(0)
     model = rival(hidden)
     engine = FlowEngine.from_module(same_weights(model, hidden), dtype=dtype, device="cpu", graph=False)

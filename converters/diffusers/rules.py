@@ -66,6 +66,11 @@ class Rule:
         return tuple(dict.fromkeys(key for values in self.solvers.values() for key in values))
 
     @property
+    def flow(self) -> bool:
+        """Whether this is a class of a noise schedule with use_flow_sigmas."""
+        return self.only.get("use_flow_sigmas") == (True,)
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """Every key that diffusers writes for this class."""
         return tuple(dict.fromkeys((*self.schedule, *self.options, *self.choosing, *self.only, *self.idle)))
@@ -83,12 +88,16 @@ MULTISTEP: dict[str, Mapping[str, Any]] = {
     "dpm_multistep": {},
 }
 DPM_DEFAULTS = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+# variance_type of networks that predict no variance: DDPM's business alone.
+FIXED_VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 # diffusers takes other solvers' names for its own.
 DPM_NAMES = {
     "solver_type": {"midpoint": "midpoint", "logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
     "algorithm_type": {"dpmsolver++": "dpmsolver++", "deis": "dpmsolver++"},
 }
 SIGN = {"dpm++3m_sde": "a sign of its third-order SDE is wrong, and its pictures differ; see docs/solvers.md"}
+
+EDM_START = "a run starts from N(0, sigma_max^2 + 1); here from N(0, sigma_max^2), as in the paper"
 
 RULES: dict[str, Rule] = {
     "DDPMScheduler": Rule(
@@ -266,6 +275,7 @@ RULES: dict[str, Rule] = {
         values={"prediction_type": {"epsilon": "edm"}},
         only={"final_sigmas_type": ("zero",)},
         idle={"num_train_timesteps": "levels are those of the steps taken"},
+        differs={"euler": EDM_START},
     ),
     "EDMDPMSolverMultistepScheduler": Rule(
         MULTISTEP,
@@ -284,7 +294,7 @@ RULES: dict[str, Rule] = {
         values={**DPM_NAMES, "prediction_type": {"epsilon": "edm"}},
         only={"final_sigmas_type": ("zero",)},
         idle={"num_train_timesteps": "levels are those of the steps taken"},
-        differs=SIGN,
+        differs={**dict.fromkeys(MULTISTEP, EDM_START), **{k: f"{EDM_START}; {v}" for k, v in SIGN.items()}},
     ),
     "FlowMatchEulerDiscreteScheduler": Rule(
         {"euler": {}},

@@ -11,17 +11,19 @@ from typing import Any
 
 from fastgen.config import shown
 from fastgen.diffusion import SOLVERS, NoiseSchedule
+from fastgen.diffusion.lambdas import LambdaOptions
 from fastgen.diffusion.processes import PROCESSES, AnyProcess, process_from_config
 from fastgen.engines.settings import LEARNED
 from fastgen.errors import ConfigError
 
 from ..base import Report
-from .rules import KNOWN, OLD, RULES, SPREADS, THRESHOLDS, Rule, rule_of
+from .rules import FIXED_VARIANCES, KNOWN, OLD, RULES, SPREADS, THRESHOLDS, Rule, rule_of
 
 # What a pipeline takes where nothing is said, whatever its scheduler.
 PIPELINE_STEPS = {"DDPMPipeline": 1000, "DDIMPipeline": 50}
 # A DDIMPipeline makes a DDIMScheduler of whatever it finds; these two agree in every default.
 DDIM_PIPELINE = ("DDIMScheduler", "DDPMScheduler")
+TRUNCATED = ("use_exponential_sigmas", "use_beta_sigmas")
 NULL = ("trained_betas", "sigma_min", "sigma_max", "shift_terminal")  # null is diffusers' default
 STRIDE = "diffusers steps by T // steps, not to the next timestep"
 OUTPUTS = "diffusers sums the network's outputs, not the noises"
@@ -59,6 +61,7 @@ def to_settings(
         report.assumed.append(f"{name}: {filled}, diffusers' defaults")
     if solver in rule.differs:
         report.assumed.append(f"solver {solver}: in diffusers {rule.differs[solver]}")
+    report.assumed.extend(_differences(rule, solver, process, options))
     settings: dict[str, Any] = {"schedule": schedule, "solver": solver}
     variance = options.get("variance_type")
     if isinstance(variance, str) and variance in LEARNED:
@@ -97,6 +100,23 @@ def as_diffusers(solver: str, process: AnyProcess, options: Mapping[str, Any]) -
         if solver != "ddim" and process.prediction_type != "epsilon":
             found["sum_outputs"] = OUTPUTS
     return found
+
+
+def _differences(rule: Rule, solver: str, process: AnyProcess, options: Mapping[str, Any]) -> list[str]:
+    """What diffusers does otherwise with these values."""
+    said = []
+    cut = issubclass(SOLVERS[solver].options_type, LambdaOptions) and rule.process is None
+    if cut and any(options.get(key) for key in TRUNCATED):
+        said.append(
+            "timesteps are cut off to whole ones: diffusers does so after rounding in float32, and may tell the "
+            "network 998 where it is told 999 here"
+        )
+    if solver == "sa" and process.steps_limit != 1000:
+        said.append(
+            "tau: in diffusers there is noise between timesteps 200 and 800 whatever num_train_timesteps; here "
+            "between 0.2 and 0.8 of it"
+        )
+    return said
 
 
 def _class(raw: Mapping[str, Any], where: str, report: Report, pipeline: str | None) -> str:
@@ -148,7 +168,9 @@ def _mapped(
     for key, value in raw.items():
         if key.startswith("_") or key == "predict_epsilon" or key in rule.solvers[solver]:
             continue
-        if key in (*rule.schedule, *rule.options):
+        if key == "variance_type" and solver != "ddpm" and value in FIXED_VARIANCES:
+            report.ignored.append(f"{key}={value}: {name} looks only for {' or '.join(LEARNED)}")
+        elif key in (*rule.schedule, *rule.options):
             if value is None:
                 value = _null(solver, name, rule.renamed.get(key, key), where, report)
             elif (ours := _value(rule, key, value)) != value:
@@ -160,8 +182,9 @@ def _mapped(
         elif key in rule.only:
             if value not in rule.only[key]:
                 supported = ", ".join(str(v) for v in rule.only[key] if v is not None)
+                which = f"{name} with use_flow_sigmas" if rule.flow else name
                 raise ConfigError(
-                    f"{where}: {key}: {value!r} is not supported for {name}; supported: {supported or 'null'}"
+                    f"{where}: {key}: {value!r} is not supported for {which}; supported: {supported or 'null'}"
                 )
         elif key in (idle := {**OLD, **rule.idle}):
             report.ignored.append(f"{key}={value}: {idle[key]}")
@@ -179,6 +202,9 @@ def _null(solver: str, name: str, key: str, where: str, report: Report) -> Any:
     """What diffusers takes null for: false where it asks for truth, nothing where that is the default."""
     if key in NULL or (key == "variance_type" and solver != "ddpm"):
         return None
+    if key == "variance_type":
+        report.assumed.append(f"{key}=null: fixed_small, as diffusers takes it")
+        return "fixed_small"
     flags = {o.name for o in SOLVERS[solver].options if o.type == "bool"} | {"rescale_betas_zero_snr"}
     if key not in flags:
         raise ConfigError(

@@ -20,6 +20,7 @@ from torch.nn.functional import softplus
 from fastgen.config import bounded, one_of
 from fastgen.errors import CheckpointError, ConfigError
 from fastgen.models.flow.networks import ACTIVATIONS
+from fastgen.models.flow.vector import MAX_LAYERS
 
 from ..base import Report
 from .activations import activation_of
@@ -38,6 +39,7 @@ COUPLINGS = ("AffineCouplingTransform", "AdditiveCouplingTransform")
 LINEAR = ("LULinear", "NaiveLinear")
 PERMUTATIONS = ("Permutation", "RandomPermutation", "ReversePermutation")
 AFFINE = ("PointwiseAffineTransform", "AffineTransform")
+ASSUMED_SCALE = "scale_activation = sigmoid(x + 2) + 0.001, the default; of another one, nothing is in a file"
 MARKS = (
     "identity_features",
     "lower_entries",
@@ -70,9 +72,13 @@ def recognises(names: Iterable[str]) -> bool:
 def read(state: State, options: NflowsOptions, report: Report) -> Result:
     """The flow."""
     numbers = state.numbers(PREFIX)
+    if len(numbers) > MAX_LAYERS:
+        raise ConfigError(
+            f"{state.where}: {PREFIX}: {len(numbers)} layers; at most {MAX_LAYERS} are supported"
+        )
     places = [f"{PREFIX}.{i}" for i in numbers] or ["_transform"]
     if numbers and numbers != list(range(len(numbers))):
-        lost = min(set(range(numbers[-1])) - set(numbers))
+        lost = min(set(range(len(numbers))) - set(numbers))
         raise ConfigError(
             f"{state.where}: {PREFIX}.{lost} has no tensors, so that a file does not say what it is; convert the live "
             "module: fastgen.load(flow)"
@@ -83,7 +89,7 @@ def read(state: State, options: NflowsOptions, report: Report) -> Result:
     kinds = {place: _kind(state, place) for place in places}
     for place, kind in kinds.items():
         if kind == "identity_features":
-            contexts.append(_coupling(state, place, chain, options))
+            contexts.append(_coupling(state, place, chain, options, report))
         elif kind == "lower_entries":
             entries = features * (features - 1) // 2
             chain.lu(
@@ -133,13 +139,13 @@ def _features(state: State, places: list[str]) -> int:
     for place in places:
         for name in ("_permutation", "log_scale", "running_mean", "_weight", "unconstrained_upper_diag"):
             if state.has(f"{place}.{name}"):
-                return state.left[f"{place}.{name}"].shape[0]
+                return state.peek(f"{place}.{name}").shape[0]
         if state.has(f"{place}.identity_features"):
-            return sum(state.left[f"{place}.{n}_features"].numel() for n in ("identity", "transform"))
+            return sum(state.peek(f"{place}.{n}_features").numel() for n in ("identity", "transform"))
     raise CheckpointError(f"{state.where}: no layer says how many features there are; supported: {SUPPORTED}")
 
 
-def _coupling(state: State, place: str, chain: Chain, options: NflowsOptions) -> int:
+def _coupling(state: State, place: str, chain: Chain, options: NflowsOptions, report: Report) -> int:
     """Adds the coupling; returns its context's width."""
     kept = state.take(f"{place}.identity_features", None)
     moved = state.take(f"{place}.transform_features", None)
@@ -163,6 +169,8 @@ def _coupling(state: State, place: str, chain: Chain, options: NflowsOptions) ->
     maps: dict[str, Any] = {"scale": "additive"}
     if outputs == 2 * len(moved):
         maps = {"scale": "sigmoid", "scale_eps": 1e-3, "parameters": "shift_scale"}
+        if not state.live and ASSUMED_SCALE not in report.assumed:
+            report.assumed.append(ASSUMED_SCALE)
     changed = torch.zeros(chain.features, dtype=torch.bool)
     changed[moved.cpu()] = True
     chain.coupling(changed, [network], act_fn=options.activation, leaky_slope=options.leaky_slope, **maps)
@@ -248,6 +256,10 @@ def _check_coupling(layer: Any, where: str, acts: list[tuple[str, float]]) -> li
     """Appends the activations of its network; returns what has no effect. Raises ConfigError."""
     if layer.unconditional_transform is not None:
         raise ConfigError(f"{where}: unconditional_transform is not supported; supported: none")
+    if type(layer).__name__ == "AffineCouplingTransform" and not _usual_scale(layer):
+        raise ConfigError(
+            f"{where}: scale_activation is not supported but for the default, sigmoid(x + 2) + 0.001"
+        )
     network = layer.transform_net
     if type(network).__name__ != "ResidualNet":
         raise refuse(where, network, "transform_net", "ResidualNet")
@@ -261,6 +273,15 @@ def _check_coupling(layer: Any, where: str, acts: list[tuple[str, float]]) -> li
             ignored.append("dropout of the networks: has no effect when a flow is not trained")
         acts.append(activation_of(block.activation, f"{where}: transform_net.blocks.{i}"))
     return ignored
+
+
+def _usual_scale(layer: Any) -> bool:
+    """Whether it has the default scale: in nflows 0.14 there is no other; later ones take any function."""
+    function = getattr(layer, "scale_activation", None)
+    if function is None:
+        return True
+    x = torch.linspace(-20, 20, 401, dtype=torch.float64)
+    return torch.allclose(function(x), torch.sigmoid(x + 2) + 1e-3, rtol=1e-12, atol=0)
 
 
 CONVERTER = converter(

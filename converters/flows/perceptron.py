@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 from fastgen.errors import CheckpointError
+from fastgen.models.flow.vector import VectorFlowConfig
 
-from .state import State
+from .state import State, most
 from .vector import Linear, Perceptron, Residual
 
 
 def linear(state: State, prefix: str) -> Linear:
-    """weight [out, in], bias [out]; a layer without bias has one of 0."""
+    """weight [out, in], bias [out]."""
     weight = state.take(f"{prefix}.weight", None, None)
-    if not state.has(f"{prefix}.bias"):
-        return weight, weight.new_zeros(len(weight))
     return weight, state.take(f"{prefix}.bias", len(weight))
 
 
-def perceptron(state: State, prefix: str) -> Perceptron:
-    """Every linear layer below `prefix`."""
+def perceptron(state: State, prefix: str, needs_biases: bool = True) -> Perceptron:
+    """Every linear layer below `prefix`. needs_biases: false where all may be without, whose biases are 0 then."""
     numbers = [n for n in state.numbers(prefix) if state.has(f"{prefix}.{n}.weight")]
     if not numbers:
         raise CheckpointError(
             f"{state.where}: {prefix}: no linear layers; supported: a multilayer perceptron"
         )
+    if not needs_biases and not any(state.has(f"{prefix}.{n}.bias") for n in numbers):
+        weights = [state.take(f"{prefix}.{n}.weight", None, None) for n in numbers]
+        return Perceptron([(weight, weight.new_zeros(len(weight))) for weight in weights])
     return Perceptron([linear(state, f"{prefix}.{n}") for n in numbers])
 
 
 def residual(state: State, prefix: str) -> Residual:
     """A `ResidualNet` of nflows."""
     blocks = []
-    for i in range(state.count(f"{prefix}.blocks")):
+    for i in range(state.count(f"{prefix}.blocks", most(VectorFlowConfig, "blocks"))):
         block = f"{prefix}.blocks.{i}"
         gate = linear(state, f"{block}.context_layer") if state.has(f"{block}.context_layer.weight") else None
         before, after = (linear(state, f"{block}.linear_layers.{j}") for j in (0, 1))

@@ -19,7 +19,7 @@ from fastgen.models.flow.glow import GlowConfig
 
 from ..base import Report
 from .source import Result, Source, converter, same
-from .state import State, permutation_of, set_flag
+from .state import State, most, permutation_of, set_flag
 
 SUPPORTED = (
     "Glow of rosinality/glow-pytorch: blocks of ActNorm, InvConv2d or InvConv2dLU, AffineCoupling, and prior"
@@ -46,17 +46,18 @@ def read(state: State, options: RosinalityOptions, report: Report) -> Result:
             f"{state.where}: the weights do not say how large the pictures are: give their side, "
             "assume={'img_size': 64} (--assume img_size=64)"
         )
-    scales = state.count("blocks")
+    scales = state.count("blocks", most(GlowConfig, "num_scales"))
+    limit = most(GlowConfig, "steps_per_scale")
     steps = same(
-        [state.count(f"blocks.{i}.flows") for i in range(scales)], "the number of flows", state.where
+        [state.count(f"blocks.{i}.flows", limit) for i in range(scales)], "the number of flows", state.where
     )
-    channels = state.left["blocks.0.flows.0.actnorm.loc"].shape[1]
+    channels = state.peek("blocks.0.flows.0.actnorm.loc").shape[1]
     halves, affine, plain, hidden = [], [], [], []
     tensors: dict[str, Tensor] = {}
     for i in range(scales):
         for j in range(steps):
             theirs, at = f"blocks.{i}.flows.{j}", 1 + 3 * j
-            width = state.left[f"{theirs}.actnorm.loc"].numel()
+            width = state.peek(f"{theirs}.actnorm.loc").numel()
             tensors |= _actnorm(state, f"{theirs}.actnorm", f"scales.{i}.{at}", width)
             plain.append(state.has(f"{theirs}.invconv.weight"))
             tensors |= _linear(state, f"{theirs}.invconv", f"scales.{i}.{at + 1}", width)
@@ -107,7 +108,9 @@ def _linear(state: State, theirs: str, ours: str, width: int) -> dict[str, Tenso
         return {f"{ours}.weight": state.take(f"{theirs}.weight", width, width, 1, 1)[:, :, 0, 0]}
     state.drop(*(f"{theirs}.{name}" for name in ("u_mask", "l_mask", "l_eye")))  # of triangles
     return {
-        f"{ours}.permutation": permutation_of(state.take(f"{theirs}.w_p", width, width)),
+        f"{ours}.permutation": permutation_of(
+            state.take(f"{theirs}.w_p", width, width), f"{state.where}: {theirs}.w_p"
+        ),
         f"{ours}.lower": state.take(f"{theirs}.w_l", width, width),
         f"{ours}.upper": state.take(f"{theirs}.w_u", width, width),
         f"{ours}.log_s": state.take(f"{theirs}.w_s", width),

@@ -129,7 +129,7 @@ def _convert(
             report.assumed.append(
                 f"{name} = {value}; assume={{{name!r}: ...}} (--assume {name}=...) says otherwise"
             )
-    state = State(tensors, where)
+    state = State(tensors, where, live="class" in origin)
     try:
         result = source.read(state, options, report)
     except (RuntimeError, IndexError) as error:  # of tensors that do not go together

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from fastgen.errors import CheckpointError
+from fastgen.errors import CheckpointError, ConfigError
+
+from ..base import check_plain
 
 
 class State:
-    """A state dict that is used up. where: for messages."""
+    """A state dict that is used up. where: for messages. live: it is a module's, not a file's.
 
-    def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
+    Raises CheckpointError for tensors that are not plain numbers in memory.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], where: str, live: bool = False) -> None:
+        for name, tensor in tensors.items():
+            check_plain(tensor, f"{where}: {name}")
         # `nn.DataParallel` lays a prefix before every name.
         parallel = bool(tensors) and all(name.startswith("module.") for name in tensors)
         self.left = {name.removeprefix("module.") if parallel else name: t for name, t in tensors.items()}
         self.names = tuple(self.left)
-        self.where = where
+        self.where, self.live = where, live
+
+    def peek(self, name: str) -> Tensor:
+        """The tensor, which is left for `take`. Raises CheckpointError."""
+        if name not in self.left:
+            raise CheckpointError(f"{self.where}: {name} is missing; is the file whole?")
+        return self.left[name]
 
     def take(self, name: str, *shape: int | None) -> Tensor:
         """The tensor, once. shape: if given, what it must have; None: any size. Raises CheckpointError."""
-        if name not in self.left:
-            raise CheckpointError(f"{self.where}: {name} is missing; is the file whole?")
-        value = self.left.pop(name).detach()
+        value = self.peek(name).detach()
+        del self.left[name]
         fits = len(shape) == value.dim() and all(
             wanted in (None, size) for wanted, size in zip(shape, value.shape, strict=True)
         )
@@ -43,10 +56,22 @@ class State:
         """Whether the source has it, taken or not."""
         return name in self.names
 
-    def count(self, prefix: str) -> int:
-        """One more than the highest N of names ``prefix.N...``; 0 if there are none."""
-        pattern = re.compile(re.escape(prefix) + r"\.(\d{1,6})(?:\.|$)")
-        return max((int(found[1]) + 1 for name in self.names if (found := pattern.match(name))), default=0)
+    def count(self, prefix: str, most: int) -> int:
+        """How many N there are in names ``prefix.N...``: 0 to the highest, without gaps.
+
+        Raises CheckpointError for a gap, ConfigError for more than `most`.
+        """
+        numbers = self.numbers(prefix)
+        for expected, number in enumerate(numbers):
+            if number != expected:
+                raise CheckpointError(
+                    f"{self.where}: {prefix}.{expected} is missing, but there is {prefix}.{number}; is the file whole?"
+                )
+        if len(numbers) > most:
+            raise ConfigError(
+                f"{self.where}: {prefix}: has {len(numbers)} parts; at most {most} are supported"
+            )
+        return len(numbers)
 
     def numbers(self, prefix: str) -> list[int]:
         """Every N of names ``prefix.N...``, in order."""
@@ -73,9 +98,26 @@ def precisely(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return function(*(tensor.detach().double() for tensor in tensors)).to(tensors[0].dtype)
 
 
-def permutation_of(matrix: Tensor) -> Tensor:
-    """The index of a permutation matrix [C, C]: row i of its product with x is x[index[i]]."""
-    return matrix.argmax(1) if matrix.numel() else matrix.new_zeros(0, dtype=torch.int64)
+def permutation_of(matrix: Tensor, what: str) -> Tensor:
+    """The index of a permutation matrix [C, C]: row i of its product with x is x[index[i]].
+
+    Raises CheckpointError, with `what` in front, for any other matrix.
+    """
+    count = len(matrix)
+    if not count:
+        return matrix.new_zeros(0, dtype=torch.int64)
+    index = matrix.ne(0).to(torch.uint8).argmax(1)  # of equal values the first
+    exact = bool((matrix == torch.nn.functional.one_hot(index, count)).all())
+    if not exact or len(index.unique()) != count:
+        raise CheckpointError(
+            f"{what}: expected a permutation matrix: a 1 in every row and column, 0 elsewhere"
+        )
+    return index
+
+
+def most(config: type, field: str) -> int:
+    """The upper bound of a field of a config dataclass."""
+    return int({f.name: f for f in dataclasses.fields(config)}[field].metadata["high"])
 
 
 def set_flag(flag: Tensor | bool) -> Tensor:

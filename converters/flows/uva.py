@@ -20,7 +20,7 @@ from fastgen.models.flow.realnvp import RealNVPConfig
 
 from ..base import Report
 from .source import Result, Source, converter, same
-from .state import State, precisely
+from .state import State, most, precisely
 
 SUPPORTED = (
     "CouplingLayer with checkerboard masks over GatedConvNet, Dequantization, VariationalDequantization"
@@ -51,7 +51,9 @@ def read(state: State, options: UvaOptions, report: Report) -> Result:
             f"{state.where}: flows.{min(set(range(1, main[-1])) - set(main))} has no tensors: SqueezeFlow and "
             f"SplitFlow (the multi-scale flow) are not supported; supported: {SUPPORTED}"
         )
-    size = same([state.left[f"flows.{n}.mask"].shape for n in main], "the mask's shape", state.where)
+    if len(main) > (limit := most(RealNVPConfig, "checkerboard")):
+        raise ConfigError(f"{state.where}: flows: {len(main)} couplings; at most {limit} are supported")
+    size = same([state.peek(f"flows.{n}.mask").shape for n in main], "the mask's shape", state.where)
     if len(size) != 4 or size[1] != 1:
         raise ConfigError(
             f"{state.where}: flows.1.mask: expected [1, 1, H, W], a checkerboard, got {list(size)}"
@@ -81,7 +83,8 @@ def read(state: State, options: UvaOptions, report: Report) -> Result:
         "shift_first": True,
     }
     if 0 in numbers:
-        inner = [_coupling(state, f"flows.0.flows.{n}") for n in state.numbers("flows.0.flows")]
+        count = state.count("flows.0.flows", most(RealNVPConfig, "dequantisation_layers"))
+        inner = [_coupling(state, f"flows.0.flows.{n}") for n in range(count)]
         if not inner or _in_turn([p.changes for p in inner], state.where) != 0:
             raise ConfigError(
                 f"{state.where}: flows.0: couplings whose first changes other pixels are not supported"

@@ -18,6 +18,7 @@ from torch import nn
 from fastgen.config import bounded, one_of
 from fastgen.errors import CheckpointError, ConfigError
 from fastgen.models.flow.networks import ACTIVATIONS
+from fastgen.models.flow.vector import MAX_LAYERS
 
 from ..base import Report
 from .activations import activation_of
@@ -54,10 +55,14 @@ def read(state: State, options: ZukoOptions, report: Report) -> Result:
         raise CheckpointError(f"{state.where}: no {PREFIX}.0.mask; supported: {SUPPORTED}")
     chain: Chain | None = None
     contexts, affine = set(), True
-    for i in range(state.count(PREFIX)):
+    for i in range(state.count(PREFIX, MAX_LAYERS)):
         kept = state.take(f"{PREFIX}.{i}.mask", chain.features if chain else None) != 0
         chain = chain or Chain(state.where, len(kept))
-        network = perceptron(state, f"{PREFIX}.{i}.hyper")
+        network = perceptron(state, f"{PREFIX}.{i}.hyper", needs_biases=False)
+        if not state.live and f"{PREFIX}.{i}.hyper.0.bias" not in state.names:
+            report.assumed.append(
+                f"{PREFIX}.{i}.hyper: no layer has a bias, so a network built with bias=False"
+            )
         count = int((~kept).sum())
         outputs = len(network.linears[-1][1])
         if outputs not in (count, 2 * count):

@@ -67,7 +67,10 @@ def parser() -> argparse.ArgumentParser:
         help="cpu: processor time, for a machine that others use, too (CUDA is timed by events)",
     )
     top.add_argument(
-        "--seconds", type=_positive, default=TOUR_SECONDS, help="the tour's time (default %(default)g)"
+        "--seconds",
+        type=_positive,
+        help=f"time for the tour (default {TOUR_SECONDS:g}) or a suite (default: as long as it takes); what does not "
+        "fit is left out by name",
     )
     top.add_argument("--json", type=Path, metavar="FILE", help="write the results here as well")
     top.add_argument(
@@ -152,14 +155,14 @@ def _measure(args: argparse.Namespace, plan: suites.Plan, old: Results | None) -
 
 
 def _rows(args: argparse.Namespace, plan: suites.Plan) -> Iterator[Row]:
+    seconds = args.seconds or (TOUR_SECONDS if args.suite == "tour" else math.inf)
     if args.suite == "tour":
-        yield from suites.tour(plan, args.seconds)
-        return
-    if args.suite != "all":
+        yield from suites.tour(plan, seconds)
+    elif args.suite == "all":
+        yield from suites.everything(plan, seconds)
+    else:
+        plan.until = time.perf_counter() + seconds
         yield from suites.run(args.suite, plan)
-        return
-    for name in suites.ALL:
-        yield from suites.run(name, plan)
 
 
 def _verdict(args: argparse.Namespace, results: Results, old: Results | None, seconds: float) -> int:

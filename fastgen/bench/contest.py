@@ -35,13 +35,21 @@ class How:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """A rival that draws noise: judged on fastgen's, so that results can be compared; timed with its own to make."""
+
+    judged: Call
+    timed: Call
+
+
+@dataclass(frozen=True)
 class Contest:
     """One case.
 
     own: fastgen's call, which is timed. result: what is judged, where that is not what `own` returns. rivals: functions
-    that prepare a rival's call; NotApplicable where it has none. judge: an output's worst deviation as a fraction
-    of fastgen's bound. agrees: the same for a rival's output, where another bound holds for it. captured: whether on
-    CUDA everybody runs as one captured graph. row: what is known of the case before.
+    that prepare a rival's call, or a Drawing; NotApplicable where it has none. judge: an output's worst deviation as a
+    fraction of fastgen's bound. agrees: the same for a rival's output, where another bound holds for it. captured:
+    whether on CUDA everybody runs as one captured graph. row: what is known of the case before.
     """
 
     row: Row
@@ -49,7 +57,7 @@ class Contest:
     judge: Callable[[Any], float]
     device: torch.device
     result: Call | None = None
-    rivals: Mapping[str, Callable[[], Call]] = field(default_factory=dict)
+    rivals: Mapping[str, Callable[[], Call | Drawing]] = field(default_factory=dict)
     agrees: Callable[[Any], float] | None = None
     captured: bool = False
 
@@ -67,14 +75,15 @@ class Contest:
         errors: dict[str, float] = {}
         for name, prepare in self.rivals.items():
             try:
-                call = prepare()
-                errors[name] = (self.agrees or self.judge)(call())
+                prepared = prepare()
+                drawing = prepared if isinstance(prepared, Drawing) else Drawing(prepared, prepared)
+                errors[name] = (self.agrees or self.judge)(drawing.judged())
             except Exception as error:  # somebody else's code: whatever it raises, the others run
                 how.say(f"{where}: {name} is left out: {_words(error)}")
                 row = row.noted(f"{name}: {_words(error)}")
                 continue
             if errors[name] <= 1.0:
-                calls[name] = call
+                calls[name] = drawing.timed
             else:
                 how.say(f"{where}: {name} is left out: its result differs ({errors[name]:.3g} of the bound)")
                 row = row.noted(f"{name}: its result differs")

@@ -14,19 +14,18 @@ from torch import Tensor, nn
 
 from fastgen_kernels import normals
 
-from ..diffusion.table import run
+from ..diffusion.interpreter import run
+from ..diffusion.table import Table
 from ..engines import DiffusionEngine
+from ..engines.plan import Plan
 from ..engines.request import Request
-from .contest import Contest, compiled, fastest
+from .contest import Contest, Drawing, compiled, fastest
 from .parity import Precision, spread
 from .results import Row
 from .rivals import diffusers, onnxruntime
-from .timing import Call
 
 GUIDANCE = 1.5
-# Other projects keep their schedules in float32, and what that loses grows over the steps: seen up to 1.3
-# bounds of ours.
-RIVALS_TIMES = 8.0
+UNIT = 2.0**-24  # a rounding to float32
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -43,7 +42,8 @@ def contests(
     """Sampling at each of `batches`: classes in turn with guidance, where the model knows them."""
     for batch in batches:
         request = ask(engine, batch, steps, solver)
-        case = f"sample {batch}, {request.solver} {request.steps}"
+        plan = plan_of(request)
+        case = f"sample {batch}, {plan.solver} {plan.steps}"
         yield contest(engine, request, against, suite, name, case)
 
 
@@ -57,6 +57,12 @@ def ask(engine: DiffusionEngine, batch: int, steps: int | None, solver: str | No
     return engine.request(batch, **arguments)
 
 
+def plan_of(request: Request) -> Plan:
+    """The plan of a request whose samples all have the same."""
+    (plan,) = request.kinds
+    return plan
+
+
 def contest(
     engine: DiffusionEngine, request: Request, against: Sequence[str], suite: str, name: str, case: str
 ) -> Contest:
@@ -65,13 +71,13 @@ def contest(
     arguments = request.to_dict()
     precision: list[Precision] = []
 
-    def judge(output: Tensor) -> float:
+    def judge(output: Tensor, slack: float = 0.0) -> float:
         if not precision:
             index = spread(batch)
             double = copy.deepcopy(engine.network).double()
             exact = plain(engine, part(request, index), double, torch.float64)()
             precision.append(Precision(exact, plain(engine, request, engine.network, engine.dtype)(), index))
-        return precision[0].error(output)
+        return precision[0].error(output, slack)
 
     return Contest(
         row=Row(
@@ -81,34 +87,45 @@ def contest(
             str(engine.dtype).removeprefix("torch."),
             float("nan"),
             batch=batch,
-            steps=request.evaluations(engine.settings.noise_schedule),
+            steps=request.evaluations()[0],
             images=batch,
         ),
         own=lambda: engine.sample(**arguments),
         judge=judge,
         device=engine.device,
         rivals={rival: partial(RIVALS[rival], engine, request) for rival in against if rival in RIVALS},
-        agrees=lambda output: judge(output) / RIVALS_TIMES,
+        agrees=lambda output: judge(output, schedule_error(plan_of(request).table)),
     )
+
+
+def schedule_error(table: Table, timesteps: int = 1000) -> float:
+    """How far pictures, root mean square, may be off where a project keeps its noise schedule in float32.
+
+    alphas_cumprod is a product of up to `timesteps` factors. Their roundings add up like a random walk, to
+    sqrt(timesteps) of them, and at worst each evaluation adds that once more to a state of size 1. Another formula, a
+    timestep off by one, or another last step are off by 1e-3 and more; this is 4e-5 at 20 steps.
+    """
+    return len(table) * timesteps**0.5 * UNIT
 
 
 def part(request: Request, index: Sequence[int]) -> Request:
     """The request of some of the samples."""
     seeds, labels = tuple(request.seeds[i] for i in index), tuple(request.labels[i] for i in index)
-    return replace(request, seeds=seeds, labels=labels)
+    return replace(request, seeds=seeds, labels=labels, plans=tuple(request.plans[i] for i in index))
 
 
 def plain(
-    engine: DiffusionEngine, request: Request, network: Network, dtype: torch.dtype
+    engine: DiffusionEngine, request: Request, network: Network, dtype: torch.dtype, own_noise: bool = False
 ) -> Callable[[], Tensor]:
     """A call that draws `request` in plain PyTorch: the table's arithmetic, one operation after the other.
 
-    Noise is made beforehand, and costs the call nothing. float32 [B, C, H, W] in [-1, 1]; float64 where dtype is.
+    own_noise: it draws with torch.randn in every call, a batch at a time; else from the engine's noise, made before.
+    float32 [B, C, H, W] in [-1, 1]; float64 where dtype is.
     """
     state = torch.float64 if dtype == torch.float64 else torch.float32
-    table = request.table(engine.settings.noise_schedule)
+    table = plan_of(request).table
     evaluate = guided(engine, request, network, dtype)
-    x, noise = start(engine, request, state)
+    given, known = start(engine, request, state)
     layout = engine.loop.memory_format
 
     def F(inputs: Tensor, t: float) -> Tensor:
@@ -116,16 +133,37 @@ def plain(
 
     @torch.no_grad()
     def call() -> Tensor:
-        return run(table, F, x, noise).clamp(-1, 1)
+        if not own_noise:
+            return run(table, F, given, known).clamp(-1, 1)
+        return run(table, F, torch.randn_like(given) * table.initial_scale, Randn(given, table)).clamp(-1, 1)
 
     return call
+
+
+class Randn(Sequence[Tensor]):
+    """Noise as torch.randn makes it for a batch [B, C, H, W] like `x`, when a row that needs some asks for it."""
+
+    def __init__(self, x: Tensor, table: Table) -> None:
+        self.x, self.needed = x, table.needs_noise
+
+    def __len__(self) -> int:
+        return len(self.needed)
+
+    def __getitem__(self, row: Any) -> Any:
+        return torch.randn_like(self.x) if self.needed[row] else self.x  # the latter is not read
+
+
+def drawing(engine: DiffusionEngine, request: Request, network: Network, dtype: torch.dtype) -> Drawing:
+    """`plain`, judged on the engine's noise, timed with noise of its own."""
+    judged = plain(engine, request, network, dtype)
+    return Drawing(judged, plain(engine, request, network, dtype, own_noise=True))
 
 
 def start(
     engine: DiffusionEngine, request: Request, state: torch.dtype = torch.float32
 ) -> tuple[Tensor, list[Tensor]]:
     """The initial state, and each evaluation's noise: the engine's own."""
-    table = request.table(engine.settings.noise_schedule)
+    table = plan_of(request).table
     draw = partial(normals, request.seeds, shape=engine.shape, device=engine.device)
     x = draw(0, "initial").to(state) * table.initial_scale
     none = torch.zeros_like(x)
@@ -142,10 +180,12 @@ def guided(
     """The network with the request's labels and guidance: (input [B, C, H, W] in `dtype`, t) -> its output."""
     settings, device = engine.settings, engine.device
     null = settings.null_class or 0
+    weight = plan_of(request).guidance.scale
+    assert isinstance(weight, (int, float)), "one weight for the whole run"
     labels, both = None, False
     if settings.num_classes is not None:
         labels = torch.tensor([null if i is None else i for i in request.labels], device=device)
-        both = request.guidance_scale != 1 and any(i is not None for i in request.labels)
+        both = weight != 1 and any(i is not None for i in request.labels)
         if both:
             labels = torch.cat([labels, torch.full_like(labels, null)])
     count = len(request.seeds) * (2 if both else 1)
@@ -158,23 +198,24 @@ def guided(
         if not both:
             return network(x, times, labels)
         conditional, free = network(torch.cat([x, x]), times, labels).chunk(2)
-        return free + request.guidance_scale * (conditional - free)
+        return free + weight * (conditional - free)
 
     return evaluate
 
 
-def _eager(engine: DiffusionEngine, request: Request) -> Call:
-    return plain(engine, request, engine.network, engine.dtype)
+def _eager(engine: DiffusionEngine, request: Request) -> Drawing:
+    return drawing(engine, request, engine.network, engine.dtype)
 
 
-def _compile(engine: DiffusionEngine, request: Request) -> Call:
+def _compile(engine: DiffusionEngine, request: Request) -> Drawing:
     """The same loop over the compiled network, on CUDA in whichever mode is faster."""
     if engine.device.type != "cuda":
-        return plain(engine, request, _cast(compiled(engine.network, False)), engine.dtype)
+        return drawing(engine, request, _cast(compiled(engine.network, False)), engine.dtype)
     modes = ("max-autotune", "reduce-overhead")
     nets = {mode: torch.compile(engine.network, mode=mode, dynamic=False, fullgraph=True) for mode in modes}
-    calls = {mode: plain(engine, request, _cast(net), engine.dtype) for mode, net in nets.items()}
-    return fastest(calls, engine.device)
+    found = {mode: drawing(engine, request, _cast(net), engine.dtype) for mode, net in nets.items()}
+    best = fastest({mode: one.timed for mode, one in found.items()}, engine.device)
+    return next(one for one in found.values() if one.timed is best)
 
 
 def _cast(network: Callable[..., Any]) -> Network:
@@ -182,18 +223,18 @@ def _cast(network: Callable[..., Any]) -> Network:
     return lambda x, t, label: network(x, t, label).clone()
 
 
-def _diffusers(engine: DiffusionEngine, request: Request) -> Call:
+def _diffusers(engine: DiffusionEngine, request: Request) -> Drawing:
     x, noise = start(engine, request)
-    network = diffusers.network(engine)
-    evaluate = guided(engine, request, network, engine.dtype)
-    return diffusers.sample(engine, request, evaluate, x, noise)
+    evaluate = guided(engine, request, diffusers.network(engine), engine.dtype)
+    judged = diffusers.sample(engine, plan_of(request), evaluate, x, noise)
+    return Drawing(judged, diffusers.sample(engine, plan_of(request), evaluate, x))
 
 
-def _onnxruntime(engine: DiffusionEngine, request: Request) -> Call:
-    return plain(engine, request, onnxruntime.network(engine), torch.float32)
+def _onnxruntime(engine: DiffusionEngine, request: Request) -> Drawing:
+    return drawing(engine, request, onnxruntime.network(engine), torch.float32)
 
 
-RIVALS: Mapping[str, Callable[[DiffusionEngine, Request], Call]] = {
+RIVALS: Mapping[str, Callable[[DiffusionEngine, Request], Drawing]] = {
     "eager": _eager,
     "compile": _compile,
     "diffusers": _diffusers,
@@ -209,7 +250,7 @@ def fresh(
     folder: for what rivals need on disk.
     """
     request = ask(engine, batch, steps)
-    orders = {"fastgen": {"verb": "sample", "arguments": request.to_dict()}}
+    orders: dict[str, dict[str, Any]] = {"fastgen": {"verb": "sample", "arguments": request.to_dict()}}
     if "diffusers" in against:
         x, _ = start(engine, request)
         orders["diffusers"] = diffusers.on_disk(engine, request, x, folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fastgen_kernels import normals
 
 from ..engines import FlowEngine
 from ..models.flow.flow import Flow
-from .contest import Contest, compiled
+from .contest import Contest, Drawing, compiled
 from .parity import Precision, spread
 from .results import Row
 from .timing import Call
@@ -38,7 +38,9 @@ def contests(
         yield _contest(
             engine, suite, name, f"sample {batch}", batch, draw, _own(engine.sample, arguments), against
         )
-        x = engine.sample(**arguments).clone()
+        x = engine.sample(**arguments)
+        assert isinstance(x, Tensor)  # not the pictures that output_type asks for
+        x = x.clone()
         labels = {"labels": arguments["labels"]} if "labels" in arguments else {}
         density = _density(engine, x, labels)
         own = _own(engine.log_prob, {"x": x, **labels})
@@ -53,8 +55,29 @@ def ask(engine: FlowEngine, batch: int) -> dict[str, Any]:
     return {"n": batch, "seed": 0, **labels}
 
 
-# The work of samples `index` by a flow: (flow, index) -> results.
-Work = Callable[[Flow, Sequence[int]], Tensor]
+Index = list[int] | slice
+EVERYONE = slice(None)
+
+
+@dataclass(frozen=True)
+class Work:
+    """run(flow, index, noise): the results of samples `index`.
+
+    noise: the engine's, [B, ...] a latent; none for densities.
+    """
+
+    run: Callable[[Flow, Index, Sequence[Tensor]], Tensor]
+    noise: Sequence[Tensor] = ()
+
+    def of(self, flow: Flow, index: Index = EVERYONE) -> Tensor:
+        """On the engine's noise."""
+        return self.run(flow, index, self.noise)
+
+    def drawing(self, run: Callable[..., Tensor]) -> Drawing:
+        """run(*noise), judged on the engine's noise and timed with torch.randn's, made in every call."""
+        return Drawing(
+            lambda: run(*self.noise), lambda: run(*[torch.randn_like(part) for part in self.noise])
+        )
 
 
 def _contest(
@@ -67,20 +90,22 @@ def _contest(
     own: Call,
     against: Sequence[str],
 ) -> Contest:
-    everyone = list(range(batch))
     precision: list[Precision] = []
 
     def judge(output: Tensor) -> float:
         if not precision:
             index = spread(batch)
-            exact = work(copy.deepcopy(engine.flow).double(), index)
-            precision.append(Precision(exact, work(engine.flow, everyone), index))
+            exact = work.of(copy.deepcopy(engine.flow).double(), index)
+            precision.append(Precision(exact, work.of(engine.flow), index))
         return precision[0].error(output)
 
+    def eager(*noise: Tensor) -> Tensor:
+        return work.run(engine.flow, EVERYONE, noise)
+
     row = Row(suite, name, case, str(engine.dtype).removeprefix("torch."), float("nan"))
-    prepared: dict[str, Callable[[], Call]] = {
-        "eager": lambda: lambda: work(engine.flow, everyone),
-        "compile": lambda: _compiled(engine, work, everyone),
+    prepared: dict[str, Callable[[], Drawing]] = {
+        "eager": lambda: work.drawing(eager),
+        "compile": lambda: work.drawing(_compiled(eager, engine.device)),
     }
     return Contest(
         row=replace(row, batch=batch, images=batch),
@@ -95,9 +120,9 @@ def _own(verb: Callable[..., Any], arguments: Mapping[str, Any]) -> Call:
     return lambda: verb(**arguments)
 
 
-def _compiled(engine: FlowEngine, work: Work, everyone: list[int]) -> Call:
-    fast = compiled(lambda: work(engine.flow, everyone), engine.device.type == "cuda")
-    return lambda: fast()
+def _compiled(run: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    fast: Any = compiled(run, device.type == "cuda")
+    return fast
 
 
 def _drawing(engine: FlowEngine, arguments: Mapping[str, Any]) -> Work:
@@ -110,13 +135,12 @@ def _drawing(engine: FlowEngine, arguments: Mapping[str, Any]) -> Work:
     condition = _condition(engine, arguments)
 
     @torch.no_grad()
-    def work(flow: Flow, index: Sequence[int]) -> Tensor:
-        kind = _state(flow)
-        given = [part[list(index)].to(kind) for part in noise]
-        x = flow.sample(given, request.temperature, None if condition is None else condition[list(index)])
+    def run(flow: Flow, index: Index, given: Sequence[Tensor]) -> Tensor:
+        latents = [part[index].to(_state(flow)) for part in given]
+        x = flow.sample(latents, request.temperature, None if condition is None else condition[index])
         return (2 * x - 1).clamp(-1, 1) if engine.discrete else x
 
-    return work
+    return Work(run, noise)
 
 
 def _density(engine: FlowEngine, x: Tensor, labels: Mapping[str, Any]) -> Work:
@@ -124,12 +148,12 @@ def _density(engine: FlowEngine, x: Tensor, labels: Mapping[str, Any]) -> Work:
     shift = math.prod(engine.flow.data_shape) * math.log(2) if engine.discrete else 0.0
 
     @torch.no_grad()
-    def work(flow: Flow, index: Sequence[int]) -> Tensor:
-        given = x[list(index)].to(_state(flow))
+    def run(flow: Flow, index: Index, _: Sequence[Tensor]) -> Tensor:
+        given = x[index].to(_state(flow))
         given = (given + 1) / 2 if engine.discrete else given
-        return flow.log_prob(given, None if condition is None else condition[list(index)]) - shift
+        return flow.log_prob(given, None if condition is None else condition[index]) - shift
 
-    return work
+    return Work(run)
 
 
 def _condition(engine: FlowEngine, arguments: Mapping[str, Any]) -> Tensor | None:

@@ -38,8 +38,9 @@ def measure(
     """`row` with times to the first picture in fresh processes, rounds interleaved, and their peak memory.
 
     orders: "fastgen" and its rivals -> what `child.py` is told. judge: of a picture batch, as in a contest. `phases`
-    gets the seconds each phase took, `peak_bytes` what a process takes above its imports; medians over rounds. No round
-    begins after how.seconds, but for the first. start: runs a child (for tests).
+    gets the seconds each phase took; `peak_bytes` the most that a whole process held, imports included: projects import
+    at different moments, so that nothing less can be compared. On CUDA it is GPU memory alone. Medians over rounds. No
+    round begins after how.seconds, but for the first. start: runs a child (for tests).
     """
     start = start or run_child
     who = list(orders)

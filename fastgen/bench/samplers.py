@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from ..diffusion.consistency_model import ConsistencyModel
+from ..diffusion.processes import AnyProcess
 from ..diffusion.schedule import NoiseSchedule
+from ..diffusion.sde import SDE, VPSDE
 from ..diffusion.solvers import SOLVERS
 from ..engines import DiffusionEngine
-from ..errors import FastgenError
 from . import diffusion
 from .contest import Contest
 
@@ -19,32 +21,47 @@ BATCHES = (1, 16)
 STEPS = 20
 
 
+def process(solver: str) -> AnyProcess:
+    """What the least network stands for with a solver: DDPM's schedule, where the solver is not made for another."""
+    if SOLVERS[solver].sde:
+        return VPSDE(beta_max=3.0)  # Song's corrector takes more steps than beta_max
+    return ConsistencyModel() if solver == "consistency" else NoiseSchedule()
+
+
+def least(device: torch.device, solver: str) -> DiffusionEngine:
+    """An engine around the least network."""
+    options: dict[str, Any] = {"device": device, "dtype": torch.float32}
+    on = process(solver)
+    return DiffusionEngine.from_module(diffusion.Scaled(), on, on.prediction_type, SHAPE, **options)
+
+
+def unfit(solver: str, engine: DiffusionEngine) -> str:
+    """Why `solver` cannot run on the process that a model was trained for, or ""."""
+    on = engine.settings.noise_schedule
+    made = SOLVERS[solver]
+    if made.sde and not isinstance(on, SDE):
+        return "it solves SDEs, and this model's process is none"
+    if made.discrete and not isinstance(on, NoiseSchedule):
+        return "it steps between timesteps, and this model's process has none"
+    return ""
+
+
 def contests(
     device: torch.device,
+    solver: str,
     engine: DiffusionEngine | None,
     *,
     batches: Sequence[int],
     steps: int | None,
     against: Sequence[str],
-    skipped: dict[str, str],
 ) -> Iterator[Contest]:
-    """Every solver at each batch. engine: None for the least network. skipped: takes solvers that this model refuses,
-    and why.
-    """
-    if engine is None:
-        schedule = NoiseSchedule()
-        options: dict[str, Any] = {"device": device, "dtype": torch.float32}
-        engine = DiffusionEngine.from_module(diffusion.Scaled(), schedule, "epsilon", SHAPE, **options)
-    for solver in SOLVERS:
-        try:
-            yield from diffusion.contests(
-                engine,
-                suite="samplers",
-                name=solver,
-                batches=batches or BATCHES,
-                steps=steps or STEPS,
-                against=against,
-                solver=solver,
-            )
-        except FastgenError as error:  # made for other models: a continuous process, a learned variance
-            skipped[f"solver {solver}"] = str(error)
+    """One solver at each batch. engine: None for the least network."""
+    yield from diffusion.contests(
+        engine or least(device, solver),
+        suite="samplers",
+        name=solver,
+        batches=batches or BATCHES,
+        steps=steps or STEPS,
+        against=against,
+        solver=solver,
+    )

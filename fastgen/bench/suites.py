@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from fastgen_kernels import OPS
+from fastgen_kernels import OPS, Case, Op
 
 from ..api import load
-from ..errors import FastgenError
+from ..diffusion.solvers import SOLVERS
+from ..engines import DiffusionEngine
+from ..errors import ConfigError, FastgenError
 from ..runtime.device import DTYPES
 from . import chains, fresh, kernels, samplers
 from .contest import Contest, How, NotApplicable, forget
@@ -23,12 +27,13 @@ from .families import FAMILIES, family_of, models, on_disk, without_workload
 from .results import Results, Row
 
 SUITES = ("kernels", "samplers", "families", "coldstart", "memory")
-ALL = ("families", "samplers", "coldstart", "kernels")  # the long one last; coldstart measures memory as well
+# The order of `all`, and the share of its time that is over when each ends; coldstart measures memory as well.
+ALL = {"families": 0.35, "samplers": 0.55, "coldstart": 0.75, "kernels": 1.0}
 BATCHES = {"cuda": (1, 16, 64), "cpu": (1, 8)}  # of the families suite
 FRESH_ROUNDS = 5
 FRESH_RIVALS = ("diffusers",)  # `child.py` has a script for each
-# The tour's parts end at these shares of its time; what does not fit is left out by name.
-TOUR_KERNELS, TOUR_FAMILIES = 0.4, 0.7
+TOUR_KERNELS, TOUR_FAMILIES = 0.4, 0.7  # the shares of its time at which the tour's parts end
+TOUR_BATCHES = (1, 4, 16)
 TOUR_STEPS = 10
 TOUR_FRESH_ROUNDS = 3
 
@@ -38,7 +43,7 @@ class Plan:
     """What the command line asked for, checked. Empty sequences stand for a suite's own choice.
 
     asked: whether the user named the rivals, and wants to hear of those that a suite does not have. folder: an empty
-    one, for models that are made here.
+    one, for models that are made here. until: on time.perf_counter, when nothing further is begun.
     """
 
     device: torch.device
@@ -53,6 +58,7 @@ class Plan:
     steps: int | None = None
     asked: bool = False
     folder: Path = Path()
+    until: float = float("inf")
     engines: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def engine(self, model: str, dtype: str) -> Any:
@@ -71,12 +77,41 @@ class Plan:
         """Those of the rivals asked for that `of` has."""
         for name in self.against:
             if self.asked and name not in known:
-                self.leave_out(f"{name} in {of}", f"it has no such rival; there is {', '.join(known)}")
+                self.leave_out(
+                    f"{name} in {of}", f"it has no such rival; there is {', '.join(known) or 'none'}"
+                )
         return [name for name in self.against if name in known]
 
 
+@dataclass(frozen=True)
+class Unit:
+    """Something that is measured or left out as a whole. group: the last one of it says what this one will cost."""
+
+    group: str
+    name: str
+    rows: Callable[[], Iterator[Row]]
+
+
+def while_time_is_left(units: Iterable[Unit], plan: Plan, growth: float = 1.5) -> Iterator[Row]:
+    """The rows of `units` in turn; the first one of a group always, the next while there is time until `plan.until`.
+
+    What does not fit is left out by name. growth: how many times the last one of its group a unit may cost.
+    """
+    cost: dict[str, float] = {}
+    left: dict[str, list[str]] = {}
+    for unit in units:
+        began = time.perf_counter()
+        if unit.group in left or began + growth * cost.get(unit.group, -math.inf) > plan.until:
+            left.setdefault(unit.group, []).append(unit.name)
+            continue
+        yield from unit.rows()
+        cost[unit.group] = time.perf_counter() - began
+    for group, names in left.items():
+        plan.leave_out(f"{group}: {', '.join(names)}", "no time left")
+
+
 def run(suite: str, plan: Plan) -> Iterator[Row]:
-    """The rows of a suite of SUITES, or of the "tour"."""
+    """The rows of a suite of SUITES."""
     rows: dict[str, Callable[[Plan], Iterator[Row]]] = {
         "kernels": kernel_rows,
         "samplers": sampler_rows,
@@ -87,16 +122,47 @@ def run(suite: str, plan: Plan) -> Iterator[Row]:
     return rows[suite](plan)
 
 
+def everything(plan: Plan, seconds: float) -> Iterator[Row]:
+    """All suites, in about `seconds`: at least a case of every operation, a batch of every model, one solver."""
+    start = time.perf_counter()
+    plan.how = replace(plan.how, seconds=seconds / 150)
+    for name, share in ALL.items():
+        plan.until = start + share * seconds
+        yield from run(name, plan)
+
+
 def kernel_rows(plan: Plan) -> Iterator[Row]:
     """Every case that was asked for; all production cases, and PatchGAN as a chain, by default."""
     ceilings(plan)
     against = plan.rivals(kernels.RIVALS, "the kernels suite")
-    dtypes = kernel_dtypes(plan)
-    for op, case, dtype in kernels.selected(plan.ops, plan.cases, dtypes):
-        yield finished(kernels.contest(op, case, dtype, plan.device, against), plan)
+    units = [*kernel_units(plan, against)]
     if not plan.ops and not plan.cases:
-        for contest in chains.contests(plan.device, dtypes=dtypes, against=against):
-            yield finished(contest, plan)
+        units.append(Unit("patch_gan", "patch_gan", partial(_chain_rows, plan, against)))
+    yield from while_time_is_left(units, plan, growth=4.0)  # cases grow
+
+
+def kernel_units(plan: Plan, against: Sequence[str]) -> Iterator[Unit]:
+    """A case of every operation, then the next one of each."""
+    dtypes = kernel_dtypes(plan)
+    waiting = {name: iter(list(kernels.selected([name], plan.cases, dtypes))) for name in plan.ops or OPS}
+    while waiting:
+        for name, cases in list(waiting.items()):
+            found = next(cases, None)
+            if found is None:
+                del waiting[name]
+                continue
+            _, case, dtype = found
+            title = case.name if len(dtypes) == 1 else f"{case.name} {kernels.name_of(dtype)}"
+            yield Unit(name, title, partial(_kernel_rows, plan, against, *found))
+
+
+def _kernel_rows(plan: Plan, against: Sequence[str], op: Op, case: Case, dtype: torch.dtype) -> Iterator[Row]:
+    yield finished(kernels.contest(op, case, dtype, plan.device, against), plan)
+
+
+def _chain_rows(plan: Plan, against: Sequence[str]) -> Iterator[Row]:
+    for contest in chains.contests(plan.device, dtypes=kernel_dtypes(plan), against=against):
+        yield finished(contest, plan)
 
 
 def kernel_dtypes(plan: Plan) -> list[torch.dtype]:
@@ -113,9 +179,9 @@ def ceilings(plan: Plan) -> None:
             found[kernels.name_of(dtype)] = product_rate(plan.device, dtype, how.rounds, how.clock)
 
 
-def finished(contest: Contest, plan: Plan, how: How | None = None) -> Row:
+def finished(contest: Contest, plan: Plan) -> Row:
     """A contest's row, with its share of the copy's bandwidth where it says how many bytes it moves."""
-    row = contest.run(how or plan.how)
+    row = contest.run(plan.how)
     del contest
     forget(plan.device)
     if row.bytes:
@@ -124,17 +190,31 @@ def finished(contest: Contest, plan: Plan, how: How | None = None) -> Row:
 
 
 def sampler_rows(plan: Plan) -> Iterator[Row]:
-    """Every solver, over the least network or over --model's."""
+    """Every solver, over the least network or over --model's; those that do not fit a model are named."""
     against = plan.rivals(tuple(FAMILIES["diffusion"].rivals), "the samplers suite")
     for model in plan.models or (None,):
         for dtype in plan.dtypes or ("auto",):
             engine = None if model is None else plan.engine(model, dtype)
-            how: dict[str, Any] = {"batches": plan.batches, "steps": plan.steps, "against": against}
-            skipped: dict[str, str] = {}
-            for contest in samplers.contests(plan.device, engine, **how, skipped=skipped):
-                yield finished(contest, plan)
-            for what, why in skipped.items():
-                plan.leave_out(what, why)
+            if engine is not None and not isinstance(engine, DiffusionEngine):
+                raise ConfigError(f"--model: the samplers suite takes diffusion models, {model} is another")
+            fit = []
+            for solver in SOLVERS:
+                if engine is not None and (why := samplers.unfit(solver, engine)):
+                    plan.leave_out(f"solver {solver} on {model}", why)
+                else:
+                    fit.append(Unit("samplers", solver, partial(_solver_rows, plan, against, solver, engine)))
+            yield from while_time_is_left(fit, plan)
+
+
+def _solver_rows(
+    plan: Plan, against: Sequence[str], solver: str, engine: DiffusionEngine | None
+) -> Iterator[Row]:
+    how: dict[str, Any] = {"batches": plan.batches, "steps": plan.steps, "against": against}
+    try:
+        for contest in samplers.contests(plan.device, solver, engine, **how):
+            yield finished(contest, plan)
+    except FastgenError as error:  # a learned variance, more steps than it can take
+        plan.leave_out(f"solver {solver}", str(error))
 
 
 def family_rows(plan: Plan) -> Iterator[Row]:
@@ -142,91 +222,79 @@ def family_rows(plan: Plan) -> Iterator[Row]:
     if not plan.models:
         for architecture in without_workload():
             plan.leave_out(f"architecture {architecture}", "no workload in fastgen/bench/families.py")
-    for contest in family_contests(plan, plan.models or models(), plan.batches or BATCHES[plan.device.type]):
-        yield finished(contest, plan)
+    batches = plan.batches or BATCHES[plan.device.type]
+    units = [
+        Unit(model, f"batch {batch}", partial(_family_rows, plan, model, batch))
+        for batch in batches
+        for model in plan.models or models()
+    ]
+    yield from while_time_is_left(units, plan, growth=float(max(batches)) / min(batches))
 
 
-def family_contests(plan: Plan, names: Sequence[str], batches: Sequence[int]) -> Iterator[Contest]:
-    for model in names:
-        for dtype in plan.dtypes or ("auto",):
-            engine = plan.engine(model, dtype)
-            family = family_of(engine, model)
-            against = plan.rivals(tuple(family.rivals), engine.describe()["engine"])
-            how: dict[str, Any] = {"batches": batches, "steps": plan.steps, "against": against}
-            yield from family.contests(engine, suite="families", name=model, **how)
+def _family_rows(plan: Plan, model: str, batch: int) -> Iterator[Row]:
+    for dtype in plan.dtypes or ("auto",):
+        engine = plan.engine(model, dtype)
+        family = family_of(engine, model)
+        against = plan.rivals(tuple(family.rivals), engine.describe()["engine"])
+        how: dict[str, Any] = {"batches": [batch], "steps": plan.steps, "against": against}
+        for contest in family.contests(engine, suite="families", name=model, **how):
+            yield finished(contest, plan)
 
 
-def fresh_rows(plan: Plan, names: Sequence[str] = (), how: How | None = None) -> Iterator[Row]:
+def fresh_rows(plan: Plan) -> Iterator[Row]:
     """Time to the first picture and peak memory of fresh processes."""
+    units = [
+        Unit("fresh processes", model, partial(_fresh_rows, plan, model)) for model in plan.models or models()
+    ]
+    yield from while_time_is_left(units, plan)
+
+
+def _fresh_rows(plan: Plan, model: str, rounds: int = FRESH_ROUNDS) -> Iterator[Row]:
     batch = plan.batches[0] if plan.batches else 1
-    how = how or replace(plan.how, rounds=min(plan.how.rounds, FRESH_ROUNDS))
-    against = plan.rivals(FRESH_RIVALS, "fresh processes")
-    for model in names or plan.models or models():
-        for dtype in plan.dtypes or ("auto",):
-            engine = plan.engine(model, dtype)
-            family = family_of(engine, model)
-            given: dict[str, Any] = {"batches": [batch], "steps": plan.steps, "against": ()}
-            contest = next(family.contests(engine, suite="fresh", name=model, **given))
-            with TemporaryDirectory() as folder:
-                try:
-                    orders = family.fresh(engine, Path(folder), batch, plan.steps, against)
-                except (NotApplicable, FastgenError) as error:
-                    plan.leave_out(f"{', '.join(against)} in fresh processes of {model}", str(error))
-                    orders = family.fresh(engine, Path(folder), batch, plan.steps, ())
-                common = {"device": str(plan.device), "dtype": dtype, "folder": engine.source}
-                told = {name: {**common, **order} for name, order in orders.items()}
-                yield fresh.measure(contest.row, contest.judge, told, how)
+    left = plan.until - time.perf_counter()
+    how = replace(plan.how, rounds=min(plan.how.rounds, rounds), seconds=max(0.0, left / 2))
+    for dtype in plan.dtypes or ("auto",):
+        engine = plan.engine(model, dtype)
+        family = family_of(engine, model)
+        known = [rival for rival in FRESH_RIVALS if rival in family.rivals]
+        against = plan.rivals(known, f"fresh processes of {model}")
+        given: dict[str, Any] = {"batches": [batch], "steps": plan.steps, "against": ()}
+        contest = next(family.contests(engine, suite="fresh", name=model, **given))
+        with TemporaryDirectory() as folder:
+            try:
+                orders = family.fresh(engine, Path(folder), batch, plan.steps, against)
+            except (NotApplicable, FastgenError) as error:
+                plan.leave_out(f"{', '.join(against)} in fresh processes of {model}", str(error))
+                orders = family.fresh(engine, Path(folder), batch, plan.steps, ())
+            common = {"device": str(plan.device), "dtype": dtype, "folder": engine.source}
+            told = {name: {**common, **order} for name, order in orders.items()}
+            yield fresh.measure(contest.row, contest.judge, told, how)
 
 
 def tour(plan: Plan, seconds: float) -> Iterator[Row]:
     """Something of everything in about `seconds`: kernels, a workload a family, time to the first picture.
 
     Each operation's first production case and each family's first model are always measured, and one fresh process;
-    more of them while time is left.
+    more of them while time is left. Samplers, and what else the tour never measures, it names.
     """
     start = time.perf_counter()
-
-    def left(share: float = 1.0) -> float:
-        return start + share * seconds - time.perf_counter()
-
-    plan.steps = TOUR_STEPS
-    how = replace(plan.how, seconds=seconds / 150)
+    plan.steps, plan.how = TOUR_STEPS, replace(plan.how, seconds=seconds / 150)
     ceilings(plan)
-    yield from _tour_kernels(plan, how, lambda: left(TOUR_KERNELS))
-    for name, family in FAMILIES.items():
-        model = next(iter(family.models.values()))
-        slowest = 0.0
-        for batch in (1, 4, 16):
-            if batch > 1 and left(TOUR_FAMILIES) < 5 * slowest:
-                plan.leave_out(f"{name} at batch {batch} and above", "no time left in the tour")
-                break
-            began = time.perf_counter()
-            for contest in family_contests(plan, [model], [batch]):
-                yield finished(contest, plan, how)
-            slowest = time.perf_counter() - began
-    (model, *_) = models()
-    rounds = replace(how, rounds=TOUR_FRESH_ROUNDS, seconds=max(0.0, left() / 2))
-    yield from fresh_rows(plan, [model], rounds)
-
-
-def _tour_kernels(plan: Plan, how: How, left: Callable[[], float]) -> Iterator[Row]:
-    """A production case of every operation, then the next ones, while time is left."""
     against = plan.rivals(kernels.RIVALS, "the kernels suite")
-    (dtype,) = kernel_dtypes(plan)[-1:]
-    waiting = {name: list(kernels.selected([name], [], [dtype])) for name in OPS}
-    cost = dict.fromkeys(OPS, 0.0)
-    while any(waiting.values()):
-        for name, cases in waiting.items():
-            if not cases:
-                continue
-            if cost[name] and left() < 4 * cost[name]:  # the first one is always measured
-                plan.leave_out(
-                    f"{len(cases)} more cases of {name}",
-                    "no time left in the tour; the kernels suite has all",
-                )
-                cases.clear()
-                continue
-            began = time.perf_counter()
-            op, case, kind = cases.pop(0)
-            yield finished(kernels.contest(op, case, kind, plan.device, against), plan, how)
-            cost[name] = time.perf_counter() - began
+    plan.dtypes = [kernels.name_of(kernel_dtypes(plan)[-1])]
+    plan.until = start + TOUR_KERNELS * seconds
+    yield from while_time_is_left(kernel_units(plan, against), plan, growth=4.0)
+    plan.dtypes = ()
+    plan.until = start + TOUR_FAMILIES * seconds
+    first = [next(iter(family.models.values())) for family in FAMILIES.values()]
+    units = [
+        Unit(model, f"batch {batch}", partial(_family_rows, plan, model, batch))
+        for batch in TOUR_BATCHES
+        for model in first
+    ]
+    yield from while_time_is_left(units, plan, growth=5.0)
+    plan.until = start + seconds
+    yield from _fresh_rows(plan, first[0], TOUR_FRESH_ROUNDS)
+    if others := [model for model in models() if model not in first]:
+        plan.leave_out(", ".join(others), "the tour has one model a family; the families suite has all")
+    plan.leave_out(f"{len(SOLVERS)} solvers by themselves", "not in the tour; the samplers suite has all")

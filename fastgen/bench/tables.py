@@ -59,7 +59,7 @@ WORK: tuple[Column, ...] = (
     ("images/s", 8, lambda row: _number(row.images_per_second)),
     ("a step", 7, _per_step),
 )
-FRESH: tuple[Column, ...] = (("fastgen's phases", 20, _phases), ("peak memory above imports", 25, _memory))
+FRESH: tuple[Column, ...] = (("fastgen's phases", 20, _phases), ("peak memory, whole process", 26, _memory))
 COLUMNS = {"kernels": HEAD + KERNEL, "fresh": HEAD + FRESH, "samplers": HEAD + WORK, "families": HEAD + WORK}
 TITLES = {
     "kernels": "kernels: error as a fraction of its bound; rivals' time over fastgen's",

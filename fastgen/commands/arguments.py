@@ -70,6 +70,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local-files-only", action="store_true", help="the hub's cache, never the network")
 
 
+def counted(count: int, what: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def assignments(texts: list[str], kind: type, flag: str) -> dict[str, Any]:
     """``["steps=8", "hidden=64,96"]`` as values for dataclass `kind`, whose reader checks them.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..files import check_writable, write_atomic
-from .arguments import add_model, integers, positive, span
+from .arguments import add_model, counted, integers, positive, span
 from .evaluate import load_data, load_flow
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
         pyplot.close(figure)
     write_atomic(out, buffer.getvalue())
-    print(f"{args.count} samples{'' if data is None else f', {len(data)} rows of data'} -> {out}")
+    beside = "" if data is None else f", {counted(len(data), 'row')} of data"
+    print(f"{counted(args.count, 'sample')}{beside} -> {out}")
     return 0
 
 
@@ -194,6 +195,8 @@ def _rows(engine: FlowEngine, args: argparse.Namespace) -> NDArray[Any]:
     values, labels = dataset.batch(range(len(dataset)))
     if args.label is not None and labels is not None:
         values = values[labels == args.label]
+        if not len(values):
+            raise ConfigError(f"--data {args.data}: no row of the data has label {args.label}")
     step = max(1, len(values) // COUNT)
     return values[::step][:COUNT].numpy()
 
@@ -201,5 +204,6 @@ def _rows(engine: FlowEngine, args: argparse.Namespace) -> NDArray[Any]:
 def _ranges(values: NDArray[Any]) -> list[tuple[float, float]]:
     """What a panel shows of each column of values [n, D]."""
     low, high = np.quantile(values.astype(np.float64), COVERED, axis=0)
-    margin = MARGIN * np.maximum(high - low, 1e-9)
+    # around a single value there is room, whatever its unit
+    margin = MARGIN * np.where(high > low, high - low, np.maximum(np.abs(high), 1e-30))
     return [(float(a), float(b)) for a, b in zip(low - margin, high + margin, strict=True)]

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .arguments import add_model, positive, span
+from .arguments import add_model, counted, positive, span
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--samples", type=positive, metavar="K", help="dequantisation samples a picture (default 1)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the dequantisation noise (default 0)")
+    parser.add_argument("--seed", type=int, help="of the dequantisation noise (default 0)")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
@@ -45,12 +45,24 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate as `args` ask; returns the exit code."""
+    from ..engines.arguments import MAX_SEED
+
     started = time.perf_counter()
     engine = load_flow(args, "evaluate")
     if engine.flow.levels is None and args.samples is not None:
         raise ConfigError("evaluate: --samples are dequantisations; the likelihood of real numbers is exact")
+    if engine.flow.levels is None and args.seed is not None:
+        raise ConfigError(
+            "evaluate: --seed is of dequantisation noise; the likelihood of real numbers is exact"
+        )
     dataset = load_data(engine, args.data, args.labels, args.subset)
-    report = evaluate(engine, dataset, args.samples or 1, args.seed, progress=not (args.quiet or args.json))
+    seed, last = args.seed or 0, MAX_SEED + 1 - len(dataset)
+    if not 0 <= seed <= last:
+        raise ConfigError(
+            f"--seed: expected a number from 0 to {last}, for {counted(len(dataset), 'picture')} with a seed each, "
+            f"got {seed}"
+        )
+    report = evaluate(engine, dataset, args.samples or 1, seed, progress=not (args.quiet or args.json))
     report |= {
         "model": engine.source,
         "sha256": engine.provenance.get("sha256"),
@@ -66,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     draws = "" if unit == "nats" or report["samples"] == 1 else f" of {report['samples']} samples"
     given = " given the label" if report["given"] else ""
     print(
-        f"{report['count']} {'pictures' if unit == 'bits_per_dim' else 'rows'}: {report[unit]:.4f}{spread} "
+        f"{counted(report['count'], 'picture' if unit == 'bits_per_dim' else 'row')}: {report[unit]:.4f}{spread} "
         f"{unit.replace('bits_per_dim', 'bits/dim')} ({report['kind']}{draws}{given})"
     )
     return 0
@@ -101,6 +113,8 @@ def load_data(
     shape = engine.flow.data_shape
     size, channels = ((shape[1], shape[2]), shape[0]) if len(shape) == 3 else (None, None)
     dataset = data.load(source, labels=labels, subset=subset, size=size, channels=channels)
+    if len(shape) == 1 and len(dataset.shape) == 3:
+        raise ConfigError(f"--data {source}: holds pictures, the model rows of {shape[0]} numbers")
     if tuple(dataset.shape) != tuple(shape):
         raise ConfigError(
             f"--data {source}: its rows have {dataset.shape[0]} columns, the model's {shape[0]}"

@@ -36,6 +36,7 @@ REQUEST_OPTIONS = (
     "steps",
     "guidance_scale",
     "guidance_interval",
+    "guidance_sigmas",
     "guidance_rescale",
     "eta",
     "temperature",
@@ -64,14 +65,19 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "--solver", help="see `fastgen info --solvers`; ddim,euler: in turn, repeated like labels"
     )
     parser.add_argument("--steps", help="network evaluations; 10,20: in turn")
-    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance, 1 = none")
+    parser.add_argument("--guidance-scale", help="classifier-free guidance, 1 = none; 1,3: in turn")
     parser.add_argument(
         "--guidance-interval", metavar="A,B", help="guided only from A to B, fractions of the run: 0.2,0.8"
     )
     parser.add_argument(
+        "--guidance-sigmas",
+        metavar="A,B",
+        help="guided only at noise levels above A, up to B: 0.3,5 or 0.3,inf",
+    )
+    parser.add_argument(
         "--guidance-rescale", type=float, help="of the guided output's spread, 0 to 1, 0 = none"
     )
-    parser.add_argument("--eta", type=float, help="DDIM's noise, 0 to 1")
+    parser.add_argument("--eta", help="DDIM's noise, 0 to 1; 0,0.5: in turn")
     parser.add_argument(
         "--option",
         action="append",
@@ -128,6 +134,11 @@ def run(args: argparse.Namespace) -> int:
             f"{metadata['sha256']}"
         )
     layout = Layout.chosen(args, kept.get("layout"), engine.shape)
+    if layout.single and request.coupled and len(request.seeds) > 1:
+        raise ConfigError(
+            f"--out {args.out}: step_size=batch makes each picture depend on those drawn with it, so that a file of "
+            "its own could not repeat it; write a sheet (.png), or take step_size=sample"
+        )
     evaluations = max(request.evaluations())
     _check_sheets(args.out, args.gif, layout, request, engine.shape, evaluations)
     pictures = _picture_files(args.out, request, layout)
@@ -211,6 +222,10 @@ def _kept_arguments(args: argparse.Namespace, kept: dict[str, Any]) -> dict[str,
         )
     if not isinstance(request["seeds"], list):  # else a count may follow, which is anybody's claim
         raise ConfigError(f"{args.like}: its fastgen request is damaged: seeds are no list")
+    known = {"seeds", "labels", "solver", "steps", "classifier_scale", *_solver_options()}
+    known |= {"guidance_scale", "guidance_interval", "guidance_sigmas", "guidance_rescale"}
+    if unknown := sorted(set(request) - known):
+        raise ConfigError(f"{args.like}: its fastgen request is damaged: it asks for {shown(unknown[0])}")
     return request
 
 
@@ -300,17 +315,22 @@ def _arguments(args: argparse.Namespace) -> dict[str, Any]:
         "labels": labels,
         "solver": _in_turn(args.solver, count, str),
         "steps": _in_turn(args.steps, count, partial(_number, "--steps", int)),
-        "guidance_scale": args.guidance_scale,
-        "guidance_interval": _interval(args.guidance_interval),
+        "guidance_scale": _in_turn(args.guidance_scale, count, partial(_number, "--guidance-scale", float)),
+        "guidance_interval": _pair("--guidance-interval", args.guidance_interval),
+        "guidance_sigmas": _pair("--guidance-sigmas", args.guidance_sigmas),
         "guidance_rescale": args.guidance_rescale,
-        "eta": args.eta,
+        "eta": _in_turn(args.eta, count, partial(_number, "--eta", float)),
     }
+    options = _solver_options() - set(arguments)
     for option in args.option:
         name, equals, value = option.partition("=")
         if not equals:
             raise ConfigError(f"--option {option}: expected NAME=VALUE")
-        if name in arguments:
-            raise ConfigError(f"--option {option}: is not an option of a solver; see `fastgen sample --help`")
+        if name not in options:
+            raise ConfigError(
+                f"--option {shown(option)}: is not an option of a solver; see `fastgen info --solvers` and "
+                "`fastgen sample --help`"
+            )
         arguments[name] = _value(value)
     return arguments
 
@@ -332,12 +352,15 @@ def _number(name: str, kind: type, text: str) -> Any:
         ) from None
 
 
-def _interval(text: str | None) -> tuple[float, ...] | None:
-    return (
-        None
-        if text is None
-        else tuple(_number("--guidance-interval", float, part) for part in text.split(","))
-    )
+def _pair(name: str, text: str | None) -> tuple[float, ...] | None:
+    return None if text is None else tuple(_number(name, float, part) for part in text.split(","))
+
+
+def _solver_options() -> set[str]:
+    """The name of every option that some solver has."""
+    from ..diffusion.solvers import SOLVERS
+
+    return {option.name for solver in SOLVERS.values() for option in solver.options}
 
 
 def _labels(text: str) -> list[int | str]:
@@ -364,7 +387,7 @@ def _draw(engine: DiffusionEngine, request: Request, args: argparse.Namespace) -
             frames.append(images)
 
     progress = not (args.quiet or args.json) and sys.stderr.isatty()
-    images = engine.sample(**request.to_dict(), callback=keep if args.gif else None, progress=progress)
+    images = engine.draw(request, callback=keep if args.gif else None, progress=progress)
     return cast("Tensor", images), frames
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from ..config import shown
 from ..errors import ConfigError
 from ..files import check_writable, remove_leftovers, write_atomic
+from .arguments import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from ..engines.flow_request import FlowRequest
 
 TABLES = (".csv", ".npz")  # what rows of numbers are written as
-DIFFUSION_OPTIONS = ("solver", "steps", "guidance_scale", "eta", "option", "gif")
+DIFFUSION_OPTIONS = (
+    *("solver", "steps", "guidance_scale", "guidance_interval", "guidance_sigmas", "guidance_rescale"),
+    *("eta", "option", "gif"),
+)
 SHEET_OPTIONS = ("columns", "scale", "no_captions")
 
 
@@ -39,8 +43,14 @@ def run(args: argparse.Namespace, engine: FlowEngine, kept: dict[str, Any], star
         raise ConfigError(
             f"sample: this flow needs a context of {engine.flow.context} numbers a sample; FlowEngine.sample takes it"
         )
+    rows = len(engine.flow.data_shape) == 1
+    if rows and args.like is not None:
+        raise ConfigError(
+            "sample: --like repeats a picture; this flow draws rows of numbers, and tables carry no request: give the "
+            "--seed that was printed with them"
+        )
     request = _request(args, engine, kept)
-    if len(engine.flow.data_shape) == 1:
+    if rows:
         return _run_rows(args, engine, request, started)
     if engine.flow.levels is None or engine.flow.data_shape[0] not in (1, 3):
         raise ConfigError(
@@ -84,7 +94,7 @@ def _run_pictures(
         if not kept and args.seed is None and args.seeds is None:  # else nobody could draw them again
             error.args = (f"{error}. The same pictures again: --seed {request.seeds[0]}",)
         raise
-    return _report(args, engine, metadata, files, len(images), "pictures", (started, loaded, drawn))
+    return _report(args, engine, metadata, files, len(images), "picture", (started, loaded, drawn))
 
 
 def _run_rows(args: argparse.Namespace, engine: FlowEngine, request: FlowRequest, started: float) -> int:
@@ -105,7 +115,12 @@ def _run_rows(args: argparse.Namespace, engine: FlowEngine, request: FlowRequest
     remove_leftovers(args.out.parent, [args.out.name])  # of a run that was killed
     write_atomic(args.out, _table(rows, request, args.out.suffix.lower()))
     metadata = engine.metadata(request)
-    return _report(args, engine, metadata, [args.out], len(rows), "rows", (started, loaded, drawn))
+    first, last = request.seeds[0], request.seeds[-1]
+    if request.seeds == tuple(range(first, last + 1)):  # one number says the same as a hundred thousand
+        labels = None if request.labels[0] is None else list(request.labels)
+        asked = {"n": len(request.seeds), "seed": first, "labels": labels, "temperature": request.temperature}
+        metadata["request"] = asked
+    return _report(args, engine, metadata, [args.out], len(rows), "row", (started, loaded, drawn))
 
 
 def _request(args: argparse.Namespace, engine: FlowEngine, kept: dict[str, Any]) -> FlowRequest:
@@ -179,9 +194,10 @@ def _report(
     if args.json:
         print(json.dumps(report))
         return 0
-    warmth = metadata["request"]["temperature"]
+    asked = metadata["request"]
+    seed = f", seed {asked['seed']}" if "seed" in asked else ""  # which a table does not carry
     print(
-        f"{count} {what}, temperature {warmth:g} on {engine.device}: {drawn - loaded:.1f} s, "
-        f"{count / (drawn - loaded):.1f} a second -> {args.out}"
+        f"{counted(count, what)}, temperature {asked['temperature']:g}{seed} on {engine.device}: "
+        f"{drawn - loaded:.1f} s, {count / (drawn - loaded):.1f} a second -> {args.out}"
     )
     return 0

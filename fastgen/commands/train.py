@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,7 @@ RUN_OPTIONS = {  # flags that set a field of RunConfig: (name, type, help)
     "save_every": (int, "steps between checkpoints"),
     "preview_every": (int, "steps between preview sheets, 0 = none"),
 }
+COPIES = 5  # of the weights: themselves, gradients, AdamW's two moments, the average
 DATA_OPTIONS = ("data", "labels", "subset", "size", "channels", "flip")
 NETWORK_OPTIONS = sorted({name for family in FAMILIES.values() for name in family.DEFAULTS}, reverse=True)
 
@@ -97,11 +99,13 @@ def run(args: argparse.Namespace) -> int:
         )
     device = choose_device(args.device)
     run, dataset = _earlier_run(args) if args.resume else _new_run(args, device)
-    torch.manual_seed(run.config.seed)  # the initial weights
     (build,) = builders(run.spec).values()
+    with torch.device("meta"):
+        planned = build()
     if args.resume:  # the run says how large its network is: see that its weights are, before they get room
-        with torch.device("meta"):
-            check_state(args.folder, build(), run.config)
+        check_state(args.folder, planned, run.config)
+    _check_memory(planned, device)
+    torch.manual_seed(run.config.seed)  # the initial weights
     network = build()
     kind = "pictures" if len(dataset.shape) == 3 else "rows of"
     names = f", {dataset.num_classes} classes" if dataset.num_classes else ""
@@ -118,6 +122,23 @@ def run(args: argparse.Namespace) -> int:
         raise
     print(f"saved {args.folder}; draw from it with: fastgen sample {args.folder}")
     return 0
+
+
+def _check_memory(network: torch.nn.Module, device: torch.device) -> None:
+    """Whether `network` (on `meta`) can be trained in the machine's memory at all. Raises ConfigError.
+
+    On a GPU running out is an error that can be caught; a CPU's system ends the process without a word.
+    """
+    if device.type != "cpu":
+        return
+    count = sum(p.numel() for p in network.parameters())
+    needed = COPIES * 4 * count  # bytes, float32
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise ConfigError(
+            f"train: the network has {count:,} parameters, and training holds {COPIES} numbers for each: "
+            f"{needed / 2**30:.1f} GiB, this machine has {there / 2**30:.1f}; take smaller --widths"
+        )
 
 
 def _given(args: argparse.Namespace, names: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,12 @@ def new_spec(
         given[name] = args.widths
     values = {**_of_the_data(dataset, kind), **OWN[args.model], **given}
     network = to_dict(from_dict(kind, {k: _plain(v) for k, v in values.items()}, "train"))
+    if "coupling" not in network.get("layers", ["coupling"]):
+        print(
+            "train: warning: --option layers has no coupling: without one a flow is an affine map, and fits one normal "
+            "distribution",
+            file=sys.stderr,
+        )
     classes = network.get("num_classes")  # a NICE takes no labels
     names = None if dataset.class_names is None or classes is None else tuple(dataset.class_names)
     settings = to_dict(FlowSettings(num_classes=classes, class_names=names))

@@ -14,8 +14,10 @@ sigma is k = sigma / alpha here; and where flow matching starts, alpha = 0 and k
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from ..config import bounded
 from .lambdas import point_at_log_snr
 from .points import Point
 from .processes import AnyProcess
+from .runge_kutta import runge_kutta_step
 from .sigmas import SigmaOptions, sigma_ladder
 from .table import X0, H, Table, TableBuilder, X, Z
 
@@ -89,23 +92,26 @@ def euler_a(schedule: AnyProcess, steps: int, options: AncestralOptions) -> Tabl
 def dpm2_a(schedule: AnyProcess, steps: int, options: AncestralOptions) -> Table:
     """DPM2 down to k_d, then noise: y = x / alpha goes by (k_d - k) epsilon, the epsilon found at sqrt(k k_d).
 
-    At most 2 * steps - 1 rows. The slot holds the state before the step.
+    At most 2 * steps - 1 rows.
     """
     ladder = sigma_ladder(schedule, steps, options, whole_karras=True)
     rows = TableBuilder("dpm2_a", clip=options.clip, threshold=options.threshold)
-    for now, after in zip(ladder.points, ladder.knots[1:], strict=True):
+    for now, after in itertools.pairwise(ladder.knots):
         step = move(now, after, options.eta)
         middle = middle_of(schedule, step)
         if middle is None:
             rows.evaluate(now, euler_step(step, options))
             continue
-        k, k_middle, k_down = now.sigma / now.alpha, middle.sigma / middle.alpha, step.down / after.alpha
-        y, epsilon = X / now.alpha, now.epsilon(options.clipped)
-        rows.evaluate(
-            now, middle.alpha * (y + (k_middle - k) * epsilon), slot=0, history=after.alpha / now.alpha * X
+        down = Point(after.alpha, step.down, scale=after.alpha)
+        k, k_middle, k_down = (point.sigma / point.alpha for point in (now, middle, down))
+        runge_kutta_step(
+            rows,
+            [replace(point, scale=point.alpha) for point in (now, middle)],  # so that levels are k
+            down,
+            (((k_middle - k) / (k_down - k),), (0.0, 1.0)),
+            options.clipped,
+            functools.partial(np.add, options.s_noise * step.up * Z),
         )
-        change = after.alpha * (k_down - k) * middle.epsilon(options.clipped)
-        rows.evaluate(middle, H[0] + change + options.s_noise * step.up * Z)
     return rows.table(initial_scale=ladder.initial_scale)
 
 

@@ -7,13 +7,14 @@ fresh noise, whatever it keeps inside, each state comes out as its exact coeffic
     x_T,   F_0 .. F_n-1,   z_0 .. z_n-1
 
 From them follows what has to be remembered after each evaluation, the span of what later states take from the past,
-and a table that remembers just that, in as few slots as will do (`fastgen.diffusion.slots`).
+and a table that remembers just that, in as few slots as are found (`fastgen.diffusion.slots`).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +26,23 @@ from ..config import shown
 from ..errors import ConfigError
 from .driven import Draws, driven
 from .interpreter import run
-from .slots import realise
+from .slots import Rows, realise
 from .table import Table
 
 MAX_EVALUATIONS = 1000
 DRAWS = 2  # of noise a step may make, of which one may matter
-LINEAR = 1e-9  # how far a sum of runs may be from the run of the sum, relative
+LINEAR = (
+    1e-9  # how far a sum of runs may be from the run of the sum, and a run's multiple from the multiple's run
+)
+AMPLITUDES = (
+    1e6,
+    1e-6,
+)  # of such multiples: above what clips and thresholds let pass, and below where small terms show
+ROUNDED = 1e-5  # a smaller difference than this, and larger than LINEAR, is that of float32
 EXACT = 1e-8  # how far a table may be from its scheduler
 SHAPE = (2, 3, 4, 4)  # of trial states
+
+_Run = tuple[list[Tensor], list[Tensor]]  # states [n + 1] and network inputs [n]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +51,19 @@ class CompiledTable(Table):
 
     deviation: the largest difference between the two, over all states of a run with a random network, relative to the
         state's largest value; both in float64 arithmetic
+    prediction_type: what the scheduler's own configuration says that its network predicts, None where it says nothing
     """
 
     deviation: float = 0.0
+    prediction_type: str | None = None
+
+    def fits(self, prediction_type: str) -> bool:
+        """Whether a network that predicts `prediction_type`, in a process' words, is what the scheduler is for."""
+        if self.prediction_type is None:
+            return True
+        # diffusers' flow_prediction is a velocity, and what its EDM schedulers call epsilon is the raw network.
+        known = {"flow_prediction": ("velocity",), "epsilon": ("epsilon", "edm")}
+        return prediction_type in known.get(self.prediction_type, (self.prediction_type,))
 
 
 def compile_scheduler(
@@ -55,10 +75,10 @@ def compile_scheduler(
 ) -> CompiledTable:
     """A scheduler object as a table, which every engine takes for a solver: ``engine.sample(solver=table)``.
 
-    scheduler: has `timesteps` and ``step(model_output, t, sample)``, whose result is an object with `prev_sample`, or
-        whose first entry that is; perhaps ``scale_model_input(sample, t)``. It is copied, never changed.
+    scheduler: has `timesteps` and ``step(model_output, t, sample)``, whose result is the next state, has it as
+        `prev_sample` or begins with it; perhaps ``scale_model_input(sample, t)``. It is copied, never changed.
     steps: for its ``set_timesteps(steps)``; None: it was called already, and no step has been taken since
-    initial_scale: the first state's standard deviation, by default its `init_noise_sigma`, else 1
+    initial_scale: the first state's standard deviation, by default its `init_noise_sigma` after set_timesteps, else 1
     step_options: further keyword arguments of its step: {"eta": 1.0}
 
     The scheduler computes in float64 as far as it lets us: states are never rounded to float32, its own tables are what
@@ -67,18 +87,33 @@ def compile_scheduler(
     Raises ConfigError where it is no such object; where its step is not linear (clipping, thresholding, adaptive step
     sizes, norms over the batch), at which step; where it needs more than one noise a step, or more than four slots.
     """
-    player = _Player(_prepared(scheduler, steps), dict(step_options or {}), type(scheduler).__name__)
-    player.check_linear()
-    states, input_scale, used = player.trace()
-    scale = _initial_scale(scheduler, initial_scale)
-    rows = realise(states * np.append(scale, np.ones(states.shape[1] - 1)))
-    if rows is None:
+    with torch.no_grad(), torch.device("cpu"):
+        player = _Player(_prepared(scheduler, steps), dict(step_options or {}), type(scheduler).__name__)
+        scale = _initial_scale(player, initial_scale)
+        player.check_linear()
+        states, input_scale, used = player.trace()
+        states *= np.append(scale, np.ones(states.shape[1] - 1))
+        found = float("inf")
+        for rows in realise(states):
+            table = _table(player, rows, input_scale, scale)
+            found = min(found, deviation := player.deviation(table, used))
+            if deviation <= EXACT:
+                object.__setattr__(table, "deviation", deviation)
+                return table
+    if np.isfinite(found):
         raise ConfigError(
-            f"{player.name}: it remembers more than four earlier states or outputs, or two new ones a step; "
-            "tables have four slots and write one a row"
+            f"{player.name}: a table made from it differs from it by {found:.1e} on a random network: its step does "
+            "more than add multiples of whole states, or depends on more than its timesteps and state"
         )
+    raise ConfigError(
+        f"{player.name}: no table with four slots, of which a row writes one, was found: it remembers more than four "
+        "earlier states or outputs, or two new ones a step, or its levels are too far apart for float64"
+    )
+
+
+def _table(player: _Player, rows: Rows, input_scale: np.ndarray, scale: float) -> CompiledTable:
     count = len(player.times)
-    table = CompiledTable(
+    return CompiledTable(
         name=player.name,
         time=player.times,
         input_scale=input_scale,
@@ -91,15 +126,8 @@ def compile_scheduler(
         b=rows.b,
         log2_std=np.zeros((count, 2)),
         initial_scale=scale,
+        prediction_type=player.prediction_type,
     )
-    found = player.deviation(table, used)
-    if not found <= EXACT:
-        raise ConfigError(
-            f"{player.name}: a table made from it differs from it by {found:.1e} on a random network: its step does "
-            "more than add multiples of whole states, or depends on more than its timesteps and state"
-        )
-    object.__setattr__(table, "deviation", found)
-    return table
 
 
 class _Player:
@@ -110,39 +138,64 @@ class _Player:
         self.timesteps = _timesteps(scheduler, name)
         self.times = np.array([float(t) for t in self.timesteps])
 
+    @property
+    def prediction_type(self) -> str | None:
+        """See `CompiledTable`."""
+        found = getattr(getattr(self.scheduler, "config", None), "prediction_type", None)
+        return found if isinstance(found, str) else None
+
     def play(
         self, network: Callable[[Tensor, int], Tensor], x: Tensor, noise: Sequence[Sequence[Tensor]]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> _Run:
         """States [n + 1] and network inputs [n]. network(input, i); noise[i]: what step i may draw, in order."""
         scheduler = copy.deepcopy(self.scheduler)
         states, inputs = [x], []
         for i, t in enumerate(self.timesteps):
             draws = Draws(noise[i], self.name, i)
-            with driven(scheduler, draws):
-                scaled = (
-                    x
-                    if not hasattr(scheduler, "scale_model_input")
-                    else scheduler.scale_model_input(x.clone(), t)
-                )
+            scaled = x.clone()
+            if hasattr(scheduler, "scale_model_input"):
+                with driven(scheduler, draws), self._foreign(f"scale_model_input at step {i}"):
+                    scaled = scheduler.scale_model_input(scaled, t)
+                scaled = self._state(scaled, x, f"scale_model_input at step {i}")
             inputs.append(scaled)
             output = network(scaled, i)
-            with driven(scheduler, draws):
+            with driven(scheduler, draws), self._foreign(f"step {i}"):
                 result = scheduler.step(output.clone(), t, x.clone(), **self.step_options)
-            x = result.prev_sample if hasattr(result, "prev_sample") else result[0]
-            if not isinstance(x, Tensor) or x.shape != states[0].shape:
-                raise ConfigError(
-                    f"{self.name}: step {i} returned no state of its argument's shape, but {shown(x)}"
-                )
+            if not hasattr(result, "prev_sample") and isinstance(result, Sequence) and result:
+                result = result[0]
+            x = self._state(getattr(result, "prev_sample", result), x, f"step {i}")
             states.append(x)
-        after = np.array([float(t) for t in scheduler.timesteps])
+        with self._foreign("reading its timesteps"):
+            after = np.array([float(t) for t in scheduler.timesteps])
         if not np.array_equal(after, self.times):
             raise ConfigError(
                 f"{self.name}: it changes its timesteps on the way: adaptive steps do not fit a table"
             )
         return states, inputs
 
+    @contextmanager
+    def _foreign(self, what: str) -> Iterator[None]:
+        """Within the block runs code that is not ours: whatever it raises becomes a ConfigError that says where."""
+        try:
+            yield
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"{self.name}: {what} raised {type(error).__name__}: {error}") from error
+
+    def _state(self, value: Any, like: Tensor, where: str) -> Tensor:
+        if not isinstance(value, Tensor) or value.shape != like.shape:
+            found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else shown(value)
+            raise ConfigError(
+                f"{self.name}: {where} returned no tensor of its argument's shape, {list(like.shape)}, but {found}"
+            )
+        return value.clone()  # a scheduler may go on to write into its own
+
     def check_linear(self) -> None:
-        """Play u, v and u + v, the network's outputs given. Raises ConfigError where the third is not the sum."""
+        """Play u, v, u + v and multiples of that, the network's outputs given.
+
+        Raises ConfigError where a state of the third is not the sum, or of the others not the multiple.
+        """
         count = len(self.times)
         generator = torch.Generator().manual_seed(0)
 
@@ -153,19 +206,37 @@ class _Player:
 
         u, v = random(), random()
 
-        def play(values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        def play(values: Tensor) -> _Run:
             noise = values[1 + count :].reshape(count, DRAWS, *SHAPE)
             return self.play(lambda x, i: values[1 + i], values[0], list(noise))
 
-        played = [play(values) for values in (u, v, u + v)]
+        first, second, both = play(u), play(v), play(u + v)
+        sums = [[a + b for a, b in zip(first[kind], second[kind], strict=True)] for kind in (0, 1)]
+        self._compare(sums, both, "a run of a sum differs from the sum of the runs", play, u)
+        for size in AMPLITUDES:
+            multiples = [[size * whole for whole in both[kind]] for kind in (0, 1)]
+            what = f"a run of {size:.0e} times the values differs from {size:.0e} times the run"
+            self._compare(multiples, play(size * (u + v)), what, play, u)
+
+    def _compare(
+        self,
+        wanted: Sequence[Sequence[Tensor]],
+        played: _Run,
+        what: str,
+        play: Callable[[Tensor], _Run],
+        values: Tensor,
+    ) -> None:
+        """Raise ConfigError at the first of the states and inputs `played` that is not as `wanted`, saying why."""
         for kind in (0, 1):
-            for i, (a, b, whole) in enumerate(zip(*(states[kind] for states in played), strict=True)):
-                difference = float((a + b - whole).abs().max() / whole.abs().max().clamp(min=1e-30))
+            for i, got in enumerate(played[kind]):
+                where = f"step {i - 1}" if kind == 0 else f"scale_model_input at step {i}"
+                if not bool(torch.isfinite(got).all()):
+                    raise ConfigError(f"{self.name}: {where} gives inf or nan")
+                difference = float((wanted[kind][i] - got).abs().max() / got.abs().max().clamp(min=1e-30))
                 if not difference <= LINEAR:
-                    where = f"step {i - 1}" if kind == 0 else f"scale_model_input at step {i}"
                     raise ConfigError(
-                        f"{self.name}: {where} is not linear in state, network output and noise (the sum of two runs "
-                        f"differs from the run of the sum by {difference:.1e}){self._cause()}"
+                        f"{self.name}: {where} is not linear in state, network output and noise ({what} by "
+                        f"{difference:.1e}): {self._cause(play, values, kind, i, difference)}"
                     )
 
     def trace(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -182,6 +253,8 @@ class _Player:
         scales = []
         for i, given in enumerate(inputs):
             wanted, got = flat[i], given.flatten().numpy()
+            if not np.any(wanted):
+                raise ConfigError(f"{self.name}: step {i - 1} gives a state of zeros, whatever came before")
             scale = float(got @ wanted / (wanted @ wanted))
             if not np.abs(got - scale * wanted).max() <= LINEAR * np.abs(got).max():
                 raise ConfigError(
@@ -223,7 +296,15 @@ class _Player:
         ]
         return float(np.max(differences))
 
-    def _cause(self) -> str:
+    def _cause(
+        self, play: Callable[[Tensor], _Run], values: Tensor, kind: int, i: int, difference: float
+    ) -> str:
+        """Why state or input `i` is not linear, as far as further runs tell."""
+        if not torch.equal(play(values)[kind][i], play(values)[kind][i]):
+            return "two equal runs differ: it draws random numbers that do not come from PyTorch"
+        nothing = play(torch.zeros_like(values))[kind][i].abs().max()
+        if 0.0 < nothing < float("inf"):
+            return "it adds a constant: zeros do not stay zero"
         config = getattr(self.scheduler, "config", None)
         on = [
             key
@@ -231,10 +312,10 @@ class _Player:
             if config is not None and getattr(config, key, False)
         ]
         if on:
-            return f": it is configured with {', '.join(f'{key}=True' for key in on)}; make one without"
-        return (
-            ": clipping, thresholds, adaptive step sizes and norms over a sample or batch do not fit a table"
-        )
+            return f"it is configured with {', '.join(f'{key}=True' for key in on)}; make one without"
+        if difference < ROUNDED:
+            return "by as little as if it rounds to float32 somewhere within; have it compute in its states' type"
+        return "clipping, thresholds, adaptive step sizes and norms over a sample or batch do not fit a table"
 
 
 def _prepared(scheduler: Any, steps: int | None) -> Any:
@@ -247,7 +328,15 @@ def _prepared(scheduler: Any, steps: int | None) -> Any:
     if steps is not None:
         if type(steps) is not int or not 1 <= steps <= MAX_EVALUATIONS:
             raise ConfigError(f"steps: expected an int from 1 to {MAX_EVALUATIONS}, got {steps!r}")
-        scheduler.set_timesteps(steps)
+        if not callable(getattr(scheduler, "set_timesteps", None)):
+            raise ConfigError(f"{type(scheduler).__name__}: has no set_timesteps: leave steps out")
+        try:
+            scheduler.set_timesteps(steps)
+        except Exception as error:
+            raise ConfigError(
+                f"{type(scheduler).__name__}: set_timesteps({steps}) raised {type(error).__name__}: {error}: call it "
+                "yourself with its arguments, and leave steps out"
+            ) from error
     return scheduler
 
 
@@ -255,13 +344,24 @@ def _timesteps(scheduler: Any, name: str) -> Any:
     found = getattr(scheduler, "timesteps", None)
     if found is None or getattr(scheduler, "num_inference_steps", 1) is None:
         raise ConfigError(f"{name}: has no timesteps yet: give steps, or call its set_timesteps before")
-    if not 1 <= len(found) <= MAX_EVALUATIONS:
-        raise ConfigError(f"{name}: expected 1 to {MAX_EVALUATIONS} timesteps, got {len(found)}")
+    try:
+        times = [float(t) for t in found]
+    except Exception as error:
+        raise ConfigError(f"{name}: timesteps: expected a list of numbers, got {shown(found)}") from error
+    if not 1 <= len(times) <= MAX_EVALUATIONS:
+        raise ConfigError(f"{name}: expected 1 to {MAX_EVALUATIONS} timesteps, got {len(times)}")
+    if not np.all(np.isfinite(times)):
+        raise ConfigError(f"{name}: timesteps: expected finite numbers, got {shown(times)}")
     return found
 
 
-def _initial_scale(scheduler: Any, given: float | None) -> float:
-    scale = float(getattr(scheduler, "init_noise_sigma", 1.0) if given is None else given)
+def _initial_scale(player: _Player, given: float | None) -> float:
+    name = "initial_scale" if given is not None else f"{player.name}: init_noise_sigma"
+    value = getattr(player.scheduler, "init_noise_sigma", 1.0) if given is None else given
+    try:
+        scale = float(value)
+    except Exception as error:
+        raise ConfigError(f"{name}: expected a number above 0, got {shown(value)}") from error
     if not 0.0 < scale < float("inf"):
-        raise ConfigError(f"initial_scale: expected a number above 0, got {scale}")
+        raise ConfigError(f"{name}: expected a number above 0, got {scale}")
     return scale

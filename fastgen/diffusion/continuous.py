@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from ..config import from_dict, to_dict, validate
+from ..config import from_dict, shown, to_dict, validate
 from ..errors import ConfigError
 from .points import Ladder, Point, clean
 from .spacings import FORMULAS, SpacingOptions
@@ -37,6 +37,11 @@ class ContinuousProcess:
     @classmethod
     def from_config(cls: type[P], values: Mapping[str, Any]) -> P:
         """Build from untrusted JSON; unknown, mistyped or absurd values raise ConfigError naming the key."""
+        named = values.get("process", cls.name) if isinstance(values, Mapping) else cls.name
+        if named != cls.name:
+            raise ConfigError(
+                f"process: {cls.__name__} is the process {cls.name}, got {shown(named)}; process_from_config takes all"
+            )
         return from_dict(cls, {k: v for k, v in values.items() if k != "process"}, f"process {cls.name}")
 
     def to_config(self) -> dict[str, Any]:
@@ -69,6 +74,10 @@ class ContinuousProcess:
         """
         raise NotImplementedError
 
+    def spread(self, options: SpacingOptions, low: float, high: float, count: int) -> np.ndarray:
+        """`count` levels from `high` down to `low` by the formula that `options` choose, float64 [count]."""
+        return options.formula_levels(low, high, count)
+
     def ladder(
         self,
         steps: int,
@@ -96,7 +105,7 @@ class ContinuousProcess:
             high = float(levels[0]) if sigma_max is None else sigma_max
             if count > 1 and low >= high:
                 raise ConfigError(f"sigma_min: {low:.4g} must be below sigma_max, {high:.4g}")
-            levels = options.formula_levels(low, high, count)
+            levels = self.spread(options, low, high, count)
         elif sigma_min is not None or sigma_max is not None:
             raise ConfigError(
                 f"sigma_min, sigma_max: have an effect only with one of {', '.join(FORMULAS)}; the process "

@@ -30,7 +30,10 @@ class DEISOptions(LambdaOptions):
 
 
 def deis(schedule: AnyProcess, steps: int, options: DEISOptions) -> Table:
-    """rho AB-DEIS in log(rho): noise prediction, the polynomial in log(rho) = -lambda; order - 1 slots."""
+    """The paper's tAB-DEIS with a polynomial in lambda, where theirs is in t, as in diffusers; order - 1 slots.
+
+    lambda = log(alpha / sigma) = -log(rho), rho being the paper's: its rho AB-DEIS has a polynomial in rho itself.
+    """
     ladder = lambda_ladder(schedule, steps, options)
     orders = adams_orders(ladder, options.solver_order)
     if options.lower_order_final and steps < FEW_STEPS:

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ConfigError
 
-NORMAL = ("aten::randn", "aten::randn_like", "aten::normal_")
+NORMAL = ("aten::randn", "aten::randn_like", "aten::normal", "aten::normal_", "aten::normal_functional")
+NEW = ("aten::empty", "aten::zeros", "aten::ones", "aten::full")
 
 
 class Draws:
@@ -24,16 +25,17 @@ class Draws:
 
     def __init__(self, noise: Sequence[Tensor], name: str, step: int) -> None:
         self.left, self.name, self.step = list(noise), name, step
+        self.shape = tuple(noise[0].shape)
 
     def next(self, shape: Sequence[int]) -> Tensor:
         """A noise of the state's shape."""
         if not self.left:
             raise ConfigError(f"{self.name}: step {self.step} draws noise too often; a table's row has one")
         noise = self.left.pop(0)
-        if tuple(shape) != tuple(noise.shape):
+        if tuple(shape) != self.shape:
             raise ConfigError(
                 f"{self.name}: step {self.step} draws noise of shape {list(shape)}, not of the state's, "
-                f"{list(noise.shape)}"
+                f"{list(self.shape)}"
             )
         return noise.clone()
 
@@ -61,7 +63,7 @@ class _Driven(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func._schema.name
         if name in NORMAL:
-            return self._noise(name, args, kwargs)
+            return self._noise(func, args, kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise ConfigError(
                 f"{self.draws.name}: step {self.draws.step} draws other noise than normal: {name}"
@@ -70,17 +72,23 @@ class _Driven(TorchDispatchMode):
             dtype = kwargs.get("dtype")
             if dtype is not None and dtype.is_floating_point:
                 kwargs = {**kwargs, "dtype": torch.float64}
+        if name in NEW and tuple(args[0])[-len(self.draws.shape) :] == self.draws.shape:
+            dtype = kwargs.get("dtype") or torch.get_default_dtype()
+            if dtype.is_floating_point:  # a buffer for states
+                kwargs = {**kwargs, "dtype": torch.float64}
         return func(*args, **kwargs)
 
-    def _noise(self, name: str, args: Any, kwargs: Any) -> Tensor:
-        if name == "aten::randn":
-            return self.draws.next(args[0])
-        noise = self.draws.next(args[0].shape)
-        if name == "aten::randn_like":
-            return noise
-        mean = args[1] if len(args) > 1 else kwargs.get("mean", 0.0)
-        std = args[2] if len(args) > 2 else kwargs.get("std", 1.0)
-        return args[0].copy_(mean + std * noise)
+    def _noise(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        """What any overload of the operations in NORMAL returns, from our noise."""
+        given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+        mean, std = given.get("mean", 0.0), given.get("std", 1.0)
+        shape = given.get("size")
+        if shape is None:
+            tensors = [v for v in (given.get("self"), mean, std) if isinstance(v, Tensor)]
+            shape = torch.broadcast_shapes(*(v.shape for v in tensors))
+        value = mean + std * self.draws.next(shape)
+        into = given.get("out", given["self"] if func._schema.name == "aten::normal_" else None)
+        return value if into is None else into.copy_(value)
 
 
 class _Brownian:
@@ -101,7 +109,7 @@ class _Brownian:
         if time in self.path:
             return self.path[time]
         assert self.draws is not None
-        noise = self.draws.next(self.draws.left[0].shape if self.draws.left else ())
+        noise = self.draws.next(self.draws.shape)
         below = max((t for t in self.path if t < time), default=None)
         above = min((t for t in self.path if t > time), default=None)
         if below is None or above is None:

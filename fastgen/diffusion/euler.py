@@ -17,8 +17,11 @@ from ..config import bounded, one_of
 from ..errors import ConfigError
 from .churn import ChurnOptions, arrivals, initial_scale
 from .processes import AnyProcess
+from .runge_kutta import runge_kutta_step, to_clean
 from .sigmas import SigmaOptions, sigma_ladder
-from .table import H, Table, TableBuilder, X
+from .table import Table, TableBuilder, X
+
+HEUN = ((1.0,), (1 / 2, 1 / 2))  # Butcher's tableau
 
 
 @dataclass(frozen=True)
@@ -76,18 +79,14 @@ def heun(schedule: AnyProcess, steps: int, options: HeunOptions) -> Table:
     """Algorithm 2 of the paper: a little noise, an Euler step, then the mean of the slopes at its two ends.
 
     Two rows a step, but for the last, which goes to sigma = 0 by an Euler step: 2 * steps - 1 network evaluations.
-    The slot holds the step taken with half the first slope.
     """
     ladder, clipped = sigma_ladder(schedule, steps, options), options.clipped
     begins = arrivals(schedule, ladder, options)
     rows = TableBuilder("heun", clip=options.clip, threshold=options.threshold)
     for i, after in enumerate(ladder.knots[1:]):
-        now, following = begins[i].point, begins[i + 1]
-        z, slope, step = X / now.scale, now.slope(clipped), after.level - now.level
+        now = begins[i].point
         if after.level == 0.0:
-            rows.evaluate(now, after.scale * (z + step * slope))
+            rows.evaluate(now, to_clean(now, after, clipped))
             break
-        half = after.scale * (z + step / 2 * slope)
-        rows.evaluate(now, after.scale * (z + step * slope), slot=0, history=half)
-        rows.evaluate(after, following.of(H[0] + after.scale * step / 2 * after.slope(clipped)))
+        runge_kutta_step(rows, (now, after), after, HEUN, clipped, begins[i + 1].of)
     return rows.table(initial_scale=initial_scale(ladder, begins[0]))

@@ -18,8 +18,10 @@ from ..errors import ConfigError
 from .continuous import ContinuousProcess
 from .points import Point
 from .prediction import estimates
+from .spacings import SpacingOptions
 
 NEARLY = 1e-6  # from pure noise, where log-SNR must be finite
+MOST_MU = 20.0  # of a dynamic shift, |mu|: base_shift's and max_shift's own bound
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,19 @@ class FlowMatching(ContinuousProcess):
                 f"base_image_seq_len: {self.base_image_seq_len} must be below max_image_seq_len, "
                 f"{self.max_image_seq_len}"
             )
-        if (
-            self.use_dynamic_shifting
-            and self.time_shift_type == "linear"
-            and self.image_seq_len
-            and self.mu <= 0
-        ):
+        if self.image_seq_len is None:
+            return
+        if not self.use_dynamic_shifting:
+            raise ConfigError(
+                "image_seq_len: has an effect only with use_dynamic_shifting=True; leave it out"
+            )
+        if abs(self.mu) > MOST_MU:
+            raise ConfigError(
+                f"image_seq_len: {self.image_seq_len} gives the dynamic shift mu = {self.mu:.4g}, expected "
+                f"{-MOST_MU:g} to {MOST_MU:g}: it is too far from base_image_seq_len and max_image_seq_len, or "
+                "base_shift and max_shift too far apart"
+            )
+        if self.time_shift_type == "linear" and self.mu <= 0:
             raise ConfigError(f"image_seq_len: a linear time shift needs mu > 0, got {self.mu:.4g}")
 
     @property
@@ -108,6 +117,10 @@ class FlowMatching(ContinuousProcess):
             raise ConfigError(
                 "timestep_spacing: leading has no meaning for the process flow; use linspace or trailing"
             )
+        if low == 1.0 and (finite or (count > 1 and spacing != "trailing")):
+            raise ConfigError(
+                "num_train_timesteps: 1 leaves no level between noise and data; expected at least 2"
+            )
         if spacing == "trailing":
             levels = np.linspace(1.0, 1.0 / count, count)
         elif finite and self.lambda_levels == "nearly_one":
@@ -124,6 +137,16 @@ class FlowMatching(ContinuousProcess):
                 raise ConfigError("shift_terminal: needs at least 2 steps")
             levels = 1.0 - left * ((1.0 - self.shift_terminal) / left[-1])
         return np.minimum(levels, 1.0 - NEARLY) if finite else levels
+
+    def spread(self, options: SpacingOptions, low: float, high: float, count: int) -> np.ndarray:
+        """As for all processes; use_lu_lambdas: even in log-SNR = log((1 - sigma) / sigma), from a finite one."""
+        if not options.use_lu_lambdas or high > 1.0:  # which `point` refuses
+            return super().spread(options, low, high, count)
+        if high == 1.0:  # pure noise
+            high = float(self.natural(count, finite=True)[0])
+            low = min(low, high)
+        ratios = options.formula_levels(low / (1.0 - low), high / (1.0 - high), count)
+        return ratios / (1.0 + ratios)
 
     @property
     def _factor(self) -> float:

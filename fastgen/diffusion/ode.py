@@ -8,14 +8,17 @@ end is the network's estimate of x_0: there is no slope at w = 0.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
-import numpy as np
-
-from .points import Point
 from .processes import AnyProcess
+from .runge_kutta import runge_kutta_step, to_clean
 from .sigmas import SigmaOptions, sigma_ladder
-from .table import H, Table, TableBuilder, X
+from .table import Table, TableBuilder
+
+# Butcher's tableaus: the rows of a_ij after the first, then the weights.
+MIDPOINT = ((1 / 2,), (0.0, 1.0))
+RK4 = ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
 
 
 @dataclass(frozen=True)
@@ -24,23 +27,15 @@ class RungeKuttaOptions(SigmaOptions):
 
 
 def midpoint(schedule: AnyProcess, steps: int, options: RungeKuttaOptions) -> Table:
-    """The explicit midpoint rule, second order: a step with the slope half way. 2 * steps - 1 network evaluations.
-
-    The slot holds the state at the beginning of the step.
-    """
+    """The explicit midpoint rule, second order: a step with the slope half way. 2 * steps - 1 network evaluations."""
     ladder, clipped = sigma_ladder(schedule, steps, options), options.clipped
     rows = TableBuilder("midpoint", clip=options.clip, threshold=options.threshold)
-    for now, after in zip(ladder.points, ladder.knots[1:], strict=True):
-        z, step = X / now.scale, after.level - now.level
+    for now, after in itertools.pairwise(ladder.knots):
         if after.level == 0.0:
-            rows.evaluate(now, after.scale * (z + step * now.slope(clipped)))
+            rows.evaluate(now, to_clean(now, after, clipped))
             break
-        middle = schedule.point(now.level + step / 2)
-        # The slot is kept in the scale of the step's end, as is the state.
-        rows.evaluate(
-            now, middle.scale * (z + step / 2 * now.slope(clipped)), slot=0, history=after.scale * z
-        )
-        rows.evaluate(middle, H[0] + after.scale * step * middle.slope(clipped))
+        middle = schedule.point((now.level + after.level) / 2)
+        runge_kutta_step(rows, (now, middle), after, MIDPOINT, clipped)
     return rows.table(initial_scale=ladder.initial_scale)
 
 
@@ -49,26 +44,13 @@ def rk4(schedule: AnyProcess, steps: int, options: RungeKuttaOptions) -> Table:
 
     k_1 = d(z),  k_2 = d(z + h k_1 / 2),  k_3 = d(z + h k_2 / 2),  k_4 = d(z + h k_3)
     z' = z + h (k_1 + 2 k_2 + 2 k_3 + k_4) / 6
-
-    Slot 0 holds z, slot 1 the sum so far.
     """
     ladder, clipped = sigma_ladder(schedule, steps, options), options.clipped
     rows = TableBuilder("rk4", clip=options.clip, threshold=options.threshold)
-
-    def slope(point: Point) -> np.ndarray:
-        return point.slope(clipped)
-
-    for now, after in zip(ladder.points, ladder.knots[1:], strict=True):
-        z, h = X / now.scale, after.level - now.level
+    for now, after in itertools.pairwise(ladder.knots):
         if after.level == 0.0:
-            rows.evaluate(now, after.scale * (z + h * slope(now)))
+            rows.evaluate(now, to_clean(now, after, clipped))
             break
-        middle, scale = schedule.point(now.level + h / 2), after.scale
-        z_middle, k = X / middle.scale, slope(middle)
-        rows.evaluate(now, middle.scale * (z + h / 2 * slope(now)), slot=0, history=scale * z)
-        # (z_middle - z) / 3 is h k_1 / 6. Slots are kept in the scale of the step's end.
-        total = H[0] + scale * ((z_middle - H[0] / scale) / 3 + h / 3 * k)
-        rows.evaluate(middle, middle.scale * (H[0] / scale + h / 2 * k), slot=1, history=total)
-        rows.evaluate(middle, H[0] + scale * h * k, slot=1, history=H[1] + scale * h / 3 * k)
-        rows.evaluate(after, H[1] + scale * h / 6 * slope(after))
+        middle = schedule.point((now.level + after.level) / 2)
+        runge_kutta_step(rows, (now, middle, middle, after), after, RK4, clipped)
     return rows.table(initial_scale=ladder.initial_scale)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -104,12 +105,28 @@ def _point(sde: SDE, i: int, steps: int) -> Point:
     """Of step i: VE's levels are even in log(sigma), the others' times even from 1 to sampling_eps."""
     if isinstance(sde, VESDE):
         return sde.point(_sigma(sde, i, steps))
-    return sde.at(float(np.linspace(1.0, sde.end, steps)[i]))
+    return sde.at(float(_times(sde, steps)[i]))
 
 
 def _sigma(sde: VESDE, i: int, steps: int) -> float:
     """sigma_i of the paper's appendix C; after the last step 0."""
-    return 0.0 if i == steps else float(sde.natural(steps)[i])
+    return 0.0 if i == steps else float(_levels(sde, steps)[i])
+
+
+@lru_cache(maxsize=8)
+def _levels(sde: VESDE, steps: int) -> np.ndarray:
+    return sde.natural(steps)
+
+
+@lru_cache(maxsize=8)
+def _times(sde: SDE, steps: int) -> np.ndarray:
+    """Even from 1 to sampling_eps."""
+    return np.linspace(1.0, sde.end, steps)
+
+
+@lru_cache(maxsize=8)
+def _betas(sde: VPSDE, steps: int) -> np.ndarray:
+    return np.linspace(sde.beta_max, sde.beta_min, steps) / steps
 
 
 def _beta(sde: SDE, i: int, steps: int) -> float:
@@ -120,7 +137,7 @@ def _beta(sde: SDE, i: int, steps: int) -> float:
             f"steps: the paper's discrete steps need beta_max / steps below 1, got {sde.beta_max:g} / {steps}; take "
             "more steps, or euler_maruyama"
         )
-    return float(np.linspace(sde.beta_max, sde.beta_min, steps)[i]) / steps
+    return float(_betas(sde, steps)[i])
 
 
 def _reverse_diffusion(sde: SDE, point: Point, i: int, steps: int) -> tuple[np.ndarray, float]:
@@ -148,7 +165,7 @@ def _ancestral(sde: SDE, point: Point, i: int, steps: int) -> tuple[np.ndarray, 
 
 def _euler_maruyama(sde: SDE, point: Point, i: int, steps: int) -> tuple[np.ndarray, float]:
     """The reverse SDE over a time of 1 / steps."""
-    t = sde.time_of(point.sigma) if isinstance(sde, VESDE) else float(np.linspace(1.0, sde.end, steps)[i])
+    t = sde.time_of(point.sigma) if isinstance(sde, VESDE) else float(_times(sde, steps)[i])
     f, g = sde.drift(t), sde.diffusion(t)
     return X - (f * X - g**2 * _score(point)) / steps, g / math.sqrt(steps)
 

@@ -79,7 +79,7 @@ class Solver:
     sde: bool = False
 
     def __call__(self, schedule: AnyProcess, steps: int, **options: Any) -> Table:
-        """The table of `steps` steps, 1 to the process' limit: a network evaluation each, but for heun's two.
+        """The table of `steps` steps, 1 to the process' limit; `len` of it is the number of network evaluations.
 
         Raises ConfigError (a ValueError) for steps or options that are unknown, wrongly typed, out of range,
         or make no sense on this schedule.
@@ -177,7 +177,7 @@ SOLVERS: dict[str, Solver] = {
 
 
 def solver_table(name: str, schedule: AnyProcess, steps: int, **options: Any) -> Table:
-    """The table of solver `name` on `schedule` with `steps` evaluations; ConfigError if unknown."""
+    """The table of solver `name` on `schedule` with `steps` steps; ConfigError if unknown."""
     if name not in SOLVERS:
         raise ConfigError(f"solver: expected one of {', '.join(SOLVERS)}, got {name!r}")
     return SOLVERS[name](schedule, steps, **options)

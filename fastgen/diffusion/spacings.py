@@ -76,8 +76,9 @@ class SpacingOptions(ClipOptions):
     clip_sample and the like: see `ClipOptions`
     timestep_spacing, steps_offset: see `fastgen.diffusion.timesteps`; without effect on a process without timesteps
     use_karras_sigmas, use_exponential_sigmas, use_polyexponential_sigmas, use_beta_sigmas, use_lu_lambdas: levels
-        by a formula of `fastgen.diffusion.spacings` instead, at most one of them. The last is the exponential one, as
-        log-SNR is -log(sigma); diffusers' solvers that count in it tell the network other timesteps with the two
+        by a formula of `fastgen.diffusion.spacings` instead, at most one of them. The last is even in log-SNR: the
+        exponential one, but for flow matching, where log-SNR is log((1 - sigma) / sigma). diffusers' solvers that
+        count in it tell the network other timesteps with the two
     rho: exponent of the Karras (None: 7) or the polyexponential (None: 1) formula
     """
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fastgen_kernels.reverse_step import row
 
+from ..config import shown
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ WIDTH = row.H + row.MAX_SLOTS  # length of a coefficient vector
 LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE = 0, 1, 2
 LANGEVIN_NONE, LANGEVIN_SAMPLE, LANGEVIN_BATCH = 0, 1, 2
 NO_THRESHOLD = (0.0, 0.0)
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 _UNITS = np.eye(WIDTH)
 _UNITS.flags.writeable = False
@@ -77,8 +79,8 @@ class Table:
     learned: how the second half V of a network's channels scales z: 0 not at all (the network has no V), 1 by
         2 ** (lo + (V / 2 + 1 / 2) (hi - lo)) (Nichol & Dhariwal 2021, eq. 15), 2 by sqrt(V)
 
-    Raises ConfigError if anything but `clip` and `sigma` is not finite or a threshold is out of range, ValueError if
-    shapes do not fit, or where a Langevin row is clipped, thresholded, or of learned variance.
+    Raises ConfigError if anything but `clip` and `sigma` is not finite, or a number or a threshold is out of range,
+    ValueError if shapes do not fit, or where a Langevin row is clipped, thresholded, or of learned variance.
     """
 
     name: str
@@ -103,8 +105,7 @@ class Table:
         rows = len(self)
         shapes = {"a": (rows, WIDTH), "b": (rows, WIDTH), "log2_std": (rows, 2), "threshold": (rows, 2)}
         for name in _COLUMNS:
-            dtype = np.int64 if name in ("slot", "noise_step", "langevin") else np.float64
-            array = np.array(getattr(self, name), dtype=dtype)
+            array = _numbers(name, getattr(self, name))
             if name in _SPREAD and array.ndim < len(shapes.get(name, (rows,))):
                 array = np.tile(array, (rows, 1) if name == "threshold" else rows)
             if array.shape != shapes.get(name, (rows,)):
@@ -122,6 +123,18 @@ class Table:
         if self.slot.min() < -1 or self.slot.max() >= row.MAX_SLOTS:
             raise ValueError(
                 f"slot: expected -1 to {row.MAX_SLOTS - 1}, got {self.slot.min()} to {self.slot.max()}"
+            )
+        if self.noise_step.min() < 0 or self.noise_step.max() >= 1 << 32:
+            raise ConfigError(
+                f"noise_step: expected 0 to 2^32 - 1, got {self.noise_step.min()} to {self.noise_step.max()}"
+            )
+        if isinstance(self.initial_scale, bool) or not isinstance(
+            self.initial_scale, (int, float, np.number)
+        ):
+            raise ConfigError(f"initial_scale: expected a number, got {shown(self.initial_scale)}")
+        if not 0 <= self.initial_scale <= MAX_FLOAT32:
+            raise ConfigError(
+                f"initial_scale: expected a number from 0 to {MAX_FLOAT32:.3g}, got {shown(self.initial_scale)}"
             )
         if self.learned not in (LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE):
             raise ValueError(f"learned: expected 0, 1 or 2, got {self.learned!r}")
@@ -146,6 +159,21 @@ class Table:
             raise ValueError("langevin: such a row's x0 is the score: no clip, threshold or learned variance")
         if np.any(on & np.isfinite(self.clip)):
             raise ValueError("threshold: it is a clip of its own; expected clip = inf beside it")
+
+    def check_float32(self) -> None:
+        """Raise ConfigError, by name, where a number is too large for float32, the type that engines step in."""
+        if column := self._beyond_float32:
+            raise ConfigError(
+                f"{self.name}: coefficient {column}: expected numbers up to {MAX_FLOAT32:.3g}, the largest of float32"
+            )
+
+    @cached_property
+    def _beyond_float32(self) -> str | None:
+        for name in _REAL:
+            values = getattr(self, name)
+            if np.any(np.isfinite(values) & (np.abs(values) > MAX_FLOAT32)):
+                return name
+        return None
 
     @property
     def slots(self) -> int:
@@ -174,6 +202,23 @@ _COLUMNS = (
     *("time", "input_scale", "p", "q", "clip", "slot", "noise_step", "a", "b", "log2_std"),
     *_SPREAD,
 )
+
+
+_INTEGERS = ("slot", "noise_step", "langevin")
+_REAL = tuple(name for name in _COLUMNS if name not in (*_INTEGERS, "clip", "sigma"))
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    """A column as float64, or int64 where it is one of whole numbers. Raises ConfigError."""
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name}: expected an array of numbers, got {shown(values)}") from None
+    if name not in _INTEGERS:
+        return array
+    if not np.all(np.isfinite(array) & (np.abs(array) < 1 << 53)) or np.any(array != np.floor(array)):
+        raise ConfigError(f"{name}: expected whole numbers, got {shown(values)}")
+    return array.astype(np.int64)
 
 
 @dataclass

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import shown
 from ..errors import ConfigError
-from .table import Table
+from .table import MAX_FLOAT32, Table
 
 MAX_ROWS = 100_000
 WORDS = ("name", "initial_scale", "learned")
@@ -35,13 +35,17 @@ def table_from_dict(values: Mapping[str, Any], where: str) -> Table:
     name, scale, learned = (values[word] for word in WORDS)
     if not isinstance(name, str) or len(name) > 256 or type(learned) is not int:
         raise ConfigError(f"{where}: expected a name and the number of a learned variance, got {shown(name)}")
-    if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not 0 <= scale < math.inf:
-        raise ConfigError(f"{where}: initial_scale: expected a number of at least 0, got {shown(scale)}")
+    if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not 0 <= scale <= MAX_FLOAT32:
+        raise ConfigError(
+            f"{where}: initial_scale: expected a number from 0 to {MAX_FLOAT32:.3g}, got {shown(scale)}"
+        )
     columns = {field: _column(values[field], f"{where}: {field}") for field in fields if field not in WORDS}
     try:
-        return Table(name=name, initial_scale=float(scale), learned=learned, **columns)
-    except ConfigError:
-        raise
+        table = Table(name=name, initial_scale=float(scale), learned=learned, **columns)
+        table.check_float32()
+        return table
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
 

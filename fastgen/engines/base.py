@@ -53,7 +53,8 @@ class Engine:
         self._check_alive()
         if self._owner == threading.get_ident():
             raise FastgenError(
-                "this engine is busy in this thread: first finish its stream or leave its callback"
+                "this engine is busy in this thread: first finish its stream, or leave its callback or its session, "
+                "whose add() takes the same arguments"
             )
         with self._lock:
             self._owner = threading.get_ident()

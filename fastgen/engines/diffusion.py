@@ -191,7 +191,7 @@ class DiffusionEngine(Engine):
 
         n: how many; by default as many as there are seeds, labels or values in a list, else 1.
         seed: sample k has seed + k, in [0, 2^64); seeds: one a sample. Neither: seeds from the system's entropy.
-            A sample depends on its seed, not on how many are drawn beside it.
+            A sample depends on its seed, not on how many are drawn beside it (but with step_size="batch").
         labels: class numbers or names, one for all or one a sample; None is "no label".
         solver, steps (alias num_inference_steps), eta, **options: a name in ``fastgen.diffusion.SOLVERS``, its steps
             (a network evaluation each; heun's n take 2n - 1), and its own options; the checkpoint's by default. Or a
@@ -225,6 +225,18 @@ class DiffusionEngine(Engine):
             eta=eta,
             **options,
         )
+        return self.draw(request, callback=callback, progress=progress, output_type=output_type)
+
+    def draw(
+        self,
+        request: Request,
+        *,
+        callback: Callback | None = None,
+        progress: bool = False,
+        output_type: str = "pt",
+    ) -> Tensor | np.ndarray | list:
+        """As `sample`, of what `request` returned."""
+        to_output(None, output_type)
         # No bar, not even a disabled one, where none is wanted: tqdm's lock may be held when a process forks.
         with self._run(request) as run, tqdm(total=0, unit="step") if progress else nullcontext() as bar:
             for step, total in run.steps(self.loop.micro_batch):
@@ -369,7 +381,7 @@ class DiffusionEngine(Engine):
 
     def request(self, /, n: int | None = None, **arguments: Any) -> Request:
         """What ``sample(n, **arguments)`` would draw, with every default and random seed filled in."""
-        request = resolve(self.settings, n=n, classifier_classes=self._classes, **arguments)
+        request = resolve(self.settings, self._classes, n=n, **arguments)
         for plan in request.kinds:
             if isinstance(self.network, Wrapped):
                 self.network.check_times(plan.table)

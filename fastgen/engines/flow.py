@@ -20,19 +20,22 @@ from ..config import from_dict, shown
 from ..errors import ConfigError, FastgenError
 from ..fused.flow import FusedFlow
 from ..images import to_output
-from ..models.flow.coupling import Coupling
 from ..models.flow.flow import Flow
 from ..runtime.batches import Batches
-from ..runtime.device import DTYPES, choose_device, choose_dtype
+from ..runtime.capture import plainly
+from ..runtime.device import choose_device
 from .arguments import as_index, sample_seeds
 from .base import Engine, capture_backend
 from .flow_bits import BitsPerDim, to_levels
 from .flow_calls import FlowCalls
 from .flow_request import FlowRequest, FlowSettings, conditions, resolve
-from .flow_verification import verify
+from .flow_verification import check_reference, verify
+from .flow_weights import Weights, count_writes, place
 from .verification import Verification
 
 MAX_DRAWS = 100_000  # dequantisation samples
+PICTURES_AT_A_TIME = 64
+ROWS_AT_A_TIME = 1024  # 64 would wait for Python, not for arithmetic
 
 
 class FlowEngine(Engine):
@@ -55,7 +58,7 @@ class FlowEngine(Engine):
         source: str = "",
         networks: dict[str, str] | None = None,
         provenance: Mapping[str, Any] | None = None,
-        max_batch: int = 64,
+        max_batch: int | None = None,
         graph: bool | str = True,
     ) -> None:
         """`flow` is moved to `device` and `dtype` and belongs to the engine from here on.
@@ -65,8 +68,9 @@ class FlowEngine(Engine):
             rounded so; a round trip is then off by what rounding makes of a changed input, far above float32's.
             "float64": everything. None leaves the types as they are.
         source, networks, provenance: where it came from, for records. max_batch: samples at a time (more are done in
-            turns; fewer once memory has run out). graph: capture each direction as one CUDA graph for each power of
-            two of samples; False runs one operation at a time; "recorded" is a stand-in for the CPU.
+            turns; fewer once memory has run out), by default 64 pictures or 1024 rows. graph: capture each direction
+            as one CUDA graph for each power of two of samples; False runs one operation at a time; "recorded" is a
+            stand-in for the CPU.
 
         Raises CheckpointError, naming the layer, where one has no inverse.
         """
@@ -79,10 +83,12 @@ class FlowEngine(Engine):
         except RuntimeError as error:  # no triton
             raise FastgenError(str(error)) from error
         with torch.inference_mode(False):  # weights outlive the caller's mode
-            self.dtype, self.state_dtype = _place(flow, self.device, dtype)
+            self.dtype, self.state_dtype = place(flow, self.device, dtype)
         self.flow = flow.eval()
+        if max_batch is None:
+            max_batch = PICTURES_AT_A_TIME if len(flow.data_shape) == 3 else ROWS_AT_A_TIME
         self.batches = Batches(self.device, max_batch=max_batch, backend=capture_backend(graph))
-        self._modules: list[nn.Module] = []
+        self._weights: Weights | None = None
         self._refold()
         super().__init__()
 
@@ -105,14 +111,16 @@ class FlowEngine(Engine):
         class_names: Sequence[str] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        max_batch: int = 64,
+        max_batch: int | None = None,
         graph: bool | str = True,
     ) -> FlowEngine:
         """From a `Flow` of your own, made of any `Layer`s. By default it stays where and as it is.
 
-        It is used, not copied: weights that change in place (an optimiser, `load_state_dict`) show in the next call,
-        which folds them anew; what was written through `.data` shows after `refresh`. Every call puts it into eval
-        mode. Other arguments: see ``FlowEngine``. Raises ConfigError or CheckpointError.
+        It is used, not copied: weights that change in place (an optimiser, `load_state_dict`), tensors and modules that
+        are replaced show in the next call, which folds them anew; what was written through `.data` and hooks that were
+        added show after `refresh`. Every call puts it into eval mode. Its values and types stay, but the filters of
+        its couplings' networks come to lie channels-last, and tensors made in inference mode are replaced by copies.
+        Other arguments: see ``FlowEngine``. Raises ConfigError or CheckpointError.
         """
         if not isinstance(flow, Flow):
             raise ConfigError(
@@ -194,7 +202,8 @@ class FlowEngine(Engine):
         as for `log_prob`, and the result is exact. samples: dequantisations averaged for each x (importance-weighted).
         seed: of their noise; that of x[k] is seed + k.
         """
-        if type(as_index(samples)) is not int or not 1 <= samples <= MAX_DRAWS:
+        samples = as_index(samples)
+        if type(samples) is not int or not 1 <= samples <= MAX_DRAWS:
             raise ConfigError(f"samples: expected an int from 1 to {MAX_DRAWS}, got {shown(samples)}")
         dimensions = math.prod(self.flow.data_shape)
         if self.flow.levels is None:
@@ -256,7 +265,8 @@ class FlowEngine(Engine):
         pictures are clipped to [-1, 1]. labels, context: one for all or one a pair.
         """
         self._check_output(output_type)
-        if type(as_index(steps)) is not int or not 2 <= steps <= 10_000:
+        steps = as_index(steps)
+        if type(steps) is not int or not 2 <= steps <= 10_000:
             raise ConfigError(f"steps: expected an int from 2 to 10000, got {shown(steps)}")
         ends = [self.encode(x, labels=labels, context=context) for x in (a, b)]
         if len(ends[0][0]) != len(ends[1][0]):
@@ -280,19 +290,23 @@ class FlowEngine(Engine):
         max |x - decode(encode(x))|. A captured call must equal the uncaptured one bit for bit. ``print`` the result, or
         take its ``to_dict()``; ``passed`` is the verdict.
 
-        reference: the flow in full precision, for the drift of the whole (by default the engine's own weights).
+        reference: the flow in full precision, for the drift of the whole (by default the engine's own weights): any
+            `Flow` on the same data, with the same latents and conditions.
         """
+        batch, seed = as_index(batch), as_index(seed)
         if type(batch) is not int or not 1 <= batch <= self.batches.max_batch:
             raise ConfigError(
-                f"batch: expected an int from 1 to max_batch = {self.batches.max_batch}, got {batch!r}"
+                f"batch: expected an int from 1 to max_batch = {self.batches.max_batch}, got {shown(batch)}"
             )
         if type(seed) is not int or not 0 <= seed < 1 << 63:
-            raise ConfigError(f"seed: expected an int from 0 to 2^63 - 1, got {seed!r}")
+            raise ConfigError(f"seed: expected an int from 0 to 2^63 - 1, got {shown(seed)}")
+        if reference is not None:
+            check_reference(reference, self.flow)
         with self._session():
             return verify(self, reference, batch, seed)
 
     def refresh(self) -> None:
-        """Fold the flow's weights anew, for changes that PyTorch does not count: those made through `.data`."""
+        """Fold the flow's weights anew, for changes that are not seen: written through `.data`, hooks added."""
         with self._alone():
             self._refold()
 
@@ -351,37 +365,29 @@ class FlowEngine(Engine):
     @contextmanager
     def _session(self) -> Iterator[None]:
         with self._alone():
-            if any(module.training for module in self._modules):
-                self.flow.eval()
-            if self._stamp() != self._stamped:
+            if self._weights is None or self._weights.changed:
                 self._refold()
+            elif any(module.training for module in self._weights.modules):
+                self.flow.eval()
             yield
 
     def _restart(self) -> None:
         self._refold()
 
+    @plainly
     def _refold(self) -> None:
-        """Everything that was computed from the weights, anew."""
+        """Everything that was computed from the weights, anew; where that is refused, the next call tries again."""
+        self._weights = None
         self.batches.clear()
-        self._modules = list(self.flow.modules())
-        self._stamped = self._stamp()
-        with torch.no_grad(), torch.inference_mode(False):
-            self.fused = FusedFlow(self.flow, self.device, self.state_dtype)
+        count_writes(self.flow.eval())
+        weights = Weights(self.flow)
+        self.fused = FusedFlow(self.flow, self.device, self.state_dtype)
         self.calls = FlowCalls(self.fused)
-
-    def _stamp(self) -> list[tuple[int, int]]:
-        """Of every parameter and buffer, where it lies and how often it was changed in place."""
-        return [
-            (value.data_ptr(), 0 if value.is_inference() else value._version)
-            for module in self._modules
-            for values in (module._parameters, module._buffers)
-            for value in values.values()
-            if value is not None
-        ]
+        self._weights = weights
 
     def _condition(self, count: int, labels: Any, context: Any) -> tuple[Tensor, ...]:
         self._check_alive()  # before the first tensor on the device
-        return conditions(self.settings, self.flow, count, labels, context, self.device)
+        return conditions(self.settings, self.flow, count, labels, context, self.device, self.state_dtype)
 
     def _data(self, name: str, x: Any) -> Tensor:
         return self._tensor(name, x, self.flow.data_shape)
@@ -408,34 +414,6 @@ class FlowEngine(Engine):
             raise ConfigError(
                 f"output_type: {output_type} is for pictures in [-1, 1]; this flow's data has its own units: take pt"
             )
-
-
-def _place(
-    flow: Flow, device: torch.device, dtype: str | torch.dtype | None
-) -> tuple[torch.dtype, torch.dtype]:
-    """Move `flow`; the type of its couplings' networks, and that of everything else. Raises ConfigError."""
-    flow.to(device)
-    couplings = [m for layers in flow.scales for m in layers if isinstance(m, Coupling)]  # type: ignore[attr-defined]
-    if dtype is None:
-        own = next((p.dtype for p in flow.parameters()), torch.float32)
-        networks = (p.dtype for c in couplings for p in c.network.parameters())
-        chosen = next(networks, own)
-        state = torch.promote_types(chosen, torch.float32)
-    elif dtype in ("float64", torch.float64):
-        chosen = state = torch.float64
-        flow.to(dtype=state)
-    else:
-        try:
-            chosen = torch.float32 if dtype == "auto" else choose_dtype(dtype, device)
-        except ConfigError:
-            known = ", ".join((*DTYPES, "float64"))
-            raise ConfigError(f"dtype: expected auto, {known}, got {dtype!r}") from None
-        state = torch.float32
-        flow.to(dtype=state)
-    for coupling in couplings:
-        layout: dict[str, Any] = {"memory_format": torch.channels_last}
-        coupling.network.to(dtype=None if dtype is None else chosen, **layout)
-    return chosen, state
 
 
 def _name(dtype: torch.dtype) -> str:

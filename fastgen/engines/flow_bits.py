@@ -38,7 +38,8 @@ class BitsPerDim:
     @property
     def standard_error(self) -> float:
         """Of the mean; NaN for a single sample."""
-        return float(self.values.std() / math.sqrt(len(self.values)))
+        count = len(self.values)
+        return float(self.values.std() / math.sqrt(count)) if count > 1 else math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Its mean and what it is, as JSON types."""
@@ -62,13 +63,23 @@ def to_levels(x: Any, levels: int) -> Tensor:
     """Pictures in [-1, 1] whose values are levels, or the levels as integers, as int32. Raises ConfigError."""
     if not isinstance(x, Tensor) or x.dtype in (torch.bool, torch.complex64, torch.complex128):
         raise ConfigError(f"x: expected a tensor of pictures, got {shown(x)}")
-    exact = x if not x.is_floating_point() else (x.double() + 1) * ((levels - 1) / 2)
-    k = exact.round().to(torch.int32) if x.is_floating_point() else x.to(torch.int32)
-    if not bool(((k >= 0) & (k < levels)).all()) or (
-        x.is_floating_point() and not bool(((exact - k).abs() <= GRID).all())
-    ):
+    if not x.is_floating_point():
+        k = x.to(torch.int64)  # int32 would wrap
+        fits = (k >= 0) & (k < levels)
+    else:
+        # Arithmetic in x's type leaves k / levels some eps off.
+        grid = max(GRID, torch.finfo(x.dtype).eps * levels)
+        if grid >= 0.5:
+            raise ConfigError(
+                f"x: {str(x.dtype).removeprefix('torch.')} cannot tell {levels} levels apart; "
+                "hand over the levels as integers, or pictures in a wider type"
+            )
+        exact = (x.double() + 1) * ((levels - 1) / 2)
+        k = exact.round()
+        fits = (k >= 0) & (k < levels) & ((exact - k).abs() <= grid)
+    if not bool(fits.all()):
         raise ConfigError(
             f"x: expected pictures in [-1, 1] of {levels} levels (level k is 2 k / {levels - 1} - 1), or the levels as "
             "integers; got values between or beyond them. log_prob takes any values"
         )
-    return k
+    return k.to(torch.int32)

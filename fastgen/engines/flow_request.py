@@ -99,11 +99,17 @@ def resolve(
 
 
 def conditions(
-    settings: FlowSettings, flow: Flow, count: int, labels: Any, context: Any, device: torch.device
+    settings: FlowSettings,
+    flow: Flow,
+    count: int,
+    labels: Any,
+    context: Any,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
-    """What `count` samples are conditioned on: (labels int64 [count],), (context float32 [count, D_c],) or ().
+    """What `count` samples are conditioned on: (labels int64 [count],), (context [count, D_c],) or ().
 
-    Raises ConfigError.
+    dtype: of the state, which the context gets. Raises ConfigError.
     """
     if isinstance(labels, Tensor):
         labels = labels.tolist()
@@ -124,4 +130,4 @@ def conditions(
         raise ConfigError(
             f"context: expected shape [{count}, {flow.context}] or [{flow.context}], got {list(context.shape)}"
         )
-    return (context.detach().to(device).expand(count, flow.context),)
+    return (context.detach().to(device, dtype).expand(count, flow.context),)

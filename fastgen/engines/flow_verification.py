@@ -11,25 +11,28 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastgen_kernels import OPS
+from fastgen_kernels import OPS, signed_seeds
 from fastgen_kernels.op import UNIT_ROUNDOFF
 
+from ..errors import ConfigError
 from ..fused.chain import CouplingStep, FoldedStep, Step
 from ..fused.channel_map import fold
 from ..fused.onednn import OneDNNConv
 from ..models.flow.coupling import Coupling
 from ..models.flow.flow import Flow
 from ..models.flow.layers import Layer
+from ..runtime.capture import plainly
+from .arguments import sample_seeds
 from .flow_request import conditions
 from .verification import (
     MARGIN,
     SIMULATIONS,
     Check,
     Verification,
-    _layer,
-    _summed,
     deviation,
     jittering,
+    judge_layer,
+    summed,
     watching,
 )
 
@@ -46,16 +49,16 @@ class _Exact:
     back: tuple[float, float] = (0.0, 0.0)
 
 
-@torch.no_grad()
+@plainly
 def verify(engine: FlowEngine, reference: Flow | None, batch: int, seed: int) -> Verification:
     """As ``FlowEngine.verify`` describes. The engine's lock is held."""
     generator = torch.Generator().manual_seed(seed)
     flow, fused, state = engine.flow, engine.fused, engine.state_dtype
     labels = None if flow.classes is None else torch.randint(flow.classes, (batch,), generator=generator)
     context = torch.randn(batch, flow.context, generator=generator) if flow.context else None
-    condition = conditions(engine.settings, flow, batch, labels, context, engine.device)
+    condition = conditions(engine.settings, flow, batch, labels, context, engine.device, state)
     there = condition[0] if condition else None
-    numbers = torch.arange(seed, seed + batch, device=engine.device)
+    numbers = signed_seeds(sample_seeds(batch, seed, None)).to(engine.device)
     warmth = torch.full((batch,), engine.settings.temperature, device=engine.device, dtype=state)
     x = engine.calls.inward(engine.calls.sample(numbers, warmth, *condition)[0])
 
@@ -101,6 +104,25 @@ def verify(engine: FlowEngine, reference: Flow | None, batch: int, seed: int) ->
         "max |x - decode(encode(x))|": f"{float((outputs['round trip'] - x).abs().max()):.2e}, x as the flow sees it",
     }
     return Verification(facts, checks)
+
+
+def check_reference(reference: object, flow: Flow) -> None:
+    """Raise ConfigError where `reference` cannot stand beside `flow`."""
+
+    def facts(one: Flow) -> dict[str, object]:
+        return {
+            "data": list(one.data_shape),
+            "latents": [list(shape) for shape in one.latent_shapes],
+            "classes": one.classes,
+            "context": one.context,
+        }
+
+    if not isinstance(reference, Flow):
+        raise ConfigError(f"reference: expected a flow in full precision, got {type(reference).__qualname__}")
+    got, want = facts(reference), facts(flow)
+    for name, value in want.items():
+        if got[name] != value:
+            raise ConfigError(f"reference: expected a flow whose {name} are {value}, got {got[name]}")
 
 
 def _exact(flow: Flow) -> Flow:
@@ -188,7 +210,7 @@ def _folded_bound(step: FoldedStep, given: Tensor, inverse: bool) -> Tensor:
     x = given.double().cpu().abs()
     channels = x.shape[1]
     working = UNIT_ROUNDOFF[given.dtype] / UNIT_ROUNDOFF[torch.float32]
-    relative = (_summed(channels + 1) * working + 4.0 * UNIT_ROUNDOFF[given.dtype]) * len(step.layers)
+    relative = (summed(channels + 1) * working + 4.0 * UNIT_ROUNDOFF[given.dtype]) * len(step.layers)
     for layer in reversed(step.layers) if inverse else step.layers:
         there = fold([layer], channels)
         matrix = there.dense()
@@ -268,14 +290,14 @@ def _network(
     for inner, call in seen.items():
         if isinstance(call.module, OneDNNConv):
             call = replace(call, module=call.module.plain)
-        judged = _layer(inner, call, dtype)
+        judged = judge_layer(inner, call, dtype)
         if judged is not None and judged[0].bound is not None:
             bounds.append(judged[0].bound)
     with watching(step.layer.network) as seen:
         step.layer.network(kept.to(dtype), condition)
     rounding = {}
     for inner, call in seen.items():
-        judged = _layer(inner, call, dtype)
+        judged = judge_layer(inner, call, dtype)
         rounding[inner] = None if judged is None else judged[1]
     network: nn.Module = exact.network  # type: ignore[assignment]
     inputs = kept.to(dtype).double().cpu()

@@ -16,6 +16,7 @@ from ..diffusion.table import Table
 from ..errors import ConfigError
 
 MAX_SCALE = 100.0
+OPEN = "inf"  # the high end of guidance_sigmas where there is none
 Weight = Callable[[float], float]
 
 
@@ -108,7 +109,10 @@ class Guidance:
         named = {
             "guidance_scale": list(self.scale) if isinstance(self.scale, tuple) else self.scale,
             "guidance_interval": None if self.interval is None else list(self.interval),
-            "guidance_sigmas": None if self.sigmas is None else list(self.sigmas),
+            # JSON has no number for an open end.
+            "guidance_sigmas": None
+            if self.sigmas is None
+            else [OPEN if v == math.inf else v for v in self.sigmas],
             "guidance_rescale": self.rescale or None,
             "classifier_scale": self.classifier_scale or None,
         }
@@ -134,7 +138,8 @@ def _pair(name: str, value: Any, high: float, meaning: str) -> tuple[float, floa
         return None
     if not is_pair(value) or len(value) != 2:
         raise ConfigError(f"{name}: expected (low, high), {meaning}, got {value!r}")
-    first, last = (_number(name, v, 0.0, high, meaning) for v in value)
+    numbers = [math.inf if isinstance(v, str) and v == OPEN else v for v in value]
+    first, last = (_number(name, v, 0.0, high, meaning) for v in numbers)
     if not first < last:
         raise ConfigError(f"{name}: expected low < high, got {value!r}")
     return first, last

@@ -153,10 +153,17 @@ def module_settings(
             f"from_module takes {', '.join(DEFAULTS)}"
         )
     if not isinstance(schedule, (NoiseSchedule, ContinuousProcess)):
+        told = schedule.get("prediction_type", prediction_type) if isinstance(schedule, Mapping) else None
         schedule = process_from_config(schedule)
+    else:
+        told = schedule.prediction_type
     if prediction_type not in schedule.prediction_types:
         raise ConfigError(
             f"prediction_type: expected one of {', '.join(schedule.prediction_types)}, got {prediction_type!r}"
+        )
+    if told != prediction_type:
+        raise ConfigError(
+            f"prediction_type: the schedule says {told}, the argument {prediction_type}; give both the same"
         )
     values = {
         "schedule": schedule.to_config() | {"prediction_type": prediction_type},

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from numbers import Real
 from typing import Any
 
 from ..config import named
+from ..diffusion.compile import CompiledTable
 from ..diffusion.processes import AnyProcess
 from ..diffusion.solvers import SOLVERS, solver_table
 from ..diffusion.table import LEARNED_NONE, LEARNED_VARIANCE, Table
@@ -48,7 +49,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The arguments of ``sample`` that repeat it, as JSON types."""
         solver = table_to_dict(self.solver) if isinstance(self.solver, Table) else self.solver
-        return {"solver": solver, "steps": self.steps, **self.guidance.to_dict(), **self.options}
+        options = {n: list(v) if isinstance(v, tuple) else v for n, v in self.options.items()}
+        return {"solver": solver, "steps": self.steps, **self.guidance.to_dict(), **options}
 
     def __str__(self) -> str:
         return f"{self.table.name} x {self.steps}"
@@ -64,6 +66,15 @@ def _kept_table(text: str) -> Table:
     return table_from_dict(json.loads(text), "solver")
 
 
+def _text(table: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(table)
+    except (TypeError, ValueError) as error:  # an object that is no JSON; an integer of thousands of digits
+        raise ConfigError(
+            f"solver: expected a name, a Table, or what table_to_dict writes: {error}"
+        ) from None
+
+
 def make_plan(settings: DiffusionSettings, arguments: Mapping[str, Any]) -> Plan:
     """Check one sample's arguments against a model's settings; None is the default. ConfigError, ArgumentError."""
     given = dict(arguments)
@@ -74,9 +85,10 @@ def make_plan(settings: DiffusionSettings, arguments: Mapping[str, Any]) -> Plan
     if eta is not None:
         options["eta"] = eta
     if isinstance(solver, Mapping):
-        solver = _kept_table(json.dumps(solver))
+        solver = _kept_table(_text(solver))
     if isinstance(solver, Table):
         plan = _of_table(solver, steps, options, guidance)
+        _check_prediction(solver, settings)
     else:
         plan = _of_name(settings, solver, steps, options, guidance)
     _check_variance(plan.table, settings)
@@ -89,8 +101,15 @@ def make_plan(settings: DiffusionSettings, arguments: Mapping[str, Any]) -> Plan
             f"classifier_scale: {plan.table.name} does not know what its network predicts, which classifier guidance "
             "needs; take a named solver"
         )
+    plan.table.check_float32()
     if callable(guidance.scale):  # its values from here on: a request is plain data
         plan = dataclasses.replace(plan, guidance=dataclasses.replace(guidance, scale=_called(plan)))
+    if guidance.guides() and plan.weights == 1.0 and not (guidance.interval is guidance.sigmas is None):
+        warnings.warn(
+            f"guidance_interval, guidance_sigmas: none of the {len(plan.table)} network evaluations of "
+            f"{plan.table.name} lies within; nothing is guided",
+            stacklevel=2,
+        )
     _ = plan.weights
     return plan
 
@@ -126,8 +145,6 @@ def _of_name(
     if solver == settings.solver:
         options = {**(settings.solver_options or {}), **options}
     for name, value in options.items():
-        if isinstance(value, Real) and not isinstance(value, (bool, int, float)):
-            options[name] = value = float(value)  # NumPy's
         listed = isinstance(value, (list, tuple))
         if listed:
             options[name] = value = tuple(value)  # can be looked up, as a list cannot
@@ -143,6 +160,15 @@ def _of_name(
     plan = Plan(solver, steps, options, guidance, settings.noise_schedule)
     _ = plan.table  # checks steps and options
     return plan
+
+
+def _check_prediction(table: Table, settings: DiffusionSettings) -> None:
+    predicts = settings.noise_schedule.prediction_type
+    if isinstance(table, CompiledTable) and not table.fits(predicts):
+        raise ConfigError(
+            f"solver: {table.name} was configured for a network that predicts {table.prediction_type}, this model's "
+            f"predicts {predicts}; compile it with prediction_type={predicts}"
+        )
 
 
 def _check_variance(table: Table, settings: DiffusionSettings) -> None:

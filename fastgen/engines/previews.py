@@ -43,7 +43,7 @@ class Run:
             self.session.step()
             self.done.update(self.session.finished())
             step += 1
-            yield step, max(step, total)  # more than planned where tables had to wait for room
+            yield step, max(step, total)  # more than planned where memory has run out
 
     def images(self) -> Tensor:
         """float32 [n, C, H, W] in [-1, 1], the caller's own: results, and states of what is not done; grey before."""

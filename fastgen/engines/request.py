@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from ..diffusion.solvers import SOLVERS
+from ..diffusion.table import LANGEVIN_BATCH
 from ..errors import ArgumentError, ConfigError
 from ..runtime import loop
 from .arguments import sample_count, sample_labels, sample_seeds
@@ -51,20 +54,28 @@ class Request:
             for seed, label, plan in zip(self.seeds, self.labels, self.plans, strict=True)
         ]
 
+    @property
+    def coupled(self) -> bool:
+        """Whether a sample depends on who is drawn beside it: Langevin steps by means over the batch."""
+        return any(bool((plan.table.langevin == LANGEVIN_BATCH).any()) for plan in self.kinds)
+
     def only(self, sample: int) -> Request:
         """The request for one of the samples."""
         return Request((self.seeds[sample],), (self.labels[sample],), (self.plans[sample],))
 
     def to_dict(self) -> dict[str, Any]:
-        """The keyword arguments of ``sample`` that repeat it, as JSON types: lists where samples differ."""
+        """The keyword arguments of ``sample`` that repeat it, as strict JSON: lists where samples differ.
+
+        Not where samples of a solver's ``step_size="batch"`` are drawn beside others than they were, see `coupled`.
+        """
         kinds = self.kinds
         made = {id(plan): plan.to_dict() for plan in kinds}
         arguments: dict[str, Any] = {}
         for name in dict.fromkeys(name for plan in kinds for name in made[id(plan)]):
             values = [made[id(plan)].get(name) for plan in kinds]
             alike = all(type(v) is type(values[0]) and v == values[0] for v in values)
-            # A list of weights, one an evaluation, would read as one weight a sample.
-            if alike and not (name == "guidance_scale" and isinstance(values[0], list)):
+            # A list for all, of weights or of an option, would read as one value a sample.
+            if alike and not (isinstance(values[0], list) and name not in PAIRS):
                 arguments[name] = values[0]
             else:
                 arguments[name] = [made[id(plan)].get(name) for plan in self.plans]
@@ -76,13 +87,13 @@ class Request:
 
 def resolve(
     settings: DiffusionSettings,
+    classifier_classes: int | None = None,
     /,
     *,
     n: int | None = None,
     seed: int | None = None,
     seeds: Sequence[int] | None = None,
     labels: int | str | Sequence[int | str | None] | None = None,
-    classifier_classes: int | None = None,
     **arguments: Any,
 ) -> Request:
     """Check the arguments of ``sample`` against a model's settings. Raises ConfigError or ArgumentError.
@@ -93,6 +104,7 @@ def resolve(
         if arguments.get("steps") is not None:
             raise ArgumentError("steps and num_inference_steps are the same argument: give one")
         arguments["steps"] = arguments.pop("num_inference_steps")
+    arguments = {name: _plain(value) for name, value in arguments.items()}
     lists = {
         name: values for name, value in arguments.items() if (values := _per_sample(name, value)) is not None
     }
@@ -126,11 +138,24 @@ def resolve(
 
 def _per_sample(name: str, value: Any) -> list | None:
     """The values of an argument that is given one a sample, None where it is one for all."""
-    if isinstance(value, (np.ndarray, Tensor)):
-        value = value.tolist()  # a number, where it has no axes
     if not isinstance(value, (list, tuple)) or (name in PAIRS and is_pair(value)):
         return None
+    if name in _listed_options() and not any(v is None or isinstance(v, (list, tuple)) for v in value):
+        return None
     return list(value)
+
+
+@cache
+def _listed_options() -> frozenset[str]:
+    """The options of solvers whose one value is a list of numbers."""
+    return frozenset(o.name for s in SOLVERS.values() for o in s.options if o.type.startswith("tuple"))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's and torch's numbers as Python's, their arrays as lists."""
+    if isinstance(value, (np.ndarray, np.generic, Tensor)):
+        return value.tolist()
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 def _frozen(value: Any) -> Any:

@@ -16,7 +16,11 @@ from .request import Request
 
 
 class Sample(NamedTuple):
-    """A finished sample: its ticket, and float32 [C, H, W] in [-1, 1] on the engine's device, the caller's own."""
+    """A finished sample: its ticket, and float32 [C, H, W] in [-1, 1] on the engine's device, the caller's own.
+
+    It depends on its request alone, but for a solver with ``step_size="batch"``, which takes means over whoever is in
+    the batch.
+    """
 
     ticket: int
     image: Tensor
@@ -112,7 +116,11 @@ class Session:
                     ticket, single, priority = self._incoming.popleft()
                     inside = self._loop.add(single, priority)
                     self._inside[inside], self._open[ticket] = ticket, inside
-            worked = self._loop.step()
+            try:
+                worked = self._loop.step()
+            except Exception:
+                self._forget_lost()
+                raise
             with self._changed:
                 self._counts["steps"] += worked
                 for inside, image in self._loop.finished():
@@ -123,6 +131,13 @@ class Session:
                         self._counts["finished"] += 1
                 self._changed.notify_all()
         return worked
+
+    def _forget_lost(self) -> None:
+        """After an error: a sample that the loop has dropped for it will never be done."""
+        with self._changed:
+            for inside in [inside for inside in self._inside if inside not in self._loop]:
+                del self._open[self._inside.pop(inside)]
+            self._changed.notify_all()
 
     def finished(self) -> list[Sample]:
         """Samples done since the last call."""

@@ -22,10 +22,10 @@ class DiffusionSettings:
     """Settings of ``Spec(engine="diffusion")``.
 
     schedule: the arguments of :class:`NoiseSchedule` that differ from its defaults, or those of another process and its
-    name (``fastgen.diffusion.processes``). num_classes: labels run from 0
-    to num_classes - 1. null_class: the label the network learnt as "no label", which guidance needs. solver, steps,
-    guidance_scale, solver_options: what ``sample`` uses where the caller says nothing. variance: how the second half
-    of the network's output channels says the variance of a DDPM step; None where there is no such half.
+    name (``fastgen.diffusion.processes``). num_classes: labels run from 0 to num_classes - 1. null_class: the label the
+    network learnt as "no label", which guidance needs. solver, steps, guidance_scale, solver_options: what ``sample``
+    uses where the caller says nothing. variance: how the second half of the network's output channels says the variance
+    of a DDPM step; None where there is no such half.
     """
 
     schedule: dict

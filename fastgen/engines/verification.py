@@ -135,7 +135,7 @@ def verify(engine: DiffusionEngine, reference: nn.Module | None, batch: int, see
 
     checks, rounding = [], {}
     for name, call in seen.items():
-        judged = _layer(name, call, engine.dtype)
+        judged = judge_layer(name, call, engine.dtype)
         if judged is not None:
             check, rounding[name] = judged
             other = wanted.calls.get(name)
@@ -251,7 +251,7 @@ def jittering(
             handle.remove()
 
 
-def _layer(name: str, call: Call, dtype: torch.dtype) -> tuple[Check, Tensor | None] | None:
+def judge_layer(name: str, call: Call, dtype: torch.dtype) -> tuple[Check, Tensor | None] | None:
     """The layer alone, on the very inputs that the engine gave it, in float64; and what rounding explains there."""
     module = copy.deepcopy(call.module).to("cpu", torch.float64)
     inputs = [_exactly(value) for value in call.inputs]
@@ -290,7 +290,7 @@ def _products(module: nn.Module, call: Call) -> float:
     return UNIT_ROUNDOFF[call.output.dtype] if isinstance(module, nn.Linear) else 0.0
 
 
-def _summed(terms: int) -> float:
+def summed(terms: int) -> float:
     """Relative rounding of a sum of `terms` products in float32, in whatever order.
 
     n u is never exceeded (Higham 2002, eq. 3.5), 6 sqrt(n) u with probability 3e-8 an element (Higham & Mary 2019,
@@ -311,7 +311,7 @@ def _allowed(
         twin = copy.deepcopy(module)
         for parameter in twin.parameters():
             parameter.data.abs_()
-        relative = _summed(module.weight[0].numel() + 1) + products
+        relative = summed(module.weight[0].numel() + 1) + products
         return rounded + relative * twin(inputs[0].abs())
     if isinstance(module, nn.GroupNorm) and len(inputs) == 1:  # not scaled and shifted by an embedding
         x = inputs[0]
@@ -323,7 +323,7 @@ def _allowed(
         scaled = (groups.abs() + mean.abs()) * rstd
         size = (1, -1, *[1] * (x.dim() - 2))
         weight, bias = (1.0 if p is None else p.abs().reshape(size) for p in (module.weight, module.bias))
-        statistics = (scaled * (_summed(groups.shape[2]) * condition + 8.0 * WORKING)).reshape(x.shape)
+        statistics = (scaled * (summed(groups.shape[2]) * condition + 8.0 * WORKING)).reshape(x.shape)
         sums = weight * statistics + 8.0 * WORKING * bias
         if not (isinstance(module, NormAct) and module.act):
             return rounded + sums

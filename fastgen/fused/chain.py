@@ -14,9 +14,11 @@ from torch import Tensor
 
 from fastgen_kernels import affine_coupling_out, use
 
+from ..errors import CheckpointError
 from ..models.flow.coupling import Coupling
 from ..models.flow.layers import Layer, Shape
-from .channel_map import FOLDED, ChannelMap, fold
+from .channel_map import ChannelMap, fold, folds
+from .exactly import hooked
 from .networks import twin
 
 
@@ -48,14 +50,14 @@ class Chain:
         self, layers: Iterable[Layer], shape: Shape, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.steps: list[Step] = []
-        for folded, run in groupby(layers, key=lambda layer: isinstance(layer, FOLDED)):
+        for folded, run in groupby(layers, key=folds):
             group = list(run)
             if folded:
                 self.steps.append(FoldedStep(group, shape, device, dtype))
                 continue  # none of them changes the shape
             for layer in group:
                 layer.check()
-                if isinstance(layer, Coupling):
+                if type(layer) is Coupling and not hooked(layer):  # a subclass may do something else
                     self.steps.append(CouplingStep(layer, torch.empty(1, *shape, device=device, dtype=dtype)))
                 else:
                     self.steps.append(LayerStep(layer))
@@ -84,15 +86,28 @@ class FoldedStep:
     ) -> None:
         self.layers = layers
         there = fold(layers, shape[0])
+        back = there.inverted()
+        if not (there.finite(dtype) and back.finite(dtype)):
+            raise CheckpointError(_overflowing(layers, shape[0], dtype))
         self.log_det = there.log_det * math.prod(shape[1:])
         self._there = _OnDevice.of(there, device, dtype)
-        self._back = _OnDevice.of(there.inverted(), device, dtype)
+        self._back = _OnDevice.of(back, device, dtype)
 
     def forward(self, x: Tensor, condition: Tensor | None, log_det: Tensor | None) -> Tensor:
         return self._there.apply(x)
 
     def inverse(self, y: Tensor, condition: Tensor | None, log_det: Tensor | None) -> Tensor:
         return self._back.apply(y)
+
+
+def _overflowing(layers: Sequence[Layer], channels: int, dtype: torch.dtype) -> str:
+    """Words for a run that, or whose inverse, is not finite in `dtype`: the first such layer, or all together."""
+    singles = [(layer, fold([layer], channels)) for layer in layers]
+    alone = [la.name for la, one in singles if not (one.finite(dtype) and one.inverted().finite(dtype))]
+    where = alone[0] if alone else f"{layers[0].name} to {layers[-1].name}, folded into one"
+    wider = "" if dtype == torch.float64 else ', or take dtype="float64"'
+    kind = str(dtype).removeprefix("torch.")
+    return f"{where}: its map or the inverse of it overflows in {kind}; was its training stable? Train it anew{wider}"
 
 
 @dataclass(frozen=True)

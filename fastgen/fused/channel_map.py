@@ -15,10 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..models.flow.layers import ActNorm, Affine, Layer, Permutation, Scaling
-from ..models.flow.linear import InvertibleConv
+from ..models.flow.layers import ActNorm, Affine, Layer, Permutation, Scaling, Standardise
+from ..models.flow.linear import InvertibleConv, LUConv, PlainConv
+from .exactly import hooked
 
-FOLDED = (ActNorm, Affine, InvertibleConv, Permutation, Scaling)
+FOLDED = (ActNorm, Affine, LUConv, Permutation, PlainConv, Scaling, Standardise)
+
+
+def folds(layer: Layer) -> bool:
+    """Whether `fold` takes it. A subclass of one of `FOLDED` may be another map, and so may one with hooks."""
+    return type(layer) in FOLDED and not hooked(layer)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,11 @@ class ChannelMap:
         assert self.index is not None
         return torch.diag(self.scale)[:, torch.argsort(self.index)]
 
+    def finite(self, dtype: torch.dtype) -> bool:
+        """Whether all of it is, in `dtype`."""
+        values = [value for value in (self.shift, self.scale, self.matrix) if value is not None]
+        return all(bool(value.to(dtype).isfinite().all()) for value in values)
+
     def then(self, other: ChannelMap) -> ChannelMap:
         """This map, then `other`."""
         log_det = self.log_det + other.log_det
@@ -66,7 +77,7 @@ class ChannelMap:
 
 
 def fold(layers: Sequence[Layer], channels: int) -> ChannelMap:
-    """The run of `layers`, each one of `FOLDED`. Raises CheckpointError naming the layer that has no inverse."""
+    """The run of `layers`, which all `folds`. Raises CheckpointError naming the layer that has no inverse."""
     whole: ChannelMap | None = None
     for layer in layers:
         layer.check()

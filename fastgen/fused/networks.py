@@ -1,6 +1,7 @@
 """Twins of the networks inside couplings: the same parameters, fewer passes over memory.
 
-`twin` walks a network and replaces the blocks it knows; what it does not know runs as it is.
+`twin` rewrites the networks of ``fastgen.models.flow`` alone, whose forward is known to use each block as a function.
+Any other network, a subclass of one of them, and one with hooks run as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..models.flow import networks as pictures
+from ..models.flow import vector_networks as vectors
 from ..models.flow.networks import ChannelAffine, ConvNet, WeightNormConv, ZeroConv
+from .exactly import hooked
 from .onednn import OneDNNConv, takes
 
 # Their results are tensors of their own, which nobody else reads: what comes next may work in place.
@@ -73,7 +77,7 @@ class FusedConvNet(nn.Module):
 
     def __init__(self, block: ConvNet) -> None:
         super().__init__()
-        self.condition, self.last = block.condition, FusedZeroConv(block.last)
+        self.condition, self.last = block.condition, _twin(block.last)
         if block.condition.embedding is None:
             both = _sequential(nn.Sequential(block.first, *block.inner))
             self.first, self.inner = both[0], both[1:]
@@ -108,48 +112,68 @@ TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     WeightNormConv: lambda block: _conv(_weight_norm(block)),
     ZeroConv: FusedZeroConv,
     nn.Conv2d: _conv,
+    nn.Sequential: lambda block: _sequential(block),
 }
+
+# They call the modules in them, each a twin then, and look at nothing else of them.
+OURS = (
+    pictures.ResNet,
+    pictures.ResidualBlock,
+    pictures.GatedNet,
+    pictures.GatedBlock,
+    vectors.MLP,
+    vectors.ResidualMLP,
+    vectors.ResidualBlock,
+    vectors.Pair,
+)
 
 
 @torch.no_grad()
 def twin(network: nn.Module) -> nn.Module:
-    """A network that computes what `network` does at inference, with the same parameters where none are folded.
+    """A network that computes what `network`, that of a coupling, does at inference.
 
-    What is folded (weight norm, ZeroConv's factor) is computed from the parameters' values now.
+    It has the same parameters where none are folded. What is folded (weight norm, ZeroConv's factor) is computed from
+    the parameters' values now.
     """
-    made = TWINS.get(type(network))
+    known = type(network) in (*OURS, ConvNet)
+    return _twin(network) if known and not any(map(hooked, network.modules())) else network
+
+
+def _twin(block: nn.Module) -> nn.Module:
+    """The same, of a block within a network of ours: what is unknown there is left as it is."""
+    made = TWINS.get(type(block))
     if made is not None:
-        return made(network)
-    if type(network) is nn.Sequential:  # a subclass may have a forward of its own
-        return _sequential(network)
-    shallow = copy.copy(network)
-    shallow._modules = {name: None if m is None else twin(m) for name, m in network._modules.items()}
+        return made(block)
+    if type(block) not in OURS:
+        return block
+    shallow = copy.copy(block)
+    shallow._modules = {name: None if m is None else _twin(m) for name, m in block._modules.items()}
     return shallow
 
 
 def _sequential(blocks: nn.Sequential, fresh: bool = False) -> nn.Sequential:
-    """`fresh`: nobody else reads the first block's input."""
+    """`fresh`: nobody else reads the first block's input. Types are exact: a subclass may have its own forward."""
     made: list[nn.Module] = []
     for block in blocks:
-        if isinstance(block, WeightNormConv):
+        if type(block) is WeightNormConv:
             block = _weight_norm(block)
         before = made[-1] if made else None
-        if _is_relu(block) and isinstance(before, nn.Conv2d) and takes(before, rectified=True):
+        if _is_relu(block) and type(before) is nn.Conv2d and takes(before, rectified=True):
             made[-1] = OneDNNConv(before, rectified=True)
-        elif isinstance(block, nn.Conv2d):
+        elif type(block) is nn.Conv2d:
             made.append(block)  # for oneDNN below, if no ReLU follows
-        elif isinstance(block, ChannelAffine):
+        elif type(block) is ChannelAffine:
             made.append(FusedChannelAffine(block) if fresh else block)
-        elif fresh and isinstance(block, IN_PLACE):
+        elif fresh and type(block) in IN_PLACE:
             made.append(_in_place(block))
         else:
-            made.append(twin(block))
-        fresh = isinstance(block, FRESH) or (fresh and isinstance(block, IN_PLACE))
-    return nn.Sequential(*(_conv(m) if isinstance(m, nn.Conv2d) else m for m in made))
+            made.append(_twin(block))
+        fresh = type(block) in FRESH or (fresh and type(block) in IN_PLACE)
+    return nn.Sequential(*(_conv(m) if type(m) is nn.Conv2d else m for m in made))
 
 
 def _is_relu(block: nn.Module) -> bool:
-    return isinstance(block, nn.ReLU) or (isinstance(block, nn.LeakyReLU) and block.negative_slope == 0)
+    return type(block) is nn.ReLU or (type(block) is nn.LeakyReLU and block.negative_slope == 0)
 
 
 def _in_place(act: nn.Module) -> nn.Module:

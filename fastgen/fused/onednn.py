@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .exactly import hooked
+
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -49,16 +51,14 @@ class OneDNNConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.detach()
         if weight.dtype in HALF:
-            if (
-                self._packed is None
-            ):  # in the first call: the layout goes by the picture's size, not by the batch's
+            # In the first call: the layout goes by the picture's size, not by the batch's.
+            if self._packed is None:
                 self._packed = torch.ops.mkldnn._reorder_convolution_weight(
                     weight, self._padding, [1, 1], [1, 1], 1, list(x.shape)
                 )
             weight = self._packed
-        elif (
-            len(x) == 1
-        ):  # rearranging the filters costs more than oneDNN gains: PyTorch multiplies matrices instead
+        elif len(x) == 1:
+            # Rearranging the filters costs more than oneDNN gains: PyTorch multiplies matrices instead.
             return self.plain(x)
         return torch.ops.mkldnn._convolution_pointwise(
             x, weight, self.bias, self._padding, [1, 1], [1, 1], 1, self._act, [], ""
@@ -66,9 +66,14 @@ class OneDNNConv(nn.Module):
 
 
 def takes(conv: nn.Module, rectified: bool) -> bool:
-    """Whether `conv` gains by oneDNN's own call here: in half precision, or with a ReLU behind it, on a CPU."""
+    """Whether `conv` gains by oneDNN's own call here: in half precision, or with a ReLU behind it, on a CPU.
+
+    Never one that has hooks, or whose weight is computed (weight norm).
+    """
     if (
         type(conv) is not nn.Conv2d
+        or hooked(conv)
+        or not isinstance(conv.weight, nn.Parameter)
         or conv.weight.device.type != "cpu"
         or not torch.backends.mkldnn.is_available()
     ):

@@ -18,6 +18,7 @@ from torch import Tensor
 from fastgen_kernels.reverse_step import row
 
 RESCALE, THRESHOLD, LANGEVIN = "rescale", "threshold", "langevin"
+EVERY_KIND = (RESCALE, THRESHOLD, LANGEVIN)  # each leaves the rows alone that do not ask for it
 
 
 def adjusted(
@@ -42,7 +43,8 @@ def adjusted(
         F = unconditional + _spread(rows[:, row.GUIDANCE]) * (conditional - unconditional)
     if RESCALE in kinds:
         spread, wanted = _std(F), _std(conditional)
-        works = (rows[:, row.GUIDANCE] != 1.0) & (spread > 0)
+        # A where, not phi = 0: of a step that serves others the quotient may be infinite.
+        works = (rows[:, row.GUIDANCE] != 1.0) & (rows[:, row.RESCALE] != 0) & (spread > 0)
         k = torch.where(works, 1.0 + rows[:, row.RESCALE] * (wanted / spread - 1.0), 1.0)
         rows[:, row.Q].mul_(k)
         _multiply(rows, row.F, k)
@@ -92,7 +94,9 @@ def upper_quantile(values: Tensor, tail: Tensor) -> Tensor:
     larger = torch.where(bits > found, bits, torch.iinfo(torch.int32).max).amin(1, keepdim=True)
     above = torch.where((up_to > index + 1) | (index >= last), found, larger)
     low, high = found.view(torch.float32).double(), above.view(torch.float32).double()
-    return (low + (rank - below) * (high - low)).float()[:, 0]
+    fraction = rank - below
+    # At an order statistic itself the next, which may be infinite, does not count.
+    return torch.where(fraction > 0, low + fraction * (high - low), low).float()[:, 0]
 
 
 def _multiply(rows: Tensor, term: int, factor: Tensor) -> None:

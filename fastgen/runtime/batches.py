@@ -14,15 +14,17 @@ from .device import out_of_memory
 from .graphs import Graphs
 
 Function = Callable[..., tuple[Tensor, ...]]
+_Key = tuple[str, int, str]  # name, samples, types and shapes of the inputs
 
 
 class Batches:
     """Calls functions of tensors [B, ...] that return tensors [B, ...], sample by sample independent.
 
     max_batch: samples a call; more are done in turns. backend: how a call is captured, see ``Graphs``: once for each
-    name and each power of two of samples; what it read and wrote then are buffers of its own, which are filled before
-    and copied after. A captured function must touch nothing but device tensors, and must be the same under one name
-    until `clear`. Where memory runs out, half as many samples go on. Not thread-safe: an engine's lock is.
+    name, each power of two of samples, and the types and shapes of the inputs; what it read and wrote then are buffers
+    of its own, which are filled before and copied after. A captured function must touch nothing but device tensors, and
+    must be the same under one name until `clear`. Where memory runs out, half as many samples go on. Not thread-safe:
+    an engine's lock is.
     """
 
     def __init__(self, device: torch.device, *, max_batch: int = 64, backend: str = "auto") -> None:
@@ -30,8 +32,8 @@ class Batches:
             raise ConfigError(f"max_batch: expected an int of at least 1, got {max_batch!r}")
         self.device, self.max_batch = device, max_batch
         self.micro_batch = max_batch  # less once memory has run out
-        self.graphs = Graphs(backend, device, fields=("name", "batch"))
-        self._buffers: dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]] = {}  # inputs and outputs
+        self.graphs = Graphs(backend, device, fields=("name", "batch", "inputs"))
+        self._buffers: dict[_Key, tuple[list[Tensor], list[Tensor]]] = {}  # inputs and outputs
         self._last = torch.cuda.Event() if device.type == "cuda" else None  # after the last call
 
     @plainly
@@ -65,9 +67,8 @@ class Batches:
                         kept[done : done + count] = values
                     done += count
                     continue
-                self._halve(
-                    count, said
-                )  # not in the handler: there the failed call's tensors are still alive
+                # Not in the handler: there the failed call's tensors are still alive.
+                self._halve(count, said)
         finally:
             if self._last is not None:
                 self._last.record(torch.cuda.current_stream(self.device))
@@ -82,7 +83,8 @@ class Batches:
         if not self.graphs.freezes:
             return function(*inputs)
         count = len(inputs[0])
-        key = name, min(1 << (count - 1).bit_length(), self.micro_batch)
+        kinds = ", ".join(f"{str(v.dtype).removeprefix('torch.')} {list(v.shape[1:])}" for v in inputs)
+        key = name, min(1 << (count - 1).bit_length(), self.micro_batch), kinds
         if key not in self.graphs:
             self._capture(key, function, inputs)
         given, results = self._buffers[key]
@@ -91,8 +93,8 @@ class Batches:
         self.graphs.replay(key)
         return tuple(result[:count].clone() for result in results)
 
-    def _capture(self, key: tuple[str, int], function: Function, inputs: list[Tensor]) -> None:
-        if self._buffers and key[1] > max(batch for _, batch in self._buffers):
+    def _capture(self, key: _Key, function: Function, inputs: list[Tensor]) -> None:
+        if self._buffers and key[1] > max(batch for _, batch, _ in self._buffers):
             self.clear()  # the largest first: what is captured next shares its memory
         given = [torch.zeros(key[1], *v.shape[1:], dtype=v.dtype, device=v.device) for v in inputs]
         results: list[Tensor] = []

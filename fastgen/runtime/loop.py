@@ -2,7 +2,7 @@
 
 Each sample of the batch has its own solver table, row, seed, label and guidance weight, all of them data on the
 device; a step is one network evaluation for everybody and touches only device tensors, so that it can be
-captured once per (batch bucket, guided or not, adjustments) and replayed for every request to come.
+captured once per (batch bucket, guided or not, adjusted or not) and replayed for every request to come.
 
 Where memory does not suffice for the batch, half of the samples sleep in their places and the others go on; a sleeper
 wakes when one before it has left. Its noise is its own, so its picture does not change.
@@ -23,7 +23,7 @@ from fastgen_kernels.reverse_step import row
 from fastgen_kernels.reverse_step.reference import integer_words
 
 from ..errors import ConfigError, OutOfMemoryError
-from .adjust import LANGEVIN, adjusted
+from .adjust import EVERY_KIND, LANGEVIN, adjusted
 from .capture import Step, plainly
 from .classifier import Classifier, towards_label
 from .device import out_of_memory
@@ -33,6 +33,8 @@ from .requests import Active, Request, Waiting
 from .rows import RowPool
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Key = tuple[int, bool, tuple[str, ...]]  # of a step: its batch, whether it is guided, its adjustments
+POOL_ROWS = 1 << 16  # 8 MB of rows: a pool that grows forgets captured steps
 
 
 class Loop:
@@ -42,7 +44,8 @@ class Loop:
     shape: (C, H, W) of a sample. labelled: whether the network takes labels; null_label: the one that stands for none.
     learned: how the network's variance channels are read, as in ``reverse_step``. channels_last: the memory format of
     the network's input, where H*W is a multiple of 4. max_batch: samples that step together; others wait.
-    backend: how a step is captured, see ``Graphs``. Not thread-safe: an engine's lock is.
+    backend: how a step is captured, see ``Graphs``. pool_rows: solver rows that there is room for at first.
+    Not thread-safe: an engine's lock is.
 
     Buffers have room for the largest batch there was so far; captured steps hold their addresses, so that a larger
     batch forgets them, and what is captured next shares the larger one's memory.
@@ -62,7 +65,7 @@ class Loop:
         channels_last: bool = True,
         max_batch: int = 64,
         backend: str = "auto",
-        pool_rows: int = 4096,
+        pool_rows: int = POOL_ROWS,
     ) -> None:
         if type(max_batch) is not int or max_batch < 1:
             raise ConfigError(f"max_batch: expected an int of at least 1, got {max_batch!r}")
@@ -70,7 +73,9 @@ class Loop:
         self.labelled, self.null_label = labelled, null_label
         self.learned, self.max_batch = learned, max_batch
         self.micro_batch = max_batch  # less once memory has run out
-        self.graphs = Graphs(backend, device, fields=("batch", "guided", "adjusted"))
+        # Powers of two up to the batch, guided or not, adjusted or not: room for all, so that none is captured twice.
+        limit = 4 * ((max_batch - 1).bit_length() + 1)
+        self.graphs = Graphs(backend, device, limit=max(16, limit), fields=("batch", "guided", "adjusted"))
         self.classifier: Classifier | None = None  # steps with its gradient are not captured
 
         # Noise is made for four pixels at a time, so channels-last network tensors need planes of whole fours.
@@ -94,11 +99,22 @@ class Loop:
         self._done: list[tuple[int, Tensor]] = []
         self._next_ticket = 0
         self._running: tuple[int, bool] | None = None  # (batch, guided) that the input buffer is filled for
+        self._stale = True  # whether who is in the batch may have to change before the next step
+        self._ripe = False  # whether somebody's last row is done
+        self._batch: list[tuple[int, Active]] = []  # those that step: slot, entry
+        self._classified = False  # whether any of them is guided by the classifier
+        self._key: Key | None = None  # what their steps need; None: to be found
+        self._varies = False  # whether that changes from step to step
+        self._noisy = False  # whether any of them ever adds noise
 
     def add(self, request: Request, priority: int = 0) -> int:
         """Queue a sample, at any time; returns its ticket. Higher priorities get a place first."""
+        initial = request.initial
+        if initial is not None and tuple(initial.shape) != tuple(self.shape):
+            raise ConfigError(f"initial: expected shape {list(self.shape)}, got {list(initial.shape)}")
         ticket = self._next_ticket
         self._next_ticket += 1
+        self._stale = True
         self._waiting.push(ticket, request, priority)
         return ticket
 
@@ -144,31 +160,60 @@ class Loop:
                 self._last.record(torch.cuda.current_stream(self.device))
 
     def _step(self) -> bool:
-        self._collect()
-        self._admit()
-        active = [(s, entry) for s, entry in enumerate(self._active[: self.micro_batch]) if entry is not None]
+        if self._ripe:  # still, where memory ran out while they were handed out
+            self._collect()
+        if self._stale:
+            self._assemble()
+        active = self._batch
         if not active:
             return False
         self._tried = len(active)
-        guided = any(e.request.guided(e.row) for _, e in active)
-        needed = {kind for _, e in active for kind in e.request.adjustments(e.row)}
-        key = (self._bucket(active[-1][0] + 1), guided, tuple(sorted(needed)))
-        classified = any(e.request.classifier_scale for _, e in active)
-        if not classified and key not in self.graphs:
+        if self._key is None or self._varies:
+            self._key = self._key_of(active)
+        key = self._key
+        if not self._classified and key not in self.graphs:
             self._capture(key)
         if key[:2] != self._running:
             self._fill_inputs(*key[:2])
             self._running = key[:2]
-        if self._noise is not None:
-            self._noise.fill([(s, e.request.seed, e.request.table, e.row) for s, e in active])
-        if classified:  # its gradient is taken outside any graph
+        if self._noise is not None and self._noisy:
+            self._noise.fill([(slot, e.request.seed, e.request.table, e.row) for slot, e in active])
+        if self._classified:  # its gradient is taken outside any graph
             self._body(*key, classified=True)()
         else:
             self.graphs.replay(key)
         for _, entry in active:
             entry.row += 1
-        self._collect()
+            if entry.row == entry.rows:
+                self._ripe = True
+        if self._ripe:
+            self._collect()
         return True
+
+    def _assemble(self) -> None:
+        """Who steps from now on: those that are there, those that wake, those that have waited."""
+        self._admit()
+        self._batch = [(s, entry) for s, entry in enumerate(self._active[: self.micro_batch]) if entry]
+        self._classified = any(e.request.classifier_scale for _, e in self._batch)
+        self._varies = any(e.varies for _, e in self._batch)
+        self._noisy = any(any(e.request.table.needs_noise) for _, e in self._batch)
+        self._key = None
+        self._stale = False
+
+    def _key_of(self, active: list[tuple[int, Active]]) -> Key:
+        guided = any(e.request.guided(e.row) for _, e in active)
+        needed = {kind for _, e in active for kind in e.request.adjustments(e.row)}
+        if needed and self.graphs.freezes:  # one captured step for whatever requests combine
+            return self._bucket(active[-1][0] + 1), guided, EVERY_KIND
+        return self._bucket(active[-1][0] + 1), guided, tuple(sorted(needed))
+
+    def __contains__(self, ticket: int) -> bool:
+        """Whether the sample waits, is being drawn, or is done and not fetched."""
+        return (
+            ticket in self._waiting
+            or any(entry is not None and entry.ticket == ticket for entry in self._active)
+            or any(done == ticket for done, _ in self._done)
+        )
 
     def finished(self) -> list[tuple[int, Tensor]]:
         """(ticket, float32 [C, H, W]) of samples done since the last call; the tensors are the caller's own."""
@@ -194,6 +239,7 @@ class Loop:
         count = self._tried
         self.graphs.clear()
         self._running = None
+        self._stale = True
         if count <= 1:
             raise OutOfMemoryError(
                 f"not even one sample of shape {list(self.shape)} fits in the memory of {self.device}: {said}"
@@ -237,27 +283,35 @@ class Loop:
     def _admit(self) -> None:
         used = sum(entry is not None for entry in self._active)
         wanted = min(used + len(self._waiting), self.micro_batch)
+        self._tried = wanted
         if wanted > len(self._active):
-            self._tried = wanted
             self._reserve(min(1 << (wanted - 1).bit_length(), self.max_batch))
         self._compact()  # sleepers first
         free = deque(slot for slot, e in enumerate(self._active[: self.micro_batch]) if e is None)
         while self._waiting and free:
-            ticket, request = self._waiting.first()
-            first = self._pool.acquire(*request.rows)
-            if first is None:
-                if any(entry is not None for entry in self._active):
-                    break  # its rows fit once others have left
-                self._grow(len(request.table) + 1)
-                continue
-            self._waiting.pop()
-            self._active[free.popleft()] = Active(ticket, request, first)
+            self._place(free[0])
+            free.popleft()
         # Those that sleep begin when they wake.
         awake = enumerate(self._active[: self.micro_batch])
         joined = [slot for slot, entry in awake if entry is not None and not entry.begun]
         if joined:
             self._tried = len(joined)
             self._start(joined)
+
+    def _place(self, slot: int) -> None:
+        """Give the one whose turn it is a place; ValueError where its rows cannot be packed: then it is dropped."""
+        ticket, request = self._waiting.first()
+        before = self._pool.capacity
+        try:
+            first = self._pool.acquire(*request.rows)
+        except ValueError:
+            self._waiting.pop()
+            raise
+        if self._pool.capacity != before:
+            self.graphs.clear()  # they hold the address of the smaller pool
+        self._waiting.pop()
+        varies = isinstance(request.guidance_scale, tuple)
+        self._active[slot] = Active(ticket, request, first, len(request.table), varies)
 
     def _start(self, slots: list[int]) -> None:
         """Initial state of the samples in `slots`: noise of their seeds, first rows, labels."""
@@ -284,13 +338,15 @@ class Loop:
     def _collect(self) -> None:
         """Hand out the samples whose last row is done."""
         for slot, entry in enumerate(self._active):
-            if entry is not None and entry.row == len(entry.request.table):
+            if entry is not None and entry.row == entry.rows:
                 self._done.append((entry.ticket, self._x[slot].clone()))
                 self._leave(slot, entry)  # the step itself has put the cursor on the idle row
+        self._ripe = False
 
     def _leave(self, slot: int, entry: Active) -> None:
         self._pool.release(*entry.request.rows)
         self._active[slot] = None
+        self._stale = True
         if self._noise is not None:
             self._noise.forget(slot)
 
@@ -316,18 +372,13 @@ class Loop:
         self._active = [*entries, *[None] * (len(self._active) - count)]
         self._running = None
 
-    def _grow(self, rows: int) -> None:
-        """A larger pool. Only between samples: captured steps hold the old one's address."""
-        self._pool = RowPool(rows, self.device)
-        self.graphs.clear()
-
     def _bucket(self, count: int) -> int:
         """The batch of a step. A captured one serves every batch up to the next power of two."""
         if not self.graphs.freezes:
             return count
         return min(1 << (count - 1).bit_length(), self.micro_batch)
 
-    def _capture(self, key: tuple[int, bool, tuple[str, ...]]) -> None:
+    def _capture(self, key: Key) -> None:
         # On the idle row a step changes no sample, but for one whose network output is not finite at its time.
         x, cursor = self._x.clone(), self._cursor.clone()
         self._cursor.zero_()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..diffusion.table import Table
+from ..errors import ConfigError
 from .adjust import RESCALE
 
 
@@ -19,6 +20,8 @@ class Request:
     guidance_rescale: phi of Lin et al. 2023, 0 is none. classifier_scale: of the gradient of the loop's classifier, 0
     is none.
     initial: float32 [C, H, W] standard normal noise instead of the seed's own.
+
+    Raises ConfigError where its rows cannot be packed: numbers beyond float32, or not a weight for each row.
     """
 
     table: Table
@@ -28,6 +31,14 @@ class Request:
     guidance_rescale: float = 0.0
     classifier_scale: float = 0.0
     initial: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.table.check_float32()
+        scale = self.guidance_scale
+        if isinstance(scale, tuple) and len(scale) != len(self.table):
+            raise ConfigError(
+                f"guidance_scale: expected a weight for each of {len(self.table)} rows, got {len(scale)}"
+            )
 
     @property
     def rows(self) -> tuple[Table, float | tuple[float, ...], float]:
@@ -46,13 +57,18 @@ class Request:
         return self.table.adjusted
 
 
-@dataclass
+@dataclass(slots=True)
 class Active:
-    """A request that has a place in the batch. `row`: rows already done; `begun`: its initial state is there."""
+    """A request that has a place in the batch. `row`: rows already done of `rows`; `begun`: its initial state is there.
+
+    varies: whether rows differ in what they need of a step.
+    """
 
     ticket: int
     request: Request
     first_row: int
+    rows: int
+    varies: bool
     row: int = 0
     begun: bool = False
 
@@ -65,6 +81,9 @@ class Waiting:
 
     def __len__(self) -> int:
         return len(self._heap)
+
+    def __contains__(self, ticket: int) -> bool:
+        return any(entry[1] == ticket for entry in self._heap)
 
     def push(self, ticket: int, request: Request, priority: int) -> None:
         heapq.heappush(self._heap, (-priority, ticket, request))

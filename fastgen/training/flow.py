@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from . import loop
 from .data import Dataset
 from .loop import Step
 from .run import Run
+from .tables import Rows, check_spread
+
+START_ROWS = 4096  # that ActNorms start from
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,16 @@ class MaximumLikelihood:
         return batch
 
     def start(self, module: nn.Module, dataset: Dataset, step: Step) -> None:
-        """ActNorm's start is the first batch's (Kingma & Dhariwal 2018, section 3.1); rows are standardised by all."""
+        """ActNorm's start is the first batch's (Kingma & Dhariwal 2018, section 3.1).
+
+        Rows are standardised by all of them, and ActNorms start from up to `START_ROWS`: a batch of rows is small, and
+        a column may well be constant in it.
+        """
         assert isinstance(module, Flow)
+        if module.levels is None:
+            order = torch.randperm(len(dataset), generator=step.generator)[:START_ROWS].tolist()
+            rows, label = dataset.batch(order)
+            step = dataclasses.replace(step, x=rows.to(step.x.device), label=label)
         for layer in module.preprocess:
             if isinstance(layer, Standardise):
                 rows, _ = dataset.batch(range(len(dataset)))
@@ -58,10 +70,15 @@ class MaximumLikelihood:
 def train(module: Flow, run: Run, dataset: Dataset, folder: str | Path, **options: Any) -> nn.Module:
     """Train `module` by :class:`MaximumLikelihood`; other arguments, options and errors are those of ``loop.train``.
 
-    Raises ConfigError where batches have one sample alone, or where the data is not what `module` models.
+    Raises ConfigError where batches of pictures have one sample alone, or where the data is not what `module` models;
+    DataError where rows have a column that does not vary (or not by what float32 can hold).
     """
     _check(module, dataset)
-    if run.config.batch_size < 2:
+    if isinstance(
+        dataset, Rows
+    ):  # here, for what is read may be a part of a file, and to evaluate one row is enough
+        check_spread(dataset.values.double().numpy(), run.config.data)
+    if module.levels is not None and run.config.batch_size < 2:
         raise ConfigError(
             "batch_size: a flow starts from the spread of its first batch: expected at least 2 samples, got 1"
         )

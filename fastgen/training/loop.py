@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -96,9 +96,7 @@ def train(
     the shape and of the classes it began with; ConfigError for a run that could not be resumed; OutOfMemoryError.
     """
     folder, device = Path(folder), torch.device(device)
-    if not resume:
-        make_folder(folder, parents=True)
-    with held(folder) as alone:
+    with _folder(folder, resume), held(folder) as alone:
         if not alone:
             raise CheckpointError(
                 f"{folder}: another process is training in it; wait for it, or choose another folder"
@@ -114,6 +112,21 @@ def train(
                 f"{folder}: memory ran out on {device} with batches of {run.config.batch_size}; {_kept(folder)}. "
                 "Begin again in another folder with a smaller --batch-size, or --resume where there is more memory"
             ) from error
+
+
+@contextmanager
+def _folder(folder: Path, resume: bool) -> Iterator[None]:
+    """A new run's folder is made; where the run fails with nothing in it, it goes again."""
+    made = not resume and not exists(folder)
+    if not resume:
+        make_folder(folder, parents=True)
+    try:
+        yield
+    except BaseException:
+        if made:
+            with suppress(OSError):  # not empty, and kept
+                folder.rmdir()
+        raise
 
 
 def _train(

@@ -23,6 +23,7 @@ COUNT = 10_000  # rows of a distribution that has a name
 # float32 keeps 24 bits: a column must vary by at least this share of its size, or its values become steps of a stair.
 SMALLEST_SPREAD = 2.0**-14
 LARGEST = 1e18  # its square, which variances are made of, fits float32
+SMALLEST = 1e-30  # one over the deviation of such a column, which standardises it, fits float32 with room for factors
 
 
 @dataclass
@@ -70,7 +71,9 @@ def read_csv(path: Path) -> Rows:
         skip = 0 if all(_number(cell) for cell in head.split(",")) else 1
         if not (rest if skip else text).strip():
             raise ValueError("it is empty")
-        values = np.loadtxt(io.StringIO(text), delimiter=",", skiprows=skip, ndmin=2, dtype=np.float64)
+        values = np.loadtxt(
+            io.StringIO(text), delimiter=",", skiprows=skip, ndmin=2, dtype=np.float64, comments=None
+        )
     except ValueError as error:
         raise DataError(f"{path}: expected numbers with commas between: {error}") from error
     return rows(values, None, path)
@@ -102,17 +105,27 @@ def rows(values: np.ndarray, labels: Tensor | None, where: object) -> Rows:
             f"{where}: row {row + 1}, column {column + 1} is {values[row, column]}; {len(wrong)} values are not "
             "finite: drop these rows, or fill them in"
         )
+    check_spread(values, where)
+    return Rows(torch.from_numpy(values.astype(np.float32)), labels)
+
+
+def check_spread(values: np.ndarray, where: object) -> None:
+    """Whether each column of float64 `values` [N, D] varies by what float32 can hold. Raises DataError."""
     size = np.abs(values).max(axis=0)
     spread = (values / np.maximum(size, 1e-300)).std(axis=0) * size  # squares of large values would overflow
     for column in range(values.shape[1]):
         if (values[:, column] == values[0, column]).all():
             raise DataError(f"{where}: column {column + 1} is constant, and has no density; leave it out")
+        if size[column] < SMALLEST:
+            raise DataError(
+                f"{where}: column {column + 1} has no value beyond {size[column]:.3g}, and float32 needs {SMALLEST:g}; "
+                "change the unit"
+            )
         if size[column] > LARGEST or spread[column] < size[column] * SMALLEST_SPREAD:
             raise DataError(
                 f"{where}: column {column + 1} varies by {spread[column]:.3g} around values of {size[column]:.3g}: "
                 "float32 cannot tell them apart; subtract an offset, or change the unit"
             )
-    return Rows(torch.from_numpy(values.astype(np.float32)), labels)
 
 
 def read_npy(path: Path) -> Rows:

@@ -6,13 +6,15 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from fastgen.bench import __main__ as command
-from fastgen.bench import environment, kernels, suites
+from fastgen.bench import environment, families, kernels, suites
+from fastgen.bench.contest import How
 from fastgen.bench.results import Results, Row
 from fastgen.bench.timing import Timing
 from tests.small import checkpoint
@@ -92,11 +94,45 @@ def test_families_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         "--device",
         "cpu",
     ]
-    assert command.main([*call, "--against", "eager,normflows", "--plot", str(tmp_path / "p")]) == 0
+    assert command.main([*call, "--against", "eager", "--plot", str(tmp_path / "p")]) == 0
     captured = capsys.readouterr()
     assert "sample 2, dpm++2m 2" in captured.out
-    assert "normflows" in captured.err  # not installed, or no rival for diffusion: said either way
     assert (tmp_path / "p" / "batch.png").stat().st_size > 10_000
+
+
+def test_a_rival_that_a_family_does_not_have_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("diffusers")
+    call = ["families", "--model", "random:vector_flow", "--batch", "1", "--rounds", "3", "--device", "cpu"]
+    assert command.main([*call, "--against", "eager,diffusers"]) == 0
+    captured = capsys.readouterr()
+    assert "without diffusers in flow: it has no such rival; there is eager, compile" in captured.err
+    assert "log_prob 1" in captured.out
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_what_there_is_no_time_for_is_named(left: bool) -> None:
+    """The first of every group is measured whatever it costs, the next ones while there is time."""
+    said: list[str] = []
+    how = How(rounds=3, say=said.append)
+    plan = suites.Plan(torch.device("cpu"), (), how, Results({}), until=float("inf") if left else 0.0)
+    units = [
+        suites.Unit(group, name, lambda name=name: iter([dataclasses.replace(row(1.0), name=name)]))
+        for group, name in (("a", "a1"), ("b", "b1"), ("a", "a2"), ("a", "a3"))
+    ]
+    measured = [found.name for found in suites.while_time_is_left(units, plan)]
+    assert measured == (["a1", "b1", "a2", "a3"] if left else ["a1", "b1"])
+    assert said == ([] if left else ["without a: a2, a3: no time left"])
+
+
+def test_all_suites_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: dict[str, float] = {}
+    plan = suites.Plan(torch.device("cpu"), (), How(rounds=3), Results({}))
+    monkeypatch.setattr(suites, "run", lambda name, plan: ends.setdefault(name, plan.until) and iter(()))
+    began = time.perf_counter()
+    assert list(suites.everything(plan, 600.0)) == []
+    assert list(ends) == ["families", "samplers", "coldstart", "kernels"]
+    assert list(ends.values()) == sorted(ends.values())
+    assert ends["kernels"] == pytest.approx(began + 600, abs=5)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +232,9 @@ def test_the_tour(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = Results.read(path)
     assert {row.name for row in found.rows if row.suite == "kernels"} == set(suites.OPS)
-    assert [row.name for row in found.rows if row.suite == "families"] == ["zoo:ddpm-mnist"]
+    measured = {row.name for row in found.rows if row.suite == "families"}
+    assert measured == {next(iter(family.models.values())) for family in families.FAMILIES.values()}
     assert [row.suite for row in found.rows][-1] == "fresh"
     assert all(row.seconds and row.error <= 1 for row in found.rows)
-    assert any("no time left in the tour" in why for why in found.left_out.values())
+    assert "no time left" in found.left_out.values()
     assert found.environment["triton"] == "not installed" or "triton" in found.environment

@@ -79,9 +79,9 @@ def test_a_real_process(tmp_path: Path) -> None:
     assert torch.allclose(report["images"], engine.sample(**order["arguments"]), atol=1e-5)
     marks = [report["wall"][phase] for phase in fresh.PHASES]
     assert marks == sorted(marks)
-    assert 0 < report["peak_bytes"] < 1 << 30
-    with pytest.raises(RuntimeError, match=r"cannot be read|no such folder|missing"):
-        fresh.run_child({**common, **order, "folder": str(tmp_path / "none")})
+    assert 50 << 20 < report["peak_bytes"] < 4 << 30  # the whole process, PyTorch's libraries included
+    with pytest.raises(RuntimeError, match="KeyError: 'nobody'"):  # what a child that fails said last
+        fresh.run_child({**common, **order, "who": "nobody"})
 
 
 @pytest.mark.slow

@@ -117,7 +117,10 @@ def test_a_file(tmp_path: Path) -> None:
     torch.save(theirs.state_dict(), tmp_path / "flow.pth")
     report = fastgen.convert(tmp_path / "flow.pth", tmp_path / "ours", assume={"activation": "elu"})
     assert report.mapped == ["activation = elu"]
-    assert [line.split(";")[0] for line in report.assumed] == ["lu_eps = 0.001"]
+    assert [line.split(";")[0] for line in report.assumed] == [
+        "lu_eps = 0.001",
+        "scale_activation = sigmoid(x + 2) + 0.001, the default",
+    ]
     engine = fastgen.load(tmp_path / "ours", device="cpu")
     x, context = torch.randn(BATCH, 5), torch.randn(BATCH, 3)
     torch.testing.assert_close(
@@ -170,6 +173,22 @@ def test_dropout_is_reported() -> None:
 def test_refused(layers: list[nn.Module], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_module(flow(*layers))
+
+
+def test_another_scale_is_refused() -> None:
+    """nflows 0.14 has one; after it, couplings take a function, whose default is the same."""
+    theirs = flow(coupling([1, 0, 1, 0, 1]))
+    layer = theirs._transform._transforms[0]
+    layer.scale_activation = lambda x: torch.sigmoid(x + 2) + 1e-3
+    assert not any("scale_activation" in line for line in from_module(theirs).report.assumed)
+    layer.scale_activation = lambda x: (F.softplus(x) + 1e-3).clamp(0, 3)
+    with pytest.raises(
+        ConfigError, match=r"_transforms\.0: scale_activation is not supported but for the default"
+    ):
+        from_module(theirs)
+    theirs = flow(coupling([1, 0, 1, 0, 1], additive=True))
+    theirs._transform._transforms[0].scale_activation = torch.exp  # of no effect
+    from_module(theirs)
 
 
 def test_refused_around_the_layers() -> None:

@@ -93,6 +93,18 @@ def test_a_file_says_as_much_where_its_options_are_given(tmp_path: Path) -> None
     assert "--assume slope=..." in lines[1]
 
 
+def test_networks_without_biases(tmp_path: Path) -> None:
+    """All layers of a network, or none; a file cannot say that none was lost."""
+    torch.manual_seed(0)
+    theirs = moved(zuko.flows.RealNVP(4, transforms=2, hidden_features=(6,), bias=False), torch.float64)
+    flow = ours(theirs, torch.float64)
+    agree(flow, torch.float64, lambda z: theirs().transform.inv(z[0]), theirs().log_prob)
+    assert not any("bias" in line for line in from_module(theirs).report.assumed)
+    torch.save(theirs.state_dict(), tmp_path / "flow.pt")
+    assumed = CONVERTERS["zuko"].read(tmp_path / "flow.pt", None, {}).report.assumed
+    assert sum("no layer has a bias" in line for line in assumed) == 2
+
+
 @pytest.mark.parametrize(
     ("assume", "message"),
     [

@@ -46,6 +46,8 @@ CASES = {
     "ddpm parallel": Case("ddpm_parallel", "DDPMParallelScheduler", UNCLIPPED),
     "euler": Case("euler_discrete", "EulerDiscreteScheduler"),
     "euler, karras": Case("euler_discrete", "EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "euler, leading": Case("euler_discrete", "EulerDiscreteScheduler", {"timestep_spacing": "leading"}),
+    "heun, leading": Case("heun_discrete", "HeunDiscreteScheduler", {"timestep_spacing": "leading"}),
     "euler ancestral": Case("euler_ancestral_discrete", "EulerAncestralDiscreteScheduler"),
     "heun": Case("heun_discrete", "HeunDiscreteScheduler"),
     "dpm2": Case("k_dpm_2_discrete", "KDPM2DiscreteScheduler"),

@@ -74,6 +74,10 @@ EXPECTED: dict[str, Expected] = {
     "dpm_singlestep, order 3": Expected(
         3, {"algorithm_type": "dpmsolver", "solver_order": 3, **SIGMA_MIN}, THIRDS, "dpm_singlestep"
     ),
+    # The two noises of a step are independent, where those of dpm++sde are parts of one path.
+    "dpm_singlestep, sde": Expected(
+        1, {"algorithm_type": "sde-dpmsolver++", **SIGMA_MIN}, solver="dpm_singlestep"
+    ),
     "dpm++2s": Expected(2, SIGMA_MIN),
     "dpm++3s": Expected(3, SIGMA_MIN, THIRDS),
     "dpm++2s_a": Expected(2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,30 @@ from torch import Tensor
 from fastgen.diffusion import compile_scheduler, pack, run
 from fastgen.errors import ConfigError
 
-from .compiled import CASES, Case, compiled, difference
+from .compiled import CASES, STEPS, Case, compiled, difference
 
 TOLERANCE = 1e-12
 # Their set_timesteps integrates numerically, or computes a thousand steps.
 SLOW = ("lms", "dpm2", "dpm2 ancestral")
 # Another setting of a class that is tried.
-ALIKE = ("ddim, eta 1", "euler, karras", "dpm++ 2m sde", "dpm++ 2s", "unipc", "unipc 4", "deis", "plms")
-LATER = (*SLOW, *ALIKE, "sa-solver", "ddim inverse", "dpm inverse")
+ALIKE = (
+    "ddim, eta 1",
+    "euler, karras",
+    "euler, leading",
+    "heun, leading",
+    "dpm++ 2m",
+    "dpm++ 2m sde",
+    "dpm++ 2s",
+    "unipc",
+    "unipc 4",
+    "deis",
+    "plms",
+)
+LATER = (*SLOW, *ALIKE, "sa-solver", "ddim inverse", "dpm inverse", "ddpm parallel", "flow heun")
 
 
 def test_there_are_enough() -> None:
-    assert len({case.cls for name, case in CASES.items() if name not in LATER}) >= 20
+    assert len({case.cls for name, case in CASES.items() if name not in LATER}) >= 18
 
 
 @pytest.mark.parametrize(
@@ -33,11 +46,29 @@ def test_there_are_enough() -> None:
 def test_diffusers(name: str) -> None:
     """The object as users make it, and wholly in float64 against a pipeline's loop over the same."""
     case = CASES[name]
-    assert compiled(case).deviation <= TOLERANCE
+    table = compiled(case)
+    assert table.deviation <= TOLERANCE
+    assert table.initial_scale == fresh_scale(case, STEPS)
+    assert table.prediction_type == getattr(case.make().config, "prediction_type", None)
     table = compiled(case, stand_in=True)
     assert table.deviation <= TOLERANCE
     if not case.brownian:
         assert difference(case, table, torch.float64, stand_in=True) <= TOLERANCE
+
+
+def fresh_scale(case: Case, steps: int) -> float:
+    scheduler = case.make()
+    scheduler.set_timesteps(steps)
+    return float(getattr(scheduler, "init_noise_sigma", 1.0))
+
+
+@pytest.mark.parametrize("name", ["euler, leading", "heun, leading", "euler", "ddim", "edm euler"])
+def test_initial_scale_is_that_of_the_object_after_set_timesteps(name: str) -> None:
+    """Some schedulers' depends on the number of steps: 25.8 instead of 157.4 for Euler with leading spacing."""
+    case = CASES[name]
+    assert compiled(case, 5).initial_scale == fresh_scale(case, 5)
+    if "leading" in name:
+        assert compiled(case, 5).initial_scale < 0.5 * float(case.make().init_noise_sigma)
 
 
 # PNDM's start needs four steps.
@@ -217,6 +248,61 @@ class Infinite(Theirs):
         return (sample / (1.0 - t) - model_output,)
 
 
+class NumPyNoise(Theirs):
+    def step(self, model_output: Tensor, t: Any, sample: Tensor) -> tuple[Tensor]:
+        return (sample - model_output + torch.from_numpy(np.random.default_rng().normal(size=sample.shape)),)
+
+
+class OffCentre(Theirs):
+    """Noise whose mean is not 0."""
+
+    def step(self, model_output: Tensor, t: Any, sample: Tensor) -> tuple[Tensor]:
+        return (sample - model_output + torch.empty_like(sample).normal_(0.2, 0.1),)
+
+
+class Clipping(Theirs):
+    """Clips far outside of what a run reaches."""
+
+    def __init__(self, what: str, bound: float) -> None:
+        super().__init__()
+        self.what, self.bound = what, bound
+
+    def step(self, model_output: Tensor, t: Any, sample: Tensor) -> tuple[Tensor]:
+        if self.what == "sample":
+            return ((sample - 0.1 * model_output).clamp(-self.bound, self.bound),)
+        return (sample - 0.1 * model_output.clamp(-self.bound, self.bound),)
+
+
+class Flooring(Theirs):
+    """Drops what is small."""
+
+    def step(self, model_output: Tensor, t: Any, sample: Tensor) -> tuple[Tensor]:
+        return (sample - torch.where(model_output.abs() < 1e-5, 0.0, model_output),)
+
+
+class Rounding(Theirs):
+    def step(self, model_output: Tensor, t: Any, sample: Tensor) -> tuple[Tensor]:
+        rounded = torch.from_numpy(model_output.numpy().astype(np.float32))
+        return (sample - 0.1 * rounded,)
+
+
+class Raising(Theirs):
+    def step(self, model_output: Tensor, t: Any, sample: Tensor) -> tuple[Tensor]:
+        raise IndexError("no such thing")
+
+
+class Forgetting(Theirs):
+    def scale_model_input(self, sample: Tensor, t: Any) -> Tensor:
+        return sample
+
+    def step(self, model_output: Tensor, t: Any, sample: Tensor) -> tuple[Tensor]:
+        return (0.0 * sample,)
+
+
+class NoNumber(Theirs):
+    init_noise_sigma = torch.tensor([2.0, 2.0])
+
+
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
@@ -225,12 +311,28 @@ class Infinite(Theirs):
         (TwoNoises(), "more than one noise"),
         (Uniform(), "other noise than normal: aten::rand_like"),
         (OneNoiseForAll(), r"noise of shape \[1\]"),
-        (LongMemory(), "more than four"),
+        (LongMemory(), "no table with four slots.*more than four earlier.*or its levels are too far apart"),
         (Blurring(), "more than add multiples of whole states"),
-        (Constant(), "step 0 is not linear"),
-        (Shrinking(), "step 0 returned no state"),
+        (Constant(), "step 0 is not linear.*it adds a constant"),
+        (
+            Shrinking(),
+            r"step 0 returned no tensor of its argument's shape, \[2, 3, 4, 4\], but shape \[2, 3, 4, 3\]",
+        ),
+        (NumPyNoise(), "two equal runs differ: it draws random numbers that do not come from PyTorch"),
+        (OffCentre(), "it adds a constant"),
+        (Clipping("sample", 20.0), "1e.06 times the run.*clipping"),
+        (Clipping("output", 1e5), "1e.06 times the run.*clipping"),
+        (Flooring(), "1e-06 times the run"),
+        (Rounding(), "rounds to float32"),
+        (Raising(), "Raising: step 0 raised IndexError: no such thing"),
+        (Forgetting(), "step 0 gives a state of zeros"),
+        (NoNumber(), "init_noise_sigma: expected a number above 0"),
+        (
+            type("NoTimes", (Theirs,), {"timesteps": 5, "__init__": lambda self: None})(),
+            "timesteps: expected a list",
+        ),
         (Unscaled(), "scale_model_input at step 0 is not linear"),
-        (Infinite(), "step 0"),
+        (Infinite(), "step 0 gives inf or nan"),
         (object(), "expected an object with timesteps and a step"),
         (None, "expected an object"),
     ],
@@ -239,6 +341,128 @@ class Infinite(Theirs):
 def test_refusals(scheduler: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compile_scheduler(scheduler)
+
+
+def euler(sample: Tensor, change: Tensor) -> tuple[Tensor]:
+    return (sample - 0.1 * change,)
+
+
+class OwnBuffer(Theirs):
+    """Writes each state over the one before and hands out that one tensor."""
+
+    buffer: Tensor | None = None
+
+    def step(self, model_output: Tensor, t: Any, sample: Tensor) -> tuple[Tensor]:
+        if self.buffer is None:
+            self.buffer = sample.clone()
+        self.buffer.sub_(0.1 * model_output)
+        return (self.buffer,)
+
+
+class NewBuffer(Theirs):
+    """Puts outputs into a tensor of the default type."""
+
+    def step(self, model_output: Tensor, t: Any, sample: Tensor) -> tuple[Tensor]:
+        kept = torch.zeros(3, *sample.shape)
+        kept[1] = model_output
+        return euler(sample, kept.sum(0))
+
+
+class Learned(torch.nn.Module):
+    """Its coefficients are parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timesteps = torch.linspace(1, 0.1, 6)
+        self.c = torch.nn.Parameter(torch.full((6,), 0.1, dtype=torch.float64))
+
+    def step(self, model_output: Tensor, t: Any, sample: Tensor) -> Tensor:
+        return sample - self.c[0] * model_output
+
+
+@pytest.mark.parametrize("scheduler", [OwnBuffer(), NewBuffer(), Learned()], ids=lambda s: type(s).__name__)
+def test_objects_that_keep_tensors_of_their_own(scheduler: Any) -> None:
+    table = compile_scheduler(scheduler)
+    np.testing.assert_allclose(table.a[:, [0, 2]], np.tile([1.0, -0.1], (6, 1)), rtol=1e-12)
+    assert (table.slots, table.deviation <= TOLERANCE) == (0, True)
+
+
+DRAWN: dict[str, Callable[[Tensor], Tensor]] = {
+    "size": lambda x: torch.normal(0.0, 0.1, size=tuple(x.shape), dtype=x.dtype),
+    "mean": lambda x: torch.normal(torch.zeros_like(x), 0.1),
+    "std": lambda x: torch.normal(0.0, torch.full_like(x, 0.1)),
+    "both": lambda x: torch.normal(torch.zeros_like(x), torch.full_like(x, 0.1)),
+    "out": lambda x: torch.normal(torch.zeros_like(x), torch.full_like(x, 0.1), out=torch.empty_like(x)),
+    "in place": lambda x: torch.empty(x.shape).normal_(std=0.1),
+    "distribution": lambda x: torch.distributions.Normal(torch.zeros_like(x), 0.1).sample(),
+    "generator": lambda x: 0.1 * torch.randn(x.shape, generator=torch.Generator(), dtype=x.dtype),
+}
+
+
+@pytest.mark.parametrize("way", DRAWN)
+def test_ways_to_draw_normal_noise(way: str) -> None:
+    class Noisy(Theirs):
+        def step(self, model_output: Tensor, t: Any, sample: Tensor) -> tuple[Tensor]:
+            return (sample - 0.1 * model_output + DRAWN[way](sample),)
+
+    table = compile_scheduler(Noisy())
+    np.testing.assert_allclose(table.a[:, [0, 2, 3]], np.tile([1.0, -0.1, 0.1], (6, 1)), rtol=1e-12)
+
+
+class AdamsBashforth(Theirs):
+    """Order 2 on levels even in their logarithm."""
+
+    def __init__(self, high: float, low: float) -> None:
+        self.timesteps, self.i = np.geomspace(high, low, 20), 0
+        self.old: Tensor | None = None
+
+    def step(self, model_output: Tensor, t: float, sample: Tensor) -> tuple[Tensor]:
+        after = self.timesteps[self.i + 1] if self.i < 19 else 0.0
+        slope = model_output if self.old is None else 1.5 * model_output - 0.5 * self.old
+        self.i, self.old = self.i + 1, model_output
+        return (sample + (after - t) * slope,)
+
+
+@pytest.mark.parametrize(("high", "low"), [(80.0, 0.002), (1e4, 1e-4)])
+def test_levels_far_apart(high: float, low: float) -> None:
+    """Later levels' outputs are small beside the state, so that what is remembered is known less exactly."""
+    table = compile_scheduler(AdamsBashforth(high, low), initial_scale=high)
+    assert (table.slots, table.deviation <= 1e-10) == (1, True)
+
+
+def test_levels_too_far_apart() -> None:
+    with pytest.raises(ConfigError, match="or its levels are too far apart for float64"):
+        compile_scheduler(AdamsBashforth(1e5, 1e-5), initial_scale=1e5)
+
+
+@pytest.mark.slow
+def test_long_runs_with_memory() -> None:
+    """Rounding adds up over what is remembered: what counts as rounding must not be one number for all."""
+    table = compiled(CASES["pndm"], 500)
+    assert (len(table), table.slots) == (509, 4)
+    assert table.deviation <= 1e-10
+
+
+@pytest.mark.parametrize("clip", [1.0, 1e3, 1e5])
+def test_clips_however_wide(clip: float) -> None:
+    case = Case("ddim", "DDIMScheduler", {"clip_sample_range": clip})
+    with pytest.raises(ConfigError, match=r"is not linear.*configured with clip_sample=True"):
+        compiled(case, 4)
+
+
+def test_prediction_types_are_compared() -> None:
+    epsilon, velocity = compiled(CASES["ddim"], 2), compiled(CASES["flow euler"], 2)
+    assert (epsilon.prediction_type, velocity.prediction_type) == ("epsilon", None)
+    assert [epsilon.fits(word) for word in ("epsilon", "edm", "velocity", "v_prediction")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert velocity.fits("velocity")
+    config = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    flow = compiled(Case("unipc_multistep", "UniPCMultistepScheduler", config), 3)
+    assert (flow.fits("velocity"), flow.fits("epsilon")) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -282,5 +506,12 @@ def test_steps_must_be_known() -> None:
     for steps in (0, 1.5, True, 10**6):
         with pytest.raises(ConfigError, match="steps: expected an int from 1 to 1000"):
             compile_scheduler(scheduler, steps)
+    with pytest.raises(ConfigError, match="has no set_timesteps: leave steps out"):
+        compile_scheduler(Theirs(), 3)
+    dynamic = Case(
+        "flow_match_euler_discrete", "FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}
+    )
+    with pytest.raises(ConfigError, match=r"set_timesteps\(8\) raised.*call it yourself with its arguments"):
+        compiled(dynamic, 8)
     with pytest.raises(ConfigError, match="initial_scale"):
         compile_scheduler(scheduler, 3, initial_scale=0.0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastgen.diffusion import SOLVERS, FlowMatching, process_from_config, run
+from fastgen.diffusion import SOLVERS, FlowMatching, run
 from fastgen.diffusion.sigmas import SigmaOptions, sigma_ladder
 from fastgen.errors import ConfigError
 
@@ -142,16 +142,36 @@ def test_trailing_levels_are_those_of_flux() -> None:
             },
             "image_seq_len",
         ),
+        ({"image_seq_len": 4096}, "image_seq_len: has an effect only with use_dynamic_shifting"),
+        *(
+            (
+                {
+                    "use_dynamic_shifting": True,
+                    "time_shift_type": shift,
+                    "base_shift": -high,
+                    "max_shift": high,
+                    "max_image_seq_len": 257,
+                    "image_seq_len": 10**8,
+                },
+                "image_seq_len: 100000000 gives the dynamic shift mu = .*expected -20 to 20",
+            )
+            for shift in ("exponential", "linear")
+            for high in (20.0, -20.0)
+        ),
+        ({"process": "edm"}, "process: FlowMatching is the process flow, got str 'edm'"),
     ],
 )
 def test_configurations_are_checked(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        process_from_config({"process": "flow"} | values)
+        FlowMatching.from_config({"process": "flow"} | values)
 
 
 def test_refusals() -> None:
     with pytest.raises(ConfigError, match="image_seq_len"):
         SOLVERS["euler"](FlowMatching(use_dynamic_shifting=True), 4)
+    for solver, steps in (("dpm++2m", 1), ("euler", 2)):
+        with pytest.raises(ConfigError, match="num_train_timesteps: 1 leaves no level"):
+            SOLVERS[solver](FlowMatching(num_train_timesteps=1), steps)
     with pytest.raises(ConfigError, match="leading has no meaning"):
         SOLVERS["euler"](FlowMatching(), 4, timestep_spacing="leading")
     with pytest.raises(ConfigError, match="levels above 0 up to 1"):

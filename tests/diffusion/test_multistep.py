@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgen.diffusion import NoiseSchedule, run, solver_table
+from fastgen.diffusion import EDM, VESDE, VPSDE, NoiseSchedule, SubVPSDE, run, solver_table
 from fastgen.diffusion.consistency_model import ConsistencyModel
 from fastgen.diffusion.distilled import distilled_timesteps
 from fastgen.diffusion.flow_matching import FlowMatching
@@ -19,6 +19,7 @@ from fastgen.diffusion.processes import process_from_config
 from fastgen.diffusion.sigmas import SigmaOptions, sigma_ladder
 from fastgen.diffusion.timesteps import timesteps
 from fastgen.errors import ConfigError
+from fastgen_kernels.reverse_step import row
 
 from .diffusers_oracle import deviation, random_network
 from .golden_multistep import ADAMS, adams_bashforth
@@ -174,3 +175,17 @@ def test_slots() -> None:
         ("tcd", {}, 0),
     ):
         assert solver_table(name, NoiseSchedule(), 20, **options).slots == slots, (name, options)
+
+
+def test_sa_adds_noise_where_it_says() -> None:
+    """Between a fifth and four fifths of the timesteps (diffusers: 200 and 800 of 1000), or everywhere."""
+    for T in (100, 1000, 4000):
+        table = solver_table("sa", NoiseSchedule(num_train_timesteps=T, beta_end=0.02), 20)
+        noisy = table.a[:, row.Z] != 0.0
+        np.testing.assert_array_equal(noisy, (table.time >= 0.2 * T) & (table.time <= 0.8 * T))
+        assert noisy.any()
+    for process in (EDM(), FlowMatching(), FlowMatching(time="unit"), VPSDE(), SubVPSDE(), VESDE()):
+        assert np.all(solver_table("sa", process, 10).a[:, row.Z] != 0.0)
+        with pytest.raises(ConfigError, match="tau_start, tau_end: no step from a time between"):
+            solver_table("sa", process, 10, tau_start=2e4, tau_end=8e4)
+        assert not solver_table("sa", process, 10, tau=0.0, tau_start=2e4, tau_end=8e4).stochastic

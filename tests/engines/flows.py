@@ -50,6 +50,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "realnvp": ("realnvp", {"sample_size": [8, 8], "in_channels": 1, "blocks": 1}),
+    "realnvp, a prior looks at what the next scale changes": (
+        "realnvp",
+        {
+            "sample_size": [8, 8],
+            "blocks": 1,
+            "checkerboard": [1, 2],
+            "channelwise": [1, 0],
+            "prior": "conv",
+        },
+    ),
     "realnvp, gated, masks": (
         "realnvp",
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import fastgen
 from fastgen.checkpoint import Part, Spec, save
 from fastgen.config import to_dict
 from fastgen.engines import ENGINES, FlowEngine
+from fastgen.engines.flow_bits import to_levels
 from fastgen.errors import ConfigError
 from fastgen.models.flow.coupling import Coupling
 from fastgen.models.flow.flow import Flow
@@ -204,8 +206,35 @@ def test_bits_per_dim_takes_pictures_or_levels_and_repeats() -> None:
         engine.bits_per_dim(k.float() * (2 / 255) - 1 + 0.001)
     with pytest.raises(ConfigError, match=r"x: expected pictures in \[-1, 1\] of 256 levels"):
         engine.bits_per_dim(k + 1000)
+    with pytest.raises(ConfigError, match=r"x: expected pictures in \[-1, 1\] of 256 levels"):
+        engine.bits_per_dim(k + 2**32)
     with pytest.raises(ConfigError, match="samples: expected an int from 1"):
         engine.bits_per_dim(k, 0)
+
+
+@pytest.mark.parametrize(
+    ("levels", "dtype"),
+    [(65_536, torch.float32), (65_536, torch.float64), (256, torch.float16), (16, torch.bfloat16)],
+)
+def test_every_level_survives_the_pictures_type(levels: int, dtype: torch.dtype) -> None:
+    k = torch.arange(levels)
+    for x in ((2 * k.to(dtype) / (levels - 1) - 1), (k.double() * (2 / (levels - 1)) - 1).to(dtype)):
+        assert torch.equal(to_levels(x, levels), k.int())
+
+
+def test_a_type_that_cannot_tell_levels_apart_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="x: bfloat16 cannot tell 256 levels apart; hand over the levels as integers"
+    ):
+        to_levels(torch.zeros(1).bfloat16(), 256)
+
+
+def test_one_sample_has_no_standard_error() -> None:
+    found = engine_of(make("glow")).bits_per_dim(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor(2))  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert found.to_dict()["standard_error"] is None
+    assert found.samples == 2
 
 
 # Verbs.

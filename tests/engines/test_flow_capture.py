@@ -77,6 +77,17 @@ def test_temperature_and_conditions_are_data() -> None:
     assert len(recorded.describe()["captured"]) == 1
 
 
+@pytest.mark.parametrize("graph", [False, "recorded"])
+def test_a_contexts_type_does_not_matter_to_the_next_call(graph: bool | str) -> None:
+    case = make("vector_flow")
+    assert case.condition is not None
+    want = FlowEngine.from_module(case.flow, graph=graph).log_prob(case.x, context=case.condition)
+    engine = FlowEngine.from_module(case.flow, graph=graph)
+    engine.log_prob(case.x, context=case.condition.half())
+    assert torch.equal(engine.log_prob(case.x, context=case.condition), want)
+    assert torch.equal(engine.log_prob(case.x, context=case.condition.double()), want)
+
+
 class Peeking(Layer):
     """A layer that looks at a value."""
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fastgen.engines import FlowEngine
+from fastgen.engines.flow_weights import Weights
 from fastgen.errors import CheckpointError
 from fastgen.models.flow.coupling import Coupling
 from fastgen.models.flow.flow import Flow
-from fastgen.models.flow.layers import ActNorm, Squeeze
+from fastgen.models.flow.layers import ActNorm, Affine, Layer, Scaling, Squeeze
+from fastgen.models.flow.linear import LUConv, PlainConv
 from fastgen.models.flow.priors import StandardNormal
 from tests.engines.flows import Shift, own_flow
 
@@ -24,6 +28,50 @@ def test_layers_of_ones_own_run_as_they_are() -> None:
     x = torch.randn(5, 4, dtype=torch.float64)
     torch.testing.assert_close(engine.log_prob(x), flow.log_prob(x).detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(engine.decode(engine.encode(x)), x, rtol=1e-10, atol=1e-10)
+
+
+class Scaled(ActNorm):
+    """A map that its class's name does not tell: twice what an ActNorm of its weights would do."""
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, log_det = super().forward(x, condition)
+        return 2 * y, log_det + x[0].numel() * math.log(2)
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, log_det = super().inverse(y / 2, condition)
+        return x, log_det - y[0].numel() * math.log(2)
+
+
+class Clamped(Coupling):
+    def raw(self, kept: Tensor, condition: Tensor | None) -> Tensor:
+        return super().raw(kept, condition).clamp(-0.1, 0.1)
+
+
+def tripled(flow: Flow) -> Flow:
+    def hook(layer: nn.Module, given: Any, result: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return 3 * result[0], result[1] + 4 * math.log(3)
+
+    flow.scales[0][0].register_forward_hook(hook)  # type: ignore[index]
+    return flow
+
+
+def flow_of(layer: Layer) -> Flow:
+    return Flow((4,), [], [[layer, ActNorm(4)]], lambda i, latent, kept: StandardNormal(latent)).double()
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        flow_of(Scaled(4)),
+        flow_of(Clamped(Shift(0.7, 0.5, 2), channels=4, scale="exp")),
+        tripled(flow_of(ActNorm(4))),
+    ],
+    ids=["an ActNorm's subclass", "a Coupling's subclass", "hooks"],
+)
+def test_what_does_more_than_its_class_runs_as_it_is(flow: Flow) -> None:
+    engine = FlowEngine.from_module(flow)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(engine.log_prob(x), flow.log_prob(x).detach(), rtol=1e-12, atol=1e-12)
 
 
 def write(change: Callable[[Flow], None], engine: FlowEngine, flow: Flow) -> None:
@@ -48,7 +96,22 @@ def replace_parameter(flow: Flow) -> None:
     flow.scales[0][0].scale = nn.Parameter(flow.scales[0][0].scale.detach() * 2)  # type: ignore[index, union-attr]
 
 
+def replace_twice(flow: Flow) -> None:
+    replace_parameter(flow)
+    replace_parameter(flow)
+
+
+def replace_layer(flow: Flow) -> None:
+    layer = ActNorm(4).double()
+    layer.scale.data.fill_(1.7)
+    flow.scales[0][0] = layer  # type: ignore[index]
+
+
 CHANGES: dict[str, Callable[[Flow], Any]] = {
+    "another tensor, twice": replace_twice,
+    "another layer": replace_layer,
+    "another layer at the end": lambda flow: flow.scales[0].append(Scaled(4).double()),  # type: ignore[operator]
+    "another network": lambda flow: setattr(flow.scales[0][2], "network", Shift(0.7, 0.1, 2).double()),  # type: ignore[index]
     "in place": lambda flow: flow.scales[0][0].loc.add_(0.5),  # type: ignore[index, union-attr]
     "an optimiser's step": train,
     "load_state_dict": lambda flow: flow.load_state_dict({k: v * 1.1 for k, v in flow.state_dict().items()}),
@@ -69,6 +132,19 @@ def test_folded_weights_never_go_stale(change: str, graph: bool | str) -> None:
     assert not flow.training
 
 
+def test_memory_that_the_engine_goes_by_is_not_used_again() -> None:
+    """A new tensor must not lie where the one that was folded lay: they are told apart by their places."""
+    layer = ActNorm(4)
+    weights = Weights(layer)
+    memory = StorageWeakRef(layer.scale.untyped_storage())
+    assert not weights.changed
+    layer.scale.data = layer.scale.data * 1.1
+    assert weights.changed
+    assert not memory.expired()
+    del weights
+    assert memory.expired()
+
+
 def test_what_was_written_behind_pytorchs_back_shows_after_refresh() -> None:
     flow = own_flow().double()
     engine = FlowEngine.from_module(flow)
@@ -84,9 +160,51 @@ def test_a_singular_matrix_is_refused_at_load_and_when_it_becomes_so() -> None:
     engine = FlowEngine.from_module(flow)
     with torch.no_grad():
         flow.scales[0][3].weight.zero_()  # type: ignore[index, union-attr]
-    for call in (lambda: engine.sample(1), lambda: FlowEngine.from_module(flow)):
+    refused: tuple[Callable[[], Any], ...] = (
+        lambda: engine.sample(1),
+        lambda: engine.sample(1),  # and never with the weights of before
+        lambda: FlowEngine.from_module(flow),
+        engine.refresh,
+        lambda: engine.sample(1),
+    )
+    for call in refused:
         with pytest.raises(CheckpointError, match=r"scales\.0\.3.*singular"):
             call()
+    with torch.no_grad():
+        flow.scales[0][3].weight.copy_(torch.eye(4))  # type: ignore[index, union-attr]
+    engine.sample(1)
+
+
+@pytest.mark.parametrize("kind", [PlainConv, LUConv, ActNorm, Scaling])
+def test_weights_that_are_not_finite_are_refused_by_name(kind: type[Layer]) -> None:
+    flow = flow_of(kind(4))  # type: ignore[call-arg]
+    engine = FlowEngine.from_module(flow)
+    with torch.no_grad():
+        next(flow.scales[0][0].parameters()).fill_(math.nan)  # type: ignore[index, union-attr]
+    for call in (lambda: engine.sample(1), lambda: FlowEngine.from_module(flow)):
+        with pytest.raises(CheckpointError, match=r"scales\.0\.0: its weights are not finite"):
+            call()
+
+
+def test_a_map_whose_inverse_overflows_is_refused_by_name() -> None:
+    flow = flow_of(ActNorm(4)).float()
+    with torch.no_grad():
+        flow.scales[0][0].scale.fill_(1e-42)  # type: ignore[index, union-attr]
+    with pytest.raises(CheckpointError, match=r"scales\.0\.0: .* overflows in float32"):
+        FlowEngine.from_module(flow)
+    assert FlowEngine.from_module(flow, dtype="float64").sample(1).isfinite().all()  # type: ignore[union-attr]
+
+
+def test_a_map_of_zero_is_refused_by_name() -> None:
+    with pytest.raises(CheckpointError, match=r"scales\.0\.0: .* got scale 0"):
+        FlowEngine.from_module(flow_of(Affine(0.0, 1.0)))
+
+
+def test_weights_made_in_inference_mode_do_not_go_stale() -> None:
+    with torch.inference_mode():
+        flow = own_flow().double()
+        engine = FlowEngine.from_module(flow)
+        write(CHANGES["in place"], engine, flow)
 
 
 def test_a_scale_that_overflows_shows() -> None:

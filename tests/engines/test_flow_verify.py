@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from fastgen.engines import FlowEngine
 from fastgen.errors import ConfigError
@@ -72,9 +75,22 @@ def spoil_halves(engine: FlowEngine) -> None:
     step.parts = lambda x: whole(x)[::-1]
 
 
+def spoil_couplings_log_det(engine: FlowEngine) -> None:
+    step = steps(engine, CouplingStep)[0]
+    whole = step.couple
+
+    def couple(changed: Tensor, raw: Tensor, log_det: Tensor | None, inverse: bool) -> None:
+        whole(changed, raw, log_det, inverse)
+        if log_det is not None:
+            log_det += 1e-3
+
+    step.couple = couple
+
+
 @pytest.mark.parametrize(
     ("spoil", "names"),
     [
+        (spoil_couplings_log_det, {"scales.0.3"}),
         (spoil_matrix, {"scales.0.1 to 2"}),
         (spoil_inverse, {"scales.0.1 to 2"}),
         (spoil_log_det, {"log_prob"}),
@@ -91,9 +107,32 @@ def test_what_is_wrong_is_found_where_it_is(spoil: Callable[[FlowEngine], None],
     assert names <= {check.name for check in found.checks if not check.passed}, str(found)
 
 
+def test_a_captured_call_that_is_wrong_is_found() -> None:
+    engine = FlowEngine.from_module(make("glow").flow, device="cpu", graph="recorded")
+    engine.verify()
+    replay = engine.batches.graphs.replay
+
+    def spoiled(key: tuple) -> None:
+        replay(key)
+        if key[0] == "encode":
+            engine.batches._buffers[key][1][1][0, 0, 0, 0] += 1e-6  # its second result
+
+    engine.batches.graphs.replay = spoiled  # type: ignore[method-assign]
+    found = engine.verify()
+    assert [check.name for check in found.checks if not check.passed] == ["captured encode"], str(found)
+
+
 def test_arguments() -> None:
     engine = FlowEngine.from_module(make("nice").flow, device="cpu")
     with pytest.raises(ConfigError, match="batch: expected an int from 1 to max_batch"):
         engine.verify(batch=0)
     with pytest.raises(ConfigError, match="seed: expected an int"):
         engine.verify(seed=-1)
+    with pytest.raises(ConfigError, match="reference: expected a flow in full precision, got str"):
+        engine.verify(reference="x")  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigError, match=r"reference: expected a flow whose data are \[1, 4, 4\], got \[3, 8, 8\]"
+    ):
+        engine.verify(reference=make("glow").flow)
+    with torch.autocast("cpu", torch.bfloat16):  # the caller's mode does not matter
+        assert engine.verify(batch=np.int64(2), seed=(1 << 63) - 1).passed  # type: ignore[arg-type]

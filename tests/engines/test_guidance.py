@@ -40,7 +40,10 @@ def make(
     schedule: dict | None = None, prediction: str = "v_prediction", **options: object
 ) -> DiffusionEngine:
     values = {"num_classes": 10, "null_class": NULL, "solver": "ddim", "steps": STEPS, **options}
-    engine = DiffusionEngine.from_module(Counting(), schedule or SCHEDULE, prediction, SHAPE, **values)
+    schedule = dict(schedule or SCHEDULE)
+    if "prediction_type" in schedule:
+        schedule["prediction_type"] = prediction
+    engine = DiffusionEngine.from_module(Counting(), schedule, prediction, SHAPE, **values)
     counting(engine).batches.clear()
     return engine
 

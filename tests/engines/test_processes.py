@@ -101,6 +101,14 @@ def test_process_objects_are_taken_too() -> None:
         DiffusionEngine.from_module(Net(), FlowMatching(), "epsilon", SHAPE)
     with pytest.raises(ConfigError, match="process: expected one of"):
         DiffusionEngine.from_module(Net(), {"process": "flows"}, "velocity", SHAPE)
+    for schedule in (
+        FlowMatching(prediction_type="sample"),
+        {"process": "flow", "prediction_type": "sample"},
+    ):
+        with pytest.raises(
+            ConfigError, match="prediction_type: the schedule says sample, the argument velocity"
+        ):
+            DiffusionEngine.from_module(Net(), schedule, "velocity", SHAPE)
 
 
 def test_solvers_of_discrete_time_are_refused() -> None:
@@ -136,6 +144,11 @@ def test_a_compiled_scheduler_is_a_solver() -> None:
     limit = 2 * 16 * steps * 2.0**-24 * table.initial_scale
     assert float((got - x.clamp(-1, 1)).abs().max()) <= limit
     assert table.stochastic
+    flow = DiffusionEngine.from_module(net, FlowMatching(), "velocity", SHAPE)
+    with pytest.raises(
+        ConfigError, match="configured for a network that predicts epsilon, this model's predicts vel"
+    ):
+        flow.sample(1, solver=table)
 
 
 def test_networks_with_fourier_features_need_sigma() -> None:

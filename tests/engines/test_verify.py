@@ -138,9 +138,9 @@ def test_the_engine_draws_as_before(tmp_path: Path) -> None:
 
 
 def test_bounds_grow_with_the_sum() -> None:
-    assert verification._summed(1) == 2**-24
-    assert verification._summed(9) == 9 * 2**-24
-    assert verification._summed(10_000) == pytest.approx(600 * 2**-24)
+    assert verification.summed(1) == 2**-24
+    assert verification.summed(9) == 9 * 2**-24
+    assert verification.summed(10_000) == pytest.approx(600 * 2**-24)
 
 
 def test_a_norm_far_from_zero_is_allowed_its_cancellation() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from fastgen.fused.networks import FusedZeroConv, twin
+from fastgen.fused.networks import FusedZeroConv, _sequential, twin
 from fastgen.fused.onednn import OneDNNConv, RectifiedConv, takes
 from fastgen.models.flow.networks import ConvNet, GatedNet, ResNet, ZeroConv
 from fastgen.models.flow.vector_networks import MLP, ResidualMLP
@@ -132,19 +134,88 @@ def test_only_plain_convolutions_are_taken() -> None:
         assert not takes(odd, rectified=True)
 
 
-class Own(nn.Sequential):
-    """A network of a user's: a Sequential with a forward of its own that looks at its filters."""
+class Own(nn.Module):
+    """A network of a user's, which looks into its blocks."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = nn.functional.conv2d(x, self[0].weight, self[0].bias, padding=1)
-        return self[1](y) + y + self[2](x)
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 1))
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        first, act, last = self.blocks
+        y = nn.functional.conv2d(x, first.weight, first.bias, first.stride, first.padding)
+        return act(y) + y + last(x) + self.blocks[2](y)
+
+
+class Doubled(MLP):
+    """A subclass of a network of ours."""
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        return self.layers[0](x).sum() + self.layers(x)
+
+
+def hooked() -> nn.Module:
+    network = ConvNet(3, 4, 8)
+    network.first.register_forward_hook(lambda module, given, result: 3 * result)
+    return network
+
+
+def old_weight_norm() -> nn.Module:
+    network = ConvNet(3, 4, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(network.inner[1])
+    return network
+
+
+def new_weight_norm() -> nn.Module:
+    network = ConvNet(3, 4, 8)
+    nn.utils.parametrizations.weight_norm(network.inner[1])
+    return network
+
+
+OTHERS: dict[str, Callable[[], nn.Module]] = {
+    "of a user": Own,
+    "a subclass": lambda: Doubled(3, 4, (8,)),
+    "hooks": hooked,
+    "weight norm of torch.nn.utils": old_weight_norm,
+    "parametrised": new_weight_norm,
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OTHERS)
 @torch.no_grad()
-def test_a_network_of_ones_own_runs_as_it_is(dtype: torch.dtype) -> None:
+def test_other_networks_run_as_they_are(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    network = Own(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 1)).to(dtype)
-    x = torch.randn(2, 3, 5, 5).to(dtype)
-    # At most three roundings of values of size 4, in another order.
-    torch.testing.assert_close(twin(network)(x), network(x), rtol=0, atol=12 * torch.finfo(dtype).eps)
+    network = OTHERS[name]().to(dtype)
+    for parameter in network.parameters():
+        parameter += torch.randn_like(parameter).to(dtype) * 0.3
+    x = (torch.randn(2, 3) if name == "a subclass" else torch.randn(2, 3, 5, 5)).to(dtype)
+    given = x.clone()
+    if name == "parametrised":  # the other convolutions are rewritten: some roundings of values of size 10
+        tolerance = 40 * torch.finfo(dtype).eps
+        torch.testing.assert_close(
+            twin(network)(given), network(x), rtol=0, atol=tolerance, check_dtype=False
+        )
+    else:
+        assert twin(network) is network
+    assert torch.equal(twin(network)(given), twin(network)(x))
+    assert torch.equal(given, x)
+
+
+@torch.no_grad()
+def test_activations_leave_the_callers_tensor_alone() -> None:
+    x = torch.tensor([[-1.0, 2.0]])
+    for blocks in ([nn.Identity(), nn.ReLU()], [nn.ELU()], [nn.Identity(), nn.SiLU()]):
+        _sequential(nn.Sequential(*blocks))(x)
+        assert torch.equal(x, torch.tensor([[-1.0, 2.0]]))
+
+
+def test_a_convolution_that_is_more_than_one_is_not_taken() -> None:
+    conv = nn.Conv2d(2, 2, 3)
+    conv.register_forward_pre_hook(lambda module, given: None)
+    assert not takes(conv, rectified=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        assert not takes(nn.utils.weight_norm(nn.Conv2d(2, 2, 3)), rectified=True)

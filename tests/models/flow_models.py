@@ -69,7 +69,7 @@ CONFIGS = {
         dequantisation_channels=4,
     ),
     "realnvp, three-channel convolutions": RealNVPConfig(
-        **REALNVP | {"in_channels": 3, "sample_size": (2, 4)},
+        **PICTURE | {"in_channels": 3, "sample_size": (2, 4)},
         network="conv",
         checkerboard=(1, 1),
         channelwise=(1, 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,11 @@ LEVELS = 4
 
 def pixel(dequantisation: str, base: str = "logistic") -> RealNVP:
     """One pixel of four levels whose density is N(1/2, 1): couplings that see nothing but zero change nothing."""
+    variational: dict[str, Any] = {
+        "dequantisation_base": base,
+        "dequantisation_layers": 3,
+        "dequantisation_channels": 4,
+    }
     config = RealNVPConfig(
         sample_size=(1, 1),
         in_channels=1,
@@ -29,9 +35,7 @@ def pixel(dequantisation: str, base: str = "logistic") -> RealNVP:
         hidden_channels=(2,),
         blocks=1,
         dequantisation=dequantisation,
-        dequantisation_base=base,
-        dequantisation_layers=3,
-        dequantisation_channels=4,
+        **variational if dequantisation == "variational" else {},
     )
     torch.manual_seed(0)
     return RealNVP(config).double().requires_grad_(False)

@@ -47,6 +47,12 @@ def test_quantile_of_equal_and_of_extreme_values() -> None:
     assert torch.equal(upper_quantile(same, torch.tensor([0.5, 0.005])), same[:, 0])
 
 
+def test_quantile_at_an_order_statistic_does_not_see_the_next() -> None:
+    """It is infinite here, and 0 times it would be nan."""
+    values = torch.tensor([[1.0, 2.0, 3.0, 4.0, float("inf")]])
+    assert upper_quantile(values, torch.tensor([0.25])).item() == 4.0
+
+
 def test_quantile_of_each_row_has_its_own_share() -> None:
     values = torch.rand(4, 101, generator=torch.Generator().manual_seed(0))
     tails = torch.tensor([0.0, 0.1, 0.5, 1.0])

@@ -59,6 +59,23 @@ def test_a_captured_call_serves_its_bucket_and_gives_away_what_it_returns() -> N
     assert [(c["name"], c["batch"]) for c in batches.graphs.describe()] == [("add", 2), ("add", 8)]
 
 
+def test_no_more_samples_are_captured_than_may_be_called() -> None:
+    batches = Batches(CPU, max_batch=3, backend="recorded")
+    function = Counted()
+    check(batches("add", function, *arguments(3)), 3)
+    assert set(function.batches) == {3}
+
+
+def test_inputs_of_another_type_or_shape_are_captured_anew() -> None:
+    batches = Batches(CPU, backend="recorded")
+    x = torch.tensor([[1 / 3, 2.0]], dtype=torch.float64)
+    for given in (x.half(), x, torch.cat([x, x], dim=1)):
+        (got,) = batches("double", lambda x: (2 * x,), given)
+        assert got.dtype == given.dtype
+        assert torch.equal(got, 2 * given)
+    assert [c["inputs"] for c in batches.graphs.describe()] == ["float16 [2]", "float64 [2]", "float64 [4]"]
+
+
 def test_a_larger_bucket_is_captured_first() -> None:
     batches = Batches(CPU, backend="recorded")
     for name, count in (("a", 2), ("b", 1), ("a", 4), ("b", 1)):

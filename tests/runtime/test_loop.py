@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
 from fastgen.diffusion import NoiseSchedule, pack, run, solver_table
 from fastgen.diffusion.table import Table
+from fastgen.errors import ConfigError
 from fastgen.runtime.loop import Loop, Request
 from fastgen_kernels import normals
 from tests.small import TinyNet
@@ -143,17 +146,67 @@ def test_more_than_fit_wait_their_turn() -> None:
     assert all(torch.equal(a, b) for a, b in zip(drawn, draw(loop(max_batch=8), requests), strict=True))
 
 
-def test_tables_share_grow_and_wait_for_the_pool() -> None:
-    session = loop(pool_rows=12, max_batch=4)
+@pytest.mark.parametrize("backend", ["eager", "recorded"])
+def test_tables_share_the_pool_and_it_grows_under_those_that_run(backend: str) -> None:
+    session = loop(pool_rows=12, max_batch=4, backend=backend)
     requests = [
         Request(TABLES[s], seed=k, label=1) for k, s in enumerate(["ddpm", "dpm++2m", "ddim", "ddpm"])
     ]
     got = draw(session, requests)
     want = draw(loop(), requests)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-    assert session._pool.capacity == 12
-    draw(session, [Request(solver_table("ddim", SCHEDULE, 30), seed=0)])
-    assert session._pool.capacity == 31
+    grown = session._pool.capacity
+    assert grown > 12
+    assert all(torch.equal(a, b) for a, b in zip(draw(session, requests), want, strict=True))
+    assert session._pool.capacity == grown  # what nobody uses makes room
+    # One that runs, in a batch whose rows then move to a larger pool.
+    ticket = session.add(requests[0])
+    session.step()
+    long = Request(solver_table("ddim", SCHEDULE, grown), seed=0)
+    later = session.add(long)
+    done: dict[int, Tensor] = {}
+    while session.step():
+        done.update(session.finished())
+    assert session._pool.capacity > grown
+    assert torch.equal(done[ticket], want[0])
+    assert torch.equal(done[later], draw(loop(), [long])[0])
+
+
+def test_unlike_weights_step_together() -> None:
+    """Each packs rows of its own, and none waits for room."""
+    table = solver_table("ddim", SCHEDULE, 20)
+    session = loop(pool_rows=32, max_batch=8)
+    for k in range(8):
+        session.add(Request(table, seed=k, label=1, guidance_scale=1.5 + k))
+    steps = 0
+    while session.step():
+        steps += 1
+    assert steps == 20
+    assert len(session.finished()) == 8
+
+
+def test_a_request_that_cannot_be_packed_is_refused_and_blocks_nobody() -> None:
+    table = TABLES["ddim"]
+    huge = dataclasses.replace(table, p=table.p * 1e300)
+    with pytest.raises(ConfigError, match=r"ddim: coefficient p: expected numbers up to 3\.4e\+38"):
+        Request(huge, seed=0)
+    with pytest.raises(ConfigError, match="guidance_scale: expected a weight for each"):
+        Request(table, seed=0, guidance_scale=(1.0, 2.0))
+    session = loop(max_batch=2)
+    with pytest.raises(ConfigError, match="initial: expected shape"):
+        session.add(Request(table, seed=0, initial=torch.zeros(1, 2, 3)))
+    # One that was not seen before: it is dropped, alone.
+    bad = Request(TABLES["ddpm"], seed=1)
+    good = Request(table, seed=2)
+    lost, kept = session.add(bad), session.add(good)
+    object.__setattr__(bad, "guidance_scale", (1.0, 2.0))
+    with pytest.raises(ValueError, match="guidance_scale"):
+        session.step()
+    assert lost not in session
+    assert kept in session
+    while session.step():
+        pass
+    assert [ticket for ticket, _ in session.finished()] == [kept]
 
 
 def test_a_sample_that_is_not_finite_keeps_to_itself() -> None:

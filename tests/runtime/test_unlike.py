@@ -117,6 +117,25 @@ def test_a_cancelled_one_frees_its_place(backend: str) -> None:
     assert not session.cancel(999)
 
 
+def test_adjustments_share_a_captured_step() -> None:
+    """Whatever requests combine, there are at most four steps a size of batch, which all are kept."""
+    session = loop(SHAPE, backend="recorded", max_batch=8)
+    ddim = solver_table("ddim", LINEAR, 4)
+    kinds = [
+        Request(ddim, 1, 1, 2.0, guidance_rescale=0.5),
+        Request(thresholded(), 2, 2, 2.0),
+        Request(corrected(LANGEVIN_SAMPLE), 3, 3, 2.0),
+        Request(ddim, 4, 4, 2.0),
+    ]
+    for size in (1, 2, 4):
+        for k in range(4):
+            got = draw(session, [*kinds[k:], *kinds[:k]][:size])
+            assert torch.equal(got[0], draw(loop(SHAPE), [kinds[k]])[0])
+    keys = [(batch, guided, bool(adjustments)) for batch, guided, adjustments in session.graphs]
+    assert len(keys) == len(set(keys))
+    assert session.graphs.limit >= 4 * 4  # batches of 1, 2, 4, 8
+
+
 def test_the_last_one_can_be_cancelled() -> None:
     session = loop(backend="recorded")
     ticket = session.add(Request(TABLES["ddpm"], seed=1))

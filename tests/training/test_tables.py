@@ -45,6 +45,16 @@ def test_npz_with_labels_and_a_subset(tmp_path: Path) -> None:
     assert labels.tolist() == [2]
 
 
+@pytest.mark.parametrize("head", ["", "# a,b,c\n"])
+def test_nothing_of_a_table_is_a_comment(tmp_path: Path, head: str) -> None:
+    assert len(load(csv(tmp_path / "t.csv", head))) == 6
+    csv(tmp_path / "t.csv", head)
+    text = (tmp_path / "t.csv").read_text()
+    (tmp_path / "t.csv").write_text(text + "#1,2,3\n")
+    with pytest.raises(DataError, match="expected numbers with commas between"):
+        load(str(tmp_path / "t.csv"))
+
+
 def with_value(value: float) -> np.ndarray:
     values = VALUES.astype(np.float64)
     values[2, 1] = value
@@ -56,6 +66,7 @@ def with_value(value: float) -> np.ndarray:
     [
         (with_value(np.nan), "row 3, column 2 is nan; 1 values are not finite"),
         (with_value(np.inf), "row 3, column 2 is inf"),
+        (VALUES * [1, 1e-33, 1], "column 2 has no value beyond .*float32 needs 1e-30"),
         (with_value(1e200), "float32 cannot tell them apart"),
         (VALUES * [1, 0, 1], "column 2 is constant, and has no density"),
         (VALUES.astype(np.float64) * 0.01 + [0, 0, 1.6e9], "column 3 varies by .* around values of 1.6e.09"),

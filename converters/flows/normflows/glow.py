@@ -19,15 +19,16 @@ from fastgen.models.flow.glow import GlowConfig
 
 from ...base import Report
 from ..source import Result, same, without
-from ..state import State, permutation_of, precisely, set_flag
+from ..state import State, most, permutation_of, precisely, set_flag
 from .options import NormflowsOptions, activation, last_layer, maps
 
 
 def read(state: State, options: NormflowsOptions, report: Report) -> Result:
     """The flow."""
     where = state.where
-    scales = state.count("flows")
-    steps = same([state.count(f"flows.{i}") for i in range(scales)], "the number of GlowBlocks", where)
+    scales = state.count("flows", most(GlowConfig, "num_scales"))
+    limit = most(GlowConfig, "steps_per_scale")
+    steps = same([state.count(f"flows.{i}", limit) for i in range(scales)], "the number of GlowBlocks", where)
     tensors: dict[str, Tensor] = {}
     kinds: list[tuple[Any, ...]] = []
     hidden = []
@@ -102,7 +103,9 @@ def _linear(state: State, theirs: str, ours: str, width: int) -> dict[str, Tenso
         return {f"{ours}.weight": state.take(f"{theirs}.W", width, width)}
     state.drop(f"{theirs}.eye")
     return {
-        f"{ours}.permutation": permutation_of(state.take(f"{theirs}.P", width, width)),
+        f"{ours}.permutation": permutation_of(
+            state.take(f"{theirs}.P", width, width), f"{state.where}: {theirs}.P"
+        ),
         f"{ours}.lower": state.take(f"{theirs}.L", width, width),
         f"{ours}.upper": state.take(f"{theirs}.U", width, width),
         f"{ours}.log_s": state.take(f"{theirs}.log_S", width),
@@ -132,7 +135,7 @@ def _network(
         found[f"{ours}.{name}.scale"] = precisely(torch.exp, log_scale)
         done = state.take(f"{theirs}.{place}.actNorm.data_dep_init_done")
         found[f"{ours}.{name}.initialised"] = set_flag(done)
-    outputs = state.left[f"{theirs}.{places[-1]}.weight"].shape[0]
+    outputs = state.peek(f"{theirs}.{places[-1]}.weight").shape[0]
     affine = outputs == channels
     for part in ("weight", "bias"):
         value = state.take(f"{theirs}.{places[-1]}.{part}")

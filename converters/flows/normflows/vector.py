@@ -20,20 +20,21 @@ from fastgen.models.flow.vector import MAX_LAYERS
 from ...base import Report
 from ..perceptron import perceptron
 from ..source import Result, scalar, without
-from ..state import State, precisely
+from ..state import State, permutation_of, precisely
 from ..vector import Chain, Perceptron
 from .options import NormflowsOptions, activation, last_layer, maps
 
 
 def read(state: State, options: NormflowsOptions, report: Report) -> Result:
     """The flow, layer by layer from data to latents."""
-    classes = state.has("q0.loc") and state.left["q0.loc"].shape[0] != 1
-    features = state.left["q0.loc"].shape[0 if classes else -1]
-    if state.left["q0.loc"].dim() != 2:
+    shape = state.peek("q0.loc").shape
+    if len(shape) != 2:
         raise ConfigError(
-            f"{state.where}: q0.loc has shape {list(state.left['q0.loc'].shape)}; supported: [1, D] and [D, "
-            "classes], flows on vectors, and MultiscaleFlow"
+            f"{state.where}: q0.loc has shape {list(shape)}; supported: [1, D] and [D, classes], flows on vectors, and "
+            "MultiscaleFlow"
         )
+    classes = shape[0] != 1
+    features = shape[0 if classes else 1]
     chain = Chain(state.where, features)
     kinds = [_kind(state, f"flows.{i}") for i in range(_count(state, options, report))]
     for i, kind in reversed(list(enumerate(kinds))):
@@ -41,7 +42,7 @@ def read(state: State, options: NormflowsOptions, report: Report) -> Result:
     num_classes = None
     prior: tuple[Tensor, Tensor] | None
     if classes:
-        num_classes = state.left["q0.loc"].shape[1]
+        num_classes = shape[1]
         loc, log_scale = (state.take(f"q0.{n}", features, num_classes).T for n in ("loc", "log_scale"))
         prior = (loc, log_scale)
     else:
@@ -151,6 +152,7 @@ def _matrix(state: State, place: str, d: int) -> Tensor:
     if state.has(f"{place}.W"):
         return state.take(f"{place}.W", d, d)
     p, lower, upper = (state.take(f"{place}.{name}", d, d) for name in ("P", "L", "U"))
+    permutation_of(p, f"{state.where}: {place}.P")
     log_s, sign = state.take(f"{place}.log_S", d), state.take(f"{place}.sign_S", d)
     state.drop(f"{place}.eye")
 
@@ -188,17 +190,19 @@ def _scale_network(state: State, prefix: str, options: NormflowsOptions) -> tupl
                 f"{state.where}: {prefix}: has scaled outputs, so an output_fn: say which, as output_fn = tanh"
             )
         return network, None
-    before = factors.pop(end + 1, 1.0)
-    if len(factors) > 1:
+    # A factor or none, the tanh, a factor or none.
+    behind = end + 3 if end + 1 in factors else end + 2
+    before, after = factors.pop(end + 1, 1.0), factors.pop(behind, 1.0)
+    if factors:
         raise CheckpointError(
-            f"{state.where}: {prefix}: more factors than one before and one behind its tanh"
+            f"{state.where}: {prefix}.{min(factors)}: its place is neither before nor behind a tanh; is the file whole?"
         )
 
     def scaled(linear: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         weight, bias = (precisely(lambda v: v * before, value) for value in linear)
         return weight, bias
 
-    return network.ends(lambda linear: linear, scaled), next(iter(factors.values()), 1.0)
+    return network.ends(lambda linear: linear, scaled), after
 
 
 def _block(state: State, place: str, chain: Chain, options: NormflowsOptions) -> None:

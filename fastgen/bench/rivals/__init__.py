@@ -18,7 +18,6 @@ RIVALS: dict[str, str | None] = {
     "compile": None,
     "diffusers": "diffusers",
     "onnxruntime": "onnxruntime",
-    "normflows": "normflows",
 }
 
 

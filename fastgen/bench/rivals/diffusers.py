@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,20 +15,42 @@ from torch import Tensor
 
 from ...api import convert
 from ...config import to_dict
+from ...converters.base import Report
+from ...converters.diffusers.scheduler_write import from_settings
+from ...diffusion.schedule import NoiseSchedule
 from ...engines import DiffusionEngine
 from ...engines.module import Wrapped
+from ...engines.plan import Plan
 from ...engines.request import Request
+from ...errors import ConfigError
 from ..contest import NotApplicable
 
-# solver -> module and class of the scheduler whose defaults are those of our solver
-SCHEDULERS = {
-    "ddpm": ("scheduling_ddpm", "DDPMScheduler"),
-    "ddim": ("scheduling_ddim", "DDIMScheduler"),
-    "dpm++2m": ("scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler"),
-    "euler": ("scheduling_euler_discrete", "EulerDiscreteScheduler"),
-    "heun": ("scheduling_heun_discrete", "HeunDiscreteScheduler"),
-}
-BY_SIGMA = ("euler", "heun")  # their state is that of the others times sqrt(1 + sigma^2)
+# Solvers of which diffusers has the same; the converter says which class that is, and with which options. Not pndm,
+# whose steps differ, nor dpm++3m_sde, whose third order does, nor dpm2_a, which draws noise that it does not use.
+SOLVERS = (
+    "ddpm",
+    "ddim",
+    "dpm++2m",
+    "euler",
+    "heun",
+    "euler_a",
+    "dpm2",
+    "lms",
+    "dpm_multistep",
+    "dpm++3m",
+    "dpm++2m_sde",
+    "dpm_singlestep",
+    "dpm++2s",
+    "dpm++3s",
+    "unipc",
+    "deis",
+    "plms",
+    "sa",
+    "lcm",
+    "tcd",
+)
+# Their state is that of the others times sqrt(1 + sigma^2).
+BY_SIGMA = ("euler", "heun", "euler_a", "dpm2", "lms")
 
 
 def network(engine: DiffusionEngine) -> Callable[..., Tensor]:
@@ -37,9 +60,8 @@ def network(engine: DiffusionEngine) -> Callable[..., Tensor]:
     if "unet" not in engine.networks.values():
         raise NotApplicable(f"diffusers has no {', '.join(engine.networks.values())}")
     from diffusers import UNet2DModel
-    from diffusers.utils import logging
 
-    logging.set_verbosity_error()  # a remark at every change of type
+    _quietly()
     config = to_dict(engine.network.config)
     net = UNet2DModel(**{**config, "sample_size": config["sample_size"][0]})
     state = {n.replace("to_out.", "to_out.0."): t for n, t in engine.network.state_dict().items()}
@@ -53,18 +75,27 @@ def network(engine: DiffusionEngine) -> Callable[..., Tensor]:
     return call
 
 
-def scheduler(engine: DiffusionEngine, request: Request) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
-    """diffusers' module, class, constructor's and step's arguments for a request's solver and options."""
-    if request.solver not in SCHEDULERS:
-        raise NotApplicable(f"no scheduler of diffusers is known to be {request.solver}")
-    options = dict(request.options)
+def scheduler(engine: DiffusionEngine, plan: Plan) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """diffusers' class, its configuration and its step's arguments for a plan's solver and options."""
+    process = engine.settings.noise_schedule
+    if not isinstance(plan.solver, str) or plan.solver not in SOLVERS:
+        raise NotApplicable(f"no scheduler of diffusers is known to be {plan.table.name}")
+    if not isinstance(process, NoiseSchedule):
+        raise NotApplicable(
+            f"diffusers is compared on a NoiseSchedule, and this model's process is {process.name}"
+        )
+    options = dict(plan.options)
     step: dict[str, Any] = {
         key: options.pop(key) for key in ("eta", "use_clipped_model_output") if key in options
     }
-    config = engine.settings.noise_schedule.to_config()
-    if request.solver == "heun" and config.pop("rescale_betas_zero_snr", False):
-        raise NotApplicable("diffusers' heun has no rescale_betas_zero_snr")
-    return *SCHEDULERS[request.solver], {**config, **options}, step
+    settings = replace(engine.settings, solver=plan.solver, solver_options=options or None)
+    try:
+        config, lost = from_settings(settings, Report())
+    except ConfigError as error:
+        raise NotApplicable(str(error)) from error
+    if lost:
+        raise NotApplicable(f"diffusers' {config['_class_name']} has no {', '.join(lost)}")
+    return config.pop("_class_name"), config, step
 
 
 def on_disk(engine: DiffusionEngine, request: Request, x: Tensor, folder: Path) -> dict[str, Any]:
@@ -72,57 +103,59 @@ def on_disk(engine: DiffusionEngine, request: Request, x: Tensor, folder: Path) 
 
     Raises ConfigError where it cannot be written.
     """
-    name, cls, config, step = scheduler(engine, request)
-    if step or request.solver in BY_SIGMA or request.table(engine.settings.noise_schedule).stochastic:
+    (plan,) = request.kinds
+    cls, config, step = scheduler(engine, plan)
+    if step or plan.solver in BY_SIGMA or plan.table.stochastic:
         raise NotApplicable(
-            f"in a fresh process diffusers draws without noise and by time, not {request.solver}"
+            f"in a fresh process diffusers draws without noise and by time, not {plan.solver}"
         )
     convert(engine.source, folder / "diffusers", to="diffusers")
     null = engine.settings.null_class
     labels = None
     if engine.settings.num_classes is not None:
         labels = torch.tensor([null if i is None else i for i in request.labels])
-        if request.guidance_scale != 1:
+        if plan.guidance.scale != 1:
             labels = torch.cat([labels, torch.full_like(labels, null or 0)])
     given: dict[str, Any] = {
         "x": x.cpu(),
         "labels": labels,
-        "guidance_scale": request.guidance_scale,
-        "steps": request.steps,
+        "guidance_scale": plan.guidance.scale,
+        "steps": plan.steps,
     }
-    given |= {"scheduler": [name, cls], "config": config, "dtype": str(engine.dtype).removeprefix("torch.")}
+    given |= {"scheduler": cls, "config": config, "dtype": str(engine.dtype).removeprefix("torch.")}
     torch.save(given, folder / "inputs.pt")
     return {"folder": str(folder / "diffusers"), "inputs": str(folder / "inputs.pt")}
 
 
 def sample(
     engine: DiffusionEngine,
-    request: Request,
+    plan: Plan,
     evaluate: Callable[[Tensor, Any], Tensor],
     x: Tensor,
-    noise: Sequence[Tensor],
+    noise: Sequence[Tensor] | None = None,
 ) -> Callable[[], Tensor]:
-    """A call that draws `request` by diffusers' scheduler.
+    """A call that draws by diffusers' scheduler.
 
     evaluate(input, t): the network with labels and guidance. x: float32 [B, C, H, W], the table's initial state; noise:
-    what each evaluation adds, handed over in place of the scheduler's own.
+    what each evaluation adds, handed over in place of the scheduler's own. Without `noise` it makes its own in every
+    call, the initial state included (diffusers' randn_tensor, a batch at a time), and x says only its shape.
     """
-    name, cls, config, step = scheduler(engine, request)
-    module = importlib.import_module(f"diffusers.schedulers.{name}")
-    try:
-        oracle = getattr(module, cls)(**config)
-    except TypeError as error:
-        raise NotApplicable(f"diffusers' {cls}: {error}") from error
-    first = request.table(engine.settings.noise_schedule).input_scale[0]
+    import diffusers
+
+    _quietly()
+    cls, config, step = scheduler(engine, plan)
+    oracle = getattr(diffusers, cls).from_config(config)
+    module = sys.modules[type(oracle).__module__]
+    first, initial = plan.table.input_scale[0], plan.table.initial_scale
     dtype, layout, device = engine.dtype, engine.loop.memory_format, x.device
 
     @torch.inference_mode()
     def call() -> Tensor:
-        oracle.set_timesteps(request.steps, device=device)
-        state = x * float(first)
-        if request.solver in BY_SIGMA:
+        oracle.set_timesteps(plan.steps, device=device)
+        state = (x if noise is not None else torch.randn_like(x) * initial) * float(first)
+        if plan.solver in BY_SIGMA:
             state = state * (oracle.sigmas[0] ** 2 + 1) ** 0.5
-        with _noise(module, iter(noise)):
+        with nullcontext() if noise is None else _noise(module, iter(noise)):
             for t in oracle.timesteps:
                 scaled = oracle.scale_model_input(state, t)
                 out = evaluate(scaled.to(dtype, memory_format=layout), t).float()
@@ -130,6 +163,13 @@ def sample(
         return state.clamp(-1, 1)
 
     return call
+
+
+def _quietly() -> None:
+    """Without diffusers' remarks: at every change of type, and at options that it sets itself."""
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
 
 
 @contextmanager

@@ -69,7 +69,7 @@ class Flow(nn.Module):
 
     def inverse(self, latents: Sequence[Tensor], condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x, and log |det d x / d latents|, [B]."""
-        x, log_det, _, _ = self._synthesise(latents, condition)
+        x, log_det, _ = self._synthesise(latents, condition)
         return x, log_det
 
     def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -83,7 +83,7 @@ class Flow(nn.Module):
         self._check_condition(condition, latents[0].shape[0])
         kept: list[Tensor | None] = [None] * len(latents)
         if any(prior.needs_kept for prior in self._priors):
-            _, _, _, kept = self._synthesise(latents, condition)
+            _, _, kept = self._synthesise(latents, condition)
         return self._log_prior(latents, kept, condition)
 
     def sample(
@@ -92,17 +92,15 @@ class Flow(nn.Module):
         temperature: float | Tensor = 1.0,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """x [B, *data_shape] from standard normal noise, one [B, *latent_shape] a scale."""
-        return self._from_noise(noise, temperature, condition)[0]
+        """x [B, *data_shape] from standard normal noise, one [B, *latent_shape] a scale.
 
-    def draw(
-        self,
-        noise: Sequence[Tensor],
-        temperature: float | Tensor = 1.0,
-        condition: Tensor | None = None,
-    ) -> list[Tensor]:
-        """The latents that `sample` makes x of: prior mean + temperature * standard deviation * noise."""
-        return self._from_noise(noise, temperature, condition)[2]
+        Its latents are the priors' means + temperature * their standard deviations * noise.
+        """
+
+        def latent(i: int, kept: Tensor | None) -> Tensor:
+            return self._priors[i].draw(noise[i], temperature, kept, condition)
+
+        return self._synthesise(noise, condition, latent)[0]
 
     @torch.no_grad()
     def initialize(self, x: Tensor, condition: Tensor | None = None) -> None:
@@ -220,21 +218,19 @@ class Flow(nn.Module):
         given: Sequence[Tensor],
         condition: Tensor | None,
         latent: Callable[[int, Tensor | None], Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor | None]]:
-        """x, log-determinant, latents and what went on after each scale, last scale first.
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """x, log-determinant, and what went on after each scale (None after the last).
 
         given: latents, or else noise, of which latent(scale, what went on) makes them.
         """
         self._check_given(given)
         self._check_condition(condition, given[0].shape[0])
-        latents: list[Tensor] = []
         kept: list[Tensor | None] = []
         x: Tensor | None = None
         dtype = functools.reduce(torch.promote_types, (z.dtype for z in given), torch.float32)
         log_det = given[0].new_zeros(given[0].shape[0], dtype=dtype)
         for i, layers in reversed(list(enumerate(self._scales))):
             z = (given[i] if latent is None else latent(i, x)).to(dtype)
-            latents.insert(0, z)
             kept.insert(0, x)
             x = z if x is None else torch.cat([x, z], dim=1)
             for layer in reversed(layers):
@@ -244,15 +240,7 @@ class Flow(nn.Module):
         for layer in reversed(_layers(self.preprocess)):
             x, change = layer.inverse(x, condition)
             log_det = log_det + change
-        return x, log_det, latents, kept
-
-    def _from_noise(
-        self, noise: Sequence[Tensor], temperature: float | Tensor, condition: Tensor | None
-    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor | None]]:
-        def latent(i: int, kept: Tensor | None) -> Tensor:
-            return self._priors[i].draw(noise[i], temperature, kept, condition)
-
-        return self._synthesise(noise, condition, latent)
+        return x, log_det, kept
 
     def _check_given(self, given: Sequence[Tensor]) -> None:
         """Raise ValueError for latents, or noise, of other shapes than the flow's."""

@@ -1,7 +1,8 @@
 """Layers of a normalising flow: each knows its inverse and its log-determinant.
 
 `forward` goes from data to latents, `inverse` from latents to data; both return the log-determinant of the direction
-that was asked for. Everything is computed in x's type, at least float32, whatever the type of the parameters.
+that was asked for. Everything is computed in x's type, whatever the type of the parameters; a `Flow` gives its layers
+float32 or float64.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, ConfigError
 
 Shape = tuple[int, ...]
+
+EPS = 1e-6  # what an ActNorm's first deviations are taken to be above
+FLOAT32_ROUNDING = 2.0**-20  # of a value that a few operations have rounded
 
 
 class Layer(nn.Module):
@@ -58,6 +62,13 @@ def zeros(x: Tensor) -> Tensor:
     return x.new_zeros(x.shape[0])
 
 
+def _spread(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviation and mean of each channel of x [B, C, ...]: float64 [C]."""
+    channels = x.detach().double().transpose(0, 1).flatten(1)
+    std, mean = torch.std_mean(channels, dim=1, correction=0)
+    return std, mean
+
+
 class ActNorm(Layer):
     """y = scale * (x + loc), a number for each channel (Kingma & Dhariwal 2018, section 3.1).
 
@@ -80,11 +91,14 @@ class ActNorm(Layer):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Choose loc and scale so that y has mean 0 and standard deviation 1 in each channel of x [B, C, ...]."""
-        channels = x.detach().double().transpose(0, 1).flatten(1)
-        std, mean = torch.std_mean(channels, dim=1, correction=0)
+        """Choose loc and scale so that y has mean 0 and standard deviation 1 in each channel of x [B, C, ...].
+
+        A channel that is constant there, but for rounding, keeps scale 1: it may vary elsewhere, by any amount.
+        """
+        std, mean = _spread(x)
+        constant = std <= EPS + FLOAT32_ROUNDING * mean.abs()
         self.loc.copy_(-mean)
-        self.scale.copy_(1 / (std + 1e-6))  # a constant channel stays finite
+        self.scale.copy_(torch.where(constant, 1.0, 1 / (std + EPS)))
         self.initialised.fill_(1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -96,10 +110,6 @@ class ActNorm(Layer):
 
     def _log_det(self, x: Tensor) -> Tensor:
         return (pixels(x) * self.scale.to(x.dtype).abs().log().sum()).expand(x.shape[0])
-
-    def matrix(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The layer as y = W x + b over the channels of a pixel: W [C, C], b [C] and log |det W|, in its own type."""
-        return torch.diag(self.scale), self.scale * self.loc, self.scale.abs().log().sum()
 
     def check(self) -> None:
         zero = self.scale.detach() == 0
@@ -124,6 +134,14 @@ class Standardise(ActNorm):
             delattr(self, name)
             self.register_buffer(name, value)
 
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Whatever the unit of a channel: y has mean 0 and standard deviation 1, but where x is constant, scale 1."""
+        std, mean = _spread(x)
+        self.loc.copy_(-mean)
+        self.scale.copy_(torch.where(std > 0, 1 / std, 1.0))
+        self.initialised.fill_(1)
+
 
 class Scaling(Layer):
     """y = exp(log_scale) x, a number for each channel, 1 to begin with (Dinh et al. 2015, section 3.3)."""
@@ -137,10 +155,6 @@ class Scaling(Layer):
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return y * per_channel((-self.log_scale).exp(), y), -self._log_det(y)
-
-    def matrix(self) -> tuple[Tensor, Tensor, Tensor]:
-        """As y = W x + b: W [C, C], b [C], log |det W|, in its own type."""
-        return torch.diag(self.log_scale.exp()), torch.zeros_like(self.log_scale), self.log_scale.sum()
 
     def _log_det(self, x: Tensor) -> Tensor:
         return (pixels(x) * self.log_scale.to(x.dtype).sum()).expand(x.shape[0])
@@ -158,6 +172,13 @@ class Affine(Layer):
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return (y - self.shift) / self.scale, -self._log_det(y)
+
+    def check(self) -> None:
+        if self.scale == 0 or not math.isfinite(self.scale) or not math.isfinite(self.shift):
+            raise CheckpointError(
+                f"{self.name}: expected a finite shift and a finite scale other than 0, so that it can be undone, "
+                f"got scale {self.scale}, shift {self.shift}"
+            )
 
     def _log_det(self, x: Tensor) -> Tensor:
         return x.new_full((x.shape[0],), math.log(abs(self.scale)) * math.prod(x.shape[1:]))
@@ -212,11 +233,6 @@ class Permutation(Layer):
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return y[:, torch.argsort(self.index)], zeros(y)
-
-    def matrix(self) -> tuple[Tensor, Tensor, Tensor]:
-        """As y = W x + b: W [C, C] and b [C], float64, and log |det W|, 0."""
-        identity = torch.eye(len(self.index), dtype=torch.float64, device=self.index.device)
-        return identity[self.index], identity.new_zeros(len(self.index)), identity.new_zeros(())
 
     def check(self) -> None:
         if sorted(self.index.tolist()) != list(range(len(self.index))):

@@ -60,8 +60,14 @@ class InvertibleConv(Layer):
         return (pixels(x) * self.log_abs_det()).to(x.dtype).expand(x.shape[0])
 
     def check(self) -> None:
-        """Raise CheckpointError where W is singular, or so nearly that float32 keeps no digit of its inverse."""
-        values = torch.linalg.svdvals(self.product().detach().double())
+        """Raise CheckpointError where W is singular, or so nearly that float32 keeps no digit of its inverse.
+
+        And where it is not finite.
+        """
+        product = self.product().detach().double()
+        if not bool(product.isfinite().all()):
+            raise CheckpointError(f"{self.name}: its weights are not finite; was its training stable?")
+        values = torch.linalg.svdvals(product)
         if not bool(values[-1] > values[0] * 2.0**-24):
             raise self._singular(f"singular values from {float(values[-1]):.3g} to {float(values[0]):.3g}")
 

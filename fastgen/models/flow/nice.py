@@ -11,7 +11,7 @@ from .dequantise import Dequantiser
 from .flow import Flow
 from .layers import Flatten, Scaling, Shape
 from .networks import ACTIVATIONS
-from .options import preprocessing
+from .options import check_read, preprocessing
 from .priors import Prior, StandardLogistic, StandardNormal
 from .vector_networks import MLP
 
@@ -41,6 +41,7 @@ class NICEConfig:
     prior: str = one_of("logistic", "standard", default="logistic")
 
     def __post_init__(self) -> None:
+        check_read(self, [(self.preprocessing == "logit", "preprocessing logit", ("alpha",))])
         if len(self.sample_size) != 2:
             raise ConfigError(f"sample_size: expected (height, width), got {len(self.sample_size)} numbers")
         if not 2 <= self.features <= MAX_FEATURES:

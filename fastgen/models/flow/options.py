@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,21 @@ from .priors import ConvNormal, DiagonalNormal, Prior, StandardLogistic, Standar
 
 MAX_BLOCKS = 4096  # of residual blocks in all couplings' networks: building them takes seconds
 MAX_CHANNELS = 4096  # at any scale: a 1x1 convolution has their square as weights
+
+
+def check_read(config: Any, rows: Iterable[tuple[bool, str, tuple[str, ...]]]) -> None:
+    """Raise ConfigError for an option that was set and that nothing would read.
+
+    rows: whether options are read, who reads them, their names. An option may have its default wherever it stands.
+    """
+    defaults = {field.name: field.default for field in fields(config)}
+    for read, reader, names in rows:
+        for name in names:
+            value = getattr(config, name)
+            if not read and value != defaults[name]:
+                raise ConfigError(
+                    f"{name}: {value} would change nothing, only {reader} reads it; leave it {defaults[name]}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +100,8 @@ class ImageOptions(CouplingOptions):
 
     sample_size: (height, width). in_channels: of the picture. levels: of each channel, such as 256, whose
         dequantised values fill [0, 1]; None for continuous pictures of any range.
-    preprocessing: none; centre, x - 1/2 (Glow's code); logit of alpha + (1 - 2 alpha) x (RealNVP).
+    preprocessing: none; centre, x - 1/2 (Glow's code); logit of alpha + (1 - 2 alpha) x (RealNVP). Continuous pictures
+        must lie in [0, 1] for logit: beyond it nothing has a density, and log_prob is NaN.
     dequantisation: uniform, or variational with `dequantisation_layers` couplings on gated networks of
         `dequantisation_channels`, from logistic or normal noise (`dequantisation_base`). For levels alone.
     network: of the couplings: conv, three convolutions (Glow); resnet with weight norm (RealNVP); gated (UvA tutorial
@@ -127,6 +145,7 @@ class ImageOptions(CouplingOptions):
     def check_image(self, squeezes: tuple[int, ...], couplings: int) -> None:
         """squeezes: in each scale; couplings: in all. Raises ConfigError for what does not fit."""
         self.check_coupling()
+        check_read(self, self._readers(squeezes))
         if self.network != "conv" and couplings * self.blocks > MAX_BLOCKS:
             raise ConfigError(
                 f"blocks: {couplings} couplings of {self.blocks} blocks are more than {MAX_BLOCKS} blocks; take fewer"
@@ -175,6 +194,21 @@ class ImageOptions(CouplingOptions):
                         f"in_channels: scale {i} has one channel, which cannot be halved without a squeeze"
                     )
                 channels = (channels + 1) // 2
+
+    def _readers(self, squeezes: tuple[int, ...]) -> list[tuple[bool, str, tuple[str, ...]]]:
+        """The rows of `check_read`."""
+        of_variational = tuple(f"dequantisation_{name}" for name in ("layers", "channels", "blocks", "base"))
+        by_label = self.num_classes is not None and self.prior in ("channel", "element", "conv")
+        return [
+            (self.preprocessing == "logit", "preprocessing logit", ("alpha",)),
+            (self.dequantisation == "variational", "dequantisation variational", of_variational),
+            (self.network != "conv", "network resnet or gated", ("blocks",)),
+            (self.network != "gated", "network conv or resnet", ("act_fn",)),
+            (self.act_fn == "leaky_relu", "act_fn leaky_relu", ("leaky_slope",)),
+            (self.prior == "conv", "prior conv", ("prior_border",)),
+            (by_label, "a learned prior (channel, element, conv) with num_classes", ("class_priors",)),
+            (sum(squeezes) > 0, "a squeeze", ("squeeze_order",)),
+        ]
 
     @property
     def data_shape(self) -> Shape:

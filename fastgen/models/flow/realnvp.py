@@ -8,7 +8,7 @@ from ...config import bounded, one_of
 from ...errors import ConfigError
 from .flow import Flow
 from .layers import ActNorm, Layer, Squeeze
-from .options import ImageOptions, preprocessing
+from .options import ImageOptions, check_read, preprocessing
 
 __all__ = ["RealNVP", "RealNVPConfig"]
 
@@ -51,6 +51,14 @@ class RealNVPConfig(ImageOptions):
                 "checkerboard, channelwise: expected one number a scale in both, at least one, "
                 f"got {len(self.checkerboard)} and {len(self.channelwise)}"
             )
+        checkerboards, channels = any(self.checkerboard), any(self.channelwise)
+        check_read(
+            self,
+            [
+                (checkerboards, "a checkerboard coupling", ("checkerboard_changes",)),
+                (channels, "a channelwise coupling", ("channel_split", "channel_changes")),
+            ],
+        )
         couplings = sum(self.checkerboard) + sum(self.channelwise)
         self.check_image(tuple(int(count > 0) for count in self.channelwise), couplings)
 

@@ -14,7 +14,7 @@ from .flow import Flow
 from .layers import ActNorm, Layer, Permutation, Shape, Standardise
 from .linear import LUConv, PlainConv
 from .networks import ACTIVATIONS
-from .options import MAX_BLOCKS, CouplingOptions
+from .options import MAX_BLOCKS, CouplingOptions, check_read
 from .priors import DiagonalNormal, Prior, StandardNormal
 from .vector_networks import MLP, Pair, ResidualMLP
 
@@ -77,6 +77,13 @@ class VectorFlowConfig(CouplingOptions):
 
     def __post_init__(self) -> None:
         self.check_coupling()
+        check_read(
+            self,
+            [
+                (self.network == "residual", "network residual", ("blocks",)),
+                (self.act_fn == "leaky_relu", "act_fn leaky_relu", ("leaky_slope",)),
+            ],
+        )
         if not self.layers:
             raise ConfigError(f"layers: expected at least one of {', '.join(LAYERS)}")
         if len(self.layers) * self.steps > MAX_LAYERS:
