@@ -11,7 +11,7 @@ from PIL import Image
 import fastgen
 from fastgen.checkpoint import CONFIG_FILE, WEIGHTS_FILE, file_sha256
 from fastgen.tensor_file import TensorFile
-from fastgen.training.diffusion import LOSS_FILE, PREVIEWS
+from fastgen.training.loop import LOSS_FILE, PREVIEWS
 from fastgen.training.run import STATE_FILE, saved_run
 
 STEPS = 6
