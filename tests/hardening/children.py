@@ -25,7 +25,7 @@ _context.set_forkserver_preload(
         "fastgen.cli",
         "fastgen.api",
         "fastgen.images",
-        "fastgen.training.diffusion",
+        "fastgen.training.loop",
         "PIL.PngImagePlugin",
         "PIL.GifImagePlugin",
         "PIL.ImageDraw",

@@ -259,9 +259,9 @@ def test_data_that_expands(tmp_path: Path, kind: str) -> None:
 def test_a_training_that_diverges_keeps_its_last_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fastgen.training import diffusion
+    from fastgen.training import loop
 
-    step = diffusion._train_step
+    step = loop._train_step
 
     def diverges(state, *given: object) -> None:  # type: ignore[no-untyped-def]
         step(state, *given)  # type: ignore[arg-type]
@@ -271,7 +271,7 @@ def test_a_training_that_diverges_keeps_its_last_save(
 
     arguments = runs.train_arguments(tmp_path / "m", runs.pictures(tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr(diffusion, "_train_step", diverges)
+        patch.setattr(loop, "_train_step", diverges)
         assert main(arguments) == 1
     assert "training has diverged: loss or weights of step 6 are not finite; its last save is kept" in (
         capsys.readouterr().err

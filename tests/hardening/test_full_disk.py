@@ -161,15 +161,15 @@ def test_train_on_a_full_disk(tmp_path: Path, way: str) -> None:
 def stopped_training(folder: str, arguments: list[str]) -> int:
     """Train up to the first save."""
     from fastgen import cli
-    from fastgen.training import diffusion
+    from fastgen.training import loop
 
-    publish = diffusion._publish
+    publish = loop._publish
 
     def stop(*given: object) -> None:
         publish(*given)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
-    diffusion._publish = stop  # type: ignore[assignment]
+    loop._publish = stop  # type: ignore[assignment]
     return 0 if cli.main(arguments) == 130 else 1
 
 

@@ -22,7 +22,7 @@ from fastgen.cli import main
 from fastgen.errors import ArgumentError, CheckpointError, ConfigError, DataError, OutOfMemoryError
 from fastgen.files import exists, held, remove_leftovers, write_atomic
 from fastgen.images import MAX_SHEET, grid, sheet_size
-from fastgen.training import diffusion
+from fastgen.training import loop
 from tests.small import checkpoint, network, spec, unet_config
 
 from . import children, runs
@@ -74,7 +74,7 @@ def test_a_run_that_could_not_be_resumed_does_not_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
-    monkeypatch.setattr(diffusion, "_train_step", lambda *given: steps.append(1))
+    monkeypatch.setattr(loop, "_train_step", lambda *given: steps.append(1))
     monkeypatch.setattr("fastgen.training.data.describe", lambda dataset: {"pictures": 0})
     assert main(runs.train_arguments(tmp_path / "m", runs.pictures(tmp_path))) == 1
     assert not steps
@@ -93,14 +93,14 @@ def test_one_run_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_memory_that_runs_out_in_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = diffusion._train_step
+    step = loop._train_step
 
     def starved(state, *given: object) -> None:  # type: ignore[no-untyped-def]
         if state.step == 4:
             torch.empty(1 << 60, dtype=torch.uint8)
         step(state, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(diffusion, "_train_step", starved)
+    monkeypatch.setattr(loop, "_train_step", starved)
     assert main(runs.train_arguments(tmp_path / "m", runs.pictures(tmp_path))) == 1
     said = capsys.readouterr().err
     assert "memory ran out on cpu with batches of 4; its last save is kept" in said

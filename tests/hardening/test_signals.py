@@ -19,9 +19,9 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 def train_signalled(arguments: list[str], step: int, *numbers: int) -> int:
     """Train; within step `step` the signals `numbers` come, one after the other."""
-    from fastgen.training import diffusion
+    from fastgen.training import loop
 
-    train_step, steps = diffusion._train_step, []
+    train_step, steps = loop._train_step, []
 
     def signalled(*given: object) -> None:
         steps.append(1)
@@ -30,7 +30,7 @@ def train_signalled(arguments: list[str], step: int, *numbers: int) -> int:
                 os.kill(os.getpid(), number)
         train_step(*given)  # type: ignore[arg-type]
 
-    diffusion._train_step = signalled  # type: ignore[assignment]
+    loop._train_step = signalled  # type: ignore[assignment]
     return main(arguments)
 
 
