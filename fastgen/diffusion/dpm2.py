@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .points import Point
 from .processes import AnyProcess
-from .runge_kutta import runge_kutta_step, to_clean
+from .runge_kutta import runge_kutta_table
 from .sigmas import SigmaOptions, sigma_ladder
-from .table import Table, TableBuilder
+from .table import Table
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,12 @@ def dpm2(schedule: AnyProcess, steps: int, options: DPM2Options) -> Table:
     diffusers, Karras' levels are told as whole timesteps, and midpoints as they fall: where steps are shorter than a
     timestep, a midpoint may be told a later time than the step's beginning, and told times then rise.
     """
-    ladder = sigma_ladder(schedule, steps, options, whole_karras=True)
-    rows = TableBuilder("dpm2", clip=options.clip, threshold=options.threshold)
-    for now, after in itertools.pairwise(ladder.knots):
-        if after.level == 0.0:
-            rows.evaluate(now, to_clean(now, after, options.clipped))
-            break
+
+    def stages(now: Point, after: Point) -> tuple[Sequence[Point], Sequence[Sequence[float]]]:
         middle = schedule.point(math.sqrt(now.level * after.level))
         part = (middle.level - now.level) / (after.level - now.level)
-        runge_kutta_step(rows, (now, middle), after, ((part,), (0.0, 1.0)), options.clipped)
-    return rows.table(initial_scale=ladder.initial_scale)
+        return (now, middle), ((part,), (0.0, 1.0))
+
+    return runge_kutta_table(
+        "dpm2", sigma_ladder(schedule, steps, options, whole_karras=True), options, stages
+    )

@@ -58,13 +58,16 @@ def adams_weights(
     return np.linalg.solve(np.vander(nodes / unit, count, increasing=True).T, moments)
 
 
-def adams_orders(ladder: Ladder, highest: int) -> np.ndarray:
+def adams_orders(ladder: Ladder, highest: int, *, falling: bool = False) -> np.ndarray:
     """The order of every step, int [steps]: as many estimates as there are, one in a step to the clean end.
 
-    The first point does not count where lambda is -inf there.
+    falling: end with orders ..., 3, 2, 1. The first point does not count where lambda is -inf there.
     """
     begun = 0 if math.isfinite(ladder.log_snrs[0]) else 1
-    orders = np.clip(np.arange(len(ladder)) + 1 - begun, 1, highest)
+    steps = np.arange(len(ladder))
+    orders = np.clip(steps + 1 - begun, 1, highest)
+    if falling:
+        orders = np.minimum(orders, len(ladder) - steps)
     if ladder.end.sigma == 0.0:
         orders[-1] = 1
     return orders

@@ -8,13 +8,16 @@ end is the network's estimate of x_0: there is no slope at w = 0.
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .points import Point
 from .processes import AnyProcess
-from .runge_kutta import runge_kutta_step, to_clean
+from .runge_kutta import runge_kutta_table
 from .sigmas import SigmaOptions, sigma_ladder
-from .table import Table, TableBuilder
+from .table import Table
+
+Tableau = Sequence[Sequence[float]]
 
 # Butcher's tableaus: the rows of a_ij after the first, then the weights.
 MIDPOINT = ((1 / 2,), (0.0, 1.0))
@@ -28,15 +31,11 @@ class RungeKuttaOptions(SigmaOptions):
 
 def midpoint(schedule: AnyProcess, steps: int, options: RungeKuttaOptions) -> Table:
     """The explicit midpoint rule, second order: a step with the slope half way. 2 * steps - 1 network evaluations."""
-    ladder, clipped = sigma_ladder(schedule, steps, options), options.clipped
-    rows = TableBuilder("midpoint", clip=options.clip, threshold=options.threshold)
-    for now, after in itertools.pairwise(ladder.knots):
-        if after.level == 0.0:
-            rows.evaluate(now, to_clean(now, after, clipped))
-            break
-        middle = schedule.point((now.level + after.level) / 2)
-        runge_kutta_step(rows, (now, middle), after, MIDPOINT, clipped)
-    return rows.table(initial_scale=ladder.initial_scale)
+
+    def stages(now: Point, after: Point) -> tuple[Sequence[Point], Tableau]:
+        return (now, _middle(schedule, now, after)), MIDPOINT
+
+    return runge_kutta_table("midpoint", sigma_ladder(schedule, steps, options), options, stages)
 
 
 def rk4(schedule: AnyProcess, steps: int, options: RungeKuttaOptions) -> Table:
@@ -45,12 +44,13 @@ def rk4(schedule: AnyProcess, steps: int, options: RungeKuttaOptions) -> Table:
     k_1 = d(z),  k_2 = d(z + h k_1 / 2),  k_3 = d(z + h k_2 / 2),  k_4 = d(z + h k_3)
     z' = z + h (k_1 + 2 k_2 + 2 k_3 + k_4) / 6
     """
-    ladder, clipped = sigma_ladder(schedule, steps, options), options.clipped
-    rows = TableBuilder("rk4", clip=options.clip, threshold=options.threshold)
-    for now, after in itertools.pairwise(ladder.knots):
-        if after.level == 0.0:
-            rows.evaluate(now, to_clean(now, after, clipped))
-            break
-        middle = schedule.point((now.level + after.level) / 2)
-        runge_kutta_step(rows, (now, middle, middle, after), after, RK4, clipped)
-    return rows.table(initial_scale=ladder.initial_scale)
+
+    def stages(now: Point, after: Point) -> tuple[Sequence[Point], Tableau]:
+        middle = _middle(schedule, now, after)
+        return (now, middle, middle, after), RK4
+
+    return runge_kutta_table("rk4", sigma_ladder(schedule, steps, options), options, stages)
+
+
+def _middle(schedule: AnyProcess, now: Point, after: Point) -> Point:
+    return schedule.point((now.level + after.level) / 2)

@@ -17,12 +17,29 @@ step takes the form with the smaller terms.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .points import Point
-from .table import X0, H, TableBuilder, X
+from .points import Ladder, Point
+from .sigmas import SigmaOptions
+from .table import X0, H, Table, TableBuilder, X
+
+Stages = Callable[[Point, Point], tuple[Sequence[Point], Sequence[Sequence[float]]]]
+
+
+def runge_kutta_table(name: str, ladder: Ladder, options: SigmaOptions, stages: Stages) -> Table:
+    """The rows of a method down `ladder`: stages(now, after) gives a step's points and tableau, as for
+    `runge_kutta_step`. The step to a clean end is Euler's."""
+    rows = TableBuilder(name, clip=options.clip, threshold=options.threshold)
+    for now, after in itertools.pairwise(ladder.knots):
+        if after.level == 0.0:
+            rows.evaluate(now, to_clean(now, after, options.clipped))
+            break
+        points, tableau = stages(now, after)
+        runge_kutta_step(rows, points, after, tableau, options.clipped)
+    return rows.table(initial_scale=ladder.initial_scale)
 
 
 def runge_kutta_step(

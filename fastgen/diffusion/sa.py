@@ -53,10 +53,9 @@ def sa_solver(schedule: AnyProcess, steps: int, options: SAOptions) -> Table:
     ladder = lambda_ladder(schedule, steps, options)
     data = options.algorithm_type == "data_prediction"
     taus = _taus(schedule, ladder, options)
-    predictor = adams_orders(ladder, options.predictor_order)
+    predictor = adams_orders(ladder, options.predictor_order, falling=options.lower_order_final)
     corrector = np.minimum(np.arange(steps) + 1, options.corrector_order)
     if options.lower_order_final:
-        predictor = np.minimum(predictor, steps - np.arange(steps))
         corrector = np.minimum(corrector, steps + 2 - np.arange(steps))
 
     def weights(step: int, newest: int, count: int) -> np.ndarray:

@@ -42,9 +42,7 @@ def unipc(schedule: AnyProcess, steps: int, options: UniPCOptions) -> Table:
     """
     ladder = lambda_ladder(schedule, steps, options, sigma_min=options.sigma_min, sigma_max=options.sigma_max)
     log_snrs, rate = ladder.log_snrs, 1.0 if options.predict_x0 else -1.0
-    orders = adams_orders(ladder, options.solver_order)
-    if options.lower_order_final:
-        orders = np.minimum(orders, steps - np.arange(steps))
+    orders = adams_orders(ladder, options.solver_order, falling=options.lower_order_final)
 
     def weights(step: int, newest: int, count: int) -> np.ndarray:
         """Of `count` estimates; with two of them the paper's a_1 = 1 / 2."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...config import bounded, one_of
-from .flow import Flow
 from .layers import ActNorm, Layer, Permutation, Squeeze
 from .linear import LUConv, PlainConv
-from .options import ImageOptions, preprocessing
+from .options import ImageFlow, ImageOptions
 
 __all__ = ["Glow", "GlowConfig"]
 
@@ -41,7 +40,7 @@ class GlowConfig(ImageOptions):
         self.check_image((1,) * self.num_scales, self.num_scales * self.steps_per_scale)
 
 
-class Glow(Flow):
+class Glow(ImageFlow):
     """x [B, C, H, W] in [0, 1] where it has levels. Latents: [B, C_i, H / 2^(i + 1), W / 2^(i + 1)], one a scale."""
 
     def __init__(self, config: GlowConfig) -> None:
@@ -54,16 +53,7 @@ class Glow(Flow):
                 layers.append(config.image_coupling(i, channels, "half", config.changes))
             scales.append(layers)
             channels = (channels + 1) // 2
-        super().__init__(
-            config.data_shape,
-            preprocessing(config.preprocessing, config.alpha),
-            scales,
-            config.prior_of,
-            levels=config.levels,
-            dequantiser=config.dequantiser(),
-            classes=config.num_classes,
-        )
-        self.config = config
+        super().__init__(config, scales)
 
 
 def _linear(kind: str, channels: int) -> Layer:

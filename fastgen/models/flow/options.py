@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,6 +13,7 @@ from ...config import bounded, one_of
 from ...errors import ConfigError
 from .coupling import Coupling, network_channels
 from .dequantise import Dequantiser, VariationalDequantiser
+from .flow import Flow
 from .layers import Affine, Layer, Logit, Shape
 from .networks import ACTIVATIONS, ConvNet, GatedNet, ResNet
 from .priors import ConvNormal, DiagonalNormal, Prior, StandardLogistic, StandardNormal
@@ -288,3 +289,19 @@ def preprocessing(kind: str, alpha: float) -> list[Layer]:
     if kind == "logit":
         return [Logit(alpha)]
     return [Affine(1.0, -0.5)] if kind == "centre" else []
+
+
+class ImageFlow(Flow):
+    """A flow on pictures, of the scales that a model makes of its `config`."""
+
+    def __init__(self, config: ImageOptions, scales: Sequence[Iterable[Layer]]) -> None:
+        super().__init__(
+            config.data_shape,
+            preprocessing(config.preprocessing, config.alpha),
+            scales,
+            config.prior_of,
+            levels=config.levels,
+            dequantiser=config.dequantiser(),
+            classes=config.num_classes,
+        )
+        self.config = config

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from ...config import bounded, one_of
 from ...errors import ConfigError
-from .flow import Flow
 from .layers import ActNorm, Layer, Squeeze
-from .options import ImageOptions, check_read, preprocessing
+from .options import ImageFlow, ImageOptions, check_read
 
 __all__ = ["RealNVP", "RealNVPConfig"]
 
@@ -63,7 +62,7 @@ class RealNVPConfig(ImageOptions):
         self.check_image(tuple(int(count > 0) for count in self.channelwise), couplings)
 
 
-class RealNVP(Flow):
+class RealNVP(ImageFlow):
     """x [B, C, H, W] in [0, 1] where it has levels."""
 
     def __init__(self, config: RealNVPConfig) -> None:
@@ -81,16 +80,7 @@ class RealNVP(Flow):
                 layers += _step(config, i, channels, config.channel_split, (config.channel_changes + k) % 2)
             scales.append(layers)
             channels = (channels + 1) // 2
-        super().__init__(
-            config.data_shape,
-            preprocessing(config.preprocessing, config.alpha),
-            scales,
-            config.prior_of,
-            levels=config.levels,
-            dequantiser=config.dequantiser(),
-            classes=config.num_classes,
-        )
-        self.config = config
+        super().__init__(config, scales)
 
 
 def _step(config: RealNVPConfig, scale: int, channels: int, split: str, changes: int) -> list[Layer]:
