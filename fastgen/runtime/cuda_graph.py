@@ -16,12 +16,16 @@ from .device import out_of_memory
 
 WARM_UPS = 2  # libraries choose their algorithms in the first call, and may allocate workspaces in the second
 _CAPTURING = threading.Lock()  # PyTorch can do one capture at a time in a process
+# PyTorch's allocators and its list of captures keep the address of a graph whose capture failed: it must not be freed.
+_FAILED: list[Any] = []
 
 
 class CudaGraphs:
     """The ``cuda`` backend of one loop: its graphs share one memory pool, and so must not run at the same time.
 
-    The loop sees to that. What a step leaves behind lies in the loop's own buffers, outside the pool.
+    The loop sees to that. What a step leaves behind lies in the loop's own buffers, outside the pool. All are captured
+    on one stream: memory of a pool is used again on the stream it was first used on only, and cuBLAS keeps a workspace
+    of 32 MiB for each stream. It is not shared with other loops, whose graphs may run at the same time.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,22 +33,27 @@ class CudaGraphs:
             raise CaptureError(f"CUDA graphs need a CUDA device, this one is {device}")
         self.device = device
         self.pool: Any = None  # PyTorch's handle
-        self._failed: list[torch.cuda.CUDAGraph] = []
+        self.stream: Any = None  # torch.cuda.Stream, made at the first capture
 
     def __call__(self, step: Callable[[], None]) -> Callable[[], None]:
-        """A function that replays `step`. CaptureError where a graph cannot hold it; memory errors as they come."""
+        """A function that replays `step`. CaptureError where a graph cannot hold it; memory errors as they come.
+
+        After an error the device is as it was: PyTorch's allocator and generator work, and so do later captures.
+        """
         with _CAPTURING, torch.cuda.device(self.device):
             # A stream of our own, entered here: PyTorch's default one belongs to one device, and a capture that fails
             # would stay on it.
-            side, current = torch.cuda.Stream(), torch.cuda.current_stream()
-            side.wait_stream(current)
+            if self.stream is None:
+                self.stream = torch.cuda.Stream()
+            current = torch.cuda.current_stream()
+            self.stream.wait_stream(current)
             try:
-                with torch.cuda.stream(side):
-                    return self._captured(step, side)
+                with torch.cuda.stream(self.stream):
+                    return self._captured(step)
             finally:
-                current.wait_stream(side)
+                current.wait_stream(self.stream)
 
-    def _captured(self, step: Callable[[], None], stream: torch.cuda.Stream) -> Callable[[], None]:
+    def _captured(self, step: Callable[[], None]) -> Callable[[], None]:
         drawn = torch.cuda.get_rng_state(self.device)
         for _ in range(WARM_UPS):
             step()
@@ -56,14 +65,17 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
+        pool = self.pool
         try:
             # Only this thread's calls are judged: others may use the device meanwhile.
-            with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
                 step()
-        except RuntimeError as error:
-            # PyTorch's allocator goes on sending memory to the pool of a capture that failed, and holds its graph.
+        except BaseException as error:
+            # PyTorch refuses to share a pool whose last graph is gone, and this one may have been the only one.
             self.pool = None
-            self._failed.append(graph)
+            _abandon(graph, pool, self.stream)
+            if not isinstance(error, RuntimeError):
+                raise
             # The capture, broken off by the step's own error, ends with another.
             cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
             if out_of_memory(cause):
@@ -78,6 +90,25 @@ class CudaGraphs:
     def forget(self) -> None:
         """All graphs are gone: the next ones start a pool of their own, and this one's memory can be given back."""
         self.pool = None
+
+
+def _abandon(graph: Any, pool: Any, stream: Any) -> None:
+    """Tell PyTorch that the capture of `graph` on the current stream is over, where its own end of it has failed.
+
+    `CUDAGraph.capture_end` raises what cudaStreamEndCapture says before it has told the allocator and the generator
+    (PyTorch 2.11; later versions tell some of them). The allocator would go on sending memory to `pool` and refuse to
+    give any back; the generator would take every later random number for one of the capture's.
+    """
+    try:
+        torch._C._cuda_endAllocateToPool(stream.device.index, pool)
+    except RuntimeError:
+        pass  # PyTorch has told everybody
+    else:
+        torch._C._cuda_releasePool(stream.device.index, pool)
+        _FAILED.append(graph)
+    # A capture that ends as it should leaves the generator outside of one.
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
+        torch.zeros((), device=stream.device)
 
 
 def _replay(graph: torch.cuda.CUDAGraph, *held: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgen.errors import CaptureError
+from fastgen.runtime.cuda_graph import CudaGraphs
 from fastgen.runtime.loop import Loop, Request
 from tests.runtime import test_adjust
 from tests.runtime.test_adjust import REQUESTS
@@ -144,11 +146,55 @@ def test_what_a_graph_cannot_hold_is_an_error_that_says_what_to_do() -> None:
     for _ in range(2):  # with the same words twice
         with pytest.raises(CaptureError, match="graph=False"):
             session.step()
-    assert torch.cuda.current_stream() == stream
-    assert torch.randn(4, device="cuda").isfinite().all()
+        # The device is as it was: PyTorch's generator and allocator work.
+        assert torch.cuda.current_stream() == stream
+        assert torch.randn(4, device="cuda").isfinite().all()
+        torch.cuda.empty_cache()
     torch.cuda.synchronize()
-    other = session_on_gpu()  # the device is none the worse
-    assert draw(other, [Request(TABLES["ddim"], seed=1)])[0].isfinite().all()
+    session.network = TinyNet(3).cuda()
+    (got,) = draw(session, [Request(TABLES["ddim"], seed=2)])  # the same backend captures what it can
+    assert session.graphs.describe()
+    (want,) = draw(session_on_gpu(backend="eager"), [Request(TABLES["ddim"], seed=2)])
+    assert torch.equal(got, want)
+    assert draw(session_on_gpu(), [Request(TABLES["ddim"], seed=1)])[0].isfinite().all()  # so does another
+
+
+def test_a_failed_capture_gives_its_memory_back() -> None:
+    capture = CudaGraphs(torch.device("cuda", torch.cuda.current_device()))
+
+    def step() -> None:
+        torch.zeros(1 << 26, dtype=torch.uint8, device="cuda").sum().item()
+
+    with pytest.raises(CaptureError):
+        capture(step)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    for _ in range(3):
+        with pytest.raises(CaptureError):
+            capture(step)
+        gc.collect()
+        torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before
+
+
+def test_captures_of_one_backend_share_memory() -> None:
+    """Pools are used again on one stream only: the second capture of the same work takes nothing more."""
+    capture = CudaGraphs(torch.device("cuda", torch.cuda.current_device()))
+    x = torch.ones(1 << 24, device="cuda")
+
+    def step() -> None:
+        x.copy_(x * 2 + 1)
+
+    replays = [capture(step)]
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    replays.append(capture(step))
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() == before
+    x.fill_(1.0)
+    for replay in replays:
+        replay()
+    assert x.unique().tolist() == [7.0]
 
 
 def test_memory_that_runs_out_halves_the_batch() -> None:
