@@ -327,5 +327,7 @@ OP = Op(
     in_place=_in_place,
     # A thread owns four elements of every tensor, 16 bytes of the float32 state but 8 of a half-precision network's
     # output; with guidance and learned variance but no history, three such reads stand beside one of the state.
-    budget=Budget(wide=0.4),
+    # Registers: with four slots and guidance seven reads of a tensor are under way at once; seven blocks of 128 threads
+    # still fit a multiprocessor, and have 100 KiB under way, four times what its share of memory's bandwidth needs.
+    budget=Budget(registers=72, wide=0.4),
 )

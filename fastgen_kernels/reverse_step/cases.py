@@ -133,6 +133,23 @@ CASES = (
     _case(
         "lsun16_ancestral", "bandwidth, noise in every row", (16, 3, 256, 256), production=True, noise="all"
     ),
+    _case(
+        "lsun64",
+        "bandwidth beyond a GPU's cache, no noise",
+        (64, 3, 256, 256),
+        production=True,
+        slots=1,
+        noise="none",
+        channels_last=True,
+    ),
+    _case(
+        "lsun64_ancestral",
+        "bandwidth beyond a GPU's cache, noise in every row",
+        (64, 3, 256, 256),
+        production=True,
+        noise="all",
+        channels_last=True,
+    ),
     _case("adm4", "learned range, guided", (4, 3, 256, 256), production=True, guided=True, learned=1),
 )
 

@@ -37,6 +37,17 @@ def _word(words, index: tl.constexpr):
 
 
 @triton.jit
+def _history(slot_values, element, mask, words, K: tl.constexpr):
+    """Slot K's coefficients in x' and in the slot that is written, and its values.
+
+    Masked, not multiplied by zero: an unused slot may hold anything, and is not worth its traffic.
+    """
+    a = tl.load(words + _A + _H + K)
+    b = tl.load(words + _B + _H + K)
+    return a, b, tl.load(slot_values + element, mask=mask & ((a != 0.0) | (b != 0.0)), other=0.0)
+
+
+@triton.jit
 def reverse_step_kernel(
     x,  # float32 [B, C, H, W], in place
     h,  # float32 [K, B, C, H, W], in place; h[k] contiguous
@@ -60,7 +71,6 @@ def reverse_step_kernel(
     # all store the same next cursor: none of them reads what another writes.
     b = tl.program_id(1)
     words = rows + b * _ROW_WORDS
-    tl.store(cursor + b, _word(words, _NEXT))
 
     if CHANNELS_LAST:
         # A tile lies within one channel, so that the state and its noise stay in contiguous blocks of 4.
@@ -82,6 +92,8 @@ def reverse_step_kernel(
         v_element = element + n
         y_element = element
 
+    # Every load of a tensor stands before the noise and before any store: the compiler moves no load over a store that
+    # may write what it reads, nor over a branch, and a program would wait for memory four times instead of once.
     base = b.to(tl.int64) * n
     f_stride = n * 2 if LEARNED else n
     f_base = F + b.to(tl.int64) * f_stride
@@ -90,54 +102,74 @@ def reverse_step_kernel(
     if GUIDED:
         unconditional = F + (b + batch).to(tl.int64) * f_stride
         uv = tl.load(unconditional + f_element, mask=mask, other=0.0).to(tl.float32)
-        fv = uv + tl.load(words + _GUIDANCE) * (fv - uv)
+        weight = tl.load(words + _GUIDANCE)
+    slot_values = h + base
+    if K > 0:
+        a_h0, b_h0, h0 = _history(slot_values, element, mask, words, 0)
+    if K > 1:
+        slot_values += plane
+        a_h1, b_h1, h1 = _history(slot_values, element, mask, words, 1)
+    if K > 2:
+        slot_values += plane
+        a_h2, b_h2, h2 = _history(slot_values, element, mask, words, 2)
+    if K > 3:
+        slot_values += plane
+        a_h3, b_h3, h3 = _history(slot_values, element, mask, words, 3)
+    p, q, clip = tl.load(words + _P), tl.load(words + _Q), tl.load(words + _CLIP)
+    ax, a0, af = tl.load(words + _A + _X), tl.load(words + _A + _X0), tl.load(words + _A + _F)
+    az = tl.load(words + _A + _Z)
+    noisy = az != 0.0  # the same for a whole sample
+    if K > 0:
+        bx, b0, bf = tl.load(words + _B + _X), tl.load(words + _B + _X0), tl.load(words + _B + _F)
+        bz = tl.load(words + _B + _Z)
+        noisy = noisy | (bz != 0.0)
+    if LEARNED:
+        v = tl.load(f_base + v_element, mask=mask & noisy, other=0.0).to(tl.float32)
 
-    clip = tl.load(words + _CLIP)
-    x0 = tl.load(words + _P) * xv + tl.load(words + _Q) * fv
+    if GUIDED:
+        fv = uv + weight * (fv - uv)
+    x0 = p * xv + q * fv
     # A NaN stays a NaN, as in PyTorch: a broken picture should look broken.
     x0 = tl.maximum(x0, -clip, propagate_nan=tl.PropagateNan.ALL)
     x0 = tl.minimum(x0, clip, propagate_nan=tl.PropagateNan.ALL)
-
-    out = tl.load(words + _A + _X) * xv + tl.load(words + _A + _X0) * x0 + tl.load(words + _A + _F) * fv
-    az = tl.load(words + _A + _Z)
-    noisy = az != 0.0
+    out = ax * xv + a0 * x0 + af * fv
     if K > 0:
-        kept = tl.load(words + _B + _X) * xv + tl.load(words + _B + _X0) * x0 + tl.load(words + _B + _F) * fv
-        bz = tl.load(words + _B + _Z)
-        noisy = noisy | (bz != 0.0)
+        kept = bx * xv + b0 * x0 + bf * fv
+        out += a_h0 * h0
+        kept += b_h0 * h0
+    if K > 1:
+        out += a_h1 * h1
+        kept += b_h1 * h1
+    if K > 2:
+        out += a_h2 * h2
+        kept += b_h2 * h2
+    if K > 3:
+        out += a_h3 * h3
+        kept += b_h3 * h3
 
     z = tl.zeros((BLOCK,), tl.float32)
-    if noisy:  # the same for a whole sample
+    if noisy:
         z = normals_tile(tl.load(seeds + b), _word(words, _NOISE_STEP), _STEP_STREAM, first, BLOCK)
-        if LEARNED:
-            v = tl.load(f_base + v_element, mask=mask, other=0.0).to(tl.float32)
-            if LEARNED == 1:
-                low = tl.load(words + _LOW)
-                z *= tl.exp2(low + (v * 0.5 + 0.5) * (tl.load(words + _HIGH) - low))
-            else:
-                z *= tl.sqrt(tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL))
+        if LEARNED == 1:
+            low, high = tl.load(words + _LOW), tl.load(words + _HIGH)
+            z *= tl.exp2(low + (v * 0.5 + 0.5) * (high - low))
+        if LEARNED == 2:
+            z *= tl.sqrt(tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL))
     out += az * z
     if K > 0:
         kept += bz * z
 
-    slot_values = h + base
-    for k in tl.static_range(K):
-        ak = tl.load(words + _A + _H + k)
-        bk = tl.load(words + _B + _H + k)
-        # Masked, not multiplied by zero: an unused slot may hold anything, and is not worth its traffic.
-        hv = tl.load(slot_values + element, mask=mask & ((ak != 0.0) | (bk != 0.0)), other=0.0)
-        out += ak * hv
-        kept += bk * hv
-        slot_values += plane
-
+    # The row's last words, from the cache.
+    next_scale, next_row = tl.load(words + _NEXT_SCALE), _word(words, _NEXT)
     if K > 0:
         slot = _word(words, _SLOT)
         tl.store(h + slot.to(tl.int64) * plane + base + element, kept, mask=mask & (slot >= 0) & (slot < K))
     tl.store(x + base + element, out, mask=mask)
-    scaled = (tl.load(words + _NEXT_SCALE) * out).to(y.dtype.element_ty)
+    scaled = (next_scale * out).to(y.dtype.element_ty)
     tl.store(y + base + y_element, scaled, mask=mask)
     if GUIDED:
         tl.store(y + (b + batch).to(tl.int64) * n + y_element, scaled, mask=mask)
+    tl.store(cursor + b, next_row)
 
 
 @dataclass(frozen=True)
