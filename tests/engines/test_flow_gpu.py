@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,21 +15,13 @@ from tests.engines.test_flow_capture import calls
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-@pytest.fixture
-def _full_precision() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
-
-
 def on(device: str, case: Case, **options: Any) -> FlowEngine:
     case.x = case.x.to(device)
     case.condition = None if case.condition is None else case.condition.to(device)
     return FlowEngine.from_module(case.flow, device=device, **options)
 
 
-@pytest.mark.usefixtures("_full_precision")
+@pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize("name", CASES)
 def test_float32_equals_the_cpu(name: str) -> None:
     case, twin = make(name), make(name)
