@@ -336,10 +336,17 @@ class Loop:
             entry.begun = True
 
     def _collect(self) -> None:
-        """Hand out the samples whose last row is done."""
-        for slot, entry in enumerate(self._active):
-            if entry is not None and entry.row == entry.rows:
-                self._done.append((entry.ticket, self._x[slot].clone()))
+        """Hand out the samples whose last row is done, in one launch for all of them."""
+        done = [(slot, e) for slot, e in enumerate(self._active) if e is not None and e.row == e.rows]
+        copies: list[Tensor] = []  # each with memory of its own: a caller may keep one of many
+        try:
+            for slot, _ in done:
+                copies.append(torch.empty_like(self._x[slot]))
+        finally:  # those that there is memory for; the others when there is more
+            if copies:
+                torch._foreach_copy_(copies, [self._x[slot] for slot, _ in done[: len(copies)]])
+            for (slot, entry), copy in zip(done, copies, strict=False):
+                self._done.append((entry.ticket, copy))
                 self._leave(slot, entry)  # the step itself has put the cursor on the idle row
         self._ripe = False
 
