@@ -163,6 +163,7 @@ def _rows(args: argparse.Namespace, plan: suites.Plan) -> Iterator[Row]:
     else:
         plan.until = time.perf_counter() + seconds
         yield from suites.run(args.suite, plan)
+    suites.leave_waiting(plan)
 
 
 def _verdict(args: argparse.Namespace, results: Results, old: Results | None, seconds: float) -> int:

@@ -15,9 +15,12 @@ import torch
 from ..errors import CaptureError
 from ..runtime.cuda_graph import CudaGraphs
 from .results import Row
-from .timing import Call, Timing, interleaved
+from .timing import LEAST_ROUNDS, Call, Timing, interleaved
 
 LAUNCHED = "launched"  # the eager formula on CUDA as Python launches it, an operation at a time
+# Replaying a graph takes some microseconds, as long as a small kernel: a graph of a short call repeats it so often.
+REPEATS = 32
+SHORT_SECONDS = 1e-3
 
 
 class NotApplicable(Exception):  # noqa: N818 (nothing is wrong)
@@ -89,20 +92,32 @@ class Contest:
                 row = row.noted(f"{name}: its result differs")
         if self.device.type == "cuda":
             row = replace(row, peak_bytes={name: peak(call, self.device) for name, call in calls.items()})
+        pieces: dict[str, int] = {}
         if self.captured and self.device.type == "cuda":
-            calls, row = self._as_graphs(calls, row, how)
-        times = interleaved(calls, self.device, rounds=how.rounds, clock=how.clock, seconds=how.seconds)
+            calls, pieces, row = self._as_graphs(calls, row, how)
+        times = interleaved(
+            calls, self.device, rounds=how.rounds, clock=how.clock, seconds=how.seconds, pieces=pieces
+        )
         own = times.pop("fastgen")
         return replace(row, seconds=own, rivals=times, errors=errors)
 
-    def _as_graphs(self, calls: dict[str, Call], row: Row, how: How) -> tuple[dict[str, Call], Row]:
-        """Everybody captured, as in an engine, so that no time is lost to Python; and the formula as it is launched."""
+    def _as_graphs(
+        self, calls: dict[str, Call], row: Row, how: How
+    ) -> tuple[dict[str, Call], dict[str, int], Row]:
+        """Everybody captured, as in an engine, so that no time is lost to Python; and the formula as it is launched.
+
+        Also how many times each does its work in a call.
+        """
         where = " ".join(row.key[1:])
         graphs: dict[str, Call] = {}
+        once = interleaved({"own": calls["fastgen"]}, self.device, rounds=LEAST_ROUNDS)["own"].median
+        repeats = REPEATS if once < SHORT_SECONDS else 1
+        pieces: dict[str, int] = {}
         with torch.cuda.device(self.device):
             for name, call in calls.items():
                 try:
-                    graphs[name] = captured(call, self.device)
+                    graphs[name] = captured(call, self.device, repeats)
+                    pieces[name] = repeats
                 except CaptureError as error:
                     if name == "fastgen":
                         graphs[name] = call
@@ -113,11 +128,11 @@ class Contest:
                     row = row.noted(said)
         if "eager" in calls:
             graphs[LAUNCHED] = calls["eager"]
-        return graphs, row
+        return graphs, pieces, row
 
 
-def captured(call: Call, device: torch.device) -> Call:
-    """`call` as a CUDA graph. Raises CaptureError where a graph cannot hold it."""
+def captured(call: Call, device: torch.device, repeats: int = 1) -> Call:
+    """`call`, `repeats` times, as a CUDA graph. Raises CaptureError where a graph cannot hold it."""
     call()
     try:
         torch.cuda.set_sync_debug_mode("error")  # a wait is found here, where it breaks nothing
@@ -126,7 +141,12 @@ def captured(call: Call, device: torch.device) -> Call:
         raise CaptureError(f"it waits for the device: {error}") from error
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return CudaGraphs(device)(lambda: _discard(call()))
+
+    def step() -> None:
+        for _ in range(repeats):
+            call()  # what it returns is freed at once, and its memory used again
+
+    return CudaGraphs(device)(step)
 
 
 def peak(call: Call, device: torch.device) -> int:
@@ -156,7 +176,7 @@ def no_compiler(device: torch.device) -> str:
 
 def fastest(calls: Mapping[str, Call], device: torch.device) -> Call:
     """The quickest of some ways to do one thing: a rival at its best setting."""
-    times: dict[str, Timing] = interleaved(calls, device, rounds=3)
+    times: dict[str, Timing] = interleaved(calls, device, rounds=LEAST_ROUNDS)
     return calls[min(times, key=lambda name: times[name].median)]
 
 
@@ -166,10 +186,6 @@ def forget(device: torch.device) -> None:
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _discard(result: object) -> None:
-    del result
 
 
 def _words(error: Exception) -> str:

@@ -211,6 +211,7 @@ def _compile(engine: DiffusionEngine, request: Request) -> Drawing:
     """The same loop over the compiled network, on CUDA in whichever mode is faster."""
     if engine.device.type != "cuda":
         return drawing(engine, request, _cast(compiled(engine.network, False)), engine.dtype)
+    torch._dynamo.reset()  # otherwise cases after the eighth would run uncompiled
     modes = ("max-autotune", "reduce-overhead")
     nets = {mode: torch.compile(engine.network, mode=mode, dynamic=False, fullgraph=True) for mode in modes}
     found = {mode: drawing(engine, request, _cast(net), engine.dtype) for mode, net in nets.items()}

@@ -54,7 +54,8 @@ def copy_bandwidth(device: torch.device, rounds: int, clock: str = "wall") -> fl
 def product_rate(device: torch.device, dtype: torch.dtype, rounds: int, clock: str = "wall") -> float:
     """FLOPs a second of a large square matrix product in `dtype`: the ceiling of compute."""
     n = PRODUCT[device.type]
-    a, b = (torch.ones(n, n, dtype=dtype, device=device) for _ in range(2))
+    # Random: a GPU multiplies constants 10 % faster, for fewer wires change.
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     call = {"product": lambda: torch.mm(a, b, out=out)}
     timing = interleaved(call, device, rounds=rounds, clock=clock)["product"]

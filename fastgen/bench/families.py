@@ -27,13 +27,15 @@ class Family:
     models: a model for each architecture, as `fastgen.load` or BUILT names it; the first one stands for the family in
     the tour. contests(engine, suite=, name=, batches=, steps=, against=): the engine's verbs as contests, judged by the
     reference network in plain PyTorch. rivals: names that its contests know. fresh(engine, folder, batch, steps,
-    against): what `child.py` is told to make a user's first result, the same as the first contest's.
+    against): what `child.py` is told to make a user's first result, the same as the first contest's. large: models that
+    keep a CPU busy for minutes, and are measured on a GPU.
     """
 
     models: Mapping[str, str]
     contests: Callable[..., Iterator[Contest]]
     rivals: Iterable[str]
     fresh: Callable[..., dict[str, dict[str, Any]]]
+    large: Sequence[str] = ()
 
 
 FAMILIES: dict[str, Family] = {
@@ -42,6 +44,7 @@ FAMILIES: dict[str, Family] = {
         contests=diffusion.contests,
         rivals=diffusion.RIVALS,
         fresh=diffusion.fresh,
+        large=("random:cifar10",),
     ),
     "flow": Family(
         models={
@@ -127,6 +130,10 @@ def without_workload() -> list[str]:
     return [name for name in ARCHITECTURES if name not in known]
 
 
-def models() -> Sequence[str]:
-    """One model for every architecture that has a workload."""
-    return [model for family in FAMILIES.values() for model in family.models.values()]
+def models(device_type: str) -> Sequence[str]:
+    """One model for every architecture that has a workload; on "cuda" the large ones, too."""
+    return [
+        model
+        for family in FAMILIES.values()
+        for model in (*family.models.values(), *(family.large if device_type == "cuda" else ()))
+    ]

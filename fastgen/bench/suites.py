@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,7 +42,8 @@ class Plan:
     """What the command line asked for, checked. Empty sequences stand for a suite's own choice.
 
     asked: whether the user named the rivals, and wants to hear of those that a suite does not have. folder: an empty
-    one, for models that are made here. until: on time.perf_counter, when nothing further is begun.
+    one, for models that are made here. until: on time.perf_counter, when nothing further is begun. waiting: what did
+    not fit in the time there was. costs: by group, the seconds and the size of the unit that was measured last.
     """
 
     device: torch.device
@@ -60,6 +60,8 @@ class Plan:
     folder: Path = Path()
     until: float = float("inf")
     engines: dict[tuple[str, str], Any] = field(default_factory=dict)
+    waiting: list[Unit] = field(default_factory=list)
+    costs: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def engine(self, model: str, dtype: str) -> Any:
         """The engine of a model, opened once."""
@@ -85,29 +87,42 @@ class Plan:
 
 @dataclass(frozen=True)
 class Unit:
-    """Something that is measured or left out as a whole. group: the last one of it says what this one will cost."""
+    """Something that is measured or left out as a whole.
+
+    group: the last one of it says what this one will cost. size: how much work it is, beside others of its group.
+    """
 
     group: str
     name: str
     rows: Callable[[], Iterator[Row]]
+    size: float = 1.0
 
 
-def while_time_is_left(units: Iterable[Unit], plan: Plan, growth: float = 1.5) -> Iterator[Row]:
+def while_time_is_left(units: Iterable[Unit], plan: Plan) -> Iterator[Row]:
     """The rows of `units` in turn; the first one of a group always, the next while there is time until `plan.until`.
 
-    What does not fit is left out by name. growth: how many times the last one of its group a unit may cost.
+    What does not fit is added to `plan.waiting`: for more time, or to be named by `leave_waiting`. A unit is supposed
+    to cost what the last one of its group did, times as much as it is larger, and half as much again.
     """
-    cost: dict[str, float] = {}
-    left: dict[str, list[str]] = {}
     for unit in units:
         began = time.perf_counter()
-        if unit.group in left or began + growth * cost.get(unit.group, -math.inf) > plan.until:
-            left.setdefault(unit.group, []).append(unit.name)
-            continue
+        if unit.group in plan.costs:
+            seconds, size = plan.costs[unit.group]
+            if began + 1.5 * seconds * max(1.0, unit.size / size) > plan.until:
+                plan.waiting.append(unit)
+                continue
         yield from unit.rows()
-        cost[unit.group] = time.perf_counter() - began
-    for group, names in left.items():
+        plan.costs[unit.group] = time.perf_counter() - began, unit.size
+
+
+def leave_waiting(plan: Plan) -> None:
+    """Name what there was no time for."""
+    groups: dict[str, list[str]] = {}
+    for unit in plan.waiting:
+        groups.setdefault(unit.group, []).append(unit.name)
+    for group, names in groups.items():
         plan.leave_out(f"{group}: {', '.join(names)}", "no time left")
+    plan.waiting = []
 
 
 def run(suite: str, plan: Plan) -> Iterator[Row]:
@@ -123,12 +138,17 @@ def run(suite: str, plan: Plan) -> Iterator[Row]:
 
 
 def everything(plan: Plan, seconds: float) -> Iterator[Row]:
-    """All suites, in about `seconds`: at least a case of every operation, a batch of every model, one solver."""
+    """All suites, in about `seconds`: at least a case of every operation, a batch of every model, one solver.
+
+    Each suite has its share of the time; what is left of it in the end goes to what did not fit.
+    """
     start = time.perf_counter()
     plan.how = replace(plan.how, seconds=seconds / 150)
     for name, share in ALL.items():
         plan.until = start + share * seconds
         yield from run(name, plan)
+    waiting, plan.waiting = plan.waiting, []
+    yield from while_time_is_left(waiting, plan)
 
 
 def kernel_rows(plan: Plan) -> Iterator[Row]:
@@ -138,11 +158,16 @@ def kernel_rows(plan: Plan) -> Iterator[Row]:
     units = [*kernel_units(plan, against)]
     if not plan.ops and not plan.cases:
         units.append(Unit("patch_gan", "patch_gan", partial(_chain_rows, plan, against)))
-    yield from while_time_is_left(units, plan, growth=4.0)  # cases grow
+    yield from while_time_is_left(units, plan)
 
 
 def kernel_units(plan: Plan, against: Sequence[str]) -> Iterator[Unit]:
-    """A case of every operation, then the next one of each."""
+    """A case of every operation, then the next one of each.
+
+    Cases grow: on a CPU the next one is supposed to be four times as large; a GPU spends the time compiling.
+    """
+    growth = 1.0 if plan.device.type == "cuda" else 4.0
+    sizes = dict.fromkeys(OPS, 1.0)
     dtypes = kernel_dtypes(plan)
     waiting = {name: iter(list(kernels.selected([name], plan.cases, dtypes))) for name in plan.ops or OPS}
     while waiting:
@@ -153,7 +178,8 @@ def kernel_units(plan: Plan, against: Sequence[str]) -> Iterator[Unit]:
                 continue
             _, case, dtype = found
             title = case.name if len(dtypes) == 1 else f"{case.name} {kernels.name_of(dtype)}"
-            yield Unit(name, title, partial(_kernel_rows, plan, against, *found))
+            yield Unit(name, title, partial(_kernel_rows, plan, against, *found), sizes[name])
+            sizes[name] *= growth
 
 
 def _kernel_rows(plan: Plan, against: Sequence[str], op: Op, case: Case, dtype: torch.dtype) -> Iterator[Row]:
@@ -202,7 +228,8 @@ def sampler_rows(plan: Plan) -> Iterator[Row]:
                 if engine is not None and (why := samplers.unfit(solver, engine)):
                     plan.leave_out(f"solver {solver} on {model}", why)
                 else:
-                    fit.append(Unit("samplers", solver, partial(_solver_rows, plan, against, solver, engine)))
+                    group = "samplers" if model is None else f"samplers of {model}"
+                    fit.append(Unit(group, solver, partial(_solver_rows, plan, against, solver, engine)))
             yield from while_time_is_left(fit, plan)
 
 
@@ -224,11 +251,11 @@ def family_rows(plan: Plan) -> Iterator[Row]:
             plan.leave_out(f"architecture {architecture}", "no workload in fastgen/bench/families.py")
     batches = plan.batches or BATCHES[plan.device.type]
     units = [
-        Unit(model, f"batch {batch}", partial(_family_rows, plan, model, batch))
+        Unit(model, f"batch {batch}", partial(_family_rows, plan, model, batch), batch)
         for batch in batches
-        for model in plan.models or models()
+        for model in plan.models or models(plan.device.type)
     ]
-    yield from while_time_is_left(units, plan, growth=float(max(batches)) / min(batches))
+    yield from while_time_is_left(units, plan)
 
 
 def _family_rows(plan: Plan, model: str, batch: int) -> Iterator[Row]:
@@ -243,9 +270,8 @@ def _family_rows(plan: Plan, model: str, batch: int) -> Iterator[Row]:
 
 def fresh_rows(plan: Plan) -> Iterator[Row]:
     """Time to the first picture and peak memory of fresh processes."""
-    units = [
-        Unit("fresh processes", model, partial(_fresh_rows, plan, model)) for model in plan.models or models()
-    ]
+    chosen = plan.models or models(plan.device.type)
+    units = [Unit("fresh processes", model, partial(_fresh_rows, plan, model)) for model in chosen]
     yield from while_time_is_left(units, plan)
 
 
@@ -283,18 +309,18 @@ def tour(plan: Plan, seconds: float) -> Iterator[Row]:
     against = plan.rivals(kernels.RIVALS, "the kernels suite")
     plan.dtypes = [kernels.name_of(kernel_dtypes(plan)[-1])]
     plan.until = start + TOUR_KERNELS * seconds
-    yield from while_time_is_left(kernel_units(plan, against), plan, growth=4.0)
+    yield from while_time_is_left(kernel_units(plan, against), plan)
     plan.dtypes = ()
     plan.until = start + TOUR_FAMILIES * seconds
     first = [next(iter(family.models.values())) for family in FAMILIES.values()]
     units = [
-        Unit(model, f"batch {batch}", partial(_family_rows, plan, model, batch))
+        Unit(model, f"batch {batch}", partial(_family_rows, plan, model, batch), batch)
         for batch in TOUR_BATCHES
         for model in first
     ]
-    yield from while_time_is_left(units, plan, growth=5.0)
+    yield from while_time_is_left(units, plan)
     plan.until = start + seconds
     yield from _fresh_rows(plan, first[0], TOUR_FRESH_ROUNDS)
-    if others := [model for model in models() if model not in first]:
+    if others := [model for model in models(plan.device.type) if model not in first]:
         plan.leave_out(", ".join(others), "the tour has one model a family; the families suite has all")
     plan.leave_out(f"{len(SOLVERS)} solvers by themselves", "not in the tour; the samplers suite has all")

@@ -54,13 +54,15 @@ def interleaved(
     sample_seconds: float = 0.02,
     clock: str = "wall",
     seconds: float = float("inf"),
+    pieces: Mapping[str, int] | None = None,
 ) -> dict[str, Timing]:
     """Time every one of `calls`, in turns, without gradients.
 
     rounds: how often each gets its turn, 3 at least. sample_seconds: how long a turn should take; short calls are
     repeated. clock: "wall", or "cpu", the seconds that this process had the processor, for machines that others use,
     too; on CUDA a turn is timed by events on the current stream, whatever it says. seconds: no round begins after
-    so many, but for the first three.
+    so many, but for the first three. pieces: how many times a call does its work (1 where nothing is said); times are
+    of one piece.
     """
     if rounds < LEAST_ROUNDS:
         raise ValueError(f"rounds: expected at least {LEAST_ROUNDS}, for quartiles, received {rounds}")
@@ -76,7 +78,11 @@ def interleaved(
                 break
             for name in list(calls) if turn % 2 == 0 else list(calls)[::-1]:
                 samples[name].append(_sample(calls[name], device, counts[name], clock))
-    return {name: Timing.of(values, counts[name]) for name, values in samples.items()}
+    done = {name: (pieces or {}).get(name, 1) for name in calls}
+    return {
+        name: Timing.of([value / done[name] for value in values], counts[name] * done[name])
+        for name, values in samples.items()
+    }
 
 
 def _now(clock: str) -> float:

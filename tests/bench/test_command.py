@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -120,8 +122,34 @@ def test_what_there_is_no_time_for_is_named(left: bool) -> None:
         for group, name in (("a", "a1"), ("b", "b1"), ("a", "a2"), ("a", "a3"))
     ]
     measured = [found.name for found in suites.while_time_is_left(units, plan)]
+    suites.leave_waiting(plan)
     assert measured == (["a1", "b1", "a2", "a3"] if left else ["a1", "b1"])
     assert said == ([] if left else ["without a: a2, a3: no time left"])
+
+
+def test_what_a_suite_had_no_time_for_gets_what_the_others_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 seconds are used, where each suite alone has the time for a part of it only."""
+    now = [0.0]
+    monkeypatch.setattr(suites.time, "perf_counter", lambda: now[0])
+    plan = suites.Plan(torch.device("cpu"), (), How(rounds=3, say=lambda words: None), Results({}))
+
+    def costs(seconds: float, name: str) -> Iterator[Row]:
+        now[0] += seconds
+        yield dataclasses.replace(row(1.0), name=name)
+
+    def run(suite: str, plan: suites.Plan) -> Iterator[Row]:
+        seconds = {"families": 5.0, "kernels": 30.0}.get(suite, 1.0)
+        units = [
+            suites.Unit(suite, f"{suite} {size}", partial(costs, seconds * size, f"{suite} {size}"), size)
+            for size in (1, 16, 64)
+        ]
+        yield from suites.while_time_is_left(units, plan)
+
+    monkeypatch.setattr(suites, "run", run)
+    measured = [found.name for found in suites.everything(plan, 400.0)]
+    assert now[0] == 5 + 80 + 1 + 16 + 64 + 1 + 16 + 64 + 30  # of 400, where 30 * 16 and 5 * 64 do not fit
+    assert "families 16" in measured
+    assert [unit.name for unit in plan.waiting] == ["families 64", "kernels 16", "kernels 64"]
 
 
 def test_all_suites_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +161,11 @@ def test_all_suites_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(ends) == ["families", "samplers", "coldstart", "kernels"]
     assert list(ends.values()) == sorted(ends.values())
     assert ends["kernels"] == pytest.approx(began + 600, abs=5)
+    assert plan.until == pytest.approx(began + 600, abs=5)
+
+
+def test_the_large_models_are_for_gpus() -> None:
+    assert set(families.models("cuda")) - set(families.models("cpu")) == {"random:cifar10"}
 
 
 @pytest.mark.parametrize(

@@ -96,19 +96,50 @@ def test_a_rival_that_cannot_run_is_named() -> None:
 def test_calls_that_cannot_be_captured_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """fastgen's is timed as it is, and says so; a rival's is left out."""
 
-    def refuse(call: contest.Call, device: torch.device) -> contest.Call:
+    def refuse(call: contest.Call, device: torch.device, repeats: int) -> contest.Call:
         raise CaptureError("it waits for the device")
 
     monkeypatch.setattr(contest, "captured", refuse)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     said: list[str] = []
     calls = {"fastgen": lambda: 1, "eager": lambda: 2, "compile": lambda: 3}
-    graphs, row = made(captured=True)._as_graphs(calls, ROW, How(say=said.append))
+    graphs, pieces, row = made(captured=True)._as_graphs(calls, ROW, How(say=said.append))
     assert list(graphs) == ["fastgen", contest.LAUNCHED]
+    assert pieces == {}
     assert graphs[contest.LAUNCHED] is calls["eager"]
     assert row.notes[0] == "fastgen is timed uncaptured, launch by launch"
     assert any("fastgen is timed uncaptured" in line for line in said)
     assert any("compile is left out: it cannot be captured" in line for line in said)
+
+
+@pytest.mark.parametrize(("seconds", "repeats"), [(10e-6, 32), (5e-3, 1)])
+def test_a_graph_repeats_a_short_call(monkeypatch: pytest.MonkeyPatch, seconds: float, repeats: int) -> None:
+    """So that its time is not that of a graph's launch; the uncaptured formula is called as it is."""
+    from fastgen.bench import timing
+
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    launch = 4e-6
+
+    def call() -> None:
+        now[0] += seconds
+
+    def captured(call: contest.Call, device: torch.device, repeats: int) -> contest.Call:
+        def replay() -> None:
+            now[0] += launch
+            for _ in range(repeats):
+                call()
+
+        return replay
+
+    monkeypatch.setattr(contest, "captured", captured)
+    calls = {"fastgen": call, "eager": call}
+    graphs, pieces, _ = made(captured=True)._as_graphs(calls, ROW, How(say=lambda words: None))
+    assert pieces == {"fastgen": repeats, "eager": repeats}
+    times = timing.interleaved(graphs, CPU, rounds=3, pieces=pieces)
+    assert times["fastgen"].median == pytest.approx(seconds + launch / repeats)
+    assert times[contest.LAUNCHED].median == pytest.approx(seconds)
 
 
 def test_the_fastest_of_some_ways(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +160,11 @@ def test_capture_and_peak_memory() -> None:
     x = torch.randn(1 << 20, device=device)
     graph = contest.captured(lambda: x * 2, device)
     graph()
+    total = torch.zeros((), device=device)
+    graph = contest.captured(lambda: total.add_(1), device, 32)
+    total.zero_()
+    graph()
+    assert total.item() == 32
     with pytest.raises(CaptureError, match="waits for the device"):
         contest.captured(lambda: x.sum().item(), device)
     assert contest.peak(lambda: x * 2, device) >= x.numel() * 4

@@ -31,6 +31,16 @@ def test_times_are_those_of_the_calls(clock: list[float]) -> None:
     assert found["b"].low == pytest.approx(found["b"].high)
 
 
+def test_a_call_may_do_its_work_several_times(clock: list[float]) -> None:
+    def call() -> None:
+        clock[0] += 0.004
+
+    found = timing.interleaved({"a": call, "b": call}, CPU, sample_seconds=0.04, pieces={"a": 8})
+    assert found["a"].median == pytest.approx(0.0005)
+    assert found["a"].calls == 80
+    assert found["b"].median == pytest.approx(0.004)
+
+
 def test_rivals_take_turns_in_both_orders(clock: list[float]) -> None:
     order: list[str] = []
 

@@ -112,7 +112,9 @@ def test_a_network_that_draws_from_the_generator_is_refused() -> None:
         engine.sample(2, steps=3)
 
 
-@pytest.mark.usefixtures("full_precision")  # convolutions are chosen by the batch, and TF32 ones differ by 2^-11
+@pytest.mark.usefixtures(
+    "full_precision"
+)  # convolutions are chosen by the batch, and TF32 ones differ by 2^-11
 def test_a_session_on_captured_graphs(tmp_path: Path) -> None:
     engine = fastgen.load(checkpoint(tmp_path / "m"), device="cuda", dtype="float32", max_batch=4)
     calls = [

@@ -54,14 +54,14 @@ def test_options(kernel_device, scale, changed):
     [
         # As multiples of 2^-24 |log a|. Exact, and the sign.
         ({"scale": "exp"}, lambda s: 0.0 * s),
-        # exp(-|v|) is 2^(-|v| log2 e) on a GPU: v = s + 2 is rounded (1), log2 e too (0.224), and their product (1), each
-        # times |v|; 2^x is off by 2 ulp, each up to 2 units (4). log(1 + e) passes that on, and adds a sum (1) and a
-        # division (2 ulp: 4) in the series' argument, the series' last sum (1), remainder (0.34) and its other terms,
-        # which are 4 % of it (0.4). In all 10.8 + 2.224 |v|, and the second order.
+        # exp(-|v|) is 2^(-|v| log2 e) on a GPU: v = s + 2 is rounded (1), log2 e too (0.224), and their product (1),
+        # each times |v|; 2^x is off by 2 ulp, each up to 2 units (4). log(1 + e) passes that on, and adds a sum (1)
+        # and a division (2 ulp: 4) in the series' argument, the series' last sum (1), its remainder (0.34) and its
+        # other terms, which are 4 % of it (0.4). In all 10.8 + 2.224 |v|, and the second order.
         ({"scale": "sigmoid"}, lambda s: 11.0 + 2.25 * (s + 2.0).abs()),
-        # From |s| = 0.625 on 1 - 2 / (E + 1) with E = exp(2 |s|), whose error, 1.224 * 2 |s| + 4 units as above, and those
-        # of the sum (1) and the division (4) are the larger part there: at most 0.8 of them reach the result, and
-        # its last sum and the amplitude add 2: 9.5 in all. Below, the polynomial is better.
+        # From |s| = 0.625 on it is 1 - 2 / (E + 1) with E = exp(2 |s|), off by 1.224 * 2 |s| + 4 as above. A sum (1)
+        # and a division (4) follow; at |s| = 0.625, where it is most, 0.8 of all that reaches the result. The last
+        # difference and the amplitude add 2: 9.5 in all. Below, the polynomial is better.
         ({"scale": "tanh"}, lambda s: 10.0 + 0.0 * s),
         # In units of 2^-24: 1 / |log slope| rounded (1) and multiplied by |s| and added to 1, fused or not (2) make
         # the denominator; a GPU's division (div.full.f32) is off by 2 ulp, each up to 2 units (4). In all 7,

@@ -214,9 +214,9 @@ def test_silu_is_as_exact_as_a_division(kernel_device):
     with use("triton"):
         y = group_norm(**arguments, bias=bias, act=True)[0, :, 0, 0].double()
     z = bias.double()
-    # In units of 2^-24. exp(-z) is 2^(-z log2 e): log2 e is rounded (0.224) and the product (1), each times |z|, and 2^x is
-    # off by 2 ulp, each up to 2 units (4). The sum 1 + exp(-z) adds 1, the inverse root 2^-22.9 twice, for it is
-    # squared (4.3), and two products 2. In all 11.3 + 1.224 |z|, and the second order.
+    # In units of 2^-24. exp(-z) is 2^(-z log2 e): log2 e is rounded (0.224) and the product (1), each times |z|, and
+    # 2^x is off by 2 ulp, each up to 2 units (4). The sum 1 + exp(-z) adds 1, the inverse root 2^-22.9 twice, for it
+    # is squared (4.3), and two products 2. In all 11.3 + 1.224 |z|, and the second order.
     rounding = 2.0**-24 * (12.0 + 1.25 * z.abs())
     want = z * torch.sigmoid(z)
     # Where exp(-z) overflows y is 0, which it is less than 89 * 2^-128 from.

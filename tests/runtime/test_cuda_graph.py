@@ -1,4 +1,4 @@
-"""What a failed capture leaves behind, on a stand-in for PyTorch's CUDA that keeps its rules (test_gpu.py: the real one)."""
+"""What a failed capture leaves behind: on a stand-in that keeps the rules of PyTorch's CUDA (on CUDA: test_gpu.py)."""
 
 from __future__ import annotations
 
