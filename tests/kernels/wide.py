@@ -22,7 +22,10 @@ if __name__ == "__main__":
     found = []
     for name in sys.argv[1:]:
         op = fastgen_kernels.OPS[name]
-        fastgen_kernels.OPS[name] = replace(op, cases=tuple(map(op.case, CASES[name])))
+        fastgen_kernels.OPS = {
+            **fastgen_kernels.OPS,
+            name: replace(op, cases=tuple(map(op.case, CASES[name]))),
+        }
         with wide_rows():
             found += reports(name)
     json.dump(found, sys.stdout)
