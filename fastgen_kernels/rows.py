@@ -21,8 +21,8 @@ def wide_rows(on: bool = True) -> Iterator[None]:
 
     - `adain`: content and style maps that are channels-last, with 128 bytes of channels or more. A plane of one
       span (up to 512 pixels) is still one launch, in which one program reads it twice.
-    - `group_norm`: channels-last batches with work for every multiprocessor. A row is whole groups: 96 bytes of
-      groups of 24.
+    - `group_norm`: channels-last batches with work for every multiprocessor. A row is whole groups (96 bytes,
+      where a group has 24), or part of a larger one.
 
     A CUDA graph replays the launches that it was captured with.
 
