@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..rows import LINE
+
 VECTOR = 16  # bytes that a thread loads at once
 
 
@@ -59,10 +61,15 @@ class Split:
     num_warps: int
     programs: int  # wanted for a sample: enough to fill an H200's 132 multiprocessors at batch 1
     most: int  # spans of a plane: every program of the second kernel reads the statistics of them all
+    steps: int = 1  # at most a span for every so many, or part of them
 
 
 PLANAR_SPLIT = Split(8, programs=512, most=128)
 CHANNELS_LAST_SPLIT = Split(8, programs=264, most=256)
+# Of rows of 128 bytes: a plane has fewer blocks, so that as many programs would take more spans, and each program more
+# statistics to read for fewer pixels. With spans of about 64 KiB or more they are an eighth of a 64x64 plane's pixels
+# at most, and with 64 spans half of a 256x256 plane's. At batch 1 some multiprocessors are left idle.
+WIDE_SPLIT = Split(8, programs=132, most=64, steps=4)
 
 
 @dataclass(frozen=True)
@@ -91,24 +98,28 @@ class Plan:
         return self.splits * _cdiv(channels, self.block_c)
 
 
-def choose_plan(channels: int, pixels: int, planar: bool, element: int, column: bool = True) -> Plan:
+def choose_plan(
+    channels: int, pixels: int, planar: bool, element: int, column: bool = True, wide: bool = False
+) -> Plan:
     """The plan for planes of `pixels` pixels of `element` bytes, in samples of `channels` channels.
 
-    column: False where nothing is read a second time, and more programs cost nothing.
+    column: False where nothing is read a second time, and more programs cost nothing. wide: channels-last planes
+    that would be read in shorter rows are read in rows of 128 bytes, and cut into spans (`fastgen_kernels.rows`).
     """
     most_channels = power_of_2(channels)
+    wide = wide and not planar and channels * element >= LINE
     for tile in PLANAR if planar else CHANNELS_LAST:
-        if pixels <= tile.pixels:
+        if pixels <= tile.pixels and not (wide and tile.channels * element < LINE):
             return Plan(min(tile.channels, most_channels), tile.pixels, tile.num_warps)
-    whole = column and not planar and pixels <= COLUMN_PIXELS
-    split = PLANAR_SPLIT if planar else CHANNELS_LAST_SPLIT
+    whole = column and not planar and not wide and pixels <= COLUMN_PIXELS
+    split = PLANAR_SPLIT if planar else WIDE_SPLIT if wide else CHANNELS_LAST_SPLIT
     num_warps = COLUMN_WARPS if whole else split.num_warps
-    block_c = 1 if planar else min(SECTOR // element, most_channels)
+    block_c = 1 if planar else min((LINE if wide else SECTOR) // element, most_channels)
     block_p = THREAD * 32 * num_warps // block_c
     unroll = STEP_BYTES // (THREAD * element)
     needed = _cdiv(pixels, block_p * unroll)
     blocks = _cdiv(channels, block_c)
-    spans = 1 if whole else min(needed, split.most, _cdiv(split.programs, blocks))
+    spans = 1 if whole else min(_cdiv(needed, split.steps), split.most, _cdiv(split.programs, blocks))
     steps = _cdiv(needed, spans)
     return Plan(block_c, block_p, num_warps, unroll, _cdiv(needed, steps), steps)
 

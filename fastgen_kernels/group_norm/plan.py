@@ -6,6 +6,8 @@ import functools
 import math
 from dataclasses import dataclass
 
+from ..rows import LINE
+
 VECTOR = 16  # bytes that a thread loads at once
 
 
@@ -19,6 +21,7 @@ class Launch:
     )
     num_warps: int  # at most
     unroll: int  # tiles in flight: a thread has this many 16-byte loads under way
+    steps: int = 1  # of so many tiles; two launches split the pixels once for every so many, or part of them
 
 
 # Of a tuple the first that fits is taken. 64 registers a thread leave room for 1024 threads on a multiprocessor, with
@@ -39,6 +42,9 @@ THROUGHPUT = (
     Launch(row=32, column=128 << 10, num_warps=16, unroll=4),
     TWO_LAUNCHES,
 )
+# Before THROUGHPUT where `fastgen_kernels.rows` asks for it. Four steps are 64 KiB: what a program does once, its
+# moments' sums and coefficients, stays small beside them.
+WIDE_ROWS = (Launch(row=LINE, column=0, num_warps=8, unroll=4, steps=4),)
 MANY_PROGRAMS = 132  # an H200's multiprocessors; a throughput plan with fewer programs leaves some idle
 PROGRAMS = 264  # what splitting aims at for a single sample
 # Of a block's groups times their splits, which each program of the second launch reads: 32 KiB, 16 values a thread.
@@ -86,11 +92,26 @@ def _groups_of_a_block(columns: int, size: int, element: int) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def plan(batch: int, num_groups: int, size: int, pixels: int, element: int, channels_last: bool) -> Plan:
-    """The plan for `batch` samples of `num_groups` groups of `size` channels, of `pixels` pixels of `element` bytes."""
+def plan(
+    batch: int,
+    num_groups: int,
+    size: int,
+    pixels: int,
+    element: int,
+    channels_last: bool,
+    wide: bool = False,
+) -> Plan:
+    """The plan for `batch` samples of `num_groups` groups of `size` channels, of `pixels` pixels of `element` bytes.
+
+    wide: rows of 128 bytes and two launches (`fastgen_kernels.rows`) for channels-last batches that fill the
+    machine so.
+    """
     sample = (num_groups, size, pixels, element, channels_last)
-    large = _plan(THROUGHPUT, *sample)
-    return large if batch * large.blocks * large.splits >= MANY_PROGRAMS else _plan(LATENCY, *sample)
+    for launches in (WIDE_ROWS, THROUGHPUT) if wide and channels_last else (THROUGHPUT,):
+        large = _plan(launches, *sample)
+        if batch * large.blocks * large.splits >= MANY_PROGRAMS:
+            return large
+    return _plan(LATENCY, *sample)
 
 
 def _plan(
@@ -122,7 +143,8 @@ def _plan(
         splits, run = 1, pixels
     else:
         tile = rows * unroll
-        most = min(PROGRAMS // blocks, MAX_PARTIALS // (power_of_2(taken) * parts), math.ceil(pixels / tile))
+        most = math.ceil(pixels / (tile * launch.steps))
+        most = min(PROGRAMS // blocks, MAX_PARTIALS // (power_of_2(taken) * parts), most)
         run = math.ceil(pixels / max(most, 1) / tile) * tile
         splits = math.ceil(pixels / run)
     return Plan(

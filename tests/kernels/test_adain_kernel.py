@@ -6,6 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgen_kernels import OPS, adain, use
 from fastgen_kernels.adain import cases, kernel, plan, reference
+from fastgen_kernels.rows import wide_rows
 
 OP = OPS["adain"]
 STYLES = {
@@ -82,6 +83,50 @@ def test_options_of_columns(kernel_device, columns, style, ends):
     assert worst(arguments) <= 1.0
 
 
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((2, 70, 23, 29), {"sliced": True, "style": None, "slope_after": 0.2}),
+        ((1, 67, 31, 37), ENDS["all"]),
+        ((2, 66, 5, 23), {"sliced": True}),  # a span: one launch
+        ((1, 69, 3, 5), {"sliced": True, "style": (1, 27, 29), "noise": 1}),  # the style alone is in spans
+        ((2, 72, 23, 27), {"style": (1, 25, 31), "alpha": 0.3}),
+    ],
+    ids=["sliced", "all", "span", "style", "both"],
+)
+def test_wide_rows(kernel_device, shape, options, dtype):
+    """Channels and pixels divide by nothing; with the plans of real tensors."""
+    arguments = make(shape, kernel_device, dtype, channels_last=True, **options)
+    with wide_rows():
+        assert worst(arguments) <= 1.0
+        ways = [kernel._Map.of(arguments[name]).plan for name in ("x", "style") if name in arguments]
+    for way, pixels in zip(ways, (shape[2] * shape[3], 25 * 31), strict=False):
+        assert way.block_c * dtype.itemsize >= 128
+        assert (way.splits > 1) == (pixels > 512)
+
+
+@pytest.mark.parametrize("element", [2, 4])
+@pytest.mark.parametrize("channels", [3, 16, 64, 70, 512, 4096])
+def test_plans_of_wide_rows(channels, element):
+    """Every plane is covered once, in rows of 128 bytes or as without; contiguous planes as without."""
+    for pixels in (1, 16, 17, 256, 257, 961, 1024, 1025, 4096, 4097, 65536, 2**24):
+        way = plan.choose_plan(channels, pixels, False, element, wide=True)
+        assert (way.splits - 1) * way.span < pixels <= way.splits * way.span
+        if channels * element >= 128:
+            assert way.block_c * element >= 128
+            assert way.block_c * way.block_p * way.unroll <= 32 * 32 * way.num_warps
+            assert way.splits <= 64
+            assert way.splits == 1 or way.span * way.block_c * element >= 48 << 10
+        else:
+            assert way == plan.choose_plan(channels, pixels, False, element)
+        planar = plan.choose_plan(channels, pixels, True, element, wide=True)
+        assert planar == plan.choose_plan(channels, pixels, True, element)
+
+
 def launches(arguments, monkeypatch):
     """The kernels that a call launches."""
     found = []
@@ -96,6 +141,17 @@ def launches(arguments, monkeypatch):
         monkeypatch.setattr(kernel, name, Counted())
     assert worst(arguments) <= 1.0
     return found
+
+
+def test_wide_rows_are_two_launches(kernel_device, monkeypatch):
+    """Of a style too, and only within the block."""
+    bare, styled = (
+        make((1, 66, 21, 25), kernel_device, channels_last=True, style=style) for style in (None, (1, 23, 23))
+    )
+    with wide_rows():
+        for arguments in (bare, styled):
+            assert launches(arguments, monkeypatch) == ["statistics_kernel", "adain_kernel"]
+    assert launches(bare, monkeypatch) == ["adain_kernel"]
 
 
 def test_both_statistics_are_one_launch(kernel_device, small_tiles, monkeypatch):

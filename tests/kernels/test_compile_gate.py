@@ -16,14 +16,28 @@ from bench import compile_gate
 OTHER = os.environ.get("FASTGEN_TRITON_MIN")
 
 
+def folder(triton: str) -> Path | None:
+    """Of `triton`, as `compile_gate.compiled` takes it."""
+    if triton == "oldest" and not OTHER:
+        pytest.skip("FASTGEN_TRITON_MIN does not name the folder of a second triton")
+    return Path(OTHER) if triton == "oldest" else None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("triton", ["installed", "oldest"])
 @pytest.mark.parametrize("name", compile_gate.BUDGETS)
 def test_within_budget(name, triton):
-    if triton == "oldest" and not OTHER:
-        pytest.skip("FASTGEN_TRITON_MIN does not name the folder of a second triton")
-    reports = compile_gate.compiled([name], Path(OTHER) if triton == "oldest" else None)
+    reports = compile_gate.compiled([name], folder(triton))
     assert {report["architecture"] for report in reports} == {80, 90, 100}
+    assert compile_gate.judge(reports) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("triton", ["installed", "oldest"])
+@pytest.mark.parametrize("name", ["adain", "group_norm"])
+def test_wide_rows_are_within_budget(name, triton):
+    reports = compile_gate.compiled([name], folder(triton), module="tests.kernels.wide")
+    assert {report["kernel"] for report in reports} > {"statistics_kernel"}
     assert compile_gate.judge(reports) == []
 
 

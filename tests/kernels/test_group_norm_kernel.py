@@ -8,6 +8,7 @@ import torch
 
 from fastgen_kernels import OPS, group_norm, use
 from fastgen_kernels.group_norm import cases, plan
+from fastgen_kernels.rows import wide_rows
 
 OP = OPS["group_norm"]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -85,6 +86,44 @@ def test_every_way_to_divide(kernel_device, divide, shape, skip, groups, launch,
         )
         with use("triton"):
             assert OP.errors(arguments)["y"] <= 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "groups", "options"),
+    [
+        ((2, 70, 23, 29), 10, {"sliced": 8}),
+        ((1, 55, 31, 19), 8, {"skip": 33, "add": True, "scale": True, "shift": True}),
+        ((1, 150, 5, 7), 1, {"affine": False, "act": False}),  # a group of more channels than a row
+    ],
+    ids=["sliced", "seam", "cut"],
+)
+def test_wide_rows(kernel_device, divide, shape, groups, options, dtype):
+    """Channels and pixels divide by nothing; with the launch of real batches, only what fills the machine is less."""
+    divide(MANY_PROGRAMS=1, PROGRAMS=264)
+    arguments = make(kernel_device, shape, groups, dtype, channels_last=True, **options)
+    channels, pixels = shape[1] + options.get("skip", 0), shape[2] * shape[3]
+    way = plan.plan(shape[0], groups, channels // groups, pixels, dtype.itemsize, True, wide=True)
+    assert not way.one_launch
+    assert way.lanes * dtype.itemsize == 128
+    assert way.splits == math.ceil(pixels / 512)
+    with use("triton"), wide_rows():
+        assert OP.errors(arguments)["y"] <= 1.0
+
+
+def test_wide_rows_are_for_channels_last_batches_that_fill_the_machine():
+    for shape in SHAPES:
+        batch, groups, size, pixels, element, channels_last = shape
+        wide, usual = plan.plan(*shape, wide=True), plan.plan(*shape)
+        if wide != usual:
+            assert channels_last
+            assert not wide.one_launch
+            assert batch * wide.blocks * wide.splits >= 132
+            assert wide.splits == 1 or wide.run * wide.lanes * element >= 48 << 10
+            assert wide == plan.plan(2 * batch, groups, size, pixels, element, channels_last, wide=True)
+    for pixels in (32 * 32, 64 * 64):  # those that it is for
+        assert plan.plan(256, 32, 8, pixels, 2, True, wide=True).width * 2 == 128
+        assert plan.plan(1, 32, 8, pixels, 2, False, wide=True) == plan.plan(1, 32, 8, pixels, 2, False)
 
 
 @pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
