@@ -11,7 +11,7 @@ INSTALL := $(PIP) install --quiet -c constraints.txt
 TRITON_MIN := $(abspath $(VENV)/triton-3.6.0)
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: demo test test-all lint format bench bench-record gate gpu clean
+.PHONY: demo test test-all lint format bench bench-record gate gpu gpu-again clean
 
 demo: $(VENV)/core
 	$(BIN)/fastgen sample zoo:ddpm-mnist --count 64 --labels 0-9 --seed 0 --out demo.png --overwrite
@@ -44,19 +44,15 @@ bench-record: $(VENV)/bench
 gate: $(VENV)/dev $(TRITON_MIN)
 	$(BIN)/python -m bench.compile_gate --also $(TRITON_MIN) --record
 
-# On the machine with the GPU, which may be offline: whatever Python it has, results of each suite kept as it ends;
-# then all speeds, a row at a time, for bench/results and for OUT.
-GPU_SUITES := kernels runtime engines bench
-gpu: MACHINE = h200
+# On the machine with the GPU, which may be offline: whatever Python it has, under eight minutes, each result kept as it
+# comes. DRY=1 tries the plumbing on a CPU. Afterwards: python -m bench.report $(OUT)/results.jsonl
 gpu:
-	mkdir -p $(OUT)
-	status=0; for suite in $(GPU_SUITES); do \
-	  PYTHONPATH=. $(PYTHON) -m pytest -q -m gpu tests/$$suite --junitxml=$(OUT)/gpu-$$suite.xml; code=$$?; \
-	  if [ $$code -ne 0 ]; then status=1; fi; done; \
-	if $(PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
-	  PYTHONPATH=. $(PYTHON) -m fastgen.bench all --device cuda --against eager,compile,diffusers \
-	    --json bench/results/$(MACHINE).json || status=1; cp bench/results/$(MACHINE).json $(OUT)/; \
-	else echo "no CUDA device: nothing was timed"; fi; exit $$status
+	$(PYTHON) -m bench.gpu_run --out $(OUT) $(if $(DRY),--dry)
+
+# The second run, under three minutes: FAILED names a file of tests (failed.txt of the first run), OLD a folder with the
+# fastgen_kernels of before, for instance: mkdir old && git archive REV fastgen_kernels | tar x -C old
+gpu-again:
+	$(PYTHON) -m bench.gpu_run --out $(OUT) --again $(or $(FAILED),none) $(if $(OLD),--old $(OLD)) $(if $(DRY),--dry)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,11 +1,18 @@
-"""docs/benchmarks.md and its plots from bench/results/*.json: `python -m bench.report`."""
+"""docs/benchmarks.md and its plots from bench/results/*.json: `python -m bench.report`.
+
+`python -m bench.report RESULTS.jsonl ...` first makes bench/results/DEVICE.json of a run by bench.gpu_run, or of
+several on one device, the later ones last.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
 
+from bench import gpu_record
+from bench.gpu_stages import stage
 from fastgen.bench import plots, tables
 from fastgen.bench.results import FORMAT, Results
 
@@ -52,11 +59,24 @@ def section(name: str, results: Results) -> str:
     if results.left_out:
         lines.append("\nNot measured:\n\n")
         lines += [f"- {what}: {why}\n" for what, why in results.left_out.items()]
+    lines.append(gpu_record.page(results.evidence))
     return "".join(lines)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Bring the page and the plots up to date."""
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RESULTS.jsonl", help="of bench.gpu_run")
+    args = parser.parse_args(arguments)
+    if args.runs:
+        try:
+            found = gpu_record.record([item for path in args.runs for item in stage.read(path)])
+        except (OSError, ValueError) as error:
+            print(f"bench.report: error: {error}", file=sys.stderr)
+            return 1
+        path = FOLDER / f"{gpu_record.device_name(found)}.json"
+        found.write(path)
+        print(f"{path}: {len(found.rows)} rows")
     results = recorded()
     words, mark, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
     if not mark:

@@ -107,18 +107,21 @@ def _timing(values: Mapping[str, Any]) -> Timing:
 class Results:
     """A run: what it belongs to, the ceilings measured in it, its rows, and what was left out and why.
 
-    ceilings: "copy" in bytes a second; a type's name in FLOPs a second of a large matrix product.
+    ceilings: "copy" in bytes a second; a type's name in FLOPs a second of a large matrix product. evidence: what else a
+    run on a GPU found, such as tests that failed; bench/gpu_record.py of the repository writes it and reads it.
     """
 
     environment: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     ceilings: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """A row a line, so that versions can be compared by eye. Raises WriteError."""
         head = {"format": FORMAT, "environment": self.environment}
         head |= {"ceilings": self.ceilings, "left_out": self.left_out}
+        head |= {"evidence": self.evidence} if self.evidence else {}
         rows = ",\n".join(json.dumps(row.to_dict(), allow_nan=False) for row in self.rows)
         text = json.dumps(head, indent=1)[:-2] + ',\n "rows": [\n' + rows + "\n]\n}\n"
         write_atomic(path, text.encode())
@@ -135,6 +138,7 @@ class Results:
             )
         try:
             rows = [Row.from_dict(row) for row in values["rows"]]
-            return cls(values["environment"], rows, values["ceilings"], values["left_out"])
+            head = (values[name] for name in ("ceilings", "left_out"))
+            return cls(values["environment"], rows, *head, values.get("evidence", {}))
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}: not results of `python -m fastgen.bench --json`: {error}") from error

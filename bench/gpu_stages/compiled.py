@@ -1,0 +1,67 @@
+"""What torch.compile makes of the same samplers: `reduce-overhead` first, `max-autotune` with the time that is left."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+import fastgen
+from fastgen.bench import diffusion
+from fastgen.bench.contest import How, forget
+from fastgen.bench.samplers import least
+
+from .networks import STEPS, Models
+from .stage import Stage
+
+# (model, batch, mode); compiling the larger U-Net takes most of a minute.
+WORK = (
+    ("random:cifar10", 1, "reduce-overhead"),
+    ("zoo:ddpm-mnist", 1, "reduce-overhead"),
+    ("random:cifar10", 64, "reduce-overhead"),
+    ("random:cifar10", 1, "max-autotune"),
+)
+LEAST_SECONDS = 15.0
+
+
+def run(stage: Stage) -> None:
+    """Report a row for every model, batch and mode."""
+    how = How(rounds=3 if stage.dry else 5, seconds=4.0, say=lambda words: print(words, flush=True))
+    with TemporaryDirectory() as folder:
+        models = Models(stage, Path(folder))
+        if stage.dry:
+            with stage.attempt("the least network"):
+                measure(stage, least(stage.device, "ddim"), "least network", 1, "default", how)
+            return
+        for model, batch, mode in WORK:
+            if stage.left() < LEAST_SECONDS:
+                stage.add("skipped", f"{model} batch {batch} {mode}", reason="no time left")
+                continue
+            with stage.attempt(f"{model} batch {batch} {mode}"):
+                measure(stage, models.engine(model), model, batch, mode, how)
+            forget(stage.device)
+
+
+def measure(
+    stage: Stage, engine: fastgen.DiffusionEngine, model: str, batch: int, mode: str, how: How
+) -> None:
+    """The engine's sampler beside the plain loop over the network that torch.compile made in `mode`."""
+    began = time.perf_counter()
+    torch._dynamo.reset()  # what another baseline compiled does not count against this one's number of variants
+    steps = 2 if stage.dry else STEPS
+    request = diffusion.ask(engine, batch, steps)
+    case = f"sample {batch}, {diffusion.plan_of(request).solver} {steps}, compile {mode}"
+    contest = diffusion.contest(engine, request, (), "families", model, case)
+    rival = partial(diffusion.compiled_loop, engine, request, mode)
+    row = replace(contest, rivals={"compile": rival}).run(how)
+    stage.add(
+        "row",
+        " ".join(row.key[1:]),
+        row=row.to_dict(),
+        outcome="failed" if row.wrong else "passed",
+        took=time.perf_counter() - began,
+    )

@@ -1,0 +1,118 @@
+"""Whole models by eager PyTorch and as captured graphs, and the kernels that one step of the U-Net is made of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+import fastgen
+from fastgen.bench import diffusion
+from fastgen.bench.contest import Contest, How, forget
+from fastgen.bench.families import family_of, on_disk
+
+from .stage import Stage
+
+BATCHES = (1, 16, 64)
+MODELS = ("random:cifar10", "zoo:ddpm-mnist", "zoo:glow-mnist")
+STEPS = 20
+UNIT_SECONDS = 6.0  # of a contest at batch 1
+TABLE_REPLAYS = 3
+ROUNDS = 5
+
+
+class Models:
+    """Engines by model and whether they capture, opened once."""
+
+    def __init__(self, stage: Stage, folder: Path) -> None:
+        self.stage, self.folder = stage, folder
+        self.engines: dict[tuple[str, bool], Any] = {}
+
+    def engine(self, model: str, graph: bool = True) -> Any:
+        """An engine; in a dry run nothing is captured."""
+        if (model, graph) not in self.engines:
+            options = {} if self.stage.dry else {"graph": graph}
+            source = on_disk(model, self.folder)
+            self.engines[model, graph] = fastgen.load(source, device=self.stage.device, **options)
+        return self.engines[model, graph]
+
+    def contests(self, model: str, batch: int, against: Sequence[str]) -> Iterator[Contest]:
+        """The verbs of a model at a batch, beside `against` and the engine without capture."""
+        engine = self.engine(model)
+        family = family_of(engine, model)
+        steps = 2 if self.stage.dry else STEPS
+        how: dict[str, Any] = {"batches": [batch], "steps": steps, "against": against}
+        yield from family.contests(engine, suite="families", name=model, **how)
+
+
+def run(stage: Stage) -> None:
+    """Report a row for every model, batch and verb, and a table of kernels."""
+    how = How(rounds=3 if stage.dry else ROUNDS, seconds=4.0, say=lambda words: print(words, flush=True))
+    with TemporaryDirectory() as folder:
+        models = Models(stage, Path(folder))
+        for batch in (1,) if stage.dry else BATCHES:
+            for model in MODELS[1:] if stage.dry else MODELS:
+                if stage.left() < UNIT_SECONDS:
+                    stage.add("skipped", f"{model} batch {batch}", reason="no time left")
+                    continue
+                with stage.attempt(f"{model} batch {batch}"):
+                    measure(stage, models, model, batch, how)
+                if model != MODELS[2] and batch != 16:
+                    with stage.attempt(f"kernels of a step of {model} at batch {batch}"):
+                        step_table(stage, models.engine(model), model, batch)
+
+
+def measure(stage: Stage, models: Models, model: str, batch: int, how: How) -> None:
+    """A model's verbs by eager PyTorch; diffusion's also by the engine without capture."""
+    for contest in models.contests(model, batch, ("eager",)):
+        began = time.perf_counter()
+        if model != MODELS[2] and not stage.dry:
+            plain = models.engine(model, graph=False)
+            request = diffusion.ask(plain, batch, STEPS).to_dict()
+            uncaptured = lambda plain=plain, request=request: lambda: plain.sample(**request)  # noqa: E731
+            contest = replace(contest, rivals={**contest.rivals, "uncaptured": uncaptured})
+        row = contest.run(how)
+        outcome = "failed" if row.wrong else "passed"
+        took = time.perf_counter() - began
+        stage.add("row", " ".join(row.key[1:]), row=row.to_dict(), outcome=outcome, took=took)
+        forget(stage.device)
+
+
+def step_table(stage: Stage, engine: Any, model: str, batch: int) -> None:
+    """Name, count and microseconds of the kernels of one step, the longest first.
+
+    The step is one that was captured: what it draws goes to nobody, for every sample is on the idle row.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    loop = engine.loop
+    keys = [key for key in loop.graphs if key[0] == batch]
+    if not keys:
+        raise RuntimeError(f"no captured step of batch {batch} in {list(loop.graphs)}")
+    cuda = stage.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    loop.graphs.replay(keys[-1])
+    with profile(activities=activities) as profiled:
+        for _ in range(TABLE_REPLAYS):
+            loop.graphs.replay(keys[-1])
+        if cuda:
+            torch.cuda.synchronize()
+    rows = []
+    for event in profiled.key_averages():
+        micros = event.self_device_time_total if cuda else event.self_cpu_time_total
+        if micros > 0 and (not cuda or event.device_type == torch.autograd.DeviceType.CUDA):
+            rows.append((event.key[:160], event.count / TABLE_REPLAYS, round(micros / TABLE_REPLAYS, 2)))
+    rows.sort(key=lambda row: -row[2])
+    stage.add(
+        "step_kernels",
+        f"{model} batch {batch}",
+        kernels=sum(count for _, count, _ in rows),
+        microseconds=sum(micros for *_, micros in rows),
+        rows=rows[:60],
+        step=str(keys[-1]),
+    )

@@ -1,0 +1,35 @@
+"""A few tests of kernels under compute-sanitizer, which sees accesses outside of any allocation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+from .stage import Stage
+
+TESTS = [
+    "tests/kernels/test_contract.py",
+    "-k",
+    "test_parity and (one or ragged or pixel or tiny) and float32",
+]
+
+
+def run(stage: Stage) -> None:
+    """Report the tool's summary. Raises SystemExit where it found an error, or a test failed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command += ["-m", "not gpu and not slow" if stage.dry else "gpu and not slow", *TESTS]
+    tool = shutil.which("compute-sanitizer")
+    if tool is None and not stage.dry:
+        stage.add("fact", "compute-sanitizer", missing=True)
+        return
+    # PyTorch's allocator gives parts of large blocks away, in which an access beyond a tensor is not seen.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    watched = [] if stage.dry else [str(tool), "--tool", "memcheck", "--error-exitcode", "9"]
+    out = subprocess.run([*watched, *command], env=environment, capture_output=True, text=True, check=False)
+    text = out.stdout + out.stderr
+    print(text[-20_000:], flush=True)
+    outcome = "passed" if out.returncode == 0 else "failed"
+    stage.add("check", "compute-sanitizer", outcome=outcome, code=out.returncode, text=text[-3000:])
+    sys.exit(out.returncode)

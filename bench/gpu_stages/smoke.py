@@ -1,0 +1,111 @@
+"""Does anything work at all? One case of every operation, a captured sampler, a failed capture; the ceilings."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+import fastgen
+from fastgen.bench.environment import copy_bandwidth, product_rate
+from fastgen.bench.kernels import name_of
+from fastgen.errors import CaptureError
+from fastgen.runtime.capture import recorded
+from fastgen.runtime.cuda_graph import CudaGraphs
+from fastgen_kernels import OPS, use
+
+from .stage import Stage
+
+
+def run(stage: Stage) -> None:
+    """Report every check with its error as a fraction of its bound, and the ceilings of this device."""
+    if stage.dry:
+        from tests.kernels import interpreter
+
+        interpreter.install()  # Triton's own is wrong in places
+    operations(stage)
+    with stage.attempt("a failed capture"):
+        failed_capture(stage)
+    with stage.attempt("a captured sampler"):
+        captured_sampler(stage)
+    with stage.attempt("ceilings"):
+        ceilings(stage)
+
+
+def operations(stage: Stage) -> None:
+    """Every operation's smallest production case on the kernel's path, against float64."""
+    for name, op in OPS.items():
+        cases = [case for case in op.cases if case.production != stage.dry]  # for shapes of use, or for tests
+        with stage.attempt(name):
+            case = cases[0]
+            dtype = torch.float32 if stage.dry or torch.bfloat16 not in case.dtypes else torch.bfloat16
+            arguments = case.make(torch.Generator().manual_seed(0), stage.device, dtype)
+            began = time.perf_counter()
+            with use("triton"):
+                outputs = op.fused(**arguments)
+            if stage.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - began  # compiling, for the most part
+            error = max(op.errors(arguments, outputs).values())
+            outcome = "passed" if error <= 1.0 else "failed"
+            stage.add(
+                "check",
+                name,
+                case=case.name,
+                dtype=name_of(dtype),
+                error=error,
+                outcome=outcome,
+                seconds=seconds,
+            )
+
+
+def failed_capture(stage: Stage) -> None:
+    """After a capture that cannot be, random numbers, the allocator and the next capture work."""
+    x = torch.ones(4, device=stage.device)
+    capture = recorded if stage.dry else CudaGraphs(stage.device)
+
+    def waits() -> None:
+        x.mul_(x.sum().item())
+
+    def adds() -> None:
+        x.add_(1.0)
+
+    said = ""
+    try:
+        capture(waits)
+    except CaptureError as error:
+        said = str(error)
+    drawn: Tensor = torch.randn(8, device=stage.device)
+    if stage.device.type == "cuda":
+        torch.cuda.empty_cache()
+    replay = capture(adds)
+    x.zero_()
+    replay()
+    works = bool(said) and bool(drawn.isfinite().all()) and x.tolist() == [1.0] * 4
+    stage.add("check", "a failed capture", outcome="passed" if works else "failed", said=said[:500])
+
+
+def captured_sampler(stage: Stage) -> None:
+    """Digits by captured steps, equal to uncaptured ones bit for bit."""
+    steps, n = (2, 2) if stage.dry else (4, 4)
+    backends = ("recorded" if stage.dry else True, False)
+    engines = [fastgen.load("zoo:ddpm-mnist", device=stage.device, graph=graph) for graph in backends]
+    captured, plain = (engine.sample(n, labels=3, steps=steps, seed=0) for engine in engines)
+    equal = bool(torch.equal(captured, plain)) and bool(captured.isfinite().all())
+    facts = engines[0].describe()
+    stage.add(
+        "check",
+        "a captured sampler",
+        outcome="passed" if equal else "failed",
+        backend=facts["backend"],
+        captured=facts["captured"],
+        largest_difference=(captured - plain).abs().max().item(),
+    )
+
+
+def ceilings(stage: Stage) -> None:
+    """A copy's bandwidth and a matrix product's rate."""
+    stage.add("ceiling", "copy", value=copy_bandwidth(stage.device, 3 if stage.dry else 9))
+    for dtype in (torch.float32,) if stage.dry else (torch.bfloat16, torch.float32):
+        stage.add("ceiling", name_of(dtype), value=product_rate(stage.device, dtype, 3 if stage.dry else 9))

@@ -1,0 +1,356 @@
+"""The run on a GPU, tried without one: stages, deadlines, what is kept, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import gpu_record, gpu_run
+from bench.gpu_stages import stage
+from fastgen.bench.results import Results, Row
+from fastgen.bench.timing import Timing
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = ("fastgen", "fastgen_kernels", "converters", "bench", "tests", "pyproject.toml", "Makefile")
+NOT_THERE = ("diffusers", "normflows", "nflows", "zuko")  # on the machine that is lent
+
+
+@pytest.fixture
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with stages of ours in place of the real ones."""
+    folder = tmp_path / "checkout" / "bench" / "gpu_stages"
+    folder.mkdir(parents=True)
+    for name in ("__init__", "__main__", "stage"):
+        (folder / f"{name}.py").write_text((ROOT / "bench" / "gpu_stages" / f"{name}.py").read_text())
+    (folder.parent / "__init__.py").write_text("")
+    monkeypatch.setattr(gpu_run, "ROOT", tmp_path / "checkout")
+    return folder
+
+
+def run(tmp_path: Path, seconds: dict[str, float]) -> tuple[int, list[dict]]:
+    out = tmp_path / "out"
+    code = gpu_run.run(seconds, out, True, {}, tmp_path)
+    return code, stage.read(out / stage.RESULTS)
+
+
+def outcomes(items: list[dict]) -> dict[str, str]:
+    return {item["name"]: item["outcome"] for item in items if item["kind"] == "stage"}
+
+
+def test_a_stage_that_fails_or_hangs_does_not_keep_the_next_one(stages: Path, tmp_path: Path) -> None:
+    (stages / "first.py").write_text(
+        "def run(stage):\n    stage.add('fact', 'a')\n    raise ValueError('mine')\n"
+    )
+    (stages / "second.py").write_text(
+        "import subprocess, sys, time\n"
+        "def run(stage):\n"
+        "    stage.add('fact', 'b')\n"
+        "    subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "    time.sleep(60)\n"
+    )
+    (stages / "third.py").write_text(
+        "def run(stage):\n"
+        "    with stage.attempt('c'):\n"
+        "        raise RuntimeError('noted')\n"
+        "    stage.add('fact', 'd', left=stage.left())\n"
+    )
+    began = time.monotonic()
+    code, items = run(tmp_path, {"first": 3.0, "second": 2.0, "third": 20.0})
+    assert time.monotonic() - began < 60
+    assert code == 1
+    assert outcomes(items) == {"first": "failed", "second": "out of time", "third": "done"}
+    assert [item["name"] for item in items if item["kind"] != "stage"] == ["a", "b", "c", "d"]
+    assert next(item for item in items if item["name"] == "c")["error"] == "RuntimeError: noted"
+    assert "ValueError: mine" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_time_that_a_stage_leaves_is_the_next_ones(stages: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (stages / f"{name}.py").write_text(
+            "def run(stage):\n    stage.add('fact', stage.name, left=stage.left())\n"
+        )
+    code, items = run(tmp_path, {"first": 30.0, "second": 30.0})
+    assert code == 0
+    left = {item["name"]: item["left"] for item in items if item["kind"] == "fact"}
+    assert left["second"] > 30 >= left["first"]
+
+
+def test_every_item_is_kept_when_the_run_is_killed(stages: Path, tmp_path: Path) -> None:
+    (stages / "first.py").write_text(
+        "import time\n"
+        "def run(stage):\n"
+        "    for i in range(100_000):\n"
+        "        stage.add('fact', str(i), text='x' * 5000)\n"
+        "        time.sleep(0.001)\n"
+    )
+    code = (
+        "import sys; from pathlib import Path; from bench import gpu_run\n"
+        f"gpu_run.ROOT = Path({str(tmp_path / 'checkout')!r})\n"
+        f"gpu_run.run({{'first': 60.0}}, Path({str(tmp_path / 'out')!r}), True, {{}}, Path({str(tmp_path)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
+    results = tmp_path / "out" / stage.RESULTS
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (results.exists() and results.stat().st_size > 200_000):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    seen = stage.read(results)
+    # The stage has a group of its own, and may still be writing.
+    subprocess.run(["pkill", "-9", "-f", str(tmp_path / "out")], check=False)
+    items = stage.read(results)
+    assert len(items) >= len(seen) >= 40
+    assert [item["name"] for item in items] == [str(i) for i in range(len(items))]
+    lines = results.read_text().splitlines()
+    assert all(len(json.loads(line)["text"]) == 5000 for line in lines)
+
+
+def test_a_stop_signal_ends_the_stages_and_takes_the_link_away(stages: Path, tmp_path: Path) -> None:
+    (stages / "first.py").write_text(
+        "import os, time\n"
+        "def run(stage):\n"
+        "    stage.add('fact', 'pid', pid=os.getpid())\n"
+        "    time.sleep(60)\n"
+    )
+    code = (
+        "import signal; from pathlib import Path; from bench import gpu_run\n"
+        f"gpu_run.ROOT = Path({str(tmp_path / 'checkout')!r})\n"
+        "signal.signal(signal.SIGTERM, gpu_run._interrupt)\n"
+        f"gpu_run.run({{'first': 60.0}}, Path({str(tmp_path / 'out')!r}), True, {{}}, Path({str(tmp_path)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    results = tmp_path / "out" / stage.RESULTS
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (results.exists() and stage.read(results)):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    (item,) = stage.read(results)
+    with pytest.raises(ProcessLookupError):
+        os.kill(item["pid"], 0)
+
+
+def test_values_that_json_has_no_form_for(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    stage.append(path, {"a": float("nan"), "b": (1, Path("x")), "c": {2: float("inf")}})
+    with path.open("a") as file:
+        file.write('{"half')
+    assert stage.read(path) == [{"a": "nan", "b": [1, "x"], "c": {"2": "inf"}}]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--only", "nothing"], ["--again", "missing.txt"], ["--again", "none", "--old", "nowhere"]],
+    ids=["stage", "failed", "old"],
+)
+def test_wrong_arguments(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as error:
+        gpu_run.main([*arguments, "--dry", "--out", str(tmp_path)])
+    assert error.value.code == 2
+
+
+def test_without_a_gpu_a_dry_run_must_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_run, "has_gpu", lambda: False)
+    assert gpu_run.main(["--out", str(tmp_path)]) == 2
+    assert "--dry" in capsys.readouterr().err
+    assert not (tmp_path / stage.RESULTS).exists()
+
+
+ROW = Row("kernels", "reverse_step", "lsun64", "bfloat16", 0.5, Timing.of([1e-4] * 3), bytes=10)
+ITEMS = [
+    {
+        "kind": "environment",
+        "name": "environment",
+        "values": {"device": "NVIDIA H100 80GB HBM3"},
+        "dry": False,
+    },
+    {"kind": "ceiling", "name": "copy", "value": 3e12},
+    {"kind": "row", "name": "r", "row": ROW.to_dict()},
+    {"kind": "skipped", "name": "lsun16", "reason": "no time left"},
+    {"kind": "fact", "name": "collected tests", "count": 3},
+    {"kind": "test", "name": "t::a", "outcome": "passed"},
+    {"kind": "test", "name": "t::b", "outcome": "failed", "error": "AssertionError: 2 > 1"},
+    {"kind": "stage", "stage": "probes", "name": "probes", "outcome": "out of time", "seconds": 20.0},
+    {
+        "kind": "probe",
+        "stage": "probes",
+        "name": "chain",
+        "us_per_node": {"plain": {"us": 1.2, "low": 1.1, "high": 1.3}},
+    },
+    {
+        "kind": "old_new",
+        "stage": "old_new",
+        "name": "adain vgg16",
+        "outcome": "passed",
+        "old_over_new": [1.0, 1.1, 1.2],
+        "seconds": {"old": [1e-4] * 3, "new": [1e-4] * 3},
+    },
+    {
+        "kind": "step_kernels",
+        "stage": "networks",
+        "name": "cifar10",
+        "kernels": 5,
+        "microseconds": 9,
+        "rows": [["k", 5, 9]],
+    },
+]
+
+
+def test_a_run_becomes_results(tmp_path: Path) -> None:
+    found = gpu_record.record(ITEMS)
+    assert gpu_record.device_name(found) == "h100-80gb-hbm3"
+    assert found.ceilings == {"copy": 3e12}
+    assert found.left_out == {"lsun16": "no time left", "stage probes": "out of time"}
+    assert found.evidence["tests"]["counts"] == {"passed": 1, "failed": 1}
+    path = tmp_path / "h100.json"
+    found.write(path)
+    again = Results.read(path)
+    assert again.rows == [ROW]
+    assert again.evidence == found.evidence
+    page = gpu_record.page(again.evidence)
+    for words in (
+        "Of 3: 1 failed, 1 passed",
+        "`t::b`",
+        "| chain | plain | 1.2 (1.1 - 1.3) |",
+        "| `k` | 5 | 9 |",
+        "1.10 (1.00",
+    ):
+        assert words in page
+
+
+def test_a_second_run_corrects_the_first() -> None:
+    mended = {"kind": "test", "name": "t::b", "outcome": "passed"}
+    quicker = {"kind": "row", "name": "r", "row": {**ROW.to_dict(), "error": 0.25}}
+    found = gpu_record.record([*ITEMS, ITEMS[0], mended, quicker])
+    assert found.evidence["tests"] == {"collected": 3, "counts": {"passed": 2}, "failed": {}}
+    assert [row.error for row in found.rows] == [0.25]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        ITEMS[1:],
+        [{**ITEMS[0], "dry": True}],
+        [ITEMS[0], {**ITEMS[0], "values": {"device": "NVIDIA H200"}}],
+    ],
+    ids=["ended at once", "dry", "two devices"],
+)
+def test_what_is_no_run_on_a_gpu_is_not_recorded(items: list[dict]) -> None:
+    with pytest.raises(ValueError, match="run"):
+        gpu_record.record(items)
+
+
+def bare(tmp_path: Path) -> tuple[Path, dict[str, str], str]:
+    """A checkout that nothing was installed from, an environment for it, and a Python that has PyTorch and no fastgen.
+
+    That Python is the one below this virtual environment; it finds the packages by PYTHONPATH, by which links to
+    checkouts (.pth files) are not followed.
+    """
+    checkout = tmp_path / "bare"
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
+    for name in filter(None, names.stdout.decode().split("\0")):
+        if (
+            name.startswith(("fastgen", "bench", "converters", "tests", "pyproject", "Makefile"))
+            and (ROOT / name).is_file()
+        ):
+            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+            (checkout / name).write_bytes((ROOT / name).read_bytes())
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    for name in NOT_THERE:
+        (blocked / f"{name}.py").write_text(
+            f"raise ModuleNotFoundError('No module named {name!r}', name={name!r})\n"
+        )
+    paths = [str(blocked), sysconfig.get_paths()["purelib"]]
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST", "VIRTUAL", "TRITON"))
+    }
+    return checkout, {**environment, "PYTHONPATH": os.pathsep.join(paths)}, sys._base_executable  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_a_dry_run_from_a_bare_checkout(tmp_path: Path) -> None:
+    """Every stage's plumbing, where nothing is installed and nothing but the standard tools is there."""
+    checkout, environment, python = bare(tmp_path)
+    missing = subprocess.run(
+        [python, "-c", "import fastgen.converters"], cwd=checkout, env=environment, capture_output=True
+    )
+    assert missing.returncode != 0  # it is bare indeed
+    done = subprocess.run(
+        ["make", "gpu", "DRY=1", f"OUT={tmp_path / 'out'}", f"PYTHON={python}"],
+        cwd=checkout, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    items = stage.read(tmp_path / "out" / stage.RESULTS)
+    assert done.returncode == 0, done.stdout + (tmp_path / "out" / "log.txt").read_text()[-4000:]
+    assert outcomes(items) == dict.fromkeys(gpu_run.STAGES, "done")
+    assert {item["kind"] for item in items} >= {
+        "environment", "fact", "check", "ceiling", "row", "test", "step_kernels", "probe", "stage",
+    }  # fmt: skip
+    assert not [
+        item for item in items if item["kind"] == "failure" or item.get("outcome") in ("failed", "error")
+    ]
+    assert not (checkout / "fastgen" / "converters").exists()  # the link is gone
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.jsonl", "failed.txt", "log.txt"}
+
+
+@pytest.mark.slow
+def test_a_dry_second_run_from_a_bare_checkout(tmp_path: Path) -> None:
+    """The tests that failed, changed kernels old against new, and the sanitizer's tests."""
+    checkout, environment, python = bare(tmp_path)
+    old = tmp_path / "old"
+    (old / "fastgen_kernels").parent.mkdir()
+    subprocess.run(["cp", "-r", str(checkout / "fastgen_kernels"), str(old)], check=True)
+    with (old / "fastgen_kernels" / "adain" / "kernel.py").open("a") as file:
+        file.write("# changed\n")
+    failed = tmp_path / "failed.txt"
+    failed.write_text("tests/runtime/test_capture.py::test_eager_calls_the_function_itself\n")
+    done = subprocess.run(
+        ["make", "gpu-again", "DRY=1", f"OUT={tmp_path / 'out'}", f"PYTHON={python}", f"FAILED={failed}", f"OLD={old}"],
+        cwd=checkout, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    items = stage.read(tmp_path / "out" / stage.RESULTS)
+    assert done.returncode == 0, done.stdout + (tmp_path / "out" / "log.txt").read_text()[-4000:]
+    assert outcomes(items) == dict.fromkeys(gpu_run.AGAIN, "done")
+    assert [item["name"] for item in items if item["kind"] == "test"] == [failed.read_text().strip()]
+    (compared,) = [item for item in items if item["kind"] == "old_new"]
+    assert compared["name"].startswith("adain ")
+    assert compared["files"]["old"] != compared["files"]["new"]
+
+
+@pytest.mark.slow
+def test_the_tests_for_a_gpu_can_be_collected_where_little_is_installed(tmp_path: Path) -> None:
+    checkout, environment, python = bare(tmp_path)
+    (checkout / "fastgen" / "converters").symlink_to(Path("..") / "converters")
+    command = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "--collect-only",
+        "-m",
+        "gpu and not slow",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(
+        [*command, "tests/kernels", "tests/runtime", "tests/engines", "tests/bench"],
+        cwd=checkout, env={**environment, "PYTHONPATH": f"{checkout}:{environment['PYTHONPATH']}"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "error" not in done.stdout.splitlines()[-1]
+    assert int(done.stdout.split("/")[-2].split()[-1]) > 300
