@@ -18,6 +18,10 @@ def main() -> None:
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
     args = parser.parse_args()
     options = dict(option.split("=", 1) for option in args.option)
+    if args.dry:
+        from tests.kernels import interpreter
+
+        interpreter.install()  # Triton's own is wrong in places
     module = importlib.import_module(f"bench.gpu_stages.{args.name}")
     module.run(Stage(args.name, args.out, args.until, args.dry, options))
 

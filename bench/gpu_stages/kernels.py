@@ -105,4 +105,4 @@ def beside(op: Any, case: Any, dtype: torch.dtype, stage: Stage, wide: bool) -> 
 def chain(stage: Stage, batch: int, dtype: torch.dtype) -> Contest:
     """PatchGAN's layers one after the other."""
     how: dict[str, Any] = {"dtypes": [dtype], "against": ("eager",), "batches": [batch]}
-    return next(chains.contests(stage.device, **how, **({"size": 64} if stage.dry else {})))
+    return next(chains.contests(stage.device, **how, size=64 if stage.dry else chains.SIZE))

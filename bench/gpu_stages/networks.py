@@ -36,9 +36,8 @@ class Models:
     def engine(self, model: str, graph: bool = True) -> Any:
         """An engine; in a dry run nothing is captured."""
         if (model, graph) not in self.engines:
-            options = {} if self.stage.dry else {"graph": graph}
-            source = on_disk(model, self.folder)
-            self.engines[model, graph] = fastgen.load(source, device=self.stage.device, **options)
+            source, used = on_disk(model, self.folder), graph and not self.stage.dry
+            self.engines[model, graph] = fastgen.load(source, device=self.stage.device, graph=used)
         return self.engines[model, graph]
 
     def contests(self, model: str, batch: int, against: Sequence[str]) -> Iterator[Contest]:

@@ -138,7 +138,8 @@ class Results:
             )
         try:
             rows = [Row.from_dict(row) for row in values["rows"]]
-            head = (values[name] for name in ("ceilings", "left_out"))
-            return cls(values["environment"], rows, *head, values.get("evidence", {}))
+            found = cls(values["environment"], rows, values["ceilings"], values["left_out"])
+            found.evidence = values.get("evidence", {})
+            return found
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}: not results of `python -m fastgen.bench --json`: {error}") from error

@@ -37,7 +37,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(tmp_path: Path, seconds: dict[str, float]) -> tuple[int, list[dict]]:
     out = tmp_path / "out"
-    code = gpu_run.run(seconds, out, True, {}, tmp_path)
+    code = gpu_run.run(seconds, out, False, {}, tmp_path)
     return code, stage.read(out / stage.RESULTS)
 
 
@@ -94,7 +94,7 @@ def test_every_item_is_kept_when_the_run_is_killed(stages: Path, tmp_path: Path)
     code = (
         "import sys; from pathlib import Path; from bench import gpu_run\n"
         f"gpu_run.ROOT = Path({str(tmp_path / 'checkout')!r})\n"
-        f"gpu_run.run({{'first': 60.0}}, Path({str(tmp_path / 'out')!r}), True, {{}}, Path({str(tmp_path)!r}))"
+        f"gpu_run.run({{'first': 60.0}}, Path({str(tmp_path / 'out')!r}), False, {{}}, Path({str(tmp_path)!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
     results = tmp_path / "out" / stage.RESULTS
@@ -124,7 +124,7 @@ def test_a_stop_signal_ends_the_stages_and_takes_the_link_away(stages: Path, tmp
         "import signal; from pathlib import Path; from bench import gpu_run\n"
         f"gpu_run.ROOT = Path({str(tmp_path / 'checkout')!r})\n"
         "signal.signal(signal.SIGTERM, gpu_run._interrupt)\n"
-        f"gpu_run.run({{'first': 60.0}}, Path({str(tmp_path / 'out')!r}), True, {{}}, Path({str(tmp_path)!r}))"
+        f"gpu_run.run({{'first': 60.0}}, Path({str(tmp_path / 'out')!r}), False, {{}}, Path({str(tmp_path)!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     results = tmp_path / "out" / stage.RESULTS
@@ -279,7 +279,8 @@ def bare(tmp_path: Path) -> tuple[Path, dict[str, str], str]:
         for name, value in os.environ.items()
         if not name.startswith(("PYTEST", "VIRTUAL", "TRITON"))
     }
-    return checkout, {**environment, "PYTHONPATH": os.pathsep.join(paths)}, sys._base_executable  # type: ignore[attr-defined]
+    python = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return checkout, {**environment, "PYTHONPATH": os.pathsep.join(paths)}, str(python)
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 """Corrections to Triton's interpreter (3.6 to 3.9), without which kernels that are right give wrong numbers.
 
 bfloat16 lives in uint16 arrays there: casts truncate or reinterpret, arithmetic and comparisons work on the
-bit patterns, and `tl.dot` multiplies them. And a scalar comparison is tagged with its operands' type, so
-splatting it into a mask turns booleans into that type. `install()` repairs these; it must run before a kernel
-does.
+bit patterns, and `tl.dot` multiplies them. A scalar comparison is tagged with its operands' type, so
+splatting it into a mask turns booleans into that type. And 3.6 makes Python integers of arrays of one element, which
+numpy refuses from 2.4 on. `install()` repairs these; it must run before a kernel does.
 """
 
 from __future__ import annotations
@@ -74,5 +74,12 @@ def install() -> None:
             return handle(np.full(target.shape, value.data.reshape(-1)[0], dtype=np.bool_), tl.int1)
         return original_splat(self, target, value)
 
+    original_patch = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor: Any, scope: Any) -> None:
+        original_patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
     builder.cast_impl, builder.create_fp_to_fp, builder.create_dot = cast, fp_to_fp, dot
     builder.binary_op, builder.create_splat = binary, splat
