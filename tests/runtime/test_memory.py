@@ -281,3 +281,41 @@ def test_a_captured_step_is_kept_alive() -> None:
     replay()
     del replay
     assert gone() is None
+
+
+def test_samples_that_are_done_together_are_copied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one operation, and each into memory of its own: a caller may keep one of many."""
+    copied: list[int] = []
+    copy = torch._foreach_copy_
+
+    def counted(targets: list[Tensor], sources: list[Tensor]) -> None:
+        copied.append(len(targets))
+        copy(targets, sources)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", counted)
+    session = loop()
+    drawn = draw(session, [Request(TABLES["ddim"], seed=k) for k in range(5)])
+    assert copied == [5]
+    assert len({picture.untyped_storage().data_ptr() for picture in drawn}) == 5
+    assert all(picture.untyped_storage().nbytes() == picture.numel() * 4 for picture in drawn)
+
+
+@pytest.mark.filterwarnings("ignore:cpu ran out of memory")
+def test_samples_are_handed_out_as_far_as_memory_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that there is memory for at once, the others when there is more: none is lost."""
+    requests = [Request(TABLES["ddim"], seed=k) for k in range(4)]
+    want = draw(loop(), requests)
+    session = loop()
+    made: list[int] = []
+    empty = torch.empty_like
+
+    def scarce(tensor: Tensor) -> Tensor:
+        made.append(1)
+        if len(made) == 3:
+            exhausted()
+        return empty(tensor)
+
+    monkeypatch.setattr(loop_module.torch, "empty_like", scarce)
+    got = draw(session, requests)
+    assert len(made) == 5
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
