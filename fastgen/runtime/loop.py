@@ -160,13 +160,14 @@ class Loop:
                 self._last.record(torch.cuda.current_stream(self.device))
 
     def _step(self) -> bool:
-        if self._ripe:  # still, where memory ran out while they were handed out
+        late = self._ripe  # still, where memory ran out while they were handed out
+        if late:
             self._collect()
         if self._stale:
             self._assemble()
         active = self._batch
         if not active:
-            return False
+            return late  # what was handed out is to be fetched
         self._tried = len(active)
         if self._key is None or self._varies:
             self._key = self._key_of(active)
