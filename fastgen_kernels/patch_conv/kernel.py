@@ -38,10 +38,10 @@ _TAPS = tl.constexpr(TAPS)
 
 
 @triton.jit
-def _finish(acc, bias, n, slope, COUT: tl.constexpr, TYPE: tl.constexpr):
-    """acc [.., n] plus bias, LeakyReLU, rounded once."""
+def _finish(acc, bias, n, slope, COUT: tl.constexpr, TYPE: tl.constexpr, PATCHES: tl.constexpr):
+    """acc plus bias, LeakyReLU, rounded once. acc: channels n by patches, of which the patches are axis PATCHES."""
     if bias is not None:
-        acc += tl.load(bias + n, mask=n < COUT, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias + n, mask=n < COUT, other=0.0).to(tl.float32).expand_dims(PATCHES)
     return tl.where(acc >= 0.0, acc, acc * slope).to(TYPE)
 
 
@@ -76,7 +76,9 @@ def descriptor_kernel(
     b = block // across // down
 
     chunks: tl.constexpr = C // BK
-    acc = tl.zeros((TH * TW, BN), tl.float32)
+    # Channels by patches: what is reshaped, the box, and then transposed is read by sm_90's tensor cores where it lies,
+    # in shared memory. As the left factor of patches by channels it would pass through registers, with a wait a step.
+    acc = tl.zeros((BN, TH * TW), tl.float32)
     for i in range(_TAPS * chunks):
         tap = i // chunks
         c0 = (i % chunks) * BK
@@ -88,10 +90,10 @@ def descriptor_kernel(
         else:
             box = x.load([b, h0 + tap // 4 - 1, w0 + tap % 4 - 1, c0])
         pixels = box.reshape(TH * TW, BK)
-        acc = tl.dot(pixels, weight.load([n0, i * BK]).T, acc, input_precision=PRECISION)
+        acc = tl.dot(weight.load([n0, i * BK]), pixels.T, acc, input_precision=PRECISION)
 
-    out = _finish(acc, bias, n0 + tl.arange(0, BN), slope, COUT, y.dtype)
-    y.store([b, h0, w0, n0], out.reshape(1, TH, TW, BN))
+    out = _finish(acc, bias, n0 + tl.arange(0, BN), slope, COUT, y.dtype, PATCHES=1)
+    y.store([b, h0, w0, n0], out.T.reshape(1, TH, TW, BN))
 
 
 @triton.jit
@@ -157,7 +159,7 @@ def gather_kernel(
             taps = tl.where((c < C)[:, None], taps, 0.0)
         acc = tl.dot(pixels, taps, acc, input_precision=PRECISION)
 
-    out = _finish(acc, bias, n, slope, COUT, y.dtype.element_ty)
+    out = _finish(acc, bias, n, slope, COUT, y.dtype.element_ty, PATCHES=0)
     if CHANNELS_LAST:
         to = m.to(tl.int64)[:, None] * COUT + n[None, :]
     else:
