@@ -38,10 +38,10 @@ _TAPS = tl.constexpr(TAPS)
 
 
 @triton.jit
-def _finish(acc, bias, n, slope, COUT: tl.constexpr, TYPE: tl.constexpr):
-    """acc [.., n] plus bias, LeakyReLU, rounded once."""
+def _finish(acc, bias, n, slope, COUT: tl.constexpr, TYPE: tl.constexpr, PATCHES: tl.constexpr):
+    """acc plus bias, LeakyReLU, rounded once. acc: channels n by patches, of which the patches are axis PATCHES."""
     if bias is not None:
-        acc += tl.load(bias + n, mask=n < COUT, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias + n, mask=n < COUT, other=0.0).to(tl.float32).expand_dims(PATCHES)
     return tl.where(acc >= 0.0, acc, acc * slope).to(TYPE)
 
 
@@ -76,7 +76,9 @@ def descriptor_kernel(
     b = block // across // down
 
     chunks: tl.constexpr = C // BK
-    acc = tl.zeros((TH * TW, BN), tl.float32)
+    # Channels by patches: what is reshaped, the box, and then transposed is read by sm_90's tensor cores where it lies,
+    # in shared memory. As the left factor of patches by channels it would pass through registers, with a wait a step.
+    acc = tl.zeros((BN, TH * TW), tl.float32)
     for i in range(_TAPS * chunks):
         tap = i // chunks
         c0 = (i % chunks) * BK
@@ -88,10 +90,10 @@ def descriptor_kernel(
         else:
             box = x.load([b, h0 + tap // 4 - 1, w0 + tap % 4 - 1, c0])
         pixels = box.reshape(TH * TW, BK)
-        acc = tl.dot(pixels, weight.load([n0, i * BK]).T, acc, input_precision=PRECISION)
+        acc = tl.dot(weight.load([n0, i * BK]), pixels.T, acc, input_precision=PRECISION)
 
-    out = _finish(acc, bias, n0 + tl.arange(0, BN), slope, COUT, y.dtype)
-    y.store([b, h0, w0, n0], out.reshape(1, TH, TW, BN))
+    out = _finish(acc, bias, n0 + tl.arange(0, BN), slope, COUT, y.dtype, PATCHES=1)
+    y.store([b, h0, w0, n0], out.T.reshape(1, TH, TW, BN))
 
 
 @triton.jit
@@ -157,7 +159,7 @@ def gather_kernel(
             taps = tl.where((c < C)[:, None], taps, 0.0)
         acc = tl.dot(pixels, taps, acc, input_precision=PRECISION)
 
-    out = _finish(acc, bias, n, slope, COUT, y.dtype.element_ty)
+    out = _finish(acc, bias, n, slope, COUT, y.dtype.element_ty, PATCHES=0)
     if CHANNELS_LAST:
         to = m.to(tl.int64)[:, None] * COUT + n[None, :]
     else:
@@ -209,9 +211,18 @@ class Tile:
         return self.height * self.width
 
 
-# 64 accumulators a thread, and at most 96 KiB of factors in flight (three weights beside two or three blocks of pixels,
-# as the architecture has it): two blocks share a multiprocessor and hide each other's waits.
+# 64 accumulators a thread, and 96 KiB of factors in flight: two blocks share a multiprocessor and hide each other's
+# waits.
 LARGE = Tile(8, 16, 128, num_warps=8, num_stages=3)
+# Long sums by descriptors. At the full speed of sm_90's tensor cores LARGE would read 64 bytes a cycle and
+# multiprocessor from the L2 cache, which gives about 40; this one reads 48. An instruction covers 64 channels x 256
+# patches and reads 10 KiB of shared memory, where two of 64 x 128 read 12. A tile of 256 channels x 128 patches is made
+# of the latter, and emptier where 256 do not divide the channels. 128 accumulators a thread and 192 KiB of factors in
+# flight: one block a multiprocessor. 8 warps, because for 16 the compiler does not use sm_100's tensor memory.
+LARGEST = Tile(16, 16, 128, num_warps=8, num_stages=4)
+# Products of a sum from which on LARGEST pays: no other block hides its first loads and last stores, an estimated
+# 5,000 cycles, where 2048 products take 33,000. float32 takes twice as long for its products and for its stores.
+LONG_SUM = 2048
 # 64 channels or fewer. The first layer is bound by memory: half the registers, three blocks.
 NARROW = Tile(8, 16, 64, num_warps=8, num_stages=3)
 # Batch 1: the first four layers of a 256x256 picture make 256, 128, 64 and 128 programs, rather than 128, 32, 16, 32.
@@ -241,11 +252,15 @@ def count_programs(y: Tensor, form: Form, tile: Tile) -> int:
     return count_blocks(y, form, tile) * triton.cdiv(y.shape[1], tile.channels)
 
 
-def choose_tile(y: Tensor, form: Form, precision: str) -> Tile:
-    """The tile by which `form` computes y."""
+def choose_tile(y: Tensor, inputs: int, form: Form, precision: str) -> Tile:
+    """The tile by which `form` computes y from `inputs` channels."""
     if y.dtype == torch.float32 and precision == "ieee":
         return FULL_PRECISION
     tile = NARROW if y.shape[1] <= NARROW.channels else LARGE
+    if form == "descriptor" and tile is LARGE and TAPS * inputs >= LONG_SUM:
+        covered = [one.patches * count_blocks(y, form, one) for one in (LARGEST, LARGE)]
+        if covered[0] <= covered[1] and count_programs(y, form, LARGEST) >= MANY_PROGRAMS:
+            return LARGEST
     return tile if count_programs(y, form, tile) >= MANY_PROGRAMS else SMALL
 
 
@@ -277,7 +292,7 @@ def choose_form(x: Tensor, y: Tensor, stride: int, precision: str) -> Form:
     tensor_cores = x.dtype != torch.float32 or precision == "tf32"
     if not (tensor_cores and descriptors_hold(x, y, stride) and architecture(x.device) >= 90):
         return "gather"
-    tile = choose_tile(y, "descriptor", precision)
+    tile = choose_tile(y, x.shape[1], "descriptor", precision)
     patches = y.numel() // y.shape[1]
     full = count_blocks(y, "descriptor", tile) * tile.patches <= WASTE * patches
     return "descriptor" if full else "gather"
@@ -331,7 +346,7 @@ def convolve(
     precision = input_precision(x.dtype)
     x, weight = ready(x), pack_weight(weight)
     form = form or choose_form(x, y, stride, precision)
-    tile = choose_tile(y, form, precision)
+    tile = choose_tile(y, x.shape[1], form, precision)
     launch = _by_descriptors if form == "descriptor" else _by_pointers
     with torch.cuda.device_of(x):
         launch(x, weight, bias, y, stride, slope, precision, tile)

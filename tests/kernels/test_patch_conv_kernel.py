@@ -14,7 +14,7 @@ from .test_patch_conv import STRIDES, PatchGAN
 OP, SCORE = OPS["patch_conv"], OPS["patch_score"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NAMES = ("x", "weight", "bias")
-TILES = {name: getattr(kernel, name) for name in ("LARGE", "NARROW", "SMALL", "FULL_PRECISION")}
+TILES = {name: getattr(kernel, name) for name in ("LARGE", "LARGEST", "NARROW", "SMALL", "FULL_PRECISION")}
 
 
 def make(device, shape, channels, dtype=torch.float32, **options):
@@ -48,6 +48,16 @@ def test_every_tile(kernel_device, monkeypatch, form, name):
     monkeypatch.setattr(kernel, "choose_tile", lambda *_: TILES[name])
     arguments = make(kernel_device, (2, 64, 12, 20), 136, torch.float16)
     assert worst_rounding(arguments, kernel.convolve(*(arguments[n] for n in NAMES), 2, 0.2, form)) <= 1.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_largest_tile(kernel_device, monkeypatch, bias, dtype):
+    """More patches than its 16 x 16 both ways; 264 channels, of which its third tile holds 8."""
+    monkeypatch.setattr(kernel, "choose_tile", lambda *_: kernel.LARGEST)
+    arguments = make(kernel_device, (1, 64, 19, 18), 264, dtype, bias=bias)
+    got = kernel.convolve(*(arguments[n] for n in NAMES), 1, 0.2, "descriptor")
+    assert worst_rounding(arguments | {"stride": 1}, got) <= 1.0
 
 
 @pytest.mark.slow
@@ -166,23 +176,33 @@ def test_which_form(monkeypatch):
 
 
 def test_which_tile():
-    def tile(shape, channels, stride, dtype=torch.bfloat16, precision="ieee"):
+    def tile(shape, channels, stride, dtype=torch.bfloat16, precision="ieee", form=None):
         x = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
         y = output(x, torch.empty(channels, shape[1], 4, 4, device="meta"), stride)
-        return kernel.choose_tile(y, "gather" if shape[1] == 6 else "descriptor", precision)
+        return kernel.choose_tile(
+            y, shape[1], form or ("gather" if shape[1] == 6 else "descriptor"), precision
+        )
 
-    layers = (((64, 128, 128), 128, 2), ((128, 64, 64), 256, 2), ((256, 32, 32), 512, 1))
-    for shape, channels, stride in layers:
+    second, third, fourth = ((64, 128, 128), 128, 2), ((128, 64, 64), 256, 2), ((256, 32, 32), 512, 1)
+    for (shape, channels, stride), want in ((second, "LARGE"), (third, "LARGEST"), (fourth, "LARGEST")):
         assert tile((1, *shape), channels, stride) == kernel.SMALL
-        assert tile((64, *shape), channels, stride) == kernel.LARGE
+        assert tile((64, *shape), channels, stride) == TILES[want]
+        assert tile((64, *shape), channels, stride, form="gather") == kernel.LARGE
+    assert tile((16, 256, 32, 32), 512, 1) == kernel.LARGEST  # 256 programs
+    assert tile((8, 256, 32, 32), 512, 1) == kernel.LARGE  # 128 would leave multiprocessors idle
+    assert (
+        tile((64, 256, 25, 32), 512, 1) == kernel.LARGE
+    )  # 24 rows: three blocks of 8 are two of 16, a third empty
+    assert tile((64, 256, 64, 64), 64, 2) == kernel.NARROW
     assert tile((64, 6, 256, 256), 64, 2) == kernel.NARROW
     assert tile((64, 6, 256, 256), 64, 2, torch.float32, "ieee") == kernel.FULL_PRECISION
     assert tile((64, 6, 256, 256), 64, 2, torch.float32, "tf32") == kernel.NARROW
     for one in TILES.values():
-        assert one.patches * one.channels // (32 * one.num_warps) <= 64  # accumulators a thread
-        # Both factors of every stage, the most that a compiler keeps, twice on a multiprocessor of 227 KiB.
+        blocks = 1 if one is kernel.LARGEST else 2  # that share a multiprocessor
+        assert one.patches * one.channels // (32 * one.num_warps) <= 128 // blocks  # accumulators a thread
+        # Both factors of every stage, on a multiprocessor of 227 KiB.
         stage = (one.patches + one.channels) * kernel.STEP_BYTES["descriptor"]
-        assert 2 * one.num_stages * stage <= 227 * 1024
+        assert blocks * one.num_stages * stage <= 227 * 1024
 
 
 def test_programs_are_counted_in_blocks():
@@ -190,8 +210,8 @@ def test_programs_are_counted_in_blocks():
     y = torch.empty(100, 64, 9, 9, device="meta", dtype=torch.float16)
     assert kernel.count_programs(y, "gather", kernel.NARROW) == 64
     assert kernel.count_programs(y, "descriptor", kernel.NARROW) == 200
-    assert kernel.choose_tile(y, "gather", "ieee") == kernel.SMALL
-    assert kernel.choose_tile(y, "descriptor", "ieee") == kernel.NARROW
+    assert kernel.choose_tile(y, 64, "gather", "ieee") == kernel.SMALL
+    assert kernel.choose_tile(y, 64, "descriptor", "ieee") == kernel.NARROW
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -216,6 +236,19 @@ def test_full_precision_within_budget():
     assert any(r["full_precision_dots"] for r in reports)
     assert not any(r["dots"] for r in reports)
     assert compile_gate.judge(reports) == []
+
+
+@pytest.mark.slow
+def test_two_blocks_share_a_multiprocessor():
+    """By their registers and shared memory: all tiles but LARGEST, which alone may use what the budget allows."""
+    reports = compile_gate.compiled(["patch_conv"])
+    largest = {("third64", 90), ("fourth64", 90), ("third64", 100), ("fourth64", 100)}
+    for report in reports:
+        blocks = 1 if (report["case"], report["architecture"]) in largest else 2
+        assert blocks * report["registers"] * report["warps"] * 32 <= compile_gate.REGISTER_FILE, report
+        # A block's own kilobyte included, of a kilobyte more than a single one may ask for.
+        available = compile_gate.SHARED_BYTES[report["architecture"]] + 1024
+        assert blocks * (report["shared_bytes"] + 1024) <= available, report
 
 
 def test_both_launches_of_a_score(kernel_device, monkeypatch):
