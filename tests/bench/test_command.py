@@ -40,7 +40,7 @@ def test_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = Results.read(path)
     assert found.rows[0].rivals.keys() == {"eager"}
     assert found.ceilings.keys() == {"copy", "float32"}
-    assert found.environment["torch"] == torch.__version__
+    assert torch.__version__.startswith(found.environment["torch"])  # a local version may follow
 
 
 def test_a_planted_wrong_kernel_is_red_without_a_speed(

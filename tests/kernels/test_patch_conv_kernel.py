@@ -6,7 +6,7 @@ import torch
 from bench import compile_gate
 from fastgen_kernels import OPS, pack_weight, patch_conv, patch_score, use
 from fastgen_kernels.op import UNIT_ROUNDOFF
-from fastgen_kernels.patch_conv import cases, kernel, layout
+from fastgen_kernels.patch_conv import cases, kernel, layout, plan
 from fastgen_kernels.patch_score import kernel as score_kernel
 
 from .test_patch_conv import STRIDES, PatchGAN
@@ -14,7 +14,7 @@ from .test_patch_conv import STRIDES, PatchGAN
 OP, SCORE = OPS["patch_conv"], OPS["patch_score"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NAMES = ("x", "weight", "bias")
-TILES = {name: getattr(kernel, name) for name in ("LARGE", "LARGEST", "NARROW", "SMALL", "FULL_PRECISION")}
+TILES = {name: getattr(plan, name) for name in ("LARGE", "LARGEST", "NARROW", "SMALL", "FULL_PRECISION")}
 
 
 def make(device, shape, channels, dtype=torch.float32, **options):
@@ -54,7 +54,7 @@ def test_every_tile(kernel_device, monkeypatch, form, name):
 @pytest.mark.parametrize("bias", [True, False])
 def test_largest_tile(kernel_device, monkeypatch, bias, dtype):
     """More patches than its 16 x 16 both ways; 264 channels, of which its third tile holds 8."""
-    monkeypatch.setattr(kernel, "choose_tile", lambda *_: kernel.LARGEST)
+    monkeypatch.setattr(kernel, "choose_tile", lambda *_: plan.LARGEST)
     arguments = make(kernel_device, (1, 64, 19, 18), 264, dtype, bias=bias)
     got = kernel.convolve(*(arguments[n] for n in NAMES), 1, 0.2, "descriptor")
     assert worst_rounding(arguments | {"stride": 1}, got) <= 1.0
@@ -132,8 +132,8 @@ def test_a_broadcast_batch(kernel_device):
     once = arguments["x"]
     arguments["x"] = once.expand(3, -1, -1, -1)
     y = output(arguments["x"], arguments["weight"], 2)
-    assert not kernel.descriptors_hold(arguments["x"], y, 2)
-    assert kernel.descriptors_hold(once, y, 2)
+    assert not plan.descriptors_hold(arguments["x"], y, 2)
+    assert plan.descriptors_hold(once, y, 2)
     with use("triton"):
         assert worst_rounding(arguments, patch_conv(**arguments)) <= 1.0
 
@@ -179,39 +179,37 @@ def test_which_tile():
     def tile(shape, channels, stride, dtype=torch.bfloat16, precision="ieee", form=None):
         x = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
         y = output(x, torch.empty(channels, shape[1], 4, 4, device="meta"), stride)
-        return kernel.choose_tile(
-            y, shape[1], form or ("gather" if shape[1] == 6 else "descriptor"), precision
-        )
+        return plan.choose_tile(y, shape[1], form or ("gather" if shape[1] == 6 else "descriptor"), precision)
 
     second, third, fourth = ((64, 128, 128), 128, 2), ((128, 64, 64), 256, 2), ((256, 32, 32), 512, 1)
     for (shape, channels, stride), want in ((second, "LARGE"), (third, "LARGEST"), (fourth, "LARGEST")):
-        assert tile((1, *shape), channels, stride) == kernel.SMALL
+        assert tile((1, *shape), channels, stride) == plan.SMALL
         assert tile((64, *shape), channels, stride) == TILES[want]
-        assert tile((64, *shape), channels, stride, form="gather") == kernel.LARGE
-    assert tile((16, 256, 32, 32), 512, 1) == kernel.LARGEST  # 256 programs
-    assert tile((8, 256, 32, 32), 512, 1) == kernel.LARGE  # 128 would leave multiprocessors idle
+        assert tile((64, *shape), channels, stride, form="gather") == plan.LARGE
+    assert tile((16, 256, 32, 32), 512, 1) == plan.LARGEST  # 256 programs
+    assert tile((8, 256, 32, 32), 512, 1) == plan.LARGE  # 128 would leave multiprocessors idle
     assert (
-        tile((64, 256, 25, 32), 512, 1) == kernel.LARGE
+        tile((64, 256, 25, 32), 512, 1) == plan.LARGE
     )  # 24 rows: three blocks of 8 are two of 16, a third empty
-    assert tile((64, 256, 64, 64), 64, 2) == kernel.NARROW
-    assert tile((64, 6, 256, 256), 64, 2) == kernel.NARROW
-    assert tile((64, 6, 256, 256), 64, 2, torch.float32, "ieee") == kernel.FULL_PRECISION
-    assert tile((64, 6, 256, 256), 64, 2, torch.float32, "tf32") == kernel.NARROW
+    assert tile((64, 256, 64, 64), 64, 2) == plan.NARROW
+    assert tile((64, 6, 256, 256), 64, 2) == plan.NARROW
+    assert tile((64, 6, 256, 256), 64, 2, torch.float32, "ieee") == plan.FULL_PRECISION
+    assert tile((64, 6, 256, 256), 64, 2, torch.float32, "tf32") == plan.NARROW
     for one in TILES.values():
-        blocks = 1 if one is kernel.LARGEST else 2  # that share a multiprocessor
+        blocks = 1 if one is plan.LARGEST else 2  # that share a multiprocessor
         assert one.patches * one.channels // (32 * one.num_warps) <= 128 // blocks  # accumulators a thread
         # Both factors of every stage, on a multiprocessor of 227 KiB.
-        stage = (one.patches + one.channels) * kernel.STEP_BYTES["descriptor"]
+        stage = (one.patches + one.channels) * plan.STEP_BYTES["descriptor"]
         assert blocks * one.num_stages * stage <= 227 * 1024
 
 
 def test_programs_are_counted_in_blocks():
     """100 pictures of 9 x 9 patches: 64 tiles of a gather, and 200 blocks."""
     y = torch.empty(100, 64, 9, 9, device="meta", dtype=torch.float16)
-    assert kernel.count_programs(y, "gather", kernel.NARROW) == 64
-    assert kernel.count_programs(y, "descriptor", kernel.NARROW) == 200
-    assert kernel.choose_tile(y, 64, "gather", "ieee") == kernel.SMALL
-    assert kernel.choose_tile(y, 64, "descriptor", "ieee") == kernel.NARROW
+    assert plan.count_programs(y, "gather", plan.NARROW) == 64
+    assert plan.count_programs(y, "descriptor", plan.NARROW) == 200
+    assert plan.choose_tile(y, 64, "gather", "ieee") == plan.SMALL
+    assert plan.choose_tile(y, 64, "descriptor", "ieee") == plan.NARROW
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
