@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgen.bench.timing import Timing, interleaved
+from fastgen.runtime.cuda_graph import CudaGraphs
 from fastgen_kernels.op import UNIT_ROUNDOFF, interpreted, rounding_bound
 
 from .probe_kernels import (
@@ -232,23 +232,7 @@ def captured(stage: Any, step: Callable[[], None]) -> Replay:
     if stage.dry:
         step()
         return step
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(
-            3
-        ):  # kernels are loaded, algorithms chosen and workspaces allocated outside of the capture
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        step()
-    return partial(_replay, graph, step)
-
-
-def _replay(graph: torch.cuda.CUDAGraph, step: object) -> None:
-    """`step` is held because the graph writes to tensors that it alone may own."""
-    graph.replay()
+    return CudaGraphs(stage.device)(step)  # whose failures leave nothing behind
 
 
 def timed(stage: Any, replays: dict[str, Replay], units: int) -> dict[str, dict[str, float]]:
