@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib
+import signal
 from pathlib import Path
 
 from .stage import Stage
@@ -18,6 +20,7 @@ def main() -> None:
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
     args = parser.parse_args()
     options = dict(option.split("=", 1) for option in args.option)
+    faulthandler.register(signal.SIGTERM, all_threads=True, chain=True)  # where it was when its time was over
     if args.dry:
         from tests.kernels import interpreter
 

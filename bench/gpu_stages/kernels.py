@@ -51,13 +51,15 @@ def run(stage: Stage) -> None:
     copy = copy_bandwidth(stage.device, how.rounds)
     stage.add("ceiling", "copy", value=copy)
     for name, make in cases(stage):
+        if stage.tried(name):
+            continue
         if stage.left() < UNIT_SECONDS:
             stage.add("skipped", name, reason="no time left")
             continue
         with stage.attempt(name):
             began = time.perf_counter()
             report(stage, make().run(how), copy, began)
-        forget(stage.device)
+            forget(stage.device)
 
 
 def report(stage: Stage, row: Row, copy: float, began: float) -> None:
@@ -76,12 +78,12 @@ def cases(stage: Stage) -> Iterator[tuple[str, Callable[[], Contest]]]:
         for name, op in OPS.items():
             small = next(case for case in op.cases if not case.production)
             yield f"{name} {small.name}", lambda op=op, small=small: beside(op, small, F32, stage, False)
-        yield "patch_gan batch 1", lambda: chain(stage, 1, F32)
+        yield "patch_gan batch 1 float32", lambda: chain(stage, 1, F32)
         return
     for i, (name, case, dtype, wide) in enumerate(HEADLINES):
         if i == CHAIN_AFTER:
             for batch in CHAIN_BATCHES:
-                yield f"patch_gan batch {batch}", lambda batch=batch: chain(stage, batch, BF16)
+                yield f"patch_gan batch {batch} bfloat16", lambda batch=batch: chain(stage, batch, BF16)
         op = OPS[name]
         yield (
             f"{name} {case} {kernels.name_of(dtype)}",

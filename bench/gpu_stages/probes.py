@@ -56,19 +56,21 @@ DRY_CONFIGS = tuple(Config(Tile(16, 16, 16, num_warps=1, num_stages=1), splits) 
 
 
 def run(stage: Any) -> None:
-    """Report all probes to `stage`: device, dry, left(), add(kind, name, **facts), attempt(name)."""
+    """Report all probes to `stage`, a Stage or what has its members."""
     if stage.dry and not interpreted():
         stage.add("probe", "kernels", skipped="the interpreter is to run them: set TRITON_INTERPRET=1")
         return
     before = torch.backends.cudnn.benchmark
     try:
         with torch.no_grad(), _on(stage):
-            with stage.attempt("chain of empty nodes"):
-                chain(stage, programs=1, block=1)
-            with stage.attempt("convolutions"):
-                convolutions(stage)
-            with stage.attempt("chain of pointwise nodes"):
-                if stage.left() > 1.0:
+            if not stage.tried("chain of empty nodes"):
+                with stage.attempt("chain of empty nodes"):
+                    chain(stage, programs=1, block=1)
+            if not stage.tried("convolutions"):
+                with stage.attempt("convolutions"):
+                    convolutions(stage)
+            if not stage.tried("chain of pointwise nodes") and stage.left() > 1.0:
+                with stage.attempt("chain of pointwise nodes"):
                     chain(stage, programs=2 if stage.dry else LEAST_PROGRAMS, block=16 if stage.dry else 1024)
     finally:
         torch.backends.cudnn.benchmark = before
@@ -80,7 +82,7 @@ def chain(stage: Any, programs: int, block: int) -> None:
     name = f"chain of {nodes} nodes of {programs} x {block} additions"
     replays: dict[str, Replay] = {}
     for label, pdl in (("plain", ""), ("PDL, allowed late", "late"), ("PDL, allowed early", "early")):
-        if pdl and not has_pdl(stage):
+        if (pdl and not has_pdl(stage)) or f"{name}: {label}" in stage.failed:
             continue
         with stage.attempt(f"{name}: {label}"):
             values = torch.zeros(programs * block, device=stage.device)
@@ -123,6 +125,8 @@ def convolutions(stage: Any) -> None:
     # thread: one for its search off, and one for on. They live as long as the graphs, which need the plans.
     with ThreadPoolExecutor(1) as off, ThreadPoolExecutor(1) as on:
         for problem in problems:
+            if stage.tried(problem.name):
+                continue
             if stage.left() < (0.0 if stage.dry else SHAPE_SECONDS):
                 stage.add("probe", problem.name, skipped="no time left")
                 continue
@@ -174,6 +178,8 @@ def convolution(stage: Any, problem: Problem, threads: dict[bool, ThreadPoolExec
     replays: dict[str, Replay] = {}
     errors: dict[str, float] = {}
     for label, ours in problem.ours.items():
+        if f"{problem.name}: {label}" in stage.failed:
+            continue
         with stage.attempt(f"{problem.name}: {label}"):
             # Once by itself, because the repeats of a graph would hide that one reads the sums of the one before.
             ours.partial.fill_(math.nan)

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 RESULTS = "results.jsonl"
+BROKEN = 75  # exit code of a stage whose process can do no more on the device: it is to be started again
 
 
 def append(path: Path, item: Mapping[str, Any]) -> None:
@@ -54,14 +55,26 @@ def _plain(value: Any) -> Any:
 
 @dataclass
 class Stage:
-    """name: of the stage. folder: where results go. until: on time.time(), when it is ended. dry: a stated rehearsal on
-    a CPU with the smallest cases. options: what the command line gave to this stage."""
+    """One stage in its process.
+
+    name: of the stage. folder: where results go. until: on time.time(), when it is ended. dry: a stated rehearsal on
+    a CPU with the smallest cases. options: what the command line gave to this stage. done, failed: what an earlier
+    process of this stage attempted, and what of it failed.
+    """
 
     name: str
     folder: Path
     until: float
     dry: bool
     options: Mapping[str, str]
+    done: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        path = self.folder / RESULTS
+        mine = [item for item in read(path) if item.get("stage") == self.name] if path.exists() else []
+        self.failed |= {item["name"] for item in mine if item["kind"] == "failure"}
+        self.done |= self.failed | {item["name"] for item in mine if item["kind"] == "attempt"}
 
     @property
     def device(self) -> torch.device:
@@ -82,11 +95,39 @@ class Stage:
         )
         print(f"{kind}: {name}", flush=True)
 
+    def tried(self, name: str) -> bool:
+        """Whether an earlier process of this stage has been through `attempt(name)`."""
+        return name in self.done
+
     @contextmanager
     def attempt(self, name: str) -> Iterator[None]:
-        """Within the block an error becomes an item of its own, and the stage goes on."""
+        """Within the block an error becomes an item of its own, and the stage goes on.
+
+        After an access outside of memory, or another error that CUDA does not forget, nothing more can be done in this
+        process: it ends with BROKEN, and another one goes on behind this attempt.
+        """
         try:
             yield
         except Exception as error:
             traceback.print_exc()
             self.add("failure", name, error=f"{type(error).__name__}: {error}"[:2000])
+            if not self.dry and not device_works():
+                print("the device cannot be used any more in this process", flush=True)
+                os._exit(BROKEN)
+        else:
+            self.add("attempt", name)
+
+
+def device_works() -> bool:
+    """Whether kernels, the generator and the allocator of the current device still work in this process."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.cuda.synchronize()
+        torch.randn(1, device="cuda")
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return False
+    return True

@@ -37,7 +37,12 @@ def _gpu(device: torch.device) -> dict[str, Any]:
     if tool := shutil.which("nvidia-smi"):
         query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem"
         command = [tool, f"--id={device.index or 0}", f"--query-gpu={query}", "--format=csv,noheader"]
-        out = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            out = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=8
+            ).stdout.strip()
+        except subprocess.TimeoutExpired:
+            return found
         found |= dict(zip(query.split(","), out.split(", "), strict=False))
     return found
 

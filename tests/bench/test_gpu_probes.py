@@ -45,10 +45,14 @@ class Stage:
     def __init__(self, seconds: float = 60.0) -> None:
         self.seconds = seconds
         self.reported: list[dict[str, Any]] = []
-        self.failed: list[tuple[str, Exception]] = []
+        self.errors: list[tuple[str, Exception]] = []
+        self.failed: set[str] = set()
 
     def left(self) -> float:
         return self.seconds
+
+    def tried(self, name: str) -> bool:
+        return False
 
     def add(self, kind: str, name: str, **facts: Any) -> None:
         self.reported.append({"kind": kind, "name": name, **facts})
@@ -58,7 +62,7 @@ class Stage:
         try:
             yield
         except Exception as error:
-            self.failed.append((name, error))
+            self.errors.append((name, error))
 
 
 def arguments(
@@ -123,7 +127,7 @@ def test_a_dropped_split_is_seen_and_not_timed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(probes, "DRY_CONFIGS", (Config(tile, 5),))
     stage = Stage()
     probes.run(stage)
-    ((name, error),) = stage.failed
+    ((name, error),) = stage.errors
     assert "5 splits" in name
     assert "times its bound" in str(error)
     (found,) = [item for item in stage.reported if item["name"].startswith("convolution")]
@@ -158,7 +162,7 @@ def test_candidates_fill_the_device_once_or_twice(shape: tuple[int, int, int, in
 def test_dry_run_reports_every_probe() -> None:
     stage, before = Stage(), torch.backends.cudnn.benchmark
     probes.run(stage)
-    assert stage.failed == []
+    assert stage.errors == []
     assert torch.backends.cudnn.benchmark is before
     assert json.loads(json.dumps(stage.reported)) == stage.reported
     assert {item["kind"] for item in stage.reported} == {"probe"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench import gpu_record, gpu_run
-from bench.gpu_stages import stage
+from bench.gpu_stages import pytest_log, stage
 from fastgen.bench.results import Results, Row
 from fastgen.bench.timing import Timing
 
@@ -355,3 +355,66 @@ def test_the_tests_for_a_gpu_can_be_collected_where_little_is_installed(tmp_path
     assert done.returncode == 0, done.stdout[-3000:]
     assert "error" not in done.stdout.splitlines()[-1]
     assert int(done.stdout.split("/")[-2].split()[-1]) > 300
+
+
+def test_a_broken_process_is_replaced_by_one_that_goes_on(stages: Path, tmp_path: Path) -> None:
+    """As after an illegal access, which no later call of that process survives."""
+    (stages / "first.py").write_text(
+        "from bench.gpu_stages import stage as module\n"
+        "def run(stage):\n"
+        "    broken = []\n"
+        "    module.device_works = lambda: not broken\n"
+        "    for name in ('a', 'b', 'c'):\n"
+        "        if stage.tried(name):\n"
+        "            continue\n"
+        "        with stage.attempt(name):\n"
+        "            if name == 'b':\n"
+        "                broken.append(1)\n"
+        "            if broken:\n"
+        "                raise RuntimeError('illegal access')\n"
+        "            stage.add('fact', name)\n"
+    )
+    code, items = run(tmp_path, {"first": 30.0})
+    assert code == 1  # an item failed
+    assert outcomes(items) == {"first": "done"}
+    assert [(item["kind"], item["name"]) for item in items[:-1]] == [
+        ("fact", "a"), ("attempt", "a"), ("failure", "b"), ("fact", "c"), ("attempt", "c"),
+    ]  # fmt: skip
+
+
+def test_a_worker_in_which_cuda_is_broken_leaves_its_tests_to_others(tmp_path: Path) -> None:
+    """The test that broke it is told once with its own error, and no other test fails of it."""
+    (tmp_path / "conftest.py").write_text(
+        "from bench.gpu_stages import pytest_log\nBROKEN = []\npytest_log.device_works = lambda: not BROKEN\n"
+    )
+    (tmp_path / "test_many.py").write_text(
+        "import time, pytest\nimport conftest\n"
+        "@pytest.mark.parametrize('i', range(40))\n"
+        "def test_one(i):\n"
+        "    time.sleep(0.02)\n"
+        "    if i == 7:\n"
+        "        conftest.BROKEN.append(1)\n"
+        "    assert not conftest.BROKEN, 'illegal access'\n"
+    )
+    results = tmp_path / "results.jsonl"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environment |= {pytest_log.NAME: str(results), "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "2",
+        "--dist",
+        "worksteal",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command += ["-p", "bench.gpu_stages.pytest_log", "test_many.py"]
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    found = [item for item in stage.read(results) if item["kind"] == "test"]
+    failed = [item for item in found if item["outcome"] != "passed"]
+    assert [item["name"] for item in failed] == ["test_many.py::test_one[7]"]
+    assert "illegal access" in failed[0]["error"]
+    assert len({item["name"] for item in found}) == 40
