@@ -41,8 +41,15 @@ def record(items: Sequence[Item]) -> Results:
         if item["kind"] == "stage" and item["outcome"] != "done"
     }
     found.evidence = {"tests": tests(items)}
+    # Of the same attempt, check or table the last one counts, and a failure that a later attempt mended does not.
+    last = {(item["kind"], item.get("stage"), item["name"]): item for item in items}
+    mended = {
+        key
+        for key, item in last.items()
+        if key[0] == "failure" and items.index(item) < items.index(last.get(("attempt", *key[1:]), items[0]))
+    }
     for kind in ("check", "failure", "step_kernels", "probe", "old_new", "stage"):
-        if of_kind := [plain(item) for item in items if item["kind"] == kind]:
+        if of_kind := [plain(item) for key, item in last.items() if key[0] == kind and key not in mended]:
             found.evidence[kind] = of_kind
     return found
 

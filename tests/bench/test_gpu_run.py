@@ -231,7 +231,14 @@ def test_a_run_becomes_results(tmp_path: Path) -> None:
 def test_a_second_run_corrects_the_first() -> None:
     mended = {"kind": "test", "name": "t::b", "outcome": "passed"}
     quicker = {"kind": "row", "name": "r", "row": {**ROW.to_dict(), "error": 0.25}}
-    found = gpu_record.record([*ITEMS, ITEMS[0], mended, quicker])
+    failure = {"kind": "failure", "stage": "smoke", "name": "adain", "error": "illegal access"}
+    other = {"kind": "failure", "stage": "smoke", "name": "group_norm", "error": "illegal access"}
+    check = {"kind": "check", "stage": "smoke", "name": "adain", "outcome": "failed"}
+    attempt = {"kind": "attempt", "stage": "smoke", "name": "adain"}
+    second = [ITEMS[0], mended, quicker, {**check, "outcome": "passed"}, attempt]
+    found = gpu_record.record([*ITEMS, failure, other, check, *second])
+    assert [item["name"] for item in found.evidence["failure"]] == ["group_norm"]
+    assert [item["outcome"] for item in found.evidence["check"]] == ["passed"]
     assert found.evidence["tests"] == {"collected": 3, "counts": {"passed": 2}, "failed": {}}
     assert [row.error for row in found.rows] == [0.25]
 
