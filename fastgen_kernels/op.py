@@ -38,7 +38,7 @@ class Case:
 
     `make(generator, device, dtype)` returns the public function's arguments by name; `dtype` is the
     network's. `production` marks shapes that a shipped engine launches: the compile gate and the roofline
-    take those.
+    take those. `large`: so large that a CPU takes seconds for them, and only GPUs are timed on them.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Case:
     reason: str
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
     production: bool = False
+    large: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from fastgen_kernels import OPS
 DEVICE = choose_device("auto")
 DTYPE = choose_dtype("auto", DEVICE)
 MODELS = [(family, model) for family in FAMILIES.values() for model in family.models.values()]
-CASES = [(op.name, case.name) for op, case, _ in kernels.selected([], [], [DTYPE])]
+CASES = [(op.name, case.name) for op, case, _ in kernels.selected([], [], [DTYPE], DEVICE.type)]
 
 
 def judged(contest: Contest) -> Call:

@@ -28,14 +28,18 @@ TF32 = 2.0**-11  # what float32 products are rounded to on CUDA, where PyTorch's
 
 
 def selected(
-    ops: Sequence[str], cases: Sequence[str], dtypes: Sequence[torch.dtype]
+    ops: Sequence[str], cases: Sequence[str], dtypes: Sequence[torch.dtype], device_type: str
 ) -> Iterator[tuple[Op, Case, torch.dtype]]:
-    """Production cases of `ops` (all where empty), by name where `cases` says so, in `dtypes`."""
+    """Production cases of `ops` (all where empty), by name where `cases` says so, in `dtypes`.
+
+    On a CPU without the large ones, unless they are named.
+    """
     for name, op in OPS.items():
         if ops and name not in ops:
             continue
         for case in op.cases:
-            if case.name in cases or (case.production and not cases):
+            usual = case.production and not (case.large and device_type == "cpu")
+            if case.name in cases or (usual and not cases):
                 for dtype in dtypes:
                     if dtype in case.dtypes:
                         yield op, case, dtype

@@ -169,7 +169,8 @@ def kernel_units(plan: Plan, against: Sequence[str]) -> Iterator[Unit]:
     growth = 1.0 if plan.device.type == "cuda" else 4.0
     sizes = dict.fromkeys(OPS, 1.0)
     dtypes = kernel_dtypes(plan)
-    waiting = {name: iter(list(kernels.selected([name], plan.cases, dtypes))) for name in plan.ops or OPS}
+    kind = plan.device.type
+    waiting = {name: kernels.selected([name], plan.cases, dtypes, kind) for name in plan.ops or OPS}
     while waiting:
         for name, cases in list(waiting.items()):
             found = next(cases, None)

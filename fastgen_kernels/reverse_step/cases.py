@@ -72,12 +72,17 @@ def arguments(
 
 
 def _case(
-    name: str, reason: str, shape: tuple[int, int, int, int], production: bool = False, **options: Any
+    name: str,
+    reason: str,
+    shape: tuple[int, int, int, int],
+    production: bool = False,
+    large: bool = False,
+    **options: Any,
 ) -> Case:
     make: Callable[..., Arguments] = lambda generator, device, dtype: arguments(  # noqa: E731
         generator, device, dtype, shape, **options
     )
-    return Case(name, make, reason, production=production)
+    return Case(name, make, reason, production=production, large=large)
 
 
 CASES = (
@@ -138,6 +143,7 @@ CASES = (
         "bandwidth beyond a GPU's cache, no noise",
         (64, 3, 256, 256),
         production=True,
+        large=True,
         slots=1,
         noise="none",
         channels_last=True,
@@ -147,6 +153,7 @@ CASES = (
         "bandwidth beyond a GPU's cache, noise in every row",
         (64, 3, 256, 256),
         production=True,
+        large=True,
         noise="all",
         channels_last=True,
     ),

@@ -18,14 +18,24 @@ QUICK = How(rounds=3, say=lambda words: None)
 
 
 def test_every_operation_has_production_cases() -> None:
-    chosen = list(kernels.selected([], [], [torch.float32]))
+    chosen = list(kernels.selected([], [], [torch.float32], "cuda"))
     assert {op.name for op, _, _ in chosen} == set(OPS)
     assert all(case.production for _, case, _ in chosen)
-    named = list(kernels.selected(["reverse_step"], ["one", "mnist1"], [torch.float32, torch.float64]))
+    named = list(kernels.selected(["reverse_step"], ["one", "mnist1"], [torch.float32, torch.float64], "cpu"))
     assert [(case.name, dtype) for _, case, dtype in named] == [
         ("one", torch.float32),
         ("mnist1", torch.float32),
     ]
+
+
+def test_a_cpu_is_spared_the_large_cases_unless_they_are_named() -> None:
+    def names(cases: list[str], device: str) -> set[str]:
+        return {
+            case.name for _, case, _ in kernels.selected(["reverse_step"], cases, [torch.float32], device)
+        }
+
+    assert names([], "cuda") - names([], "cpu") == {"lsun64", "lsun64_ancestral"}
+    assert names(["lsun64"], "cpu") == {"lsun64"}
 
 
 @pytest.mark.parametrize("name", OPS)
