@@ -20,7 +20,7 @@ test: $(VENV)/dev
 	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(VENV)/dev $(TRITON_MIN)
-	FASTGEN_TRITON_MIN=$(TRITON_MIN) $(PYTEST) -m "not gpu"
+	FASTGEN_TRITON_MIN=$(TRITON_MIN) $(PYTEST) -m "not gpu" --durations=25
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

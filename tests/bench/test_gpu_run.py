@@ -45,6 +45,7 @@ def outcomes(items: list[dict]) -> dict[str, str]:
     return {item["name"]: item["outcome"] for item in items if item["kind"] == "stage"}
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_or_hangs_does_not_keep_the_next_one(stages: Path, tmp_path: Path) -> None:
     (stages / "first.py").write_text(
         "def run(stage):\n    stage.add('fact', 'a')\n    raise ValueError('mine')\n"
@@ -389,6 +390,7 @@ def test_a_broken_process_is_replaced_by_one_that_goes_on(stages: Path, tmp_path
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_worker_in_which_cuda_is_broken_leaves_its_tests_to_others(tmp_path: Path) -> None:
     """The test that broke it is told once with its own error, and no other test fails of it."""
     (tmp_path / "conftest.py").write_text(

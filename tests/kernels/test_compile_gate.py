@@ -48,11 +48,13 @@ def planted() -> dict[str, list[str]]:
     return {name: compile_gate.judge([r for r in reports if r["op"] == name]) for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["copy", "tensor_core", "tf32"])
 def test_a_good_kernel_passes(planted, name):
     assert planted[name] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
