@@ -51,6 +51,7 @@ gpu:
 
 # The second run, under three minutes: FAILED names a file of tests (failed.txt of the first run), OLD a folder with the
 # fastgen_kernels of before, for instance: mkdir old && git archive REV fastgen_kernels | tar x -C old
+gpu-again: OUT = again
 gpu-again:
 	$(PYTHON) -m bench.gpu_run --out $(OUT) --again $(or $(FAILED),none) $(if $(OLD),--old $(OLD)) $(if $(DRY),--dry)
 

@@ -34,22 +34,22 @@ def record(items: Sequence[Item]) -> Results:
     rows = {row.key: row for item in items if item["kind"] == "row" for row in [Row.from_dict(item["row"])]}
     found = Results(dict(environments[0]["values"]), list(rows.values()))
     found.ceilings = {item["name"]: item["value"] for item in items if item["kind"] == "ceiling"}
-    found.left_out = {item["name"]: item["reason"] for item in items if item["kind"] == "skipped"}
-    found.left_out |= {
-        f"stage {item['name']}": item["outcome"]
-        for item in items
-        if item["kind"] == "stage" and item["outcome"] != "done"
+    # Of the same attempt, check or table the last one counts; what was measured later was not skipped, and a failure
+    # that a later attempt mended is none.
+    place = {(item["kind"], item.get("stage"), item["name"]): i for i, item in enumerate(items)}
+    measured = {item["name"] for item in items if item["kind"] in ("row", "attempt")}
+    for (kind, _, name), i in place.items():
+        if kind == "skipped" and name not in measured:
+            found.left_out[name] = items[i]["reason"]
+        if kind == "stage" and items[i]["outcome"] in ("out of time", "broken"):
+            found.left_out[f"the rest of stage {name}"] = items[i]["outcome"]
+    mended = {
+        key for key, i in place.items() if key[0] == "failure" and i < place.get(("attempt", *key[1:]), -1)
     }
     found.evidence = {"tests": tests(items)}
-    # Of the same attempt, check or table the last one counts, and a failure that a later attempt mended does not.
-    last = {(item["kind"], item.get("stage"), item["name"]): item for item in items}
-    mended = {
-        key
-        for key, item in last.items()
-        if key[0] == "failure" and items.index(item) < items.index(last.get(("attempt", *key[1:]), items[0]))
-    }
-    for kind in ("check", "failure", "step_kernels", "probe", "old_new", "stage"):
-        if of_kind := [plain(item) for key, item in last.items() if key[0] == kind and key not in mended]:
+    for kind in ("check", "failure", "step_kernels", "probe", "old_new"):
+        kept = [i for key, i in place.items() if key[0] == kind and key not in mended]
+        if of_kind := [plain(items[i]) for i in kept]:
             found.evidence[kind] = of_kind
     return found
 

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -30,7 +30,7 @@ from typing import IO
 from .gpu_stages.stage import BROKEN, RESULTS, append, read
 
 ROOT = Path(__file__).resolve().parents[1]
-# A stage's share of the seconds. What one leaves is the next one's; what one takes in excess does not exist.
+# Seconds of each stage. What one leaves, the next one may use; at its deadline a stage is ended.
 STAGES = {
     "machine": 30.0,  # the first import of PyTorch on a machine that has just started
     "smoke": 40.0,
@@ -82,13 +82,16 @@ def main(arguments: list[str] | None = None) -> int:
         )
         said = [sys.executable, "-c", "import torch; print(torch.__version__); torch.cuda.init()"]
         for command in (said, ["nvidia-smi"]) if shutil.which("nvidia-smi") else (said,):
-            subprocess.run(command, check=False, timeout=60)  # what may be wrong
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run(command, check=False, timeout=60)  # what may be wrong
         return 2
     options = {"again": "" if args.again is None else "1"}
-    options["failed"] = "" if args.again in (None, "none") else str(Path(args.again).resolve())
     options["old"] = "" if args.old is None else str(args.old.resolve())
-    signal.signal(signal.SIGTERM, _interrupt)
+    for sent in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sent, _interrupt)
     with linked(), tempfile.TemporaryDirectory() as scratch:
+        if args.again not in (None, "none"):  # a copy: the run's own failed.txt may take its place
+            options["failed"] = shutil.copy(args.again, Path(scratch) / "failed.txt")
         return run(stages, args.out.resolve(), args.dry, options, Path(scratch))
 
 
@@ -121,7 +124,7 @@ def run(stages: Mapping[str, float], out: Path, dry: bool, options: Mapping[str,
         item for item in items if item["kind"] == "failure" or item.get("outcome") in ("failed", "error")
     ]
     for item in wrong:
-        print(f"failed: {item['stage']}: {item['name']}: {str(item.get('error', '')).splitlines()[:1]}")
+        print(f"failed: {item['stage']}: {item['name']}: {str(item.get('error', '')).partition(chr(10))[0]}")
     print(f"{len(items)} items in {results}, {len(wrong)} failures")
     return 1 if failed or wrong else 0
 
@@ -151,7 +154,7 @@ def one(
         environment |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
     log.write(f"\n===== {name}\n")
     log.flush()
-    # A group of its own, so that the stage's children end with it; not a session, which would outlive this run.
+    # A group of its own, so that the stage's children can be ended with it.
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, process_group=0
     )

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 LINE = 128  # bytes: what caches hold together, and memory moves best
 
-wanted: ContextVar[bool] = ContextVar("fastgen_kernels_wide_rows", default=False)
+wide: ContextVar[bool] = ContextVar("fastgen_kernels_wide_rows", default=False)
 
 
 @contextmanager
@@ -27,11 +27,11 @@ def wide_rows(on: bool = True) -> Iterator[None]:
     A CUDA graph replays the launches that it was captured with.
 
     >>> with wide_rows():
-    ...     wanted.get()
+    ...     wide.get()
     True
     """
-    token = wanted.set(on)
+    token = wide.set(on)
     try:
         yield
     finally:
-        wanted.reset(token)
+        wide.reset(token)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,23 @@ def run(stage: Stage) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Alone on the path: an older checkout's other packages are not to be found.
         (Path(folder) / "fastgen_kernels").symlink_to(old / "fastgen_kernels", target_is_directory=True)
-        processes = {"old": Version(Path(folder), stage), "new": Version(ROOT, stage)}
+        folders = {"old": Path(folder), "new": ROOT}
+        processes: dict[str, Version] = {}
         try:
             for name, case, dtype in chosen(names, stage):
+                title = f"{name} {case} {dtype}"
                 if stage.left() < UNIT_SECONDS:
-                    stage.add("skipped", f"{name} {case} {dtype}", reason="no time left")
+                    stage.add("skipped", title, reason="no time left")
                     continue
-                with stage.attempt(f"{name} {case} {dtype}"):
+                for version, place in folders.items():
+                    if version not in processes:
+                        processes[version] = Version(place, stage)
+                with stage.attempt(title):
                     compare(stage, processes, {"op": name, "case": case, "dtype": dtype})
+                    continue
+                close(processes)  # after an error they may be of no more use
         finally:
-            for process in processes.values():
-                process.close()
+            close(processes)
 
 
 def changed(old: Path) -> list[str]:
@@ -75,6 +82,9 @@ def chosen(names: list[str], stage: Stage) -> Iterator[tuple[str, str, str]]:
 def compare(stage: Stage, processes: dict[str, Version], case: dict[str, str]) -> None:
     """Both versions check and prepare the case, then measure it in turns."""
     answers = {name: process.ask({"prepare": case}) for name, process in processes.items()}
+    if answers["old"].get("missing"):
+        stage.add("skipped", " ".join(case.values()), reason="the old version has no such case")
+        return
     errors = {name: answer["error"] for name, answer in answers.items()}
     times: dict[str, list[float]] = {name: [] for name in processes}
     for turn in range(3 if stage.dry else ROUNDS):
@@ -93,6 +103,12 @@ def compare(stage: Stage, processes: dict[str, Version], case: dict[str, str]) -
         old_over_new=[ratio.low, ratio.median, ratio.high],
         files={name: answer["file"] for name, answer in answers.items()},
     )
+
+
+def close(processes: dict[str, Version]) -> None:
+    """End all of them."""
+    while processes:
+        processes.popitem()[1].close()
 
 
 class Version:
@@ -120,7 +136,8 @@ class Version:
 
     def close(self) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended by itself
+            self.process.stdin.close()
         try:
             self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -145,6 +162,9 @@ def serve(folder: str, device_name: str) -> None:
             if "prepare" in question:
                 wanted = question["prepare"]
                 op, dtype = OPS[wanted["op"]], getattr(torch, wanted["dtype"])
+                if wanted["case"] not in {case.name for case in op.cases}:
+                    print(json.dumps({"missing": True}), flush=True)
+                    continue
                 case = op.case(wanted["case"])
                 if dtype not in case.dtypes:
                     dtype = case.dtypes[0]

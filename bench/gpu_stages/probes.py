@@ -115,7 +115,7 @@ def convolutions(stage: Any) -> None:
     """Time every shape's convolution, all kernels compiled beforehand."""
     generator = torch.Generator().manual_seed(0)
     problems = [Problem(stage, generator, shape) for shape in ((DRY_SHAPE,) if stage.dry else SHAPES)]
-    if not stage.dry:
+    if not stage.dry and not stage.tried("compiling the convolutions"):
         start = time.perf_counter()
         ours = [convolution for problem in problems for convolution in problem.ours.values()]
         with stage.attempt("compiling the convolutions"):
@@ -191,6 +191,8 @@ def convolution(stage: Any, problem: Problem, threads: dict[bool, ThreadPoolExec
             replays[label] = replay
     for benchmark, thread in threads.items():
         label = f"F.conv2d, cudnn.benchmark {'on' if benchmark else 'off'}"
+        if f"{problem.name}: {label}" in stage.failed:
+            continue
         with stage.attempt(f"{problem.name}: {label}"):
             torch.backends.cudnn.benchmark = benchmark
             replay, y = thread.submit(_by_pytorch, stage, problem, repeats).result()

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import deque
 
 from .stage import Stage
 
@@ -17,7 +18,7 @@ TESTS = [
 
 
 def run(stage: Stage) -> None:
-    """Report the tool's summary. Raises SystemExit where it found an error, or a test failed."""
+    """Report the tool's summary; exits with the tool's code: not 0 where it found an error or a test failed."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     command += ["-m", "not gpu and not slow" if stage.dry else "gpu and not slow", *TESTS]
     tool = shutil.which("compute-sanitizer")
@@ -27,9 +28,16 @@ def run(stage: Stage) -> None:
     # PyTorch's allocator gives parts of large blocks away, in which an access beyond a tensor is not seen.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     watched = [] if stage.dry else [str(tool), "--tool", "memcheck", "--error-exitcode", "9"]
-    out = subprocess.run([*watched, *command], env=environment, capture_output=True, text=True, check=False)
-    text = out.stdout + out.stderr
-    print(text[-20_000:], flush=True)
-    outcome = "passed" if out.returncode == 0 else "failed"
-    stage.add("check", "compute-sanitizer", outcome=outcome, code=out.returncode, text=text[-3000:])
-    sys.exit(out.returncode)
+    # Line by line into the log, so that a run that is ended by its deadline leaves what it said.
+    process = subprocess.Popen(
+        [*watched, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    last: deque[str] = deque(maxlen=60)
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        last.append(line)
+    code = process.wait()
+    outcome = "passed" if code == 0 else "failed"
+    stage.add("check", "compute-sanitizer", outcome=outcome, code=code, text="".join(last)[-3000:])
+    sys.exit(code)

@@ -20,6 +20,7 @@ from .stage import Stage
 
 def run(stage: Stage) -> None:
     """Report every check with its error as a fraction of its bound, and the ceilings of this device."""
+    # Once more, because nothing is recorded without it, and the first stage may have failed.
     stage.add("environment", "environment", values=environment(stage.device), dry=stage.dry)
     operations(stage)
     # The failed capture comes last: it may leave a process behind in which nothing works.
@@ -34,7 +35,7 @@ def run(stage: Stage) -> None:
 
 
 def operations(stage: Stage) -> None:
-    """Every operation's smallest production case on the kernel's path, against float64."""
+    """Every operation's first production case on the kernel's path, against float64."""
     for name, op in OPS.items():
         if stage.tried(name):
             continue

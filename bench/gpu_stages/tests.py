@@ -13,7 +13,7 @@ from .stage import RESULTS, Stage
 
 FOLDERS = ("tests/kernels", "tests/runtime", "tests/engines", "tests/bench")
 MOST_WORKERS = 14  # each has a CUDA context of half a GiB
-TEST_SECONDS = 45  # after which a test hangs
+TEST_SECONDS = 45  # a test that takes longer is ended
 # Plumbing: a few tests that need no GPU.
 DRY = (
     "tests/runtime/test_capture.py",
@@ -48,15 +48,16 @@ def run(stage: Stage) -> None:
     if importlib.util.find_spec("pytest_timeout") is not None:
         command += ["--timeout", str(TEST_SECONDS), "--timeout-method", "thread"]
     if stage.dry and not again:
-        collect(stage, command)
+        collect(stage)
     environment = {**os.environ, NAME: str(stage.folder / RESULTS)}
     sys.stdout.flush()
     sys.exit(subprocess.run([*command, *chosen], env=environment, check=False).returncode)
 
 
-def collect(stage: Stage, command: list[str]) -> None:
+def collect(stage: Stage) -> None:
     """Dry: whether the tests that need a GPU can be collected here."""
-    asked = [*command[:4], "--collect-only", "-m", "gpu and not slow", "-p", "no:cacheprovider", *FOLDERS]
+    asked = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "gpu and not slow"]
+    asked += ["-p", "no:cacheprovider", *FOLDERS]
     out = subprocess.run(asked, capture_output=True, text=True, check=False)
     outcome = "passed" if out.returncode == 0 else "failed"
     stage.add("check", "collection", outcome=outcome, text=out.stdout[-500:])

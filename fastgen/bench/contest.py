@@ -92,11 +92,11 @@ class Contest:
                 row = row.noted(f"{name}: its result differs")
         if self.device.type == "cuda":
             row = replace(row, peak_bytes={name: peak(call, self.device) for name, call in calls.items()})
-        pieces: dict[str, int] = {}
+        repeats: dict[str, int] = {}
         if self.captured and self.device.type == "cuda":
-            calls, pieces, row = self._as_graphs(calls, row, how)
+            calls, repeats, row = self._as_graphs(calls, row, how)
         times = interleaved(
-            calls, self.device, rounds=how.rounds, clock=how.clock, seconds=how.seconds, pieces=pieces
+            calls, self.device, rounds=how.rounds, clock=how.clock, seconds=how.seconds, repeats=repeats
         )
         own = times.pop("fastgen")
         return replace(row, seconds=own, rivals=times, errors=errors)
@@ -111,13 +111,13 @@ class Contest:
         where = " ".join(row.key[1:])
         graphs: dict[str, Call] = {}
         once = interleaved({"own": calls["fastgen"]}, self.device, rounds=LEAST_ROUNDS)["own"].median
-        repeats = REPEATS if once < SHORT_SECONDS else 1
-        pieces: dict[str, int] = {}
+        count = REPEATS if once < SHORT_SECONDS else 1
+        repeats: dict[str, int] = {}
         with torch.cuda.device(self.device):
             for name, call in calls.items():
                 try:
-                    graphs[name] = captured(call, self.device, repeats)
-                    pieces[name] = repeats
+                    graphs[name] = captured(call, self.device, count)
+                    repeats[name] = count
                 except CaptureError as error:
                     if name == "fastgen":
                         graphs[name] = call
@@ -128,7 +128,7 @@ class Contest:
                     row = row.noted(said)
         if "eager" in calls:
             graphs[LAUNCHED] = calls["eager"]
-        return graphs, pieces, row
+        return graphs, repeats, row
 
 
 def captured(call: Call, device: torch.device, repeats: int = 1) -> Call:
@@ -162,7 +162,7 @@ def peak(call: Call, device: torch.device) -> int:
 
 def compiled(formula: Callable[..., object], cuda: bool) -> Callable[..., object]:
     """`formula` under torch.compile, tuned as far as it goes; a graph is captured of it as of the others."""
-    torch._dynamo.reset()  # otherwise cases after the eighth would run uncompiled
+    torch._dynamo.reset()  # PyTorch limits how often one function is compiled: cases after the eighth would fail
     mode = "max-autotune-no-cudagraphs" if cuda else "default"
     return torch.compile(formula, mode=mode, dynamic=False, fullgraph=True)
 

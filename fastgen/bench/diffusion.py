@@ -211,7 +211,7 @@ def _compile(engine: DiffusionEngine, request: Request) -> Drawing:
     """The same loop over the compiled network, on CUDA in whichever mode is faster."""
     if engine.device.type != "cuda":
         return drawing(engine, request, _cast(compiled(engine.network, False)), engine.dtype)
-    torch._dynamo.reset()  # otherwise cases after the eighth would run uncompiled
+    torch._dynamo.reset()  # PyTorch limits how often one function is compiled: cases after the eighth would fail
     modes = ("max-autotune", "reduce-overhead")
     found = {mode: compiled_loop(engine, request, mode) for mode in modes}
     best = fastest({mode: one.timed for mode, one in found.items()}, engine.device)

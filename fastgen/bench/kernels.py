@@ -32,13 +32,13 @@ def selected(
 ) -> Iterator[tuple[Op, Case, torch.dtype]]:
     """Production cases of `ops` (all where empty), by name where `cases` says so, in `dtypes`.
 
-    On a CPU without the large ones, unless they are named.
+    The large ones on "cuda" only, unless they are named.
     """
     for name, op in OPS.items():
         if ops and name not in ops:
             continue
         for case in op.cases:
-            usual = case.production and not (case.large and device_type == "cpu")
+            usual = case.production and (device_type == "cuda" or not case.large)
             if case.name in cases or (usual and not cases):
                 for dtype in dtypes:
                     if dtype in case.dtypes:

@@ -138,8 +138,7 @@ class Results:
             )
         try:
             rows = [Row.from_dict(row) for row in values["rows"]]
-            found = cls(values["environment"], rows, values["ceilings"], values["left_out"])
-            found.evidence = values.get("evidence", {})
-            return found
+            head = values["environment"], rows, values["ceilings"], values["left_out"]
+            return cls(*head, values.get("evidence", {}))
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}: not results of `python -m fastgen.bench --json`: {error}") from error

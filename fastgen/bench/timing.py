@@ -54,15 +54,15 @@ def interleaved(
     sample_seconds: float = 0.02,
     clock: str = "wall",
     seconds: float = float("inf"),
-    pieces: Mapping[str, int] | None = None,
+    repeats: Mapping[str, int] | None = None,
 ) -> dict[str, Timing]:
     """Time every one of `calls`, in turns, without gradients.
 
     rounds: how often each gets its turn, 3 at least. sample_seconds: how long a turn should take; short calls are
     repeated. clock: "wall", or "cpu", the seconds that this process had the processor, for machines that others use,
     too; on CUDA a turn is timed by events on the current stream, whatever it says. seconds: no round begins after
-    so many, but for the first three. pieces: how many times a call does its work (1 where nothing is said); times are
-    of one piece.
+    so many, but for the first three. repeats: how many times a call does its work (1 where nothing is said); times
+    are of doing it once.
     """
     if rounds < LEAST_ROUNDS:
         raise ValueError(f"rounds: expected at least {LEAST_ROUNDS}, for quartiles, received {rounds}")
@@ -78,7 +78,7 @@ def interleaved(
                 break
             for name in list(calls) if turn % 2 == 0 else list(calls)[::-1]:
                 samples[name].append(_sample(calls[name], device, counts[name], clock))
-    done = {name: (pieces or {}).get(name, 1) for name in calls}
+    done = {name: (repeats or {}).get(name, 1) for name in calls}
     return {
         name: Timing.of([value / done[name] for value in values], counts[name] * done[name])
         for name, values in samples.items()

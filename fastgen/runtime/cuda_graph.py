@@ -25,7 +25,8 @@ class CudaGraphs:
 
     The loop sees to that. What a step leaves behind lies in the loop's own buffers, outside the pool. All are captured
     on one stream: memory of a pool is used again on the stream it was first used on only, and cuBLAS keeps a workspace
-    of 32 MiB for each stream. It is not shared with other loops, whose graphs may run at the same time.
+    of 32 MiB for each stream. Every loop asks PyTorch for a stream of its own, because graphs of two loops may run at
+    the same time.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -38,7 +39,8 @@ class CudaGraphs:
     def __call__(self, step: Callable[[], None]) -> Callable[[], None]:
         """A function that replays `step`. CaptureError where a graph cannot hold it; memory errors as they come.
 
-        After an error the device is as it was: PyTorch's allocator and generator work, and so do later captures.
+        After an error the device is as it was, unless CUDA itself is broken: PyTorch's allocator and generator work,
+        and so do later captures.
         """
         with _CAPTURING, torch.cuda.device(self.device):
             # A stream of our own, entered here: PyTorch's default one belongs to one device, and a capture that fails
@@ -73,7 +75,10 @@ class CudaGraphs:
         except BaseException as error:
             # PyTorch refuses to share a pool whose last graph is gone, and this one may have been the only one.
             self.pool = None
-            _abandon(graph, pool, self.stream)
+            try:
+                _abandon(graph, pool, self.stream)
+            except RuntimeError as second:  # out of memory, for instance: the first error says more
+                error.add_note(f"the device could not be put back as it was: {second}")
             if not isinstance(error, RuntimeError):
                 raise
             # The capture, broken off by the step's own error, ends with another.

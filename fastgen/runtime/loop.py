@@ -133,7 +133,8 @@ class Loop:
 
     @plainly
     def step(self) -> bool:
-        """One network evaluation for every sample in the batch; False when there was nothing to do.
+        """One network evaluation for every sample in the batch, and hands out what is done; False when there was
+        nothing to do.
 
         Raises OutOfMemoryError where one sample alone does not fit in memory, CaptureError where a step cannot be
         captured.
@@ -160,14 +161,14 @@ class Loop:
                 self._last.record(torch.cuda.current_stream(self.device))
 
     def _step(self) -> bool:
-        late = self._ripe  # still, where memory ran out while they were handed out
-        if late:
+        handed_out = self._ripe  # still, where memory ran out in the step before
+        if handed_out:
             self._collect()
         if self._stale:
             self._assemble()
         active = self._batch
         if not active:
-            return late  # what was handed out is to be fetched
+            return handed_out  # the caller is to fetch them
         self._tried = len(active)
         if self._key is None or self._varies:
             self._key = self._key_of(active)

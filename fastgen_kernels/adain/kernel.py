@@ -414,7 +414,7 @@ class _Map:
         channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
         # Single pixels are channels in a row, whatever their strides say.
         planar = memory_format(x) == torch.contiguous_format and pixels > 1
-        plan = choose_plan(channels, pixels, planar, x.element_size(), column, rows.wanted.get())
+        plan = choose_plan(channels, pixels, planar, x.element_size(), column, rows.wide.get())
         b, c, p = _strides(x)
         unit = math.gcd(VECTOR // x.element_size(), b, *((c, pixels, noise_b) if planar else (p, channels)))
         return cls(x, plan, planar, unit)

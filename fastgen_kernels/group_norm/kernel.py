@@ -454,7 +454,7 @@ def launch(
         (batch, channels, height, width), dtype=x.dtype, device=x.device, memory_format=memory_format
     )
     size = channels // num_groups
-    way = plan(batch, num_groups, size, pixels, x.element_size(), channels_last, rows.wanted.get())
+    way = plan(batch, num_groups, size, pixels, x.element_size(), channels_last, rows.wide.get())
 
     steps = [_steps(tensor, channels_last) for tensor in (x, skip) if tensor is not None]
     unit = VECTOR // x.element_size()

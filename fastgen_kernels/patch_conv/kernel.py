@@ -44,7 +44,7 @@ _TAPS = tl.constexpr(TAPS)
 
 @triton.jit
 def _finish(acc, bias, n, slope, COUT: tl.constexpr, TYPE: tl.constexpr, PATCHES: tl.constexpr):
-    """acc plus bias, LeakyReLU, rounded once. acc: channels n by patches, of which the patches are axis PATCHES."""
+    """acc plus bias, LeakyReLU, rounded once. acc: sums of channels n and of patches, which are its axis PATCHES."""
     if bias is not None:
         acc += tl.load(bias + n, mask=n < COUT, other=0.0).to(tl.float32).expand_dims(PATCHES)
     return tl.where(acc >= 0.0, acc, acc * slope).to(TYPE)
@@ -216,9 +216,10 @@ def choose_form(x: Tensor, y: Tensor, stride: int, precision: str) -> Form:
     """Descriptors where the hardware has them, before sm_90 they would be emulated, and spill, and blocks are full."""
     # Without tensor cores every factor passes through registers, and boxes come in a layout that does not suit them.
     tensor_cores = x.dtype != torch.float32 or precision == "tf32"
-    if not (tensor_cores and descriptors_hold(x, y, stride) and architecture(x.device) >= 90):
+    found = architecture(x.device)
+    if not (tensor_cores and descriptors_hold(x, y, stride) and found >= 90):
         return "gather"
-    tile = choose_tile(y, x.shape[1], "descriptor", precision)
+    tile = choose_tile(y, x.shape[1], "descriptor", precision, found)
     patches = y.numel() // y.shape[1]
     full = count_blocks(y, "descriptor", tile) * tile.patches <= WASTE * patches
     return "descriptor" if full else "gather"
@@ -272,7 +273,7 @@ def convolve(
     precision = input_precision(x.dtype)
     x, weight = ready(x), pack_weight(weight)
     form = form or choose_form(x, y, stride, precision)
-    tile = choose_tile(y, x.shape[1], form, precision)
+    tile = choose_tile(y, x.shape[1], form, precision, architecture(x.device))
     launch = _by_descriptors if form == "descriptor" else _by_pointers
     with torch.cuda.device_of(x):
         launch(x, weight, bias, y, stride, slope, precision, tile)

@@ -32,10 +32,10 @@ class Tile:
 # waits.
 LARGE = Tile(8, 16, 128, num_warps=8, num_stages=3)
 # Long sums by descriptors. At the full speed of sm_90's tensor cores LARGE would read 64 bytes a cycle and
-# multiprocessor from the L2 cache, which gives about 40; this one reads 48. An instruction covers 64 channels x 256
-# patches and reads 10 KiB of shared memory, where two of 64 x 128 read 12. A tile of 256 channels x 128 patches is made
-# of the latter, and emptier where 256 do not divide the channels. 128 accumulators a thread and 192 KiB of factors in
-# flight: one block a multiprocessor. 8 warps, because for 16 the compiler does not use sm_100's tensor memory.
+# multiprocessor from the L2 cache, which gives an estimated 40; this one reads 48. An instruction covers 64 channels x
+# 256 patches and reads 10 KiB of shared memory, where two of 64 x 128 read 12. A tile of 256 channels x 128 patches is
+# made of the latter, and emptier where 256 do not divide the channels. 128 accumulators a thread and 192 KiB of factors
+# in flight: one block a multiprocessor. 8 warps, because for 16 the compiler does not use sm_100's tensor memory.
 LARGEST = Tile(16, 16, 128, num_warps=8, num_stages=4)
 # Products of a sum from which on LARGEST pays: no other block hides its first loads and last stores, an estimated
 # 5,000 cycles, where 2048 products take 33,000. float32 takes twice as long for its products and for its stores.
@@ -68,12 +68,13 @@ def count_programs(y: Tensor, form: Form, tile: Tile) -> int:
     return count_blocks(y, form, tile) * _cdiv(y.shape[1], tile.channels)
 
 
-def choose_tile(y: Tensor, inputs: int, form: Form, precision: str) -> Tile:
-    """The tile by which `form` computes y from `inputs` channels."""
+def choose_tile(y: Tensor, inputs: int, form: Form, precision: str, architecture: int) -> Tile:
+    """The tile by which `form` computes y from `inputs` channels on a device of compute capability `architecture`."""
     if y.dtype == torch.float32 and precision == "ieee":
         return FULL_PRECISION
     tile = NARROW if y.shape[1] <= NARROW.channels else LARGE
-    if form == "descriptor" and tile is LARGE and TAPS * inputs >= LONG_SUM:
+    # From sm_120 on, which are smaller devices, a block has 99 KiB of shared memory.
+    if form == "descriptor" and tile is LARGE and TAPS * inputs >= LONG_SUM and architecture < 120:
         covered = [one.patches * count_blocks(y, form, one) for one in (LARGEST, LARGE)]
         if covered[0] <= covered[1] and count_programs(y, form, LARGEST) >= MANY_PROGRAMS:
             return LARGEST

@@ -103,9 +103,9 @@ def test_calls_that_cannot_be_captured_are_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     said: list[str] = []
     calls = {"fastgen": lambda: 1, "eager": lambda: 2, "compile": lambda: 3}
-    graphs, pieces, row = made(captured=True)._as_graphs(calls, ROW, How(say=said.append))
+    graphs, repeats, row = made(captured=True)._as_graphs(calls, ROW, How(say=said.append))
     assert list(graphs) == ["fastgen", contest.LAUNCHED]
-    assert pieces == {}
+    assert repeats == {}
     assert graphs[contest.LAUNCHED] is calls["eager"]
     assert row.notes[0] == "fastgen is timed uncaptured, launch by launch"
     assert any("fastgen is timed uncaptured" in line for line in said)
@@ -135,9 +135,9 @@ def test_a_graph_repeats_a_short_call(monkeypatch: pytest.MonkeyPatch, seconds: 
 
     monkeypatch.setattr(contest, "captured", captured)
     calls = {"fastgen": call, "eager": call}
-    graphs, pieces, _ = made(captured=True)._as_graphs(calls, ROW, How(say=lambda words: None))
-    assert pieces == {"fastgen": repeats, "eager": repeats}
-    times = timing.interleaved(graphs, CPU, rounds=3, pieces=pieces)
+    graphs, found, _ = made(captured=True)._as_graphs(calls, ROW, How(say=lambda words: None))
+    assert found == {"fastgen": repeats, "eager": repeats}
+    times = timing.interleaved(graphs, CPU, rounds=3, repeats=found)
     assert times["fastgen"].median == pytest.approx(seconds + launch / repeats)
     assert times[contest.LAUNCHED].median == pytest.approx(seconds)
 

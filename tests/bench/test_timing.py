@@ -35,7 +35,7 @@ def test_a_call_may_do_its_work_several_times(clock: list[float]) -> None:
     def call() -> None:
         clock[0] += 0.004
 
-    found = timing.interleaved({"a": call, "b": call}, CPU, sample_seconds=0.04, pieces={"a": 8})
+    found = timing.interleaved({"a": call, "b": call}, CPU, sample_seconds=0.04, repeats={"a": 8})
     assert found["a"].median == pytest.approx(0.0005)
     assert found["a"].calls == 80
     assert found["b"].median == pytest.approx(0.004)

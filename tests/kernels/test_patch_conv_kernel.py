@@ -176,10 +176,11 @@ def test_which_form(monkeypatch):
 
 
 def test_which_tile():
-    def tile(shape, channels, stride, dtype=torch.bfloat16, precision="ieee", form=None):
+    def tile(shape, channels, stride, dtype=torch.bfloat16, precision="ieee", form=None, architecture=90):
         x = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
         y = output(x, torch.empty(channels, shape[1], 4, 4, device="meta"), stride)
-        return plan.choose_tile(y, shape[1], form or ("gather" if shape[1] == 6 else "descriptor"), precision)
+        form = form or ("gather" if shape[1] == 6 else "descriptor")
+        return plan.choose_tile(y, shape[1], form, precision, architecture)
 
     second, third, fourth = ((64, 128, 128), 128, 2), ((128, 64, 64), 256, 2), ((256, 32, 32), 512, 1)
     for (shape, channels, stride), want in ((second, "LARGE"), (third, "LARGEST"), (fourth, "LARGEST")):
@@ -187,6 +188,9 @@ def test_which_tile():
         assert tile((64, *shape), channels, stride) == TILES[want]
         assert tile((64, *shape), channels, stride, form="gather") == plan.LARGE
     assert tile((16, 256, 32, 32), 512, 1) == plan.LARGEST  # 256 programs
+    assert (
+        tile((16, 256, 32, 32), 512, 1, architecture=120) == plan.LARGE
+    )  # its blocks have less shared memory
     assert tile((8, 256, 32, 32), 512, 1) == plan.LARGE  # 128 would leave multiprocessors idle
     assert (
         tile((64, 256, 25, 32), 512, 1) == plan.LARGE
@@ -208,8 +212,8 @@ def test_programs_are_counted_in_blocks():
     y = torch.empty(100, 64, 9, 9, device="meta", dtype=torch.float16)
     assert plan.count_programs(y, "gather", plan.NARROW) == 64
     assert plan.count_programs(y, "descriptor", plan.NARROW) == 200
-    assert plan.choose_tile(y, 64, "gather", "ieee") == plan.SMALL
-    assert plan.choose_tile(y, 64, "descriptor", "ieee") == plan.NARROW
+    assert plan.choose_tile(y, 64, "gather", "ieee", 90) == plan.SMALL
+    assert plan.choose_tile(y, 64, "descriptor", "ieee", 90) == plan.NARROW
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -184,3 +184,16 @@ def test_all_captures_of_a_backend_use_one_stream(cuda: FakeCuda) -> None:
     assert cuda.capture_streams == [first.stream, first.stream, second.stream]
     assert first.stream is not second.stream
     assert len(cuda.streams) == 2
+
+
+def test_what_cannot_be_put_back_does_not_hide_the_first_error(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(graph: Any, pool: Any, stream: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(cuda_graph, "_abandon", broken)
+    with pytest.raises(CaptureError, match="operation not permitted") as caught:
+        CudaGraphs(torch.device("cuda", 0))(cuda.item)
+    assert caught.value.__cause__ is not None
+    assert "illegal memory access" in caught.value.__cause__.__notes__[0]
