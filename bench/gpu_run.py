@@ -1,6 +1,6 @@
 """Everything that is to be known from a GPU in under eight minutes: `make gpu`, `make gpu-again`.
 
-python -m bench.gpu_run --out FOLDER          # smoke, tests, kernels, networks, torch.compile, probes
+python -m bench.gpu_run --out FOLDER          # smoke, tests, kernels, networks, probes, torch.compile
 python -m bench.gpu_run --out FOLDER --dry    # the same on a CPU with the smallest cases, to try the plumbing
 python -m bench.gpu_run --out FOLDER --again FAILED.txt [--old FOLDER]
 
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(sent, _interrupt)
     with linked(), tempfile.TemporaryDirectory() as scratch:
         if args.again not in (None, "none"):  # a copy: the run's own failed.txt may take its place
-            options["failed"] = shutil.copy(args.again, Path(scratch) / "failed.txt")
+            options["failed"] = str(shutil.copy(args.again, Path(scratch) / "failed.txt"))
         return run(stages, args.out.resolve(), args.dry, options, Path(scratch))
 
 
@@ -180,7 +180,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
             continue
     try:
         process.wait(timeout=5 * GRACE)
-    except subprocess.TimeoutExpired:  # held by the driver: the next stage may still have more luck
+    except subprocess.TimeoutExpired:  # the GPU's driver holds it; the next stage is tried all the same
         print(f"process {process.pid} does not end", flush=True)
 
 

@@ -38,10 +38,7 @@ def run(stage: Stage) -> None:
             return
         for model, batch, mode, least_seconds in WORK:
             name = f"{model} batch {batch} {mode}"
-            if stage.tried(name):
-                continue
-            if stage.left() < least_seconds:
-                stage.add("skipped", name, reason="no time left")
+            if not stage.begins(name, least_seconds):
                 continue
             with stage.attempt(name):
                 measure(stage, models.engine(model), model, batch, mode, how)
@@ -59,11 +56,4 @@ def measure(
     case = f"sample {batch}, {diffusion.plan_of(request).solver} {steps}, compile {mode}"
     contest = diffusion.contest(engine, request, (), "families", model, case)
     rival = partial(diffusion.compiled_loop, engine, request, mode)
-    row = replace(contest, rivals={"compile": rival}).run(how)
-    stage.add(
-        "row",
-        " ".join(row.key[1:]),
-        row=row.to_dict(),
-        outcome="failed" if row.wrong else "passed",
-        took=time.perf_counter() - began,
-    )
+    stage.add_row(replace(contest, rivals={"compile": rival}).run(how), began)

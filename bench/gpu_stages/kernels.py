@@ -12,7 +12,6 @@ import torch
 from fastgen.bench import chains, kernels
 from fastgen.bench.contest import Contest, How, forget
 from fastgen.bench.environment import copy_bandwidth
-from fastgen.bench.results import Row
 from fastgen_kernels import OPS
 from fastgen_kernels.rows import wide_rows
 
@@ -51,25 +50,13 @@ def run(stage: Stage) -> None:
     copy = copy_bandwidth(stage.device, how.rounds)
     stage.add("ceiling", "copy", value=copy)
     for name, make in cases(stage):
-        if stage.tried(name):
-            continue
-        if stage.left() < UNIT_SECONDS:
-            stage.add("skipped", name, reason="no time left")
+        if not stage.begins(name, UNIT_SECONDS):
             continue
         with stage.attempt(name):
             began = time.perf_counter()
-            report(stage, make().run(how), copy, began)
+            row = make().run(how)
+            stage.add_row(replace(row, copy_share=kernels.copy_share(row, copy, stage.device)), began)
             forget(stage.device)
-
-
-def report(stage: Stage, row: Row, copy: float, began: float) -> None:
-    """A contest's row as an item; a wrong result as a failure."""
-    if row.bytes:
-        row = replace(row, copy_share=kernels.copy_share(row, copy, stage.device))
-    outcome = "failed" if row.wrong else "passed"
-    stage.add(
-        "row", " ".join(row.key[1:]), row=row.to_dict(), outcome=outcome, took=time.perf_counter() - began
-    )
 
 
 def cases(stage: Stage) -> Iterator[tuple[str, Callable[[], Contest]]]:

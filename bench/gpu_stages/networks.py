@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -63,19 +64,17 @@ def run(stage: Stage) -> None:
         for batch in (1,) if stage.dry else BATCHES:
             for model in chosen:
                 name = f"{model} batch {batch}"
-                if stage.tried(name):
-                    continue
-                if stage.left() < UNIT_SECONDS + TABLE_SECONDS:
-                    stage.add("skipped", name, reason="no time left")
+                if not stage.begins(name, UNIT_SECONDS + TABLE_SECONDS):
                     continue
                 with stage.attempt(name):
                     measure(stage, models, model, batch, how)
         for batch in (1,) if stage.dry else (1, 64):
             for model in DIFFUSION if not stage.dry else DIFFUSION[1:]:
                 name = f"kernels of a step of {model} at batch {batch}"
-                if not stage.tried(name) and stage.left() > TABLE_SECONDS / 4:
-                    with stage.attempt(name):
-                        step_table(stage, models.engine(model), model, batch)
+                if not stage.begins(name, TABLE_SECONDS / 4):
+                    continue
+                with stage.attempt(name):
+                    step_table(stage, models.engine(model), model, batch)
 
 
 def measure(stage: Stage, models: Models, model: str, batch: int, how: How) -> None:
@@ -85,12 +84,10 @@ def measure(stage: Stage, models: Models, model: str, batch: int, how: How) -> N
         if model in DIFFUSION and not stage.dry:
             plain = models.engine(model, graph=False)
             request = diffusion.ask(plain, batch, STEPS).to_dict()
-            uncaptured = lambda plain=plain, request=request: lambda: plain.sample(**request)  # noqa: E731
-            contest = replace(contest, rivals={**contest.rivals, "uncaptured": uncaptured})
-        row = contest.run(how)
-        outcome = "failed" if row.wrong else "passed"
-        took = time.perf_counter() - began
-        stage.add("row", " ".join(row.key[1:]), row=row.to_dict(), outcome=outcome, took=took)
+            uncaptured = partial(plain.sample, **request)
+            rivals = {**contest.rivals, "uncaptured": lambda call=uncaptured: call}
+            contest = replace(contest, rivals=rivals)
+        stage.add_row(contest.run(how), began)
         forget(stage.device)
 
 
@@ -101,9 +98,8 @@ def step_table(stage: Stage, engine: Any, model: str, batch: int) -> None:
     """
     from torch.profiler import ProfilerActivity, profile
 
-    engine.sample(
-        **diffusion.ask(engine, batch, 1).to_dict()
-    )  # captures the step, where a larger batch replaced it
+    # Captures the step again, where a larger batch took its place.
+    engine.sample(**diffusion.ask(engine, batch, 1).to_dict())
     loop = engine.loop
     keys = [key for key in loop.graphs if key[0] == batch]
     if not keys:

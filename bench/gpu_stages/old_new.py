@@ -41,8 +41,7 @@ def run(stage: Stage) -> None:
         try:
             for name, case, dtype in chosen(names, stage):
                 title = f"{name} {case} {dtype}"
-                if stage.left() < UNIT_SECONDS:
-                    stage.add("skipped", title, reason="no time left")
+                if not stage.begins(title, UNIT_SECONDS):
                     continue
                 for version, place in folders.items():
                     if version not in processes:
@@ -50,7 +49,7 @@ def run(stage: Stage) -> None:
                 with stage.attempt(title):
                     compare(stage, processes, {"op": name, "case": case, "dtype": dtype})
                     continue
-                close(processes)  # after an error they may be of no more use
+                close(processes)  # reached after an error only, when they may be of no more use
         finally:
             close(processes)
 
@@ -83,7 +82,7 @@ def compare(stage: Stage, processes: dict[str, Version], case: dict[str, str]) -
     """Both versions check and prepare the case, then measure it in turns."""
     answers = {name: process.ask({"prepare": case}) for name, process in processes.items()}
     if answers["old"].get("missing"):
-        stage.add("skipped", " ".join(case.values()), reason="the old version has no such case")
+        stage.add("fact", " ".join(case.values()), reason="the old version has no such case")
         return
     errors = {name: answer["error"] for name, answer in answers.items()}
     times: dict[str, list[float]] = {name: [] for name in processes}

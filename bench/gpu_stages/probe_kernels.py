@@ -71,7 +71,7 @@ def conv_kernel(
     corner = (h * width + w).to(tl.int64) * cin
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()  # all programs fit on the device: nothing is lost by an early word
+        tl.extra.cuda.gdc_launch_dependents()  # as all programs fit on the device, it costs nothing to allow it early
 
     acc = tl.zeros((BM, BN), tl.float32)
     for i in range(split * steps, tl.minimum((split + 1) * steps, tl.cdiv(terms, BK))):

@@ -25,7 +25,7 @@ def run(stage: Stage) -> None:
     if tool is None and not stage.dry:
         stage.add("fact", "compute-sanitizer", missing=True)
         return
-    # PyTorch's allocator gives parts of large blocks away, in which an access beyond a tensor is not seen.
+    # PyTorch's allocator hands out parts of large blocks, in which an access beyond a tensor is not seen.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     watched = [] if stage.dry else [str(tool), "--tool", "memcheck", "--error-exitcode", "9"]
     # Line by line into the log, so that a run that is ended by its deadline leaves what it said.

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from fastgen.bench.results import Row
+
 RESULTS = "results.jsonl"
 BROKEN = 75  # exit code of a stage whose process can do no more on the device: it is to be started again
 
@@ -94,6 +96,21 @@ class Stage:
             {"stage": self.name, "kind": kind, "name": name, "at": round(time.time(), 3), **facts},
         )
         print(f"{kind}: {name}", flush=True)
+
+    def add_row(self, row: Row, began: float) -> None:
+        """A benchmark's row; a wrong result is a failure. began: on time.perf_counter(), when the work on it began."""
+        outcome = "failed" if row.wrong else "passed"
+        took = time.perf_counter() - began
+        self.add("row", " ".join(row.key[1:]), row=row.to_dict(), outcome=outcome, took=took)
+
+    def begins(self, name: str, seconds: float) -> bool:
+        """Whether no earlier process tried `name`, and `seconds` are left for it; where they are not, an item says so."""
+        if self.tried(name):
+            return False
+        if self.left() < seconds:
+            self.add("skipped", name, reason="no time left")
+            return False
+        return True
 
     def tried(self, name: str) -> bool:
         """Whether an earlier process of this stage has been through `attempt(name)`."""

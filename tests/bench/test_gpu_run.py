@@ -161,6 +161,23 @@ def test_a_stop_signal_ends_the_stage_and_takes_the_link_away(stages: Path, tmp_
     assert not (tmp_path / "checkout" / "fastgen" / "converters").is_symlink()
 
 
+def test_what_is_begun(tmp_path: Path) -> None:
+    """What an earlier process of the stage has not tried, as long as its time is left."""
+    first = stage.Stage("kernels", tmp_path, time.time() + 60, False, {})
+    assert first.begins("a", 5.0)
+    with first.attempt("a"):
+        pass
+    with first.attempt("b"):
+        raise RuntimeError("noted")
+    again = stage.Stage("kernels", tmp_path, time.time() + 60, False, {})
+    other = stage.Stage("probes", tmp_path, time.time() + 60, False, {})
+    assert [again.begins(name, 5.0) for name in "abc"] == [False, False, True]
+    assert again.failed == {"b"}
+    assert other.begins("a", 5.0)
+    assert not other.begins("c", 600.0)
+    assert [item["name"] for item in stage.read(tmp_path / stage.RESULTS) if item["kind"] == "skipped"] == ["c"]
+
+
 def test_values_that_json_has_no_form_for(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     stage.append(path, {"a": float("nan"), "b": (1, Path("x")), "c": {2: float("inf")}})
