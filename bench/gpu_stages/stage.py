@@ -104,7 +104,7 @@ class Stage:
         self.add("row", " ".join(row.key[1:]), row=row.to_dict(), outcome=outcome, took=took)
 
     def begins(self, name: str, seconds: float) -> bool:
-        """Whether no earlier process tried `name`, and `seconds` are left for it; where they are not, an item says so."""
+        """Whether no earlier process tried `name` and `seconds` are left for it. An item tells what does not fit."""
         if self.tried(name):
             return False
         if self.left() < seconds:
