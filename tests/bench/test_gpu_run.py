@@ -175,7 +175,9 @@ def test_what_is_begun(tmp_path: Path) -> None:
     assert again.failed == {"b"}
     assert other.begins("a", 5.0)
     assert not other.begins("c", 600.0)
-    assert [item["name"] for item in stage.read(tmp_path / stage.RESULTS) if item["kind"] == "skipped"] == ["c"]
+    assert [item["name"] for item in stage.read(tmp_path / stage.RESULTS) if item["kind"] == "skipped"] == [
+        "c"
+    ]
 
 
 def test_values_that_json_has_no_form_for(tmp_path: Path) -> None:
