@@ -38,7 +38,9 @@ def detect(path: Path) -> Converter | None:
     if converter is None and os.path.isfile(path):  # False, too, for what is no name of a file
         open_weights(Found((path,)))  # says what is wrong with a damaged one
         kinds = "; ".join(c.about for c in CONVERTERS.values() if c.read_module is not None)
-        raise CheckpointError(f"{path}: a file with tensors of no model that is known; known files: {kinds}")
+        raise CheckpointError(
+            f"a file with tensors of no model that is known; known files: {kinds}", argument=path
+        )
     return converter
 
 
@@ -56,8 +58,9 @@ def from_module(module: nn.Module, assume: Mapping[str, Any] | None = None) -> C
             return converter.read_module(module, assume or {})
     kinds = "; ".join(c.about for c in CONVERTERS.values() if c.read_module is not None)
     raise ConfigError(
-        f"{type(module).__module__}.{type(module).__qualname__}: is of no project that is known; known: {kinds}. "
-        "For a flow of fastgen's own layers: FlowEngine.from_module"
+        f"is of no project that is known; known: {kinds}. "
+        "For a flow of fastgen's own layers: FlowEngine.from_module",
+        argument=f"{type(module).__module__}.{type(module).__qualname__}",
     )
 
 
@@ -73,12 +76,13 @@ def read_ours(folder: Path, title: str) -> Converted:
     """Fastgen's own model in `folder`, its tensors not read yet, in the types of the file. Raises CheckpointError."""
     spec, path = load_spec(folder), folder / WEIGHTS_FILE
     if not path.is_file():
-        raise CheckpointError(f"{folder}: no {WEIGHTS_FILE} beside {CONFIG_FILE}")
+        raise CheckpointError(f"no {WEIGHTS_FILE} beside {CONFIG_FILE}", argument=folder)
     found = Found((path,))
     tensors = open_weights(found)
     if spec.provenance.get("sha256") not in (None, sha256(found)):
         raise CheckpointError(
-            f"{path}: its sha256 is not the one in {CONFIG_FILE}: the weights are damaged or another model's"
+            f"its sha256 is not the one in {CONFIG_FILE}: the weights are damaged or another model's",
+            argument=path,
         )
     stamp = path.stat().st_mtime_ns
 
@@ -86,7 +90,7 @@ def read_ours(folder: Path, title: str) -> Converted:
         value = tensors.get(name)
         if path.stat().st_mtime_ns != stamp:
             raise CheckpointError(
-                f"{path}: was replaced while it was read, by a training run perhaps; try again"
+                "was replaced while it was read, by a training run perhaps; try again", argument=path
             )
         return value
 
@@ -101,15 +105,16 @@ def replace(destination: Path, to: str, write: Callable[[Path], T]) -> T:
     """
     if (there := form(destination)) not in (None, to):
         raise ConfigError(
-            f"{destination}: holds a model in the form of {there}, which one in the form of {to} does not replace; "
-            "choose another folder, or delete it first"
+            f"holds a model in the form of {there}, which one in the form of {to} does not replace; "
+            "choose another folder, or delete it first",
+            argument=destination,
         )
     above = next(path for path in (destination.resolve(), *destination.resolve().parents) if path.is_dir())
     temporary = Path(tempfile.mkdtemp(dir=above, prefix=".convert."))
     try:
         result = write(temporary)
         if form(temporary) != to:
-            raise CheckpointError(f"{destination}: what was written is no model in the form of {to}")
+            raise CheckpointError(f"what was written is no model in the form of {to}", argument=destination)
         new = sorted(p.relative_to(temporary) for p in temporary.rglob("*") if p.is_file())
         owned = CONVERTERS[to].owned if to in CONVERTERS else (CONFIG_FILE, WEIGHTS_FILE)
         old = [path for pattern in owned for path in destination.glob(pattern) if path.is_file()]

@@ -162,15 +162,19 @@ def check(converted: Converted) -> dict[str, nn.Module]:
     wanted = {f"{p}.{name}": t for p, m in modules.items() for name, t in m.state_dict().items()}
     found, where = converted.tensors.shapes, converted.tensors.where
     if missing := sorted(set(wanted) - set(found)):
-        raise CheckpointError(f"{where}: {len(missing)} tensors are missing, the first is {missing[0]}")
+        raise CheckpointError(
+            f"{len(missing)} tensors are missing, the first is {missing[0]}", argument=where
+        )
     if extra := sorted(set(found) - set(wanted)):
         raise CheckpointError(
-            f"{where}: {len(extra)} tensors do not belong to its configuration, the first is {extra[0]}"
+            f"{len(extra)} tensors do not belong to its configuration, the first is {extra[0]}",
+            argument=where,
         )
     for name, tensor in wanted.items():
         if tuple(found[name]) != tuple(tensor.shape):
             raise CheckpointError(
-                f"{where}: {name} has shape {list(found[name])}, its configuration asks for {list(tensor.shape)}"
+                f"{name} has shape {list(found[name])}, its configuration asks for {list(tensor.shape)}",
+                argument=where,
             )
     return modules
 
@@ -183,9 +187,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}; was it downloaded to the end?") from error
+        raise CheckpointError(
+            f"not valid JSON: {error}; was it downloaded to the end?", argument=path
+        ) from error
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: expected an object, got {type(raw).__name__}")
+        raise CheckpointError(f"expected an object, got {type(raw).__name__}", argument=path)
     return raw
 
 

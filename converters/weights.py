@@ -64,7 +64,7 @@ def find(folder: Path, stem: str, variant: str | None) -> Found:
     )
     hint = "; choose one with variant=" if variant is None and any(stem in name for name in others) else ""
     raise CheckpointError(
-        f"{folder}: no {wanted}{f' (variant {variant!r})' if variant else ''}; {there}{hint}"
+        f"no {wanted}{f' (variant {variant!r})' if variant else ''}; {there}{hint}", argument=folder
     )
 
 
@@ -80,13 +80,15 @@ def open_weights(found: Found) -> Tensors:
         size = path.stat().st_size
         # An empty tensor takes no place, but what is built beside it has its other sizes.
         if bad := next((n for n, s in names.items() if 0 in s and math.prod(i or 1 for i in s) > size), None):
-            raise CheckpointError(f"{path}: {bad} has shape {list(names[bad])}, in a file of {size} bytes")
+            raise CheckpointError(
+                f"{bad} has shape {list(names[bad])}, in a file of {size} bytes", argument=path
+            )
         if twice := sorted(set(names) & set(shapes)):
-            raise CheckpointError(f"{path}: {twice[0]} is in another shard, too")
+            raise CheckpointError(f"{twice[0]} is in another shard, too", argument=path)
         shapes |= names
         getters |= dict.fromkeys(names, get)
     if found.index is not None and (lost := sorted(set(_weight_map(found.index)) - set(shapes))):
-        raise CheckpointError(f"{found.index}: names {lost[0]}, which is in none of the shards")
+        raise CheckpointError(f"names {lost[0]}, which is in none of the shards", argument=found.index)
     return Tensors(shapes, lambda name: getters[name](name), str(found.index or found.files[0]), dtypes)
 
 
@@ -126,7 +128,7 @@ def write(path: Path, tensors: Tensors, dtype: torch.dtype | None) -> str:
         kind = tensors.dtypes[name] if name in tensors.dtypes else tensors.get(name).dtype
         kind = _written_dtype(kind, dtype)
         if kind not in _SAFETENSORS_NAMES:
-            raise CheckpointError(f"{tensors.where}: {name} has dtype {kind}, which cannot be written")
+            raise CheckpointError(f"{name} has dtype {kind}, which cannot be written", argument=tensors.where)
         end = begin + math.prod(tensors.shapes[name]) * kind.itemsize
         header[name] = {
             "dtype": _SAFETENSORS_NAMES[kind],
@@ -185,10 +187,11 @@ def _shards(index: Path) -> tuple[Path, ...]:
     names = sorted(set(_weight_map(index).values()))
     for name in names:
         if PurePath(name).name != name:
-            raise CheckpointError(f"{index}: {name!r} is not the name of a file beside it")
+            raise CheckpointError(f"{name!r} is not the name of a file beside it", argument=index)
         if not (index.parent / name).is_file():
             raise CheckpointError(
-                f"{index}: names {name}, which is not there; the download is incomplete: fetch it again"
+                f"names {name}, which is not there; the download is incomplete: fetch it again",
+                argument=index,
             )
     return tuple(index.parent / name for name in names)
 
@@ -196,7 +199,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
 def _weight_map(index: Path) -> dict[str, str]:
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(v, str) for v in found.values()):
-        raise CheckpointError(f"{index}: expected a weight_map of tensor names to file names")
+        raise CheckpointError("expected a weight_map of tensor names to file names", argument=index)
     return found
 
 
@@ -206,7 +209,7 @@ def _check_file(path: Path) -> None:
     if start == LFS_POINTER:
         raise CheckpointError(lfs_message(path))
     if not start:
-        raise CheckpointError(f"{path}: is empty; the download is incomplete: fetch it again")
+        raise CheckpointError("is empty; the download is incomplete: fetch it again", argument=path)
 
 
 Opened = tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor], dict[str, torch.dtype]]
@@ -221,7 +224,8 @@ def _open_safetensors(path: Path) -> Opened:
             kinds = {name: _TYPES.get(piece.get_dtype()) for name, piece in slices.items()}
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: not a whole safetensors file: {error}; the download may be incomplete: fetch it again"
+            f"not a whole safetensors file: {error}; the download may be incomplete: fetch it again",
+            argument=path,
         ) from error
 
     def get(name: str) -> Tensor:
@@ -237,20 +241,22 @@ def _open_bin(path: Path) -> Opened:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds more than tensors, or is damaged; pickles are not executed. "
-            "Ask for a safetensors file, or convert it where you trust it"
+            "holds more than tensors, or is damaged; pickles are not executed. "
+            "Ask for a safetensors file, or convert it where you trust it",
+            argument=path,
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise CheckpointError(
-            f"{path}: not a whole file of torch.save: {str(error).splitlines()[0] if str(error) else 'it ends early'}; "
-            "the download may be incomplete: fetch it again"
+            f"not a whole file of torch.save: {str(error).splitlines()[0] if str(error) else 'it ends early'}; "
+            "the download may be incomplete: fetch it again",
+            argument=path,
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]  # of pytorch-lightning and many a training script
     if not isinstance(state, dict) or not all(
         isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()
     ):
-        raise CheckpointError(f"{path}: expected tensors by name, got {type(state).__name__}")
+        raise CheckpointError(f"expected tensors by name, got {type(state).__name__}", argument=path)
     _check_extent(path, state)
     shapes = {name: tuple(t.shape) for name, t in state.items()}
     return shapes, state.__getitem__, {name: t.dtype for name, t in state.items()}
@@ -279,5 +285,6 @@ def _check_extent(path: Path, state: dict[str, Tensor]) -> None:
         storages[storage.data_ptr()] = max(storage.nbytes(), storages.get(storage.data_ptr(), 0))
     if sum(storages.values()) > size or total > MAX_TIED * size:
         raise CheckpointError(
-            f"{path}: {size} bytes, but its tensors would take {max(total, sum(storages.values()))}; is the file whole?"
+            f"{size} bytes, but its tensors would take {max(total, sum(storages.values()))}; is the file whole?",
+            argument=path,
         )

@@ -80,11 +80,11 @@ def load(
         """Before weights are read: whether there is an engine for them that takes `options`."""
         if spec.engine not in ENGINES:
             raise ConfigError(
-                f"{name}: unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(ENGINES)}"
+                f"unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(ENGINES)}", argument=name
             )
         if len(spec.parts) != 1:
             raise ConfigError(
-                f"{name}: a {spec.engine} model has one network, this one has {', '.join(spec.parts)}"
+                f"a {spec.engine} model has one network, this one has {', '.join(spec.parts)}", argument=name
             )
         check_options(ENGINES[spec.engine], options)
 
@@ -116,23 +116,27 @@ def convert(
     destination = Path(destination)
     if to != "fastgen" and (to not in CONVERTERS or CONVERTERS[to].write is None):
         writers = [name for name, converter in CONVERTERS.items() if converter.write is not None]
-        raise ConfigError(f"to: expected one of fastgen, {', '.join(writers)}, got {to!r}")
+        raise ConfigError(f"expected one of fastgen, {', '.join(writers)}, got {to!r}", argument="to")
     if dtype is not None and dtype not in WEIGHT_DTYPES:
-        raise ConfigError(f"dtype: expected one of {', '.join(WEIGHT_DTYPES)}, got {dtype!r}")
+        raise ConfigError(f"expected one of {', '.join(WEIGHT_DTYPES)}, got {dtype!r}", argument="dtype")
     if destination.exists() and not destination.is_dir():
-        raise ConfigError(f"{destination}: is a file; give a folder")
+        raise ConfigError("is a file; give a folder", argument=destination)
     if destination.is_dir() and any(destination.iterdir()) and not overwrite:
-        raise ConfigError(f"{destination}: is not empty; choose another folder or overwrite (--overwrite)")
+        raise ConfigError(
+            "is not empty; choose another folder or overwrite (--overwrite)", argument=destination
+        )
     model = _find(source, revision, local_files_only, variant)
     if isinstance(model, Path) and destination.resolve() == model.resolve():
-        raise ConfigError(f"{destination}: is the source itself; give another folder")
+        raise ConfigError("is the source itself; give another folder", argument=destination)
     converted = _foreign(model, variant, assume)
     foreign = converted is not None
     if converted is None:
         assert isinstance(model, Path)
         load_spec(model)  # says what is wrong where it is nobody's
     if (str(converted.spec.provenance["converted_from"]) if converted else "fastgen") == to and dtype is None:
-        raise ConfigError(f"{_name(source)}: is a {to} model already; say to= (--to) what it shall become")
+        raise ConfigError(
+            f"is a {to} model already; say to= (--to) what it shall become", argument=_name(source)
+        )
     if converted is None:
         assert isinstance(model, Path)
         converted = read_ours(model, f"{source} -> {to}")
@@ -166,7 +170,7 @@ def _find(
         return find(source, revision=revision, local_files_only=local_files_only, variant=variant)
     if revision is not None or variant is not None:
         raise ConfigError(
-            "revision, variant: were asked for, but the source is a live module, which has none"
+            "were asked for, but the source is a live module, which has none", argument="revision, variant"
         )
     return source
 
@@ -183,7 +187,7 @@ def _foreign(
     if variant is not None:
         raise ConfigError(_no_variant(variant, model))
     if assume:
-        raise ConfigError(f"assume: {model} is a fastgen model, which says everything itself")
+        raise ConfigError(f"{model} is a fastgen model, which says everything itself", argument="assume")
     return None
 
 
@@ -218,7 +222,8 @@ def check_options(engine: type, options: Mapping[str, Any]) -> None:
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in OURS]
     if unknown := sorted(set(options) - set(known)):
         raise ArgumentError(
-            f"load: unknown argument {', '.join(unknown)}; beside its own it takes {', '.join(known)}"
+            f"unknown argument {', '.join(unknown)}; beside its own it takes {', '.join(known)}",
+            argument="load",
         )
 
 
@@ -233,13 +238,15 @@ def find(
     name = str(source)
     hub = not (name.startswith("zoo:") or exists(name) or isinstance(source, Path)) and HUB_ID.fullmatch(name)
     if revision is not None and not hub:
-        raise ConfigError(f"revision: {revision!r} was asked for, but {name} is not a model on the hub")
+        raise ConfigError(
+            f"{revision!r} was asked for, but {name} is not a model on the hub", argument="revision"
+        )
     if name.startswith("zoo:"):
         try:
             return zoo_folder(name.removeprefix("zoo:"))
         except KeyError:
             raise CheckpointError(
-                f"{name}: not in the zoo; there is {', '.join('zoo:' + z for z in ZOO)}"
+                f"not in the zoo; there is {', '.join('zoo:' + z for z in ZOO)}", argument=name
             ) from None
     return _download(name, revision, local_files_only, variant) if hub else Path(name)
 
@@ -276,4 +283,6 @@ def _download(name: str, revision: str | None, local_files_only: bool, variant: 
             )
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointError(f"{name}: no such folder, and the hub does not give it: {error}") from error
+        raise CheckpointError(
+            f"no such folder, and the hub does not give it: {error}", argument=name
+        ) from error

@@ -40,7 +40,7 @@ def part_config(part: Part, where: str) -> Any:
     """The checked config dataclass of a checkpoint's part."""
     if part.architecture not in ARCHITECTURES:
         raise ConfigError(
-            f"{where}: unknown architecture {part.architecture!r}; known: {', '.join(ARCHITECTURES)}"
+            f"unknown architecture {part.architecture!r}; known: {', '.join(ARCHITECTURES)}", argument=where
         )
     return from_dict(ARCHITECTURES[part.architecture].config, part.config, f"{where}.config")
 

@@ -92,9 +92,9 @@ def encoded(spec: Spec, folder: Path) -> bytes:
     try:
         data = (json.dumps(dataclasses.asdict(spec), indent=2) + "\n").encode()
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{error}", argument=where) from error
     if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{where}: {len(data)} bytes are more than {MAX_CONFIG_BYTES}")
+        raise ConfigError(f"{len(data)} bytes are more than {MAX_CONFIG_BYTES}", argument=where)
     spec_from_json(parse_json(data, where), where)
     return data
 
@@ -104,16 +104,18 @@ def load_spec(folder: str | Path) -> Spec:
     folder = Path(folder)
     path = folder / CONFIG_FILE
     if not exists(folder):
-        raise CheckpointError(f"{folder}: no such folder; a model is a folder with {CONFIG_FILE} in it")
+        raise CheckpointError(
+            f"no such folder; a model is a folder with {CONFIG_FILE} in it", argument=folder
+        )
     if not exists(path):
-        raise CheckpointError(f"{folder}: no {CONFIG_FILE} in it; is this a fastgen model folder?")
+        raise CheckpointError(f"no {CONFIG_FILE} in it; is this a fastgen model folder?", argument=folder)
     data = read_ordinary(path, MAX_CONFIG_BYTES, CheckpointError)
     try:
         raw = parse_json(data, str(path))
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: expected an object, got {type(raw).__name__}")
+        raise CheckpointError(f"expected an object, got {type(raw).__name__}", argument=path)
     return spec_from_json(raw, str(path))
 
 
@@ -155,7 +157,7 @@ def _load_tensors(
     """
     path = Path(folder) / WEIGHTS_FILE
     if not exists(path):
-        raise CheckpointError(f"{folder}: no {WEIGHTS_FILE} beside {CONFIG_FILE}")
+        raise CheckpointError(f"no {WEIGHTS_FILE} beside {CONFIG_FILE}", argument=folder)
     with torch.device("meta"):
         modules = {part: build() for part, build in builders.items()}
     wanted = {
@@ -169,10 +171,11 @@ def _load_tensors(
     expected = spec.provenance.get("sha256")
     if expected is not None and file.sha256 != expected:
         raise CheckpointError(
-            f"{path}: its sha256 is not the one in {CONFIG_FILE}: the weights are damaged or another model's"
+            f"its sha256 is not the one in {CONFIG_FILE}: the weights are damaged or another model's",
+            argument=path,
         )
     if file.flaw is not None:
-        raise CheckpointError(f"{path}: {file.flaw}; was its training stable?")
+        raise CheckpointError(f"{file.flaw}; was its training stable?", argument=path)
     for part, module in modules.items():
         own = {name: state.pop(f"{part}.{name}") for name in module.state_dict()}
         module.load_state_dict(own, assign=True)
@@ -197,18 +200,19 @@ def spec_from_json(raw: Mapping[str, Any], where: str) -> Spec:
     """A spec from parsed JSON, checked; `where` names the file in errors. Raises ConfigError."""
     if raw.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{where}: format_version {_version(raw)} is not {FORMAT_VERSION}, "
-            "the one this fastgen reads; a newer fastgen may read it"
+            f"format_version {_version(raw)} is not {FORMAT_VERSION}, "
+            "the one this fastgen reads; a newer fastgen may read it",
+            argument=where,
         )
     raw = dict(raw)
     parts = raw.pop("parts", None)
     if not isinstance(parts, dict) or not 1 <= len(parts) <= MAX_PARTS:
         raise ConfigError(
-            f"{where}: parts: expected an object with at least one network, at most {MAX_PARTS}"
+            f"parts: expected an object with at least one network, at most {MAX_PARTS}", argument=where
         )
     for name in parts:
         if not PART_NAME.fullmatch(name):
-            raise ConfigError(f"{where}: parts: {shown(name)} is no name of a network")
+            raise ConfigError(f"parts: {shown(name)} is no name of a network", argument=where)
     spec = from_dict(_Header, raw, where)
     return Spec(
         engine=spec.engine,

@@ -55,24 +55,25 @@ def parse_json(text: str | bytes, where: str) -> Any:
         if "\\u" in text:  # half a surrogate pair can be neither printed nor saved
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not valid JSON: {error}") from error
+        raise ConfigError(f"not valid JSON: {error}", argument=where) from error
     level, depth = [value], 1
     while level := [inner for v in level for inner in _inner(v)]:
         depth += 1
         if depth > MAX_DEPTH:
-            raise ConfigError(f"{where}: not valid JSON: nested more than {MAX_DEPTH} deep")
+            raise ConfigError(f"not valid JSON: nested more than {MAX_DEPTH} deep", argument=where)
     return value
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build dataclass `cls` from `values` (JSON types). `where` names the place in error messages."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: expected an object, got {type(values).__name__}")
+        raise ConfigError(f"expected an object, got {type(values).__name__}", argument=where)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(fields), key=str):
         raise ConfigError(
-            f"{where}: unknown key {', '.join(map(named, unknown[:5]))}"
-            f"{' and others' if len(unknown) > 5 else ''}; known: {', '.join(fields)}"
+            f"unknown key {', '.join(map(named, unknown[:5]))}"
+            f"{' and others' if len(unknown) > 5 else ''}; known: {', '.join(fields)}",
+            argument=where,
         )
     hints = typing.get_type_hints(cls)
     arguments = {}
@@ -80,7 +81,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         if name in values:
             arguments[name] = _checked(values[name], hints[name], field.metadata, f"{where}: {name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{where}: key {name} is missing")
+            raise ConfigError(f"key {name} is missing", argument=where)
     return cls(**arguments)
 
 
@@ -110,9 +111,9 @@ def _checked(value: Any, hint: Any, rules: Mapping[str, Any], where: str) -> Any
         hint = next(option for option in options if option is not type(None))
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: expected a list, got {shown(value)}")
+            raise ConfigError(f"expected a list, got {shown(value)}", argument=where)
         if len(value) > rules.get("max_items", 16):
-            raise ConfigError(f"{where}: at most {rules.get('max_items', 16)} items, got {len(value)}")
+            raise ConfigError(f"at most {rules.get('max_items', 16)} items, got {len(value)}", argument=where)
         item = typing.get_args(hint)[0]
         return tuple(_checked(v, item, rules, f"{where}[{i}]") for i, v in enumerate(value))
     if hint is float and type(value) is int:
@@ -121,17 +122,19 @@ def _checked(value: Any, hint: Any, rules: Mapping[str, Any], where: str) -> Any
         typing.get_origin(hint) or hint
     )  # dict[str, Any] -> dict: its entries are checked where they are used
     if type(value) is not hint:
-        raise ConfigError(f"{where}: expected {hint.__name__}, got {shown(value)}")
+        raise ConfigError(f"expected {hint.__name__}, got {shown(value)}", argument=where)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{where}: expected a finite number, got {value}")
+        raise ConfigError(f"expected a finite number, got {value}", argument=where)
     if "low" in rules and not rules["low"] <= value <= rules["high"]:
-        raise ConfigError(f"{where}: expected {rules['low']} to {rules['high']}, got {_number(value)}")
+        raise ConfigError(f"expected {rules['low']} to {rules['high']}, got {_number(value)}", argument=where)
     if "max_length" in rules and len(value) > rules["max_length"]:
         raise ConfigError(
-            f"{where}: at most {rules['max_length']} characters, got {len(value)}: {shown(value)}"
+            f"at most {rules['max_length']} characters, got {len(value)}: {shown(value)}", argument=where
         )
     if "choices" in rules and value not in rules["choices"]:
-        raise ConfigError(f"{where}: expected one of {', '.join(rules['choices'])}, got {shown(value)}")
+        raise ConfigError(
+            f"expected one of {', '.join(rules['choices'])}, got {shown(value)}", argument=where
+        )
     return value
 
 
@@ -178,4 +181,4 @@ def _float(value: int, where: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise ConfigError(f"{where}: expected a finite number, got {shown(value)}") from None
+        raise ConfigError(f"expected a finite number, got {shown(value)}", argument=where) from None

@@ -2,7 +2,15 @@
 
 
 class FastgenError(Exception):
-    """Base of every error raised on purpose by fastgen for something the user can mend."""
+    """Base of every error raised on purpose by fastgen for something the user can mend.
+
+    argument: what the error is about: an argument's, option's or field's name, or a file; None where there is no such
+    thing. The message begins with it.
+    """
+
+    def __init__(self, message: object = "", *, argument: object = None) -> None:
+        super().__init__(message if argument is None else f"{argument}: {message}")
+        self.argument = None if argument is None else str(argument)
 
 
 class ConfigError(FastgenError, ValueError):

@@ -183,8 +183,9 @@ def _reason(problem: BaseException) -> str:
 
 def _write_error(path: Path, problem: OSError) -> WriteError:
     error = WriteError(
-        f"{path}: cannot be written: {_reason(problem)}; what was there before is unchanged. "
-        "Make room, or choose a place where you may write"
+        f"cannot be written: {_reason(problem)}; what was there before is unchanged. "
+        "Make room, or choose a place where you may write",
+        argument=path,
     )
     error.errno = problem.errno
     return error

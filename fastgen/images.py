@@ -48,7 +48,9 @@ def to_pil(images: Tensor) -> list[Image]:
 def to_output(images: Tensor | None, output_type: str) -> Any:
     """`images` as an engine's caller wants them; ``None`` only checks the name. Raises ConfigError."""
     if output_type not in OUTPUT_TYPES:
-        raise ConfigError(f"output_type: expected one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+        raise ConfigError(
+            f"expected one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}", argument="output_type"
+        )
     if images is None or output_type == "pt":
         return images
     if output_type == "pil":
@@ -70,7 +72,7 @@ def grid(
     _check(images)
     n, _, *shape = images.shape
     if captions is not None and (len(captions) != n or not all(isinstance(c, str) for c in captions)):
-        raise ConfigError(f"captions: expected a string a picture ({n}), got {shown(captions)}")
+        raise ConfigError(f"expected a string a picture ({n}), got {shown(captions)}", argument="captions")
     size = sheet_size(n, (shape[0], shape[1]), columns=columns, captions=captions is not None, scale=scale)
     pictures = to_pil(images)
     columns = _columns(n, columns)
@@ -116,8 +118,9 @@ def check_side(size: tuple[int, int], kind: str, path: Path) -> None:
     """Whether a picture of `size` (width, height) can be a file of `kind`, Pillow's name. Raises ConfigError."""
     if max(size) > MAX_SIDE.get(kind, max(size)):
         raise ConfigError(
-            f"{path}: a {kind} has at most {MAX_SIDE[kind]} pixels a side, this would have {size[0]} x {size[1]}; "
-            "enlarge less (scale), or choose other columns, or .png"
+            f"a {kind} has at most {MAX_SIDE[kind]} pixels a side, this would have {size[0]} x {size[1]}; "
+            "enlarge less (scale), or choose other columns, or .png",
+            argument=path,
         )
 
 
@@ -126,8 +129,9 @@ def check_frames(count: int, size: tuple[int, int], path: Path) -> None:
     check_side(size, "GIF", path)
     if count * math.prod(size) > MAX_FRAMES:
         raise ConfigError(
-            f"{path}: {count} frames of {size[0]} x {size[1]} are more than {MAX_FRAMES} pixels; enlarge less (scale), "
-            "or animate fewer pictures"
+            f"{count} frames of {size[0]} x {size[1]} are more than {MAX_FRAMES} pixels; enlarge less (scale), "
+            "or animate fewer pictures",
+            argument=path,
         )
 
 
@@ -150,7 +154,7 @@ def _cut(text: str, fits: Callable[[str], bool]) -> str:
 def _whole(name: str, value: Any, low: int, high: int | None = None) -> None:
     if type(value) is not int or value < low or (high is not None and value > high):
         upper = "" if high is None else f" to {high}"
-        raise ConfigError(f"{name}: expected a whole number from {low}{upper}, got {shown(value)}")
+        raise ConfigError(f"expected a whole number from {low}{upper}, got {shown(value)}", argument=name)
 
 
 def save_grid(
@@ -174,7 +178,9 @@ def save_image(image: Tensor, path: str | Path, *, metadata: dict[str, Any] | No
     """Write one picture, float [C, H, W] in [-1, 1]; formats and `metadata` as for :func:`save_grid`."""
     if not isinstance(image, Tensor) or image.ndim != 3:
         got = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise ConfigError(f"image: expected a tensor [C, H, W], got {got}; save_grid takes several")
+        raise ConfigError(
+            f"expected a tensor [C, H, W], got {got}; save_grid takes several", argument="image"
+        )
     _save(to_pil(image[None])[0], Path(path), metadata)
 
 
@@ -193,7 +199,7 @@ def save_gif(
     """
     path = Path(path)
     if path.suffix.lower() != ".gif":
-        raise ConfigError(f"{path}: expected a name that ends in .gif")
+        raise ConfigError("expected a name that ends in .gif", argument=path)
     _whole("milliseconds", milliseconds, 0, MAX_MILLISECONDS)
     _whole("hold", hold, 0, MAX_MILLISECONDS)
     sheets: list[Image] = []
@@ -201,7 +207,7 @@ def save_gif(
         sheets.append(grid(frame, columns=columns, scale=scale))
         check_frames(len(sheets), sheets[0].size, path)
     if not sheets:
-        raise ConfigError("frames: expected at least one")
+        raise ConfigError("expected at least one", argument="frames")
     data = io.BytesIO()
     durations = [milliseconds] * (len(sheets) - 1) + [hold]
     sheets[0].save(data, "GIF", save_all=True, append_images=sheets[1:], duration=durations, loop=0)
@@ -219,17 +225,18 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     except DataError:
         raise
     except Exception as error:  # Pillow fails in any way there is on a damaged file
-        raise DataError(f"{path}: cannot be read as a picture: {error}") from error
+        raise DataError(f"cannot be read as a picture: {error}", argument=path) from error
     if text is None:
         raise DataError(
-            f"{path}: holds no fastgen request (PNG files of `fastgen sample` do, and of save_grid with metadata=)"
+            "holds no fastgen request (PNG files of `fastgen sample` do, and of save_grid with metadata=)",
+            argument=path,
         )
     try:
         values = parse_json(text, "its fastgen request")
     except ConfigError as error:
-        raise DataError(f"{path}: its fastgen request is damaged: {error}") from error
+        raise DataError(f"its fastgen request is damaged: {error}", argument=path) from error
     if not isinstance(values, dict):
-        raise DataError(f"{path}: its fastgen request is damaged: no object")
+        raise DataError("its fastgen request is damaged: no object", argument=path)
     return values
 
 
@@ -238,7 +245,7 @@ def _save(picture: Image, path: Path, metadata: dict[str, Any] | None) -> None:
 
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
-        raise ConfigError(f"{path}: expected a name that ends in {', '.join(FORMATS)}")
+        raise ConfigError(f"expected a name that ends in {', '.join(FORMATS)}", argument=path)
     check_side(picture.size, kind, path)
     extra: dict[str, Any] = {}
     if kind == "PNG":
@@ -247,7 +254,7 @@ def _save(picture: Image, path: Path, metadata: dict[str, Any] | None) -> None:
             try:
                 text = json.dumps(metadata, allow_nan=False)
             except (TypeError, ValueError, RecursionError) as error:
-                raise ConfigError(f"metadata: not to be written as JSON: {error}") from error
+                raise ConfigError(f"not to be written as JSON: {error}", argument="metadata") from error
             info.add_text(METADATA_KEY, text)
         extra["pnginfo"] = info
     data = io.BytesIO()
@@ -257,7 +264,9 @@ def _save(picture: Image, path: Path, metadata: dict[str, Any] | None) -> None:
 
 def _check(images: Tensor) -> None:
     if not isinstance(images, Tensor):
-        raise ConfigError(f"images: expected a float tensor [n, 1 or 3, H, W], got {type(images).__name__}")
+        raise ConfigError(
+            f"expected a float tensor [n, 1 or 3, H, W], got {type(images).__name__}", argument="images"
+        )
     if (
         images.ndim != 4
         or images.shape[1] not in (1, 3)
@@ -265,5 +274,6 @@ def _check(images: Tensor) -> None:
         or not images.numel()
     ):
         raise ConfigError(
-            f"images: expected a float tensor [n, 1 or 3, H, W], got {images.dtype} {list(images.shape)}"
+            f"expected a float tensor [n, 1 or 3, H, W], got {images.dtype} {list(images.shape)}",
+            argument="images",
         )

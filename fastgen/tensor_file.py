@@ -101,20 +101,23 @@ class TensorFile:
         """
         if missing := sorted(set(expected) - set(self.entries)):
             raise CheckpointError(
-                f"{self.path}: {len(missing)} tensors are missing, the first is {shown(missing[0])}"
+                f"{len(missing)} tensors are missing, the first is {shown(missing[0])}", argument=self.path
             )
         if extra := sorted(set(self.entries) - set(expected)):
             raise CheckpointError(
-                f"{self.path}: {len(extra)} tensors do not belong, the first is {shown(extra[0])}"
+                f"{len(extra)} tensors do not belong, the first is {shown(extra[0])}", argument=self.path
             )
         for name, tensor in expected.items():
             entry = self.entries[name]
             if entry.shape != tuple(tensor.shape):
                 raise CheckpointError(
-                    f"{self.path}: {name} has shape {list(entry.shape)}, {claim} asks for {list(tensor.shape)}"
+                    f"{name} has shape {list(entry.shape)}, {claim} asks for {list(tensor.shape)}",
+                    argument=self.path,
                 )
             if entry.dtype.is_floating_point != tensor.is_floating_point():
-                raise CheckpointError(f"{self.path}: {name} has dtype {entry.dtype}, expected {tensor.dtype}")
+                raise CheckpointError(
+                    f"{name} has dtype {entry.dtype}, expected {tensor.dtype}", argument=self.path
+                )
 
     def read(self, dtypes: Mapping[str, torch.dtype]) -> Iterator[tuple[str, Tensor]]:
         """Every tensor in the order of the file, once, as `dtypes` say (its own dtype where they say nothing).
@@ -148,7 +151,7 @@ class TensorFile:
         try:
             count = self._file.readinto(target)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read: {error}") from error
+            raise CheckpointError(f"cannot be read: {error}", argument=self.path) from error
         if count != len(target):
             raise self._damaged("it ends early")
         self._hash.update(target)
@@ -211,7 +214,7 @@ class TensorFile:
         return Entry(dtype, tuple(shape), begin, end)
 
     def _damaged(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: not a whole safetensors file: {why}")
+        return CheckpointError(f"not a whole safetensors file: {why}", argument=self.path)
 
 
 def _counts(values: Any) -> bool:

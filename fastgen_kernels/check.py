@@ -9,9 +9,24 @@ import torch
 from torch import Tensor
 
 
+class OperandError(ValueError):
+    """An operation's argument has the wrong shape, type, device or value. argument: its name."""
+
+    def __init__(self, message: str, *, argument: str) -> None:
+        super().__init__(f"{argument}: {message}")
+        self.argument = argument
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _operand_error, (str(self).removeprefix(f"{self.argument}: "), self.argument)
+
+
+def _operand_error(message: str, argument: str) -> OperandError:
+    return OperandError(message, argument=argument)
+
+
 def fail(name: str, expected: str, received: object) -> NoReturn:
-    """Raise the ValueError that every check raises."""
-    raise ValueError(f"{name}: expected {expected}, received {received}")
+    """Raise the error that every check raises."""
+    raise OperandError(f"expected {expected}, received {received}", argument=name)
 
 
 def tensor(

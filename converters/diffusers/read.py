@@ -66,7 +66,9 @@ def downloads(folder: Path, variant: str | None) -> list[list[str]]:
 def read(folder: Path, variant: str | None = None, assume: Mapping[str, Any] | None = None) -> Converted:
     """The model in `folder`. Raises CheckpointError or ConfigError that names the file and the option."""
     if assume:
-        raise ConfigError(f"assume: {folder} says everything itself, leave out {', '.join(assume)}")
+        raise ConfigError(
+            f"{folder} says everything itself, leave out {', '.join(assume)}", argument="assume"
+        )
     report = Report()
     pipeline, version = None, None
     if (folder / INDEX).is_file():
@@ -74,7 +76,7 @@ def read(folder: Path, variant: str | None = None, assume: Mapping[str, Any] | N
         pipeline, version = _check_index(index, folder / INDEX), index.get("_diffusers_version")
     network = folder / "unet" if (folder / "unet").is_dir() else folder
     if not (network / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{network}: no {CONFIG_FILE} of the U-Net; is the download complete?")
+        raise CheckpointError(f"no {CONFIG_FILE} of the U-Net; is the download complete?", argument=network)
     raw = read_json(network / CONFIG_FILE)
     version = version or raw.get("_diffusers_version")
     report.title = f"{pipeline or unet.CLASS} of diffusers {version or '(no version)'} -> fastgen"
@@ -102,8 +104,9 @@ def _check_index(index: dict[str, Any], where: Path) -> str:
     pipeline = index.get("_class_name")
     if pipeline not in PIPELINES:
         raise ConfigError(
-            f"{where}: _class_name: {pipeline!r} is not supported; supported: {', '.join(PIPELINES)}, and folders of "
-            f"a {unet.CLASS} alone"
+            f"_class_name: {pipeline!r} is not supported; supported: {', '.join(PIPELINES)}, and folders of "
+            f"a {unet.CLASS} alone",
+            argument=where,
         )
     for name, value in index.items():
         if name.startswith("_") or name == "scheduler":
@@ -111,10 +114,10 @@ def _check_index(index: dict[str, Any], where: Path) -> str:
         kind = value[1] if isinstance(value, list) and len(value) == 2 else value
         if name != "unet" and kind is not None:
             raise ConfigError(
-                f"{where}: {name}: a pipeline with it is not supported; supported: unet, scheduler"
+                f"{name}: a pipeline with it is not supported; supported: unet, scheduler", argument=where
             )
         if name == "unet" and kind != unet.CLASS:
-            raise ConfigError(f"{where}: unet: {kind!r} is not supported; supported: {unet.CLASS}")
+            raise ConfigError(f"unet: {kind!r} is not supported; supported: {unet.CLASS}", argument=where)
     return pipeline
 
 
@@ -122,7 +125,7 @@ def _settings(folder: Path, pipeline: str | None, report: Report) -> dict[str, A
     places = [folder / "scheduler" / SCHEDULER_CONFIG, folder / SCHEDULER_CONFIG]
     path = next((p for p in places if p.is_file()), None)
     if path is None and pipeline is not None:
-        raise CheckpointError(f"{folder}: no scheduler/{SCHEDULER_CONFIG}; is the download complete?")
+        raise CheckpointError(f"no scheduler/{SCHEDULER_CONFIG}; is the download complete?", argument=folder)
     if path is None:
         aside = Report()
         settings = scheduler.to_settings({"_class_name": "DDPMScheduler"}, str(folder), aside)
@@ -133,10 +136,12 @@ def _settings(folder: Path, pipeline: str | None, report: Report) -> dict[str, A
     if ours.is_file():
         kept = read_json(ours)
         if unknown := sorted(set(kept) - set(KEPT)):
-            raise ConfigError(f"{ours}: unknown key {unknown[0]}; known: {', '.join(KEPT)}")
+            raise ConfigError(f"unknown key {unknown[0]}; known: {', '.join(KEPT)}", argument=ours)
         options = kept.pop("solver_options", None)
         if options is not None and not isinstance(options, dict):
-            raise ConfigError(f"{ours}: solver_options: expected an object, got {type(options).__name__}")
+            raise ConfigError(
+                f"solver_options: expected an object, got {type(options).__name__}", argument=ours
+            )
         if options:
             settings["solver_options"] = {**(settings["solver_options"] or {}), **options}
         settings |= kept

@@ -68,8 +68,9 @@ def to_settings(
         settings["variance"] = options.pop("variance_type")
     elif solver != "ddpm" and "variance_type" in options:
         raise ConfigError(
-            f"{where}: variance_type: {options['variance_type']!r} is not supported for {name}; supported: "
-            f"{', '.join(LEARNED)}"
+            f"variance_type: {options['variance_type']!r} is not supported for {name}; supported: "
+            f"{', '.join(LEARNED)}",
+            argument=where,
         )
     _drop_what_has_no_effect(solver, options, schedule, report)
     for key, why in as_diffusers(solver, process, options).items():
@@ -79,7 +80,7 @@ def to_settings(
     try:
         checked = SOLVERS[solver].check(options)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{error}", argument=where) from error
     steps = PIPELINE_STEPS.get(pipeline or "", rule.steps)
     if steps != rule.steps and solver not in ("ddpm", "ddim"):
         report.assumed.append(
@@ -123,12 +124,15 @@ def _class(raw: Mapping[str, Any], where: str, report: Report, pipeline: str | N
     """The scheduler's class, as `pipeline` runs it."""
     name = raw.get("_class_name")
     if not isinstance(name, str) or name not in RULES:
-        raise ConfigError(f"{where}: _class_name: {name!r} is not supported; supported: {', '.join(RULES)}")
+        raise ConfigError(
+            f"_class_name: {name!r} is not supported; supported: {', '.join(RULES)}", argument=where
+        )
     if pipeline != "DDIMPipeline" or name == "DDIMScheduler":
         return name
     if name not in DDIM_PIPELINE:
         raise ConfigError(
-            f"{where}: _class_name: {name!r} in a DDIMPipeline is not supported; supported: {', '.join(DDIM_PIPELINE)}"
+            f"_class_name: {name!r} in a DDIMPipeline is not supported; supported: {', '.join(DDIM_PIPELINE)}",
+            argument=where,
         )
     report.assumed.append(f"DDIMPipeline: samples with DDIM although its scheduler is a {name}")
     return "DDIMScheduler"
@@ -143,7 +147,7 @@ def _solver(rule: Rule, name: str, raw: Mapping[str, Any], where: str) -> str:
     key = rule.choosing[0]
     supported = ", ".join(str(wanted[key]) for wanted in rule.solvers.values())
     raise ConfigError(
-        f"{where}: {key}: {shown(raw[key])} is not supported for {name}; supported: {supported}"
+        f"{key}: {shown(raw[key])} is not supported for {name}; supported: {supported}", argument=where
     )
 
 
@@ -184,7 +188,8 @@ def _mapped(
                 supported = ", ".join(str(v) for v in rule.only[key] if v is not None)
                 which = f"{name} with use_flow_sigmas" if rule.flow else name
                 raise ConfigError(
-                    f"{where}: {key}: {value!r} is not supported for {which}; supported: {supported or 'null'}"
+                    f"{key}: {value!r} is not supported for {which}; supported: {supported or 'null'}",
+                    argument=where,
                 )
         elif key in (idle := {**OLD, **rule.idle}):
             report.ignored.append(f"{key}={value}: {idle[key]}")
@@ -192,8 +197,9 @@ def _mapped(
             report.ignored.append(f"{key}={value}: no effect on {name}")
         else:
             raise ConfigError(
-                f"{where}: {key}: {name} has no such option; diffusers ignores it, remove it from the file. "
-                f"Known: {', '.join(rule.keys)}"
+                f"{key}: {name} has no such option; diffusers ignores it, remove it from the file. "
+                f"Known: {', '.join(rule.keys)}",
+                argument=where,
             )
     return schedule, options
 
@@ -208,8 +214,9 @@ def _null(solver: str, name: str, key: str, where: str, report: Report) -> Any:
     flags = {o.name for o in SOLVERS[solver].options if o.type == "bool"} | {"rescale_betas_zero_snr"}
     if key not in flags:
         raise ConfigError(
-            f"{where}: {key}: null is not supported for {name}; supported: a value, or no such key for diffusers' "
-            "default"
+            f"{key}: null is not supported for {name}; supported: a value, or no such key for diffusers' "
+            "default",
+            argument=where,
         )
     report.assumed.append(f"{key}=null: false, as diffusers takes it")
     return False
@@ -242,13 +249,14 @@ def _filled(
 def _check_schedule(rule: Rule, name: str, schedule: dict[str, Any], where: str) -> AnyProcess:
     if rule.process is None and schedule.get("beta_schedule", "linear") not in rule.beta_schedules:
         raise ConfigError(
-            f"{where}: beta_schedule: {schedule['beta_schedule']!r} is not supported for {name}; supported: "
-            f"{', '.join(rule.beta_schedules)}"
+            f"beta_schedule: {schedule['beta_schedule']!r} is not supported for {name}; supported: "
+            f"{', '.join(rule.beta_schedules)}",
+            argument=where,
         )
     try:
         return process_from_config(schedule)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{error}", argument=where) from error
 
 
 def _drop_what_has_no_effect(

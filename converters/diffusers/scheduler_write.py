@@ -22,7 +22,8 @@ def class_name(settings: DiffusionSettings) -> str:
         what = "a noise schedule" if name is None else f"the process {name}"
         known = ", ".join(solver for other, solver in CLASSES if other == name)
         raise ConfigError(
-            f"solver: diffusers has no scheduler for {settings.solver} on {what}; it has them for {known or 'none'}"
+            f"diffusers has no scheduler for {settings.solver} on {what}; it has them for {known or 'none'}",
+            argument="solver",
         )
     return CLASSES[name, settings.solver]
 
@@ -72,15 +73,15 @@ def _schedule(rule: Rule, name: str, settings: DiffusionSettings) -> dict[str, A
     by_formula = isinstance(process, NoiseSchedule) and process.trained_betas is None
     if by_formula and values["beta_schedule"] not in rule.beta_schedules:
         raise ConfigError(
-            f"beta_schedule: diffusers' {name} has no {values['beta_schedule']}; "
-            f"it has {', '.join(rule.beta_schedules)}"
+            f"diffusers' {name} has no {values['beta_schedule']}; it has {', '.join(rule.beta_schedules)}",
+            argument="beta_schedule",
         )
     renamed = {ours: theirs for theirs, ours in rule.renamed.items()}
     values = {renamed.get(key, key): value for key, value in values.items()}
     expected = {f.name: f.default for f in dataclasses.fields(process)} | dict(rule.fixed)
     for key in set(values) - set(rule.schedule):
         if values.pop(key) != expected[key]:
-            raise ConfigError(f"{key}: diffusers' {name} has no such option")
+            raise ConfigError(f"diffusers' {name} has no such option", argument=key)
     for key, names in rule.values.items():
         if key in values:
             values[key] = next((theirs for theirs, ours in names.items() if ours == values[key]), values[key])

@@ -50,7 +50,7 @@ def to_config(raw: Mapping[str, Any], where: str, report: Report) -> UNetConfig:
     """Our configuration from a ``config.json`` of theirs. Raises ConfigError that names the option."""
     if raw.get("_class_name", CLASS) != CLASS:
         raise ConfigError(
-            f"{where}: _class_name: {raw['_class_name']!r} is not supported; supported: {CLASS}"
+            f"_class_name: {raw['_class_name']!r} is not supported; supported: {CLASS}", argument=where
         )
     given = {key: value for key, value in raw.items() if not key.startswith("_")}
     if averaging := [f"{key}={given.pop(key)}" for key in AVERAGING if key in given]:
@@ -61,7 +61,8 @@ def to_config(raw: Mapping[str, Any], where: str, report: Report) -> UNetConfig:
     size = values.get("sample_size")
     if size is None:
         raise ConfigError(
-            f"{where}: sample_size is null, so nobody knows how large its pictures are; write it into the file"
+            "sample_size is null, so nobody knows how large its pictures are; write it into the file",
+            argument=where,
         )
     values["sample_size"] = [size, size] if isinstance(size, int) else size
     for key in ("down_block_types", "up_block_types"):
@@ -87,7 +88,7 @@ def to_config(raw: Mapping[str, Any], where: str, report: Report) -> UNetConfig:
     try:
         config = from_dict(UNetConfig, values, where)
     except ConfigError as error:
-        raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from error
+        raise error if str(error).startswith(where) else ConfigError(f"{error}", argument=where) from error
     report.mapped.append("U-Net: " + ", ".join(f"{k}={given[k]}" for k in given if k in values))
     filled = {**to_dict(config), **DEFAULTS}
     if assumed := [
@@ -120,8 +121,9 @@ def our_names(tensors: Tensors, report: Report) -> dict[str, str]:
         if new in found:  # old files hold the fourier frequencies under two names
             if not torch.equal(tensors.get(name), tensors.get(found[new])):
                 raise CheckpointError(
-                    f"{tensors.where}: {name} and {found[new]} are names of one tensor, and their values differ; "
-                    "remove the one that is not meant"
+                    f"{name} and {found[new]} are names of one tensor, and their values differ; "
+                    "remove the one that is not meant",
+                    argument=tensors.where,
                 )
             report.ignored.append(f"tensor {name}: the same as {found[new]}")
             continue

@@ -42,8 +42,9 @@ def write(folder: Path, spec: Spec, tensors: Tensors, dtype: torch.dtype | None 
     architectures = [part.architecture for part in spec.parts.values()]
     if spec.engine != "diffusion" or architectures != ["unet"]:
         raise ConfigError(
-            "diffusers: holds diffusion models of one unet, this is a "
-            f"{spec.engine} model of {', '.join(architectures)}"
+            "holds diffusion models of one unet, this is a "
+            f"{spec.engine} model of {', '.join(architectures)}",
+            argument="diffusers",
         )
     ((name, part),) = spec.parts.items()
     config = part_config(part, f"parts.{name}")

@@ -25,7 +25,7 @@ def activation_of(act: Any, where: str) -> tuple[str, float]:
             )
             if not usual:
                 raise ConfigError(
-                    f"{where}: {act} has an option that is not supported; supported: its default"
+                    f"{act} has an option that is not supported; supported: its default", argument=where
                 )
             return name, 0.01
     named = getattr(act, "__name__", "")
@@ -33,5 +33,6 @@ def activation_of(act: Any, where: str) -> tuple[str, float]:
     if named in NAMES and str(getattr(act, "__module__", None) or "torch").startswith("torch"):
         return named, 0.01
     raise ConfigError(
-        f"{where}: the activation {named or type(act).__name__} is not supported; supported: {SUPPORTED}"
+        f"the activation {named or type(act).__name__} is not supported; supported: {SUPPORTED}",
+        argument=where,
     )

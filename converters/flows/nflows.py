@@ -74,14 +74,15 @@ def read(state: State, options: NflowsOptions, report: Report) -> Result:
     numbers = state.numbers(PREFIX)
     if len(numbers) > MAX_LAYERS:
         raise ConfigError(
-            f"{state.where}: {PREFIX}: {len(numbers)} layers; at most {MAX_LAYERS} are supported"
+            f"{PREFIX}: {len(numbers)} layers; at most {MAX_LAYERS} are supported", argument=state.where
         )
     places = [f"{PREFIX}.{i}" for i in numbers] or ["_transform"]
     if numbers and numbers != list(range(len(numbers))):
         lost = min(set(range(len(numbers))) - set(numbers))
         raise ConfigError(
-            f"{state.where}: {PREFIX}.{lost} has no tensors, so that a file does not say what it is; convert the live "
-            "module: fastgen.load(flow)"
+            f"{PREFIX}.{lost} has no tensors, so that a file does not say what it is; convert the live "
+            "module: fastgen.load(flow)",
+            argument=state.where,
         )
     features = _features(state, places)
     chain = Chain(state.where, features)
@@ -130,7 +131,8 @@ def _kind(state: State, place: str) -> str:
         if mark in names:
             return mark
     raise ConfigError(
-        f"{state.where}: {place}: a layer of {', '.join(sorted(names))} is not supported; supported: {SUPPORTED}"
+        f"{place}: a layer of {', '.join(sorted(names))} is not supported; supported: {SUPPORTED}",
+        argument=state.where,
     )
 
 
@@ -142,7 +144,9 @@ def _features(state: State, places: list[str]) -> int:
                 return state.peek(f"{place}.{name}").shape[0]
         if state.has(f"{place}.identity_features"):
             return sum(state.peek(f"{place}.{n}_features").numel() for n in ("identity", "transform"))
-    raise CheckpointError(f"{state.where}: no layer says how many features there are; supported: {SUPPORTED}")
+    raise CheckpointError(
+        f"no layer says how many features there are; supported: {SUPPORTED}", argument=state.where
+    )
 
 
 def _coupling(state: State, place: str, chain: Chain, options: NflowsOptions, report: Report) -> int:
@@ -152,19 +156,22 @@ def _coupling(state: State, place: str, chain: Chain, options: NflowsOptions, re
     rising = all(bool((index.diff() > 0).all()) for index in (kept, moved))
     if not rising or sorted([*kept.tolist(), *moved.tolist()]) != list(range(chain.features)):
         raise CheckpointError(
-            f"{state.where}: {place}: its features are not 0 to {chain.features - 1}, each once, in rising order"
+            f"{place}: its features are not 0 to {chain.features - 1}, each once, in rising order",
+            argument=state.where,
         )
     if not state.has(f"{place}.transform_net.initial_layer.weight"):
         raise ConfigError(
-            f"{state.where}: {place}.transform_net: only a ResidualNet is supported, this one has "
-            f"{', '.join(sorted(state.under(f'{place}.transform_net')))}"
+            f"{place}.transform_net: only a ResidualNet is supported, this one has "
+            f"{', '.join(sorted(state.under(f'{place}.transform_net')))}",
+            argument=state.where,
         )
     network = residual(state, f"{place}.transform_net")
     outputs = len(network.last[1])
     if outputs not in (len(moved), 2 * len(moved)):
         raise ConfigError(
-            f"{state.where}: {place}: its network gives {outputs} numbers for {len(moved)} features; supported: "
-            f"{' and '.join(COUPLINGS)}"
+            f"{place}: its network gives {outputs} numbers for {len(moved)} features; supported: "
+            f"{' and '.join(COUPLINGS)}",
+            argument=state.where,
         )
     maps: dict[str, Any] = {"scale": "additive"}
     if outputs == 2 * len(moved):
@@ -208,11 +215,12 @@ def facts(model: nn.Module, where: str) -> Facts:
     distribution: Any = getattr(model, "_distribution", None)
     embedding = getattr(model, "_embedding_net", None)
     if not isinstance(transform, nn.Module) or not isinstance(distribution, nn.Module):
-        raise ConfigError(f"{where}: is not supported; supported: {SUPPORTED}")
+        raise ConfigError(f"is not supported; supported: {SUPPORTED}", argument=where)
     if embedding is not None and type(embedding) is not nn.Identity:
         raise ConfigError(
-            f"{where}: embedding_net: a {type(embedding).__name__} is not supported; supported: none (call it before, "
-            "and hand its output over as context)"
+            f"embedding_net: a {type(embedding).__name__} is not supported; supported: none (call it before, "
+            "and hand its output over as context)",
+            argument=where,
         )
     if type(distribution).__name__ not in ("StandardNormal", "DiagonalNormal"):
         raise refuse(where, distribution, "_distribution", SUPPORTED)
@@ -230,7 +238,7 @@ def facts(model: nn.Module, where: str) -> Facts:
             found["batch_norm_eps"].append(float(layer.eps))
         elif name in PERMUTATIONS and layer._dim != 1:
             raise ConfigError(
-                f"{where}: {path}: a {name} of dimension {layer._dim} is not supported; supported: 1"
+                f"{path}: a {name} of dimension {layer._dim} is not supported; supported: 1", argument=where
             )
         elif name not in (*LINEAR, *PERMUTATIONS, *AFFINE, "ActNorm"):
             raise refuse(where, layer, path, SUPPORTED)
@@ -255,10 +263,10 @@ def _layers(transform: Any, path: str) -> Iterator[tuple[str, Any]]:
 def _check_coupling(layer: Any, where: str, acts: list[tuple[str, float]]) -> list[str]:
     """Appends the activations of its network; returns what has no effect. Raises ConfigError."""
     if layer.unconditional_transform is not None:
-        raise ConfigError(f"{where}: unconditional_transform is not supported; supported: none")
+        raise ConfigError("unconditional_transform is not supported; supported: none", argument=where)
     if type(layer).__name__ == "AffineCouplingTransform" and not _usual_scale(layer):
         raise ConfigError(
-            f"{where}: scale_activation is not supported but for the default, sigmoid(x + 2) + 0.001"
+            "scale_activation is not supported but for the default, sigmoid(x + 2) + 0.001", argument=where
         )
     network = layer.transform_net
     if type(network).__name__ != "ResidualNet":
@@ -267,7 +275,7 @@ def _check_coupling(layer: Any, where: str, acts: list[tuple[str, float]]) -> li
     for i, block in enumerate(network.blocks):
         if block.use_batch_norm:
             raise ConfigError(
-                f"{where}: transform_net.blocks.{i}: use_batch_norm is not supported; supported: False"
+                f"transform_net.blocks.{i}: use_batch_norm is not supported; supported: False", argument=where
             )
         if block.dropout.p:
             ignored.append("dropout of the networks: has no effect when a flow is not trained")

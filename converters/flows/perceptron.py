@@ -20,7 +20,7 @@ def perceptron(state: State, prefix: str, needs_biases: bool = True) -> Perceptr
     numbers = [n for n in state.numbers(prefix) if state.has(f"{prefix}.{n}.weight")]
     if not numbers:
         raise CheckpointError(
-            f"{state.where}: {prefix}: no linear layers; supported: a multilayer perceptron"
+            f"{prefix}: no linear layers; supported: a multilayer perceptron", argument=state.where
         )
     if not needs_biases and not any(state.has(f"{prefix}.{n}.bias") for n in numbers):
         weights = [state.take(f"{prefix}.{n}.weight", None, None) for n in numbers]

@@ -43,8 +43,9 @@ def read(state: State, options: RosinalityOptions, report: Report) -> Result:
     """The flow."""
     if not options.img_size:
         raise ConfigError(
-            f"{state.where}: the weights do not say how large the pictures are: give their side, "
-            "assume={'img_size': 64} (--assume img_size=64)"
+            "the weights do not say how large the pictures are: give their side, "
+            "assume={'img_size': 64} (--assume img_size=64)",
+            argument=state.where,
         )
     scales = state.count("blocks", most(GlowConfig, "num_scales"))
     limit = most(GlowConfig, "steps_per_scale")
@@ -77,7 +78,7 @@ def read(state: State, options: RosinalityOptions, report: Report) -> Result:
             tensors[f"priors.{i}.conv.conv.{part}"] = state.take(f"{prior}.conv.{part}")
     if any(halves) or channels % 4:
         raise ConfigError(
-            f"{state.where}: {channels} channels after the first squeeze; expected a multiple of 4"
+            f"{channels} channels after the first squeeze; expected a multiple of 4", argument=state.where
         )
     values = {
         "sample_size": [options.img_size, options.img_size],

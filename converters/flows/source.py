@@ -74,7 +74,9 @@ def converter(source: Source) -> Converter:
 
     def read(path: Path, variant: str | None = None, assume: Mapping[str, Any] | None = None) -> Converted:
         if variant is not None:
-            raise ConfigError(f"variant: {variant!r} was asked for, but {path} is one file, which has none")
+            raise ConfigError(
+                f"{variant!r} was asked for, but {path} is one file, which has none", argument="variant"
+            )
         found = weights.Found((path,))
         tensors = weights.open_weights(found)
         values = {name: tensors.get(name) for name in tensors.shapes}
@@ -120,7 +122,9 @@ def _convert(
     from_dict(source.options, assume, "assume")
     for name in sorted(set(assume) & set(known)):
         if assume[name] != known[name]:
-            raise ConfigError(f"assume: {name} is {known[name]!r} in {where} itself, not {assume[name]!r}")
+            raise ConfigError(
+                f"{name} is {known[name]!r} in {where} itself, not {assume[name]!r}", argument="assume"
+            )
     options: Any = from_dict(source.options, {**assume, **known}, f"{where}: options")
     for name, value in to_dict(options).items():
         if name in assume or name in known:
@@ -133,7 +137,7 @@ def _convert(
     try:
         result = source.read(state, options, report)
     except (RuntimeError, IndexError) as error:  # of tensors that do not go together
-        raise CheckpointError(f"{where}: its tensors do not fit each other: {error}") from error
+        raise CheckpointError(f"its tensors do not fit each other: {error}", argument=where) from error
     state.finish(source.supported)
     named = {f"flow.{name}": value for name, value in result.tensors.items()}
     report.renamed.append(f"{len(tensors)} tensors became {len(named)} of a {result.architecture}")
@@ -169,14 +173,17 @@ def same(values: Iterable[Any], what: str, where: str) -> Any:
     for value in found[1:]:
         if value != found[0]:
             raise ConfigError(
-                f"{where}: {what} is {found[0]!r} in one layer and {value!r} in another; supported: one for all"
+                f"{what} is {found[0]!r} in one layer and {value!r} in another; supported: one for all",
+                argument=where,
             )
     return found[0]
 
 
 def refuse(where: str, module: nn.Module, path: str, supported: str) -> ConfigError:
     """What to raise for a layer that has no counterpart."""
-    return ConfigError(f"{where}: {path}: {type(module).__name__} is not supported; supported: {supported}")
+    return ConfigError(
+        f"{path}: {type(module).__name__} is not supported; supported: {supported}", argument=where
+    )
 
 
 def scalar(value: Any) -> float:

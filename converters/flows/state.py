@@ -32,7 +32,7 @@ class State:
     def peek(self, name: str) -> Tensor:
         """The tensor, which is left for `take`. Raises CheckpointError."""
         if name not in self.left:
-            raise CheckpointError(f"{self.where}: {name} is missing; is the file whole?")
+            raise CheckpointError(f"{name} is missing; is the file whole?", argument=self.where)
         return self.left[name]
 
     def take(self, name: str, *shape: int | None) -> Tensor:
@@ -44,7 +44,9 @@ class State:
         )
         if shape and not fits:
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
-            raise CheckpointError(f"{self.where}: {name} has shape {list(value.shape)}, expected [{wanted}]")
+            raise CheckpointError(
+                f"{name} has shape {list(value.shape)}, expected [{wanted}]", argument=self.where
+            )
         return value
 
     def drop(self, *names: str) -> None:
@@ -65,11 +67,12 @@ class State:
         for expected, number in enumerate(numbers):
             if number != expected:
                 raise CheckpointError(
-                    f"{self.where}: {prefix}.{expected} is missing, but there is {prefix}.{number}; is the file whole?"
+                    f"{prefix}.{expected} is missing, but there is {prefix}.{number}; is the file whole?",
+                    argument=self.where,
                 )
         if len(numbers) > most:
             raise ConfigError(
-                f"{self.where}: {prefix}: has {len(numbers)} parts; at most {most} are supported"
+                f"{prefix}: has {len(numbers)} parts; at most {most} are supported", argument=self.where
             )
         return len(numbers)
 
@@ -88,8 +91,9 @@ class State:
         if self.left:
             first = next(iter(self.left))
             raise CheckpointError(
-                f"{self.where}: {len(self.left)} tensors belong to layers that are not supported, the first is "
-                f"{first}; supported: {supported}"
+                f"{len(self.left)} tensors belong to layers that are not supported, the first is "
+                f"{first}; supported: {supported}",
+                argument=self.where,
             )
 
 
@@ -110,7 +114,7 @@ def permutation_of(matrix: Tensor, what: str) -> Tensor:
     exact = bool((matrix == torch.nn.functional.one_hot(index, count)).all())
     if not exact or len(index.unique()) != count:
         raise CheckpointError(
-            f"{what}: expected a permutation matrix: a 1 in every row and column, 0 elsewhere"
+            "expected a permutation matrix: a 1 in every row and column, 0 elsewhere", argument=what
         )
     return index
 

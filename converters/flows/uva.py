@@ -48,15 +48,18 @@ def read(state: State, options: UvaOptions, report: Report) -> Result:
     main = [n for n in numbers if n != 0]
     if main != list(range(1, len(main) + 1)):
         raise ConfigError(
-            f"{state.where}: flows.{min(set(range(1, main[-1])) - set(main))} has no tensors: SqueezeFlow and "
-            f"SplitFlow (the multi-scale flow) are not supported; supported: {SUPPORTED}"
+            f"flows.{min(set(range(1, main[-1])) - set(main))} has no tensors: SqueezeFlow and "
+            f"SplitFlow (the multi-scale flow) are not supported; supported: {SUPPORTED}",
+            argument=state.where,
         )
     if len(main) > (limit := most(RealNVPConfig, "checkerboard")):
-        raise ConfigError(f"{state.where}: flows: {len(main)} couplings; at most {limit} are supported")
+        raise ConfigError(
+            f"flows: {len(main)} couplings; at most {limit} are supported", argument=state.where
+        )
     size = same([state.peek(f"flows.{n}.mask").shape for n in main], "the mask's shape", state.where)
     if len(size) != 4 or size[1] != 1:
         raise ConfigError(
-            f"{state.where}: flows.1.mask: expected [1, 1, H, W], a checkerboard, got {list(size)}"
+            f"flows.1.mask: expected [1, 1, H, W], a checkerboard, got {list(size)}", argument=state.where
         )
     parts = []
     for i, n in enumerate(main):
@@ -87,7 +90,7 @@ def read(state: State, options: UvaOptions, report: Report) -> Result:
         inner = [_coupling(state, f"flows.0.flows.{n}") for n in range(count)]
         if not inner or _in_turn([p.changes for p in inner], state.where) != 0:
             raise ConfigError(
-                f"{state.where}: flows.0: couplings whose first changes other pixels are not supported"
+                "flows.0: couplings whose first changes other pixels are not supported", argument=state.where
             )
         for i, part in enumerate(inner):
             tensors |= {f"dequantiser.layers.{i}.{name}": value for name, value in part.tensors.items()}
@@ -115,7 +118,7 @@ def _coupling(state: State, prefix: str) -> _Part:
     board = (rows[:, None] + columns) % 2
     changes = next((c for c in (0, 1) if torch.equal(mask != 0, board != c)), None)
     if changes is None:
-        raise ConfigError(f"{state.where}: {prefix}.mask is no checkerboard; supported: {SUPPORTED}")
+        raise ConfigError(f"{prefix}.mask is no checkerboard; supported: {SUPPORTED}", argument=state.where)
     factor = state.take(f"{prefix}.scaling_factor", None)
     nn = f"{prefix}.network.nn"
     tensors = {"rescale": precisely(torch.exp, factor)}
@@ -123,7 +126,7 @@ def _coupling(state: State, prefix: str) -> _Part:
     blocks = (len(numbers) - 2) // 2
     if numbers != [0, *range(1, 2 * blocks + 1), 2 * blocks + 2]:
         raise CheckpointError(
-            f"{state.where}: {nn}: not the layers of a GatedConvNet; supported: {SUPPORTED}"
+            f"{nn}: not the layers of a GatedConvNet; supported: {SUPPORTED}", argument=state.where
         )
     names = {f"{nn}.0": "network.first"}
     for b in range(blocks):
@@ -137,7 +140,7 @@ def _coupling(state: State, prefix: str) -> _Part:
     for part in ("weight", "bias"):
         value = state.take(f"{nn}.{2 * blocks + 2}.{part}")
         if len(value) != 2 * channels:
-            raise CheckpointError(f"{state.where}: {nn}: {len(value)} outputs for {channels} channels")
+            raise CheckpointError(f"{nn}: {len(value)} outputs for {channels} channels", argument=state.where)
         divisor = torch.cat([factor.exp(), torch.ones_like(factor)]).view(-1, *[1] * (value.dim() - 1))
         tensors[f"network.last.conv.{part}"] = precisely(torch.div, value, divisor)
     return _Part(tensors, changes, len(tensors["network.first.bias"]), blocks)
@@ -146,7 +149,7 @@ def _coupling(state: State, prefix: str) -> _Part:
 def _in_turn(changes: list[int], where: str) -> int:
     """What the first changes, if the others take turns. Raises ConfigError."""
     if changes != [(changes[0] + i) % 2 for i in range(len(changes))]:
-        raise ConfigError(f"{where}: checkerboards that do not take turns are not supported")
+        raise ConfigError("checkerboards that do not take turns are not supported", argument=where)
     return changes[0]
 
 

@@ -224,8 +224,9 @@ class Chain:
         ):
             if network.linears[0][0].shape[1] != inputs + context:
                 raise ConfigError(
-                    f"{self.where}: a coupling's network takes {network.linears[0][0].shape[1]} numbers, expected "
-                    f"{inputs} features and a context of {context}"
+                    f"a coupling's network takes {network.linears[0][0].shape[1]} numbers, expected "
+                    f"{inputs} features and a context of {context}",
+                    argument=self.where,
                 )
             if config.split == "mask" and not coupling.sees_all:
                 network = network.ends(self._wider_first(coupling), self._wider_last(coupling, config))

@@ -52,7 +52,7 @@ def recognises(names: Iterable[str]) -> bool:
 def read(state: State, options: ZukoOptions, report: Report) -> Result:
     """The flow."""
     if not state.has(f"{PREFIX}.0.mask"):
-        raise CheckpointError(f"{state.where}: no {PREFIX}.0.mask; supported: {SUPPORTED}")
+        raise CheckpointError(f"no {PREFIX}.0.mask; supported: {SUPPORTED}", argument=state.where)
     chain: Chain | None = None
     contexts, affine = set(), True
     for i in range(state.count(PREFIX, MAX_LAYERS)):
@@ -66,7 +66,9 @@ def read(state: State, options: ZukoOptions, report: Report) -> Result:
         count = int((~kept).sum())
         outputs = len(network.linears[-1][1])
         if outputs not in (count, 2 * count):
-            raise CheckpointError(f"{state.where}: {PREFIX}.{i}: {outputs} outputs for {count} features")
+            raise CheckpointError(
+                f"{PREFIX}.{i}: {outputs} outputs for {count} features", argument=state.where
+            )
         affine = outputs == 2 * count
         contexts.add(network.linears[0][0].shape[1] - int(kept.sum()))
         maps: dict[str, Any] = {"scale": "additive"}
@@ -90,11 +92,11 @@ def facts(model: nn.Module, where: str) -> Facts:
     transform: Any = getattr(model, "transform", None)
     if type(transform).__name__ != "LazyComposedTransform":
         raise ConfigError(
-            f"{where}: transform: {type(transform).__name__} is not supported; supported: {SUPPORTED}"
+            f"transform: {type(transform).__name__} is not supported; supported: {SUPPORTED}", argument=where
         )
     base: Any = getattr(model, "base", None)
     if getattr(getattr(base, "f", None), "__name__", "") != "DiagNormal":
-        raise ConfigError(f"{where}: base: only a DiagNormal is supported, got {base}")
+        raise ConfigError(f"base: only a DiagNormal is supported, got {base}", argument=where)
     acts, slopes = [], []
     for i, layer in enumerate(transform.transforms):
         path = f"{PREFIX}.{i}"
@@ -107,7 +109,8 @@ def facts(model: nn.Module, where: str) -> Facts:
         shapes = {"MonotonicAffineTransform": [(), ()], "AdditiveTransform": [()]}.get(name)
         if shapes is None or [tuple(shape) for shape in layer.shapes] != shapes or set(given) - {"slope"}:
             raise ConfigError(
-                f"{where}: {path}: the univariate transform {name} is not supported; supported: {SUPPORTED}"
+                f"{path}: the univariate transform {name} is not supported; supported: {SUPPORTED}",
+                argument=where,
             )
         if name == "MonotonicAffineTransform":
             slopes.append(float(given.get("slope", 1e-3)))

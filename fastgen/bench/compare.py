@@ -38,8 +38,9 @@ def compare(old: Results, new: Results, threshold: float = THRESHOLD) -> list[Ve
     for name in MACHINE:
         if old.environment.get(name) != new.environment.get(name):
             raise ConfigError(
-                f"compare: {name} is {old.environment.get(name)!r} in the old results and "
-                f"{new.environment.get(name)!r} now: only runs on one kind of machine can be compared"
+                f"{name} is {old.environment.get(name)!r} in the old results and "
+                f"{new.environment.get(name)!r} now: only runs on one kind of machine can be compared",
+                argument="compare",
             )
     return list(_verdicts(old, new, threshold))
 

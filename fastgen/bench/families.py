@@ -99,7 +99,8 @@ def on_disk(name: str, folder: Path) -> str:
     if name not in BUILT:
         if name.startswith("random:"):
             raise ConfigError(
-                f"model: expected one of {', '.join(BUILT)}, or what fastgen.load takes, got {name!r}"
+                f"expected one of {', '.join(BUILT)}, or what fastgen.load takes, got {name!r}",
+                argument="model",
             )
         return name
     spec = BUILT[name]
@@ -119,7 +120,8 @@ def family_of(engine: Any, name: str) -> Family:
     kind = engine.describe()["engine"]
     if kind not in FAMILIES:
         raise ConfigError(
-            f"{name}: the benchmark has no workload for the engine {kind}; it has {', '.join(FAMILIES)}"
+            f"the benchmark has no workload for the engine {kind}; it has {', '.join(FAMILIES)}",
+            argument=name,
         )
     return FAMILIES[kind]
 

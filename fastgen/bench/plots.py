@@ -18,7 +18,7 @@ MARKS = "os^DvPX*<>"
 def check(folder: Path) -> None:
     """Before anything is measured: whether plots can be made and kept. Raises ConfigError."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("plot: matplotlib is not installed: pip install 'fastgen[bench]'")
+        raise ConfigError("matplotlib is not installed: pip install 'fastgen[bench]'", argument="plot")
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -133,12 +133,15 @@ class Results:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else None
             raise ConfigError(
-                f"{path}: expected results of `python -m fastgen.bench --json` with format {FORMAT}, got {found!r}: "
-                "measure again with this version"
+                f"expected results of `python -m fastgen.bench --json` with format {FORMAT}, got {found!r}: "
+                "measure again with this version",
+                argument=path,
             )
         try:
             rows = [Row.from_dict(row) for row in values["rows"]]
             head = values["environment"], rows, values["ceilings"], values["left_out"]
             return cls(*head, values.get("evidence", {}))
         except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path}: not results of `python -m fastgen.bench --json`: {error}") from error
+            raise ConfigError(
+                f"not results of `python -m fastgen.bench --json`: {error}", argument=path
+            ) from error

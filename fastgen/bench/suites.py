@@ -223,7 +223,9 @@ def sampler_rows(plan: Plan) -> Iterator[Row]:
         for dtype in plan.dtypes or ("auto",):
             engine = None if model is None else plan.engine(model, dtype)
             if engine is not None and not isinstance(engine, DiffusionEngine):
-                raise ConfigError(f"--model: the samplers suite takes diffusion models, {model} is another")
+                raise ConfigError(
+                    f"the samplers suite takes diffusion models, {model} is another", argument="--model"
+                )
             fit = []
             for solver in SOLVERS:
                 if engine is not None and (why := samplers.unfit(solver, engine)):

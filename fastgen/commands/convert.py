@@ -45,7 +45,7 @@ def _assumed(text: str) -> tuple[str, Any]:
     """NAME=VALUE; a value is JSON, or else text."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise ConfigError(f"--assume: expected NAME=VALUE, got {text!r}")
+        raise ConfigError(f"expected NAME=VALUE, got {text!r}", argument="--assume")
     try:
         return name, parse_json(value, "--assume")
     except ConfigError:

@@ -64,8 +64,9 @@ def run(args: argparse.Namespace) -> int:
     engine = load_flow(args, "density")
     if len(engine.flow.data_shape) != 1:
         raise ConfigError(
-            f"density: {args.model} models pictures; `fastgen sample` shows them, `fastgen evaluate` says how likely "
-            "others are"
+            f"{args.model} models pictures; `fastgen sample` shows them, `fastgen evaluate` says how likely "
+            "others are",
+            argument="density",
         )
     shown = _columns(args.columns, engine.flow.data_shape[0])
     data = None if args.data is None else _rows(engine, args)
@@ -165,7 +166,8 @@ def _pyplot() -> Any:
         import matplotlib
     except ImportError as error:
         raise ConfigError(
-            "density: needs matplotlib: pip install matplotlib (or fastgen with its extra: fastgen[plot])"
+            "needs matplotlib: pip install matplotlib (or fastgen with its extra: fastgen[plot])",
+            argument="density",
         ) from error
     matplotlib.use("Agg")  # files only: there may be no screen
     from matplotlib import pyplot
@@ -183,8 +185,9 @@ def _columns(asked: tuple[int, ...] | None, count: int) -> list[int]:
         or not all(1 <= c <= count for c in asked)
     ):
         raise ConfigError(
-            f"--columns: expected at most {MAX_COLUMNS} different ones from 1 to {count}, "
-            f"got {','.join(map(str, asked))}"
+            f"expected at most {MAX_COLUMNS} different ones from 1 to {count}, "
+            f"got {','.join(map(str, asked))}",
+            argument="--columns",
         )
     return [c - 1 for c in asked]
 

@@ -50,17 +50,20 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     engine = load_flow(args, "evaluate")
     if engine.flow.levels is None and args.samples is not None:
-        raise ConfigError("evaluate: --samples are dequantisations; the likelihood of real numbers is exact")
+        raise ConfigError(
+            "--samples are dequantisations; the likelihood of real numbers is exact", argument="evaluate"
+        )
     if engine.flow.levels is None and args.seed is not None:
         raise ConfigError(
-            "evaluate: --seed is of dequantisation noise; the likelihood of real numbers is exact"
+            "--seed is of dequantisation noise; the likelihood of real numbers is exact", argument="evaluate"
         )
     dataset = load_data(engine, args.data, args.labels, args.subset)
     seed, last = args.seed or 0, MAX_SEED + 1 - len(dataset)
     if not 0 <= seed <= last:
         raise ConfigError(
-            f"--seed: expected a number from 0 to {last}, for {counted(len(dataset), 'picture')} with a seed each, "
-            f"got {seed}"
+            f"expected a number from 0 to {last}, for {counted(len(dataset), 'picture')} with a seed each, "
+            f"got {seed}",
+            argument="--seed",
         )
     report = evaluate(engine, dataset, args.samples or 1, seed, progress=not (args.quiet or args.json))
     report |= {
@@ -90,7 +93,7 @@ def load_flow(args: argparse.Namespace, command: str) -> FlowEngine:
     from ..engines.flow import FlowEngine
 
     if args.model is None:
-        raise ConfigError(f"{command}: which MODEL? A folder, a hub id or zoo:NAME")
+        raise ConfigError("which MODEL? A folder, a hub id or zoo:NAME", argument=command)
     engine = load(
         args.model,
         device=args.device,
@@ -100,7 +103,7 @@ def load_flow(args: argparse.Namespace, command: str) -> FlowEngine:
     )
     if not isinstance(engine, FlowEngine):
         kind = engine.describe()["engine"]
-        raise ConfigError(f"{command}: {args.model} is a {kind} model; densities are what flows have")
+        raise ConfigError(f"{args.model} is a {kind} model; densities are what flows have", argument=command)
     return engine
 
 

@@ -106,7 +106,9 @@ def run(args: argparse.Namespace) -> int:
     kept = _kept(args) if like else {}
     source = args.model or kept.get("model")
     if not source:
-        raise ConfigError("sample: which MODEL? A folder, a hub id, or for a start: zoo:ddpm-mnist")
+        raise ConfigError(
+            "which MODEL? A folder, a hub id, or for a start: zoo:ddpm-mnist", argument="sample"
+        )
     if args.out is None:
         args.out = Path("sample.png") if args.like is None else args.like.with_stem(args.like.stem + "-again")
     if not sample_flow.is_table(args.out):
@@ -125,13 +127,16 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(engine, FlowEngine):
         return sample_flow.run(args, engine, kept, started)
     if args.temperature is not None or sample_flow.is_table(args.out):
-        raise ConfigError(f"sample: {source} is no flow; --temperature and tables (.csv, .npz) are for flows")
+        raise ConfigError(
+            f"{source} is no flow; --temperature and tables (.csv, .npz) are for flows", argument="sample"
+        )
     request = engine.request(**(_kept_arguments(args, kept) if like else _arguments(args)))
     metadata = {**engine.metadata(request), "revision": revision}
     if like and kept.get("sha256") != metadata["sha256"]:
         raise ConfigError(
-            f"{args.like}: was drawn by weights with sha256 {shown(kept.get('sha256'))}, those of {source} have "
-            f"{metadata['sha256']}"
+            f"was drawn by weights with sha256 {shown(kept.get('sha256'))}, those of {source} have "
+            f"{metadata['sha256']}",
+            argument=args.like,
         )
     layout = Layout.chosen(args, kept.get("layout"), engine.shape)
     if layout.single and request.coupled and len(request.seeds) > 1:
@@ -205,11 +210,13 @@ def _kept(args: argparse.Namespace) -> dict[str, Any]:
     given = [n for n in REQUEST_OPTIONS if getattr(args, n) is not None]
     if given or args.option:
         names = ", ".join("--" + n.replace("_", "-") for n in given) or "--option"
-        raise ConfigError(f"sample: --like repeats a request as it was; leave out {names}")
+        raise ConfigError(f"--like repeats a request as it was; leave out {names}", argument="sample")
     kept = read_metadata(args.like)
     for name in ("model", "sha256", "dtype", "revision"):
         if not isinstance(kept.get(name, ""), str | None):
-            raise ConfigError(f"{args.like}: its fastgen request is damaged: {name} is {shown(kept[name])}")
+            raise ConfigError(
+                f"its fastgen request is damaged: {name} is {shown(kept[name])}", argument=args.like
+            )
     return kept
 
 
@@ -218,14 +225,16 @@ def _kept_arguments(args: argparse.Namespace, kept: dict[str, Any]) -> dict[str,
     request = kept.get("request")
     if not isinstance(request, dict) or not {"seeds", "labels", "solver", "steps"} <= set(request):
         raise ConfigError(
-            f"{args.like}: its fastgen request is damaged: no seeds, labels, solver and steps in it"
+            "its fastgen request is damaged: no seeds, labels, solver and steps in it", argument=args.like
         )
     if not isinstance(request["seeds"], list):  # else a count may follow, which is anybody's claim
-        raise ConfigError(f"{args.like}: its fastgen request is damaged: seeds are no list")
+        raise ConfigError("its fastgen request is damaged: seeds are no list", argument=args.like)
     known = {"seeds", "labels", "solver", "steps", "classifier_scale", *_solver_options()}
     known |= {"guidance_scale", "guidance_interval", "guidance_sigmas", "guidance_rescale"}
     if unknown := sorted(set(request) - known):
-        raise ConfigError(f"{args.like}: its fastgen request is damaged: it asks for {shown(unknown[0])}")
+        raise ConfigError(
+            f"its fastgen request is damaged: it asks for {shown(unknown[0])}", argument=args.like
+        )
     return request
 
 
@@ -243,9 +252,9 @@ def _check_names(out: Path, gif: Path | None) -> None:
         raise ConfigError(f"--gif {gif}: expected a name that ends in .gif")
     for path in (out, *([gif] if gif else [])):
         if not path.absolute().parent.is_dir():
-            raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
+            raise ConfigError(f"there is no folder {path.absolute().parent}", argument=path)
         if path.is_dir() and (path is gif or _is_sheet(path)):
-            raise ConfigError(f"{path}: is a folder")
+            raise ConfigError("is a folder", argument=path)
     if not _is_sheet(out) and not out.is_dir() and (out.suffix or out.exists()):
         raise ConfigError(
             f"--out {out}: expected a sheet ({', '.join(FORMATS)}) or a folder; an animation is --gif FILE"
@@ -305,7 +314,9 @@ def _arguments(args: argparse.Namespace) -> dict[str, Any]:
     if count is None:
         count = len(args.seeds) if args.seeds is not None else 16
     if not 1 <= count <= MAX_COUNT:
-        raise ConfigError(f"--count: expected at least 1 and at most {MAX_COUNT}, got {shown(count)}")
+        raise ConfigError(
+            f"expected at least 1 and at most {MAX_COUNT}, got {shown(count)}", argument="--count"
+        )
     if labels is not None:
         labels = [labels[i % len(labels)] for i in range(count)]
     arguments = {
@@ -348,7 +359,7 @@ def _number(name: str, kind: type, text: str) -> Any:
         return kind(text)
     except ValueError:
         raise ConfigError(
-            f"{name}: expected {'a whole number' if kind is int else 'a number'}, got {shown(text)}"
+            f"expected {'a whole number' if kind is int else 'a number'}, got {shown(text)}", argument=name
         ) from None
 
 

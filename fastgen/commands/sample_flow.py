@@ -38,24 +38,27 @@ def is_table(out: Path | None) -> bool:
 def run(args: argparse.Namespace, engine: FlowEngine, kept: dict[str, Any], started: float) -> int:
     """Draw as `args` ask; returns the exit code. kept: what the picture of ``--like`` says of itself."""
     if wrong := _given(args, DIFFUSION_OPTIONS):
-        raise ConfigError(f"sample: a flow draws in one pass; leave out {wrong}")
+        raise ConfigError(f"a flow draws in one pass; leave out {wrong}", argument="sample")
     if engine.flow.context:
         raise ConfigError(
-            f"sample: this flow needs a context of {engine.flow.context} numbers a sample; FlowEngine.sample takes it"
+            f"this flow needs a context of {engine.flow.context} numbers a sample; FlowEngine.sample takes it",
+            argument="sample",
         )
     rows = len(engine.flow.data_shape) == 1
     if rows and args.like is not None:
         raise ConfigError(
-            "sample: --like repeats a picture; this flow draws rows of numbers, and tables carry no request: give the "
-            "--seed that was printed with them"
+            "--like repeats a picture; this flow draws rows of numbers, and tables carry no request: give the "
+            "--seed that was printed with them",
+            argument="sample",
         )
     request = _request(args, engine, kept)
     if rows:
         return _run_rows(args, engine, request, started)
     if engine.flow.levels is None or engine.flow.data_shape[0] not in (1, 3):
         raise ConfigError(
-            f"sample: this flow's data, {'x'.join(map(str, engine.flow.data_shape))}, is no grey or RGB picture; "
-            "FlowEngine.sample gives it as a tensor"
+            f"this flow's data, {'x'.join(map(str, engine.flow.data_shape))}, is no grey or RGB picture; "
+            "FlowEngine.sample gives it as a tensor",
+            argument="sample",
         )
     return _run_pictures(args, engine, request, kept, started)
 
@@ -76,8 +79,9 @@ def _run_pictures(
     metadata = {**engine.metadata(request), "revision": args.revision or kept.get("revision")}
     if kept and kept.get("sha256") != metadata["sha256"]:
         raise ConfigError(
-            f"{args.like}: was drawn by weights with sha256 {shown(kept.get('sha256'))}, those of {engine.source} have "
-            f"{metadata['sha256']}"
+            f"was drawn by weights with sha256 {shown(kept.get('sha256'))}, those of {engine.source} have "
+            f"{metadata['sha256']}",
+            argument=args.like,
         )
     layout = Layout.chosen(args, kept.get("layout"), shape)  # type: ignore[arg-type]
     _check_sheets(args.out, None, layout, request, shape, 0)  # type: ignore[arg-type]
@@ -102,11 +106,12 @@ def _run_rows(args: argparse.Namespace, engine: FlowEngine, request: FlowRequest
 
     if not is_table(args.out):
         raise ConfigError(
-            f"sample: this flow draws rows of {engine.flow.data_shape[0]} numbers; write them with "
-            f"--out name{' or name'.join(TABLES)}"
+            f"this flow draws rows of {engine.flow.data_shape[0]} numbers; write them with "
+            f"--out name{' or name'.join(TABLES)}",
+            argument="sample",
         )
     if wrong := _given(args, SHEET_OPTIONS):
-        raise ConfigError(f"sample: rows of numbers have no sheet; leave out {wrong}")
+        raise ConfigError(f"rows of numbers have no sheet; leave out {wrong}", argument="sample")
     _check_free([args.out], args.overwrite)
     check_writable(args.out.absolute().parent)
     loaded = time.perf_counter()
@@ -136,15 +141,18 @@ def _request(args: argparse.Namespace, engine: FlowEngine, kept: dict[str, Any])
             or not isinstance(request["seeds"], list)
         ):
             raise ConfigError(
-                f"{args.like}: its fastgen request is damaged, or was drawn by another kind of model: expected seeds, "
-                "labels and a temperature in it"
+                "its fastgen request is damaged, or was drawn by another kind of model: expected seeds, "
+                "labels and a temperature in it",
+                argument=args.like,
             )
         return engine.request(**request)
     count = args.count
     if count is None:
         count = len(args.seeds) if args.seeds is not None else 16
     if not 1 <= count <= MAX_COUNT:
-        raise ConfigError(f"--count: expected at least 1 and at most {MAX_COUNT}, got {shown(count)}")
+        raise ConfigError(
+            f"expected at least 1 and at most {MAX_COUNT}, got {shown(count)}", argument="--count"
+        )
     labels = None if args.labels is None else _labels(args.labels)
     if labels is None and engine.flow.classes:
         labels = list(range(engine.flow.classes))  # a flow that knows classes has no "no label"

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.folder.exists() and not args.folder.is_dir():
         raise ConfigError(
-            f"{args.folder}: is a file; FOLDER is where the model is kept, --data says what to train on"
+            "is a file; FOLDER is where the model is kept, --data says what to train on", argument=args.folder
         )
     device = choose_device(args.device)
     run, dataset = _earlier_run(args) if args.resume else _new_run(args, device)
@@ -136,8 +136,9 @@ def _check_memory(network: torch.nn.Module, device: torch.device) -> None:
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
         raise ConfigError(
-            f"train: the network has {count:,} parameters, and training holds {COPIES} numbers for each: "
-            f"{needed / 2**30:.1f} GiB, this machine has {there / 2**30:.1f}; take smaller --widths"
+            f"the network has {count:,} parameters, and training holds {COPIES} numbers for each: "
+            f"{needed / 2**30:.1f} GiB, this machine has {there / 2**30:.1f}; take smaller --widths",
+            argument="train",
         )
 
 
@@ -155,14 +156,17 @@ def _earlier_run(args: argparse.Namespace) -> tuple[Run, Dataset]:
     from ..training.run import saved_run
 
     if given := _given(args, ["model", *RUN_OPTIONS, *DATA_OPTIONS, *NETWORK_OPTIONS]):
-        raise ConfigError(f"train: a resumed run keeps its own settings; leave out {', '.join(given)}")
+        raise ConfigError(
+            f"a resumed run keeps its own settings; leave out {', '.join(given)}", argument="train"
+        )
     run = saved_run(args.folder)
     if run is None:
-        raise CheckpointError(f"{args.folder}: no training run to resume in it")
+        raise CheckpointError("no training run to resume in it", argument=args.folder)
     (part,) = run.spec.parts.values()
     if MODELS.get(part.architecture) != run.spec.engine:
         raise CheckpointError(
-            f"{args.folder}: its run makes a {run.spec.engine} model of a {part.architecture}, which nothing trains"
+            f"its run makes a {run.spec.engine} model of a {part.architecture}, which nothing trains",
+            argument=args.folder,
         )
     config, shape = run.config, run.data["shape"]
     subset = None if config.subset is None else (config.subset[0], config.subset[1])
@@ -180,11 +184,12 @@ def _new_run(args: argparse.Namespace, device: torch.device) -> tuple[Run, Datas
     model = args.model or "unet"
     family = FAMILIES[MODELS[model]]
     if wrong := _given(args, [*(n for n in NETWORK_OPTIONS if n not in family.DEFAULTS), *family.NOT_FOR]):
-        raise ConfigError(f"train: --model {model} does not take {', '.join(wrong)}")
+        raise ConfigError(f"--model {model} does not take {', '.join(wrong)}", argument="train")
     if args.data is None:
         raise ConfigError(
-            "train: --data says what to train on (a folder, an IDX, NPZ, NPY or CSV file, or "
-            f"{', '.join(f'`{name}`' for name in data.NAMED)})"
+            "--data says what to train on (a folder, an IDX, NPZ, NPY or CSV file, or "
+            f"{', '.join(f'`{name}`' for name in data.NAMED)})",
+            argument="train",
         )
     chosen = {n: getattr(args, n) for n in (*RUN_OPTIONS, "labels", "subset") if getattr(args, n) is not None}
     # Absolute, so that the run can be resumed from any folder.
@@ -200,7 +205,7 @@ def _new_run(args: argparse.Namespace, device: torch.device) -> tuple[Run, Datas
         config.data, labels=config.labels, subset=args.subset, size=args.size, channels=args.channels
     )
     if args.flip and len(dataset.shape) != 3:
-        raise ConfigError("train: --flip mirrors pictures; rows of a table have no mirror image")
+        raise ConfigError("--flip mirrors pictures; rows of a table have no mirror image", argument="train")
     spec = family.new_spec(args, dataset, config, _provenance(config, __version__))
     return Run(config, spec, data.describe(dataset)), dataset
 

@@ -57,7 +57,9 @@ def train(network: nn.Module, run: Run, dataset: Dataset, folder: Path, **option
     preview = _previewer(folder, run.spec, settings)
     schedule, null = settings.noise_schedule, settings.null_class
     if not isinstance(schedule, NoiseSchedule):
-        raise ConfigError(f"schedule: training needs a NoiseSchedule, got the process {schedule.name}")
+        raise ConfigError(
+            f"training needs a NoiseSchedule, got the process {schedule.name}", argument="schedule"
+        )
     train(network, run, schedule, dataset, folder, null_class=null, on_preview=preview, **options)
 
 
@@ -76,14 +78,17 @@ def new_spec(
 
     if len(dataset.shape) != 3:
         raise DataError(
-            f"{config.data}: a unet is trained on pictures, these are rows of numbers; --model vector_flow takes them"
+            "a unet is trained on pictures, these are rows of numbers; --model vector_flow takes them",
+            argument=config.data,
         )
     chosen = {n: v if (v := getattr(args, n)) is not None else default for n, default in DEFAULTS.items()}
     channels, height, width = dataset.shape
     classes, widths = dataset.num_classes, chosen["widths"]
     levels, common = len(widths), math.gcd(*widths)
     if not 0 <= chosen["attention"] <= levels:
-        raise ConfigError(f"train: --attention: expected 0 to {levels} (levels), got {chosen['attention']}")
+        raise ConfigError(
+            f"--attention: expected 0 to {levels} (levels), got {chosen['attention']}", argument="train"
+        )
     attended = [i >= levels - chosen["attention"] for i in range(levels)]
     unet = {
         "sample_size": [height, width],

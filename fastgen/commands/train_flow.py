@@ -66,20 +66,21 @@ def new_spec(
     if rows != vectors:
         takes, takers = ("rows of a table", "vector_flow") if rows else ("pictures", "glow, realnvp or nice")
         raise DataError(
-            f"{config.data}: holds {takes}; --model {takers} is trained on them, not {args.model}"
+            f"holds {takes}; --model {takers} is trained on them, not {args.model}", argument=config.data
         )
     if rows and args.preview_every:
         raise ConfigError(
-            "train: --preview-every draws sheets of pictures; `fastgen density` shows a vector flow"
+            "--preview-every draws sheets of pictures; `fastgen density` shows a vector flow",
+            argument="train",
         )
     kind = ARCHITECTURES[args.model].config
     given = assignments(args.option, kind, "--option")
     if decided := sorted(set(given) & set(OF_THE_DATA)):
-        raise ConfigError(f"train: --option {decided[0]}: the data decides it; leave it out")
+        raise ConfigError(f"--option {decided[0]}: the data decides it; leave it out", argument="train")
     if args.widths is not None:
         name = "hidden_channels" if args.model in ("glow", "realnvp") else "hidden_features"
         if name in given:
-            raise ConfigError(f"train: --widths and --option {name} are the same; give one")
+            raise ConfigError(f"--widths and --option {name} are the same; give one", argument="train")
         given[name] = args.widths
     values = {**_of_the_data(dataset, kind), **OWN[args.model], **given}
     network = to_dict(from_dict(kind, {k: _plain(v) for k, v in values.items()}, "train"))

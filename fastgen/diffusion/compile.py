@@ -102,12 +102,14 @@ def compile_scheduler(
                 return table
     if np.isfinite(found):
         raise ConfigError(
-            f"{player.name}: a table made from it differs from it by {found:.1e} on a random network: its step does "
-            "more than add multiples of whole states, or depends on more than its timesteps and state"
+            f"a table made from it differs from it by {found:.1e} on a random network: its step does "
+            "more than add multiples of whole states, or depends on more than its timesteps and state",
+            argument=player.name,
         )
     raise ConfigError(
-        f"{player.name}: no table with four slots, of which a row writes one, was found: it remembers more than four "
-        "earlier states or outputs, or two new ones a step, or its levels are too far apart for float64"
+        "no table with four slots, of which a row writes one, was found: it remembers more than four "
+        "earlier states or outputs, or two new ones a step, or its levels are too far apart for float64",
+        argument=player.name,
     )
 
 
@@ -169,7 +171,7 @@ class _Player:
             after = np.array([float(t) for t in scheduler.timesteps])
         if not np.array_equal(after, self.times):
             raise ConfigError(
-                f"{self.name}: it changes its timesteps on the way: adaptive steps do not fit a table"
+                "it changes its timesteps on the way: adaptive steps do not fit a table", argument=self.name
             )
         return states, inputs
 
@@ -181,13 +183,14 @@ class _Player:
         except ConfigError:
             raise
         except Exception as error:
-            raise ConfigError(f"{self.name}: {what} raised {type(error).__name__}: {error}") from error
+            raise ConfigError(f"{what} raised {type(error).__name__}: {error}", argument=self.name) from error
 
     def _state(self, value: Any, like: Tensor, where: str) -> Tensor:
         if not isinstance(value, Tensor) or value.shape != like.shape:
             found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else shown(value)
             raise ConfigError(
-                f"{self.name}: {where} returned no tensor of its argument's shape, {list(like.shape)}, but {found}"
+                f"{where} returned no tensor of its argument's shape, {list(like.shape)}, but {found}",
+                argument=self.name,
             )
         return value.clone()  # a scheduler may go on to write into its own
 
@@ -231,12 +234,13 @@ class _Player:
             for i, got in enumerate(played[kind]):
                 where = f"step {i - 1}" if kind == 0 else f"scale_model_input at step {i}"
                 if not bool(torch.isfinite(got).all()):
-                    raise ConfigError(f"{self.name}: {where} gives inf or nan")
+                    raise ConfigError(f"{where} gives inf or nan", argument=self.name)
                 difference = float((wanted[kind][i] - got).abs().max() / got.abs().max().clamp(min=1e-30))
                 if not difference <= LINEAR:
                     raise ConfigError(
-                        f"{self.name}: {where} is not linear in state, network output and noise ({what} by "
-                        f"{difference:.1e}): {self._cause(play, values, kind, i, difference)}"
+                        f"{where} is not linear in state, network output and noise ({what} by "
+                        f"{difference:.1e}): {self._cause(play, values, kind, i, difference)}",
+                        argument=self.name,
                     )
 
     def trace(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -249,22 +253,26 @@ class _Player:
         flat = torch.stack(states).flatten(1).numpy()
         if not np.all(np.isfinite(flat)):
             step = int(np.argwhere(~np.isfinite(flat).all(1))[0][0]) - 1
-            raise ConfigError(f"{self.name}: step {step} gives inf or nan")
+            raise ConfigError(f"step {step} gives inf or nan", argument=self.name)
         scales = []
         for i, given in enumerate(inputs):
             wanted, got = flat[i], given.flatten().numpy()
             if not np.any(wanted):
-                raise ConfigError(f"{self.name}: step {i - 1} gives a state of zeros, whatever came before")
+                raise ConfigError(
+                    f"step {i - 1} gives a state of zeros, whatever came before", argument=self.name
+                )
             scale = float(got @ wanted / (wanted @ wanted))
             if not np.abs(got - scale * wanted).max() <= LINEAR * np.abs(got).max():
                 raise ConfigError(
-                    f"{self.name}: scale_model_input at step {i} does more than multiply the state"
+                    f"scale_model_input at step {i} does more than multiply the state", argument=self.name
                 )
             scales.append(scale)
         drawn = np.abs(flat[:, 1 + count :]).max(0).reshape(count, DRAWS) > 0.0
         if np.any(drawn.sum(1) > 1):
             step = int(np.argmax(drawn.sum(1)))
-            raise ConfigError(f"{self.name}: step {step} adds more than one noise; a table's row has one")
+            raise ConfigError(
+                f"step {step} adds more than one noise; a table's row has one", argument=self.name
+            )
         used = drawn.argmax(1)
         kept = [*range(1 + count), *(1 + count + DRAWS * np.arange(count) + used)]
         return flat[:, kept], np.array(scales), used.tolist()
@@ -322,20 +330,22 @@ def _prepared(scheduler: Any, steps: int | None) -> Any:
     """A copy, ready for its first step."""
     if not callable(getattr(scheduler, "step", None)):
         raise ConfigError(
-            f"scheduler: expected an object with timesteps and a step method, got {shown(scheduler)}"
+            f"expected an object with timesteps and a step method, got {shown(scheduler)}",
+            argument="scheduler",
         )
     scheduler = copy.deepcopy(scheduler)
     if steps is not None:
         if type(steps) is not int or not 1 <= steps <= MAX_EVALUATIONS:
-            raise ConfigError(f"steps: expected an int from 1 to {MAX_EVALUATIONS}, got {steps!r}")
+            raise ConfigError(f"expected an int from 1 to {MAX_EVALUATIONS}, got {steps!r}", argument="steps")
         if not callable(getattr(scheduler, "set_timesteps", None)):
-            raise ConfigError(f"{type(scheduler).__name__}: has no set_timesteps: leave steps out")
+            raise ConfigError("has no set_timesteps: leave steps out", argument=type(scheduler).__name__)
         try:
             scheduler.set_timesteps(steps)
         except Exception as error:
             raise ConfigError(
-                f"{type(scheduler).__name__}: set_timesteps({steps}) raised {type(error).__name__}: {error}: call it "
-                "yourself with its arguments, and leave steps out"
+                f"set_timesteps({steps}) raised {type(error).__name__}: {error}: call it "
+                "yourself with its arguments, and leave steps out",
+                argument=type(scheduler).__name__,
             ) from error
     return scheduler
 
@@ -343,15 +353,17 @@ def _prepared(scheduler: Any, steps: int | None) -> Any:
 def _timesteps(scheduler: Any, name: str) -> Any:
     found = getattr(scheduler, "timesteps", None)
     if found is None or getattr(scheduler, "num_inference_steps", 1) is None:
-        raise ConfigError(f"{name}: has no timesteps yet: give steps, or call its set_timesteps before")
+        raise ConfigError("has no timesteps yet: give steps, or call its set_timesteps before", argument=name)
     try:
         times = [float(t) for t in found]
     except Exception as error:
-        raise ConfigError(f"{name}: timesteps: expected a list of numbers, got {shown(found)}") from error
+        raise ConfigError(
+            f"timesteps: expected a list of numbers, got {shown(found)}", argument=name
+        ) from error
     if not 1 <= len(times) <= MAX_EVALUATIONS:
-        raise ConfigError(f"{name}: expected 1 to {MAX_EVALUATIONS} timesteps, got {len(times)}")
+        raise ConfigError(f"expected 1 to {MAX_EVALUATIONS} timesteps, got {len(times)}", argument=name)
     if not np.all(np.isfinite(times)):
-        raise ConfigError(f"{name}: timesteps: expected finite numbers, got {shown(times)}")
+        raise ConfigError(f"timesteps: expected finite numbers, got {shown(times)}", argument=name)
     return found
 
 
@@ -361,7 +373,7 @@ def _initial_scale(player: _Player, given: float | None) -> float:
     try:
         scale = float(value)
     except Exception as error:
-        raise ConfigError(f"{name}: expected a number above 0, got {shown(value)}") from error
+        raise ConfigError(f"expected a number above 0, got {shown(value)}", argument=name) from error
     if not 0.0 < scale < float("inf"):
-        raise ConfigError(f"{name}: expected a number above 0, got {scale}")
+        raise ConfigError(f"expected a number above 0, got {scale}", argument=name)
     return scale

@@ -41,7 +41,9 @@ class ConsistencyModel(ContinuousProcess):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sigma_min >= self.sigma_max:
-            raise ConfigError(f"sigma_min: {self.sigma_min} must be below sigma_max, {self.sigma_max}")
+            raise ConfigError(
+                f"{self.sigma_min} must be below sigma_max, {self.sigma_max}", argument="sigma_min"
+            )
 
     @property
     def steps_limit(self) -> int:
@@ -67,11 +69,13 @@ class ConsistencyModel(ContinuousProcess):
         """`count` of the levels trained at. spacing: linspace only."""
         if spacing != "linspace":
             raise ConfigError(
-                f"timestep_spacing: {spacing} has no meaning for the process consistency; leave it at linspace"
+                f"{spacing} has no meaning for the process consistency; leave it at linspace",
+                argument="timestep_spacing",
             )
         if count > self.num_train_timesteps:
             raise ConfigError(
-                f"steps: at most {self.num_train_timesteps}, the levels the model was trained at, got {count}"
+                f"at most {self.num_train_timesteps}, the levels the model was trained at, got {count}",
+                argument="steps",
             )
         places = np.arange(count) * (self.num_train_timesteps // count) / (self.num_train_timesteps - 1)
         high, low = self.sigma_max ** (1.0 / self.rho), self.sigma_min ** (1.0 / self.rho)

@@ -40,7 +40,8 @@ class ContinuousProcess:
         named = values.get("process", cls.name) if isinstance(values, Mapping) else cls.name
         if named != cls.name:
             raise ConfigError(
-                f"process: {cls.__name__} is the process {cls.name}, got {shown(named)}; process_from_config takes all"
+                f"{cls.__name__} is the process {cls.name}, got {shown(named)}; process_from_config takes all",
+                argument="process",
             )
         return from_dict(cls, {k: v for k, v in values.items() if k != "process"}, f"process {cls.name}")
 
@@ -97,22 +98,26 @@ class ContinuousProcess:
         """
         if options.steps_offset or log_linear:
             what = "steps_offset" if options.steps_offset else "interpolation_type"
-            raise ConfigError(f"{what}: has no meaning for the process {self.name}, which has no timesteps")
+            raise ConfigError(
+                f"has no meaning for the process {self.name}, which has no timesteps", argument=what
+            )
         count = steps if to_zero else steps + 1
         levels = self.natural(count, finite=finite, spacing=options.timestep_spacing)
         if options.formula is not None:
             low = float(levels[-1]) if sigma_min is None else sigma_min
             high = float(levels[0]) if sigma_max is None else sigma_max
             if count > 1 and low >= high:
-                raise ConfigError(f"sigma_min: {low:.4g} must be below sigma_max, {high:.4g}")
+                raise ConfigError(f"{low:.4g} must be below sigma_max, {high:.4g}", argument="sigma_min")
             levels = self.spread(options, low, high, count)
         elif sigma_min is not None or sigma_max is not None:
             raise ConfigError(
-                f"sigma_min, sigma_max: have an effect only with one of {', '.join(FORMULAS)}; the process "
-                f"{self.name} has its own"
+                f"have an effect only with one of {', '.join(FORMULAS)}; the process {self.name} has its own",
+                argument="sigma_min, sigma_max",
             )
         if np.any(np.diff(levels) >= 0) or not np.all(np.isfinite(levels)) or levels[-1] <= 0:
-            raise ConfigError(f"steps: the levels of {steps} steps no longer fall; use fewer steps")
+            raise ConfigError(
+                f"the levels of {steps} steps no longer fall; use fewer steps", argument="steps"
+            )
         points = tuple(self.point(float(level)) for level in levels)
         end = clean() if to_zero else points[-1]
         return Ladder(points[:steps], end, initial_scale=points[0].sigma)

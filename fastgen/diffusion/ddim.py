@@ -64,8 +64,9 @@ def ddim(schedule: NoiseSchedule, steps: int, options: DDIMOptions) -> Table:
         rest = 1.0 - bar_s - std**2
         if rest < -ROUNDING:
             raise ConfigError(
-                f"eta: {options.eta} asks for noise of standard deviation {std:.4g} at t = {t}, where only "
-                f"{math.sqrt(1.0 - bar_s):.4g} fits; use a smaller eta"
+                f"{options.eta} asks for noise of standard deviation {std:.4g} at t = {t}, where only "
+                f"{math.sqrt(1.0 - bar_s):.4g} fits; use a smaller eta",
+                argument="eta",
             )
         point = schedule.point_at(t, *schedule.alpha_sigma(t))
         epsilon = point.epsilon(clipped=options.use_clipped_model_output)

@@ -52,13 +52,14 @@ def distilled_timesteps(num_train_timesteps: int, steps: int, original_inference
     """
     if original_inference_steps > num_train_timesteps:
         raise ConfigError(
-            f"original_inference_steps: at most num_train_timesteps = {num_train_timesteps}, "
-            f"got {original_inference_steps}"
+            f"at most num_train_timesteps = {num_train_timesteps}, got {original_inference_steps}",
+            argument="original_inference_steps",
         )
     if steps > original_inference_steps:
         raise ConfigError(
-            f"steps: at most original_inference_steps = {original_inference_steps}, the timesteps the model was "
-            f"distilled at, got {steps}"
+            f"at most original_inference_steps = {original_inference_steps}, the timesteps the model was "
+            f"distilled at, got {steps}",
+            argument="steps",
         )
     apart = num_train_timesteps // original_inference_steps
     taken = np.floor(np.linspace(0, original_inference_steps, steps, endpoint=False))

@@ -63,7 +63,7 @@ def dpm_multistep(schedule: AnyProcess, steps: int, options: DPMMultistepOptions
     algorithm = options.algorithm_type
     if algorithm == "sde-dpmsolver" and options.solver_order == 3:
         raise ConfigError(
-            "solver_order: 3 is not defined for algorithm_type=sde-dpmsolver; use sde-dpmsolver++"
+            "3 is not defined for algorithm_type=sde-dpmsolver; use sde-dpmsolver++", argument="solver_order"
         )
     eta = 1.0 if algorithm.startswith("sde") else 0.0
     return _multistep("dpm_multistep", schedule, steps, options, options.solver_order, algorithm, eta)

@@ -92,8 +92,9 @@ def _singlestep(
     eta = 1.0 if algorithm.startswith("sde") else 0.0
     if eta and order == 3:
         raise ConfigError(
-            "solver_order: 3 is not available with algorithm_type=sde-dpmsolver++: noise would have to be kept "
-            "apart from two states at once; use solver_order=2, or dpm++3m_sde"
+            "3 is not available with algorithm_type=sde-dpmsolver++: noise would have to be kept "
+            "apart from two states at once; use solver_order=2, or dpm++3m_sde",
+            argument="solver_order",
         )
     ladder = lambda_ladder(schedule, steps, options)
     check_end(algorithm, ladder)

@@ -76,6 +76,7 @@ def check_end(algorithm_type: str, ladder: Ladder) -> None:
     """ConfigError where a noise prediction would divide by the noise of a clean end."""
     if predicts_noise(algorithm_type) and ladder.end.sigma == 0.0:
         raise ConfigError(
-            f"final_sigmas_type: zero cannot be reached with algorithm_type={algorithm_type}; use sigma_min, or "
-            f"algorithm_type={algorithm_type}++"
+            f"zero cannot be reached with algorithm_type={algorithm_type}; use sigma_min, or "
+            f"algorithm_type={algorithm_type}++",
+            argument="final_sigmas_type",
         )

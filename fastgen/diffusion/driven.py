@@ -30,12 +30,15 @@ class Draws:
     def next(self, shape: Sequence[int]) -> Tensor:
         """A noise of the state's shape."""
         if not self.left:
-            raise ConfigError(f"{self.name}: step {self.step} draws noise too often; a table's row has one")
+            raise ConfigError(
+                f"step {self.step} draws noise too often; a table's row has one", argument=self.name
+            )
         noise = self.left.pop(0)
         if tuple(shape) != self.shape:
             raise ConfigError(
-                f"{self.name}: step {self.step} draws noise of shape {list(shape)}, not of the state's, "
-                f"{list(self.shape)}"
+                f"step {self.step} draws noise of shape {list(shape)}, not of the state's, "
+                f"{list(self.shape)}",
+                argument=self.name,
             )
         return noise.clone()
 
@@ -66,7 +69,7 @@ class _Driven(TorchDispatchMode):
             return self._noise(func, args, kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise ConfigError(
-                f"{self.draws.name}: step {self.draws.step} draws other noise than normal: {name}"
+                f"step {self.draws.step} draws other noise than normal: {name}", argument=self.draws.name
             )
         if name == "aten::_to_copy" and args[0].dtype == torch.float64 and args[0].dim() > 0:
             dtype = kwargs.get("dtype")

@@ -42,7 +42,9 @@ class EDM(ContinuousProcess):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sigma_min >= self.sigma_max:
-            raise ConfigError(f"sigma_min: {self.sigma_min} must be below sigma_max, {self.sigma_max}")
+            raise ConfigError(
+                f"{self.sigma_min} must be below sigma_max, {self.sigma_max}", argument="sigma_min"
+            )
 
     @property
     def tells_sigma(self) -> bool:
@@ -73,7 +75,8 @@ class EDM(ContinuousProcess):
         """Equation 5, or even in log(sigma). spacing: linspace only."""
         if spacing != "linspace":
             raise ConfigError(
-                f"timestep_spacing: {spacing} has no meaning for the process edm; leave it at linspace"
+                f"{spacing} has no meaning for the process edm; leave it at linspace",
+                argument="timestep_spacing",
             )
         if self.sigma_schedule == "exponential":
             return geometric(self.sigma_max, self.sigma_min, count)

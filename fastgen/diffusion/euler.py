@@ -52,7 +52,8 @@ def euler(schedule: AnyProcess, steps: int, options: EulerOptions) -> Table:
     continuous = options.timestep_type == "continuous"
     if continuous and schedule.prediction_type != "v_prediction":
         raise ConfigError(
-            f"timestep_type: continuous is for v_prediction models, this one predicts {schedule.prediction_type}"
+            f"continuous is for v_prediction models, this one predicts {schedule.prediction_type}",
+            argument="timestep_type",
         )
     ladder = sigma_ladder(
         schedule,

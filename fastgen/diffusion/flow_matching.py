@@ -64,31 +64,35 @@ class FlowMatching(ContinuousProcess):
         super().__post_init__()
         if self.base_image_seq_len >= self.max_image_seq_len:
             raise ConfigError(
-                f"base_image_seq_len: {self.base_image_seq_len} must be below max_image_seq_len, "
-                f"{self.max_image_seq_len}"
+                f"{self.base_image_seq_len} must be below max_image_seq_len, {self.max_image_seq_len}",
+                argument="base_image_seq_len",
             )
         if self.image_seq_len is None:
             return
         if not self.use_dynamic_shifting:
             raise ConfigError(
-                "image_seq_len: has an effect only with use_dynamic_shifting=True; leave it out"
+                "has an effect only with use_dynamic_shifting=True; leave it out", argument="image_seq_len"
             )
         if abs(self.mu) > MOST_MU:
             raise ConfigError(
-                f"image_seq_len: {self.image_seq_len} gives the dynamic shift mu = {self.mu:.4g}, expected "
+                f"{self.image_seq_len} gives the dynamic shift mu = {self.mu:.4g}, expected "
                 f"{-MOST_MU:g} to {MOST_MU:g}: it is too far from base_image_seq_len and max_image_seq_len, or "
-                "base_shift and max_shift too far apart"
+                "base_shift and max_shift too far apart",
+                argument="image_seq_len",
             )
         if self.time_shift_type == "linear" and self.mu <= 0:
-            raise ConfigError(f"image_seq_len: a linear time shift needs mu > 0, got {self.mu:.4g}")
+            raise ConfigError(
+                f"a linear time shift needs mu > 0, got {self.mu:.4g}", argument="image_seq_len"
+            )
 
     @property
     def mu(self) -> float:
         """The dynamic shift at image_seq_len. ConfigError where that is not given."""
         if self.image_seq_len is None:
             raise ConfigError(
-                "image_seq_len: use_dynamic_shifting needs the number of tokens that the network sees, "
-                "(height / patch) * (width / patch)"
+                "use_dynamic_shifting needs the number of tokens that the network sees, "
+                "(height / patch) * (width / patch)",
+                argument="image_seq_len",
             )
         slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
         return self.base_shift + slope * (self.image_seq_len - self.base_image_seq_len)
@@ -97,8 +101,9 @@ class FlowMatching(ContinuousProcess):
         """The point at sigma = `level` in (0, 1]."""
         if not 0.0 < level <= 1.0:
             raise ConfigError(
-                f"sigma: the process flow has levels above 0 up to 1, a solver asked for {level:.6g}; sigma_max, and "
-                "noise added on the way (S_churn), must stay within them"
+                f"the process flow has levels above 0 up to 1, a solver asked for {level:.6g}; sigma_max, and "
+                "noise added on the way (S_churn), must stay within them",
+                argument="sigma",
             )
         x0, noise = estimates(self.prediction_type, 1.0 - level, level)
         if time is None:
@@ -115,11 +120,13 @@ class FlowMatching(ContinuousProcess):
         low = 1.0 / self.num_train_timesteps
         if spacing == "leading":
             raise ConfigError(
-                "timestep_spacing: leading has no meaning for the process flow; use linspace or trailing"
+                "leading has no meaning for the process flow; use linspace or trailing",
+                argument="timestep_spacing",
             )
         if low == 1.0 and (finite or (count > 1 and spacing != "trailing")):
             raise ConfigError(
-                "num_train_timesteps: 1 leaves no level between noise and data; expected at least 2"
+                "1 leaves no level between noise and data; expected at least 2",
+                argument="num_train_timesteps",
             )
         if spacing == "trailing":
             levels = np.linspace(1.0, 1.0 / count, count)
@@ -134,7 +141,7 @@ class FlowMatching(ContinuousProcess):
         if self.shift_terminal is not None:
             left = 1.0 - levels
             if left[-1] == 0.0:
-                raise ConfigError("shift_terminal: needs at least 2 steps")
+                raise ConfigError("needs at least 2 steps", argument="shift_terminal")
             levels = 1.0 - left * ((1.0 - self.shift_terminal) / left[-1])
         return np.minimum(levels, 1.0 - NEARLY) if finite else levels
 

@@ -63,7 +63,9 @@ def lambda_ladder(
         if steps > 1:
             alpha, sigma = points[-1].alpha, points[-1].sigma  # the last step has no length
     elif sigma_min is not None or sigma_max is not None:
-        raise ConfigError(f"sigma_min, sigma_max: have an effect only with one of {', '.join(FORMULAS)}")
+        raise ConfigError(
+            f"have an effect only with one of {', '.join(FORMULAS)}", argument="sigma_min, sigma_max"
+        )
     else:
         points = _at_timesteps(schedule, steps, options)
     return Ladder(points, clean() if to_zero else Point(alpha, sigma, scale=alpha))
@@ -93,12 +95,13 @@ def _by_formula(
     low = float(schedule.levels[0]) if sigma_min is None else sigma_min
     high = float(schedule.levels[-1]) if sigma_max is None else sigma_max
     if steps > 1 and low >= high:
-        raise ConfigError(f"sigma_min: {low:.4g} must be below sigma_max, {high:.4g}")
+        raise ConfigError(f"{low:.4g} must be below sigma_max, {high:.4g}", argument="sigma_min")
     levels = options.formula_levels(low, high, steps)
     if np.any(np.diff(levels) >= 0):
         raise ConfigError(
-            f"steps: {steps} are too many here, sigmas between {levels[0]:.4g} and {levels[-1]:.4g} no longer fall; "
-            "use fewer steps"
+            f"{steps} are too many here, sigmas between {levels[0]:.4g} and {levels[-1]:.4g} no longer fall; "
+            "use fewer steps",
+            argument="steps",
         )
     times = schedule.times(levels)
     nearest = rounded and (options.use_karras_sigmas or options.use_lu_lambdas)

@@ -62,8 +62,9 @@ def pndm(schedule: NoiseSchedule, steps: int, options: PNDMOptions) -> Table:
     """
     if not WARM_UP < steps <= schedule.num_train_timesteps // 2:
         raise ConfigError(
-            f"steps: pndm takes from {WARM_UP + 1} to num_train_timesteps // 2 = {schedule.num_train_timesteps // 2} "
-            f"steps, got {steps}; use plms"
+            f"pndm takes from {WARM_UP + 1} to num_train_timesteps // 2 = {schedule.num_train_timesteps // 2} "
+            f"steps, got {steps}; use plms",
+            argument="steps",
         )
     walk = _Walk(schedule, steps, options)
     rows = walk.builder("pndm")
@@ -79,7 +80,8 @@ class _Walk:
     def __init__(self, schedule: NoiseSchedule, steps: int, options: PNDMOptions) -> None:
         if options.sum_outputs and options.clipped:
             raise ConfigError(
-                "sum_outputs: sums outputs, not estimates of x_0, and so cannot be used with clipping"
+                "sums outputs, not estimates of x_0, and so cannot be used with clipping",
+                argument="sum_outputs",
             )
         self.schedule, self.options = schedule, options
         self.visited = timesteps(

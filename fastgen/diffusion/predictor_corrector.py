@@ -78,7 +78,7 @@ def predictor_corrector(sde: SDE, steps: int, options: PredictorCorrectorOptions
     corrections = options.n_steps if options.corrector == "langevin" else 0
     step = _PREDICTORS.get(options.predictor)
     if step is None and not corrections:
-        raise ConfigError("predictor: none leaves nothing to do without a corrector")
+        raise ConfigError("none leaves nothing to do without a corrector", argument="predictor")
     rows = TableBuilder("predictor_corrector")
     for i in range(steps):
         point = _point(sde, i, steps)
@@ -134,8 +134,9 @@ def _beta(sde: SDE, i: int, steps: int) -> float:
     assert isinstance(sde, VPSDE)
     if sde.beta_max >= steps:
         raise ConfigError(
-            f"steps: the paper's discrete steps need beta_max / steps below 1, got {sde.beta_max:g} / {steps}; take "
-            "more steps, or euler_maruyama"
+            f"the paper's discrete steps need beta_max / steps below 1, got {sde.beta_max:g} / {steps}; take "
+            "more steps, or euler_maruyama",
+            argument="steps",
         )
     return float(_betas(sde, steps)[i])
 
@@ -158,7 +159,9 @@ def _ancestral(sde: SDE, point: Point, i: int, steps: int) -> tuple[np.ndarray, 
         variance = now**2 - after**2
         return X + variance * _score(point), after * math.sqrt(variance) / now
     if isinstance(sde, SubVPSDE):
-        raise ConfigError("predictor: ancestral is not defined for the process subvp; take reverse_diffusion")
+        raise ConfigError(
+            "ancestral is not defined for the process subvp; take reverse_diffusion", argument="predictor"
+        )
     beta = _beta(sde, i, steps)
     return (X + beta * _score(point)) / math.sqrt(1.0 - beta), math.sqrt(beta)
 

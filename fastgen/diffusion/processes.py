@@ -31,12 +31,12 @@ def process_from_config(values: Mapping[str, Any]) -> AnyProcess:
     ConfigError for an unknown name, key or value.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"schedule: expected an object, got {shown(values)}")
+        raise ConfigError(f"expected an object, got {shown(values)}", argument="schedule")
     if "process" not in values:
         return NoiseSchedule.from_config(values)
     name = values["process"]
     if not isinstance(name, str) or name not in PROCESSES:
         raise ConfigError(
-            f"process: expected one of {', '.join(PROCESSES)}, or no such key, got {shown(name)}"
+            f"expected one of {', '.join(PROCESSES)}, or no such key, got {shown(name)}", argument="process"
         )
     return PROCESSES[name].from_config(values)

@@ -26,12 +26,14 @@ def respaced(num_train_timesteps: int, respacing: str) -> np.ndarray:
             if len(range(0, num_train_timesteps, stride)) == wanted:
                 return np.arange(0, num_train_timesteps, stride, dtype=np.int64)[::-1].copy()
         raise ConfigError(
-            f"timestep_respacing: no constant stride through {num_train_timesteps} timesteps visits {wanted} of them; "
-            f"take {wanted} without ddim, or another number"
+            f"no constant stride through {num_train_timesteps} timesteps visits {wanted} of them; "
+            f"take {wanted} without ddim, or another number",
+            argument="timestep_respacing",
         )
     if not re.fullmatch(r"[0-9]{1,6}(,[0-9]{1,6})*", respacing) or respacing.count(",") >= MAX_SECTIONS:
         raise ConfigError(
-            f"timestep_respacing: expected numbers of timesteps like 250, 10,15,20 or ddim25, got {respacing[:60]!r}"
+            f"expected numbers of timesteps like 250, 10,15,20 or ddim25, got {respacing[:60]!r}",
+            argument="timestep_respacing",
         )
     counts = [int(count) for count in respacing.split(",")]
     size, longer = divmod(num_train_timesteps, len(counts))
@@ -41,8 +43,9 @@ def respaced(num_train_timesteps: int, respacing: str) -> np.ndarray:
         length = size + (1 if i < longer else 0)
         if not 1 <= count <= length:
             raise ConfigError(
-                f"timestep_respacing: section {i + 1} of {len(counts)} has {length} timesteps, expected 1 to {length} "
-                f"of them, got {count}"
+                f"section {i + 1} of {len(counts)} has {length} timesteps, expected 1 to {length} "
+                f"of them, got {count}",
+                argument="timestep_respacing",
             )
         apart, position = (length - 1) / max(count - 1, 1), 0.0
         for _ in range(count):  # adding up, as in the original: halves then round to the same side

@@ -93,7 +93,8 @@ def _taus(schedule: AnyProcess, ladder: Ladder, options: SAOptions) -> list[floa
     if options.tau and not any(taus) and (options.tau_start, options.tau_end) != (None, None):
         told = sorted(point.time for point in ladder.points)
         raise ConfigError(
-            f"tau_start, tau_end: no step from a time between {low:.6g} and {high:.6g}, times here are {told[0]:.6g} "
-            f"to {told[-1]:.6g}; tau={options.tau:g} has no effect; use tau=0, or other limits"
+            f"no step from a time between {low:.6g} and {high:.6g}, times here are {told[0]:.6g} "
+            f"to {told[-1]:.6g}; tau={options.tau:g} has no effect; use tau=0, or other limits",
+            argument="tau_start, tau_end",
         )
     return taus

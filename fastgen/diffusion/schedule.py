@@ -59,39 +59,49 @@ class NoiseSchedule:
         steps = self.num_train_timesteps
         if type(steps) is not int or not 1 <= steps <= MAX_TIMESTEPS:
             raise ConfigError(
-                f"num_train_timesteps: expected an int from 1 to {MAX_TIMESTEPS}, got {steps!r}"
+                f"expected an int from 1 to {MAX_TIMESTEPS}, got {steps!r}", argument="num_train_timesteps"
             )
         if self.beta_schedule not in BETA_SCHEDULES:
             known = ", ".join(BETA_SCHEDULES)
-            raise ConfigError(f"beta_schedule: expected one of {known}, got {self.beta_schedule!r}")
+            raise ConfigError(
+                f"expected one of {known}, got {self.beta_schedule!r}", argument="beta_schedule"
+            )
         if self.prediction_type not in PREDICTION_TYPES:
             known = ", ".join(PREDICTION_TYPES)
-            raise ConfigError(f"prediction_type: expected one of {known}, got {self.prediction_type!r}")
+            raise ConfigError(
+                f"expected one of {known}, got {self.prediction_type!r}", argument="prediction_type"
+            )
         for name in ("beta_start", "beta_end"):
             if not 0.0 < getattr(self, name) < 1.0:
-                raise ConfigError(f"{name}: expected a number between 0 and 1, got {getattr(self, name)!r}")
+                raise ConfigError(
+                    f"expected a number between 0 and 1, got {getattr(self, name)!r}", argument=name
+                )
         if self.rescale_betas_zero_snr and steps < 2:
-            raise ConfigError("rescale_betas_zero_snr: needs num_train_timesteps of at least 2, got 1")
+            raise ConfigError(
+                "needs num_train_timesteps of at least 2, got 1", argument="rescale_betas_zero_snr"
+            )
         if self.trained_betas is not None:
             object.__setattr__(self, "trained_betas", tuple(float(beta) for beta in self.trained_betas))
             if len(self.trained_betas) != steps:
                 raise ConfigError(
-                    f"trained_betas: expected num_train_timesteps = {steps} numbers, "
-                    f"got {len(self.trained_betas)}"
+                    f"expected num_train_timesteps = {steps} numbers, got {len(self.trained_betas)}",
+                    argument="trained_betas",
                 )
         given = self._given_betas()
         # 1 - beta < 1: a beta that vanishes in float64 leaves no noise at t = 0 and the solvers divide by it.
         if not np.all((given < 1.0) & (1.0 - given < 1.0)):
             name = "beta_start" if self.trained_betas is None else "trained_betas"
             raise ConfigError(
-                f"{name}: every beta must lie strictly between 0 and 1 (in float64), "
-                f"got betas from {given.min()} to {given.max()}"
+                f"every beta must lie strictly between 0 and 1 (in float64), "
+                f"got betas from {given.min()} to {given.max()}",
+                argument=name,
             )
         if np.any(self.alphas_cumprod[: -1 if self.rescale_betas_zero_snr else None] < MIN_ALPHA_BAR):
             name = "beta_end" if self.trained_betas is None else "trained_betas"
             raise ConfigError(
-                f"{name}: alphas_cumprod falls below {MIN_ALPHA_BAR} after "
-                f"{int(np.argmax(self.alphas_cumprod < MIN_ALPHA_BAR))} of {steps} steps; use smaller betas"
+                f"alphas_cumprod falls below {MIN_ALPHA_BAR} after "
+                f"{int(np.argmax(self.alphas_cumprod < MIN_ALPHA_BAR))} of {steps} steps; use smaller betas",
+                argument=name,
             )
 
     @classmethod

@@ -73,7 +73,7 @@ class VPSDE(SDE):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.beta_min >= self.beta_max:
-            raise ConfigError(f"beta_min: {self.beta_min} must be below beta_max, {self.beta_max}")
+            raise ConfigError(f"{self.beta_min} must be below beta_max, {self.beta_max}", argument="beta_min")
 
     @property
     def end(self) -> float:
@@ -176,7 +176,9 @@ class VESDE(SDE):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sigma_min >= self.sigma_max:
-            raise ConfigError(f"sigma_min: {self.sigma_min} must be below sigma_max, {self.sigma_max}")
+            raise ConfigError(
+                f"{self.sigma_min} must be below sigma_max, {self.sigma_max}", argument="sigma_min"
+            )
 
     @property
     def end(self) -> float:
@@ -226,5 +228,6 @@ class VESDE(SDE):
 def _only_linspace(name: str, spacing: str) -> None:
     if spacing != "linspace":
         raise ConfigError(
-            f"timestep_spacing: {spacing} has no meaning for the process {name}; leave it at linspace"
+            f"{spacing} has no meaning for the process {name}; leave it at linspace",
+            argument="timestep_spacing",
         )

@@ -81,17 +81,20 @@ def _visited(
         low = float(sigmas[-1]) if sigma_min is None else sigma_min
         high = float(sigmas[0]) if sigma_max is None else sigma_max
         if steps > 1 and low >= high:
-            raise ConfigError(f"sigma_min: {low:.4g} must be below sigma_max, {high:.4g}")
+            raise ConfigError(f"{low:.4g} must be below sigma_max, {high:.4g}", argument="sigma_min")
         sigmas = options.formula_levels(low, high, steps)
         times = schedule.times(sigmas)
     elif sigma_min is not None or sigma_max is not None:
-        raise ConfigError(f"sigma_min, sigma_max: have an effect only with one of {', '.join(FORMULAS)}")
+        raise ConfigError(
+            f"have an effect only with one of {', '.join(FORMULAS)}", argument="sigma_min, sigma_max"
+        )
     if len(sigmas) > 1 and sigmas[0] <= sigmas[1]:
         # The stand-in for an infinite sigma; in diffusers the first step then goes backwards.
         sigmas[0] = sigmas[1] * math.sqrt(2.0)
     if np.any(np.diff(sigmas) >= 0):
         raise ConfigError(
-            f"steps: {steps} are too many here, sigmas between {sigmas[0]:.4g} and {sigmas[-1]:.4g} no longer fall; "
-            "use fewer steps"
+            f"{steps} are too many here, sigmas between {sigmas[0]:.4g} and {sigmas[-1]:.4g} no longer fall; "
+            "use fewer steps",
+            argument="steps",
         )
     return times, sigmas

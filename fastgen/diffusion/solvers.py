@@ -87,21 +87,24 @@ class Solver:
         if self.discrete and isinstance(schedule, ContinuousProcess):
             others = ", ".join(s.name for s in SOLVERS.values() if not s.discrete and not s.sde)
             raise ConfigError(
-                f"solver: {self.name} steps between the timesteps of a NoiseSchedule, and this model's process is "
-                f"{schedule.name}; take one of {others}"
+                f"{self.name} steps between the timesteps of a NoiseSchedule, and this model's process is "
+                f"{schedule.name}; take one of {others}",
+                argument="solver",
             )
         if self.sde and not isinstance(schedule, SDE):
             kind = schedule.name if isinstance(schedule, ContinuousProcess) else "a NoiseSchedule"
             others = ", ".join(s.name for s in SOLVERS.values() if not s.sde)
             raise ConfigError(
-                f"solver: {self.name} solves the SDEs of Song et al. 2021 (vp_sde, subvp, ve), and this model's "
-                f"process is {kind}; take one of {others}"
+                f"{self.name} solves the SDEs of Song et al. 2021 (vp_sde, subvp, ve), and this model's "
+                f"process is {kind}; take one of {others}",
+                argument="solver",
             )
         limit = schedule.steps_limit
         if type(steps) is not int or not 1 <= steps <= limit:
             named = "num_train_timesteps = " if isinstance(schedule, NoiseSchedule) else ""
             raise ConfigError(
-                f"steps: expected an int from 1 to {named}{limit}, got {type(steps).__name__} {steps!r}"
+                f"expected an int from 1 to {named}{limit}, got {type(steps).__name__} {steps!r}",
+                argument="steps",
             )
         return self.write(schedule, steps, self.check(options))
 
@@ -179,7 +182,7 @@ SOLVERS: dict[str, Solver] = {
 def solver_table(name: str, schedule: AnyProcess, steps: int, **options: Any) -> Table:
     """The table of solver `name` on `schedule` with `steps` steps; ConfigError if unknown."""
     if name not in SOLVERS:
-        raise ConfigError(f"solver: expected one of {', '.join(SOLVERS)}, got {name!r}")
+        raise ConfigError(f"expected one of {', '.join(SOLVERS)}, got {name!r}", argument="solver")
     return SOLVERS[name](schedule, steps, **options)
 
 

@@ -98,7 +98,7 @@ class SpacingOptions(ClipOptions):
         if len(chosen) > 1:
             raise ConfigError(f"{', '.join(chosen)}: at most one of them can be true")
         if self.rho is not None and not set(chosen) & set(WITH_RHO):
-            raise ConfigError(f"rho: has an effect only with {' or '.join(WITH_RHO)}")
+            raise ConfigError(f"has an effect only with {' or '.join(WITH_RHO)}", argument="rho")
         return chosen[0] if chosen else None
 
     def formula_levels(self, low: float, high: float, steps: int) -> np.ndarray:

@@ -113,28 +113,33 @@ class Table:
             if name not in ("clip", "sigma") and not np.all(np.isfinite(array)):
                 first = int(np.argwhere(~np.isfinite(array))[0][0])
                 raise ConfigError(
-                    f"{self.name}: coefficient {name} of row {first} (t = {self.time[first]}) is not finite: "
-                    "the schedule's noise is too small or too large there for this solver"
+                    f"coefficient {name} of row {first} (t = {self.time[first]}) is not finite: "
+                    "the schedule's noise is too small or too large there for this solver",
+                    argument=self.name,
                 )
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         if not np.all(self.clip > 0):
-            raise ConfigError(f"{self.name}: clip must be positive (inf = none), got {self.clip.min()}")
+            raise ConfigError(
+                f"clip must be positive (inf = none), got {self.clip.min()}", argument=self.name
+            )
         if self.slot.min() < -1 or self.slot.max() >= row.MAX_SLOTS:
             raise ValueError(
                 f"slot: expected -1 to {row.MAX_SLOTS - 1}, got {self.slot.min()} to {self.slot.max()}"
             )
         if self.noise_step.min() < 0 or self.noise_step.max() >= 1 << 32:
             raise ConfigError(
-                f"noise_step: expected 0 to 2^32 - 1, got {self.noise_step.min()} to {self.noise_step.max()}"
+                f"expected 0 to 2^32 - 1, got {self.noise_step.min()} to {self.noise_step.max()}",
+                argument="noise_step",
             )
         if isinstance(self.initial_scale, bool) or not isinstance(
             self.initial_scale, (int, float, np.number)
         ):
-            raise ConfigError(f"initial_scale: expected a number, got {shown(self.initial_scale)}")
+            raise ConfigError(f"expected a number, got {shown(self.initial_scale)}", argument="initial_scale")
         if not 0 <= self.initial_scale <= MAX_FLOAT32:
             raise ConfigError(
-                f"initial_scale: expected a number from 0 to {MAX_FLOAT32:.3g}, got {shown(self.initial_scale)}"
+                f"expected a number from 0 to {MAX_FLOAT32:.3g}, got {shown(self.initial_scale)}",
+                argument="initial_scale",
             )
         if self.learned not in (LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE):
             raise ValueError(f"learned: expected 0, 1 or 2, got {self.learned!r}")
@@ -149,8 +154,9 @@ class Table:
         on = largest != 0
         if np.any(on & ((ratio <= 0) | (ratio > 1) | (largest < 1))):
             raise ConfigError(
-                f"{self.name}: threshold: expected a ratio above 0 and up to 1 and a largest value of at least 1 (0 = "
-                f"none), got {self.threshold[on][0].tolist()}"
+                f"threshold: expected a ratio above 0 and up to 1 and a largest value of at least 1 (0 = "
+                f"none), got {self.threshold[on][0].tolist()}",
+                argument=self.name,
             )
         steps = self.langevin != LANGEVIN_NONE
         if not np.all(np.isin(self.langevin, (LANGEVIN_NONE, LANGEVIN_SAMPLE, LANGEVIN_BATCH))):
@@ -164,7 +170,8 @@ class Table:
         """Raise ConfigError, by name, where a number is too large for float32, the type that engines step in."""
         if column := self._beyond_float32:
             raise ConfigError(
-                f"{self.name}: coefficient {column}: expected numbers up to {MAX_FLOAT32:.3g}, the largest of float32"
+                f"coefficient {column}: expected numbers up to {MAX_FLOAT32:.3g}, the largest of float32",
+                argument=self.name,
             )
 
     @cached_property
@@ -213,11 +220,11 @@ def _numbers(name: str, values: Any) -> np.ndarray:
     try:
         array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{name}: expected an array of numbers, got {shown(values)}") from None
+        raise ConfigError(f"expected an array of numbers, got {shown(values)}", argument=name) from None
     if name not in _INTEGERS:
         return array
     if not np.all(np.isfinite(array) & (np.abs(array) < 1 << 53)) or np.any(array != np.floor(array)):
-        raise ConfigError(f"{name}: expected whole numbers, got {shown(values)}")
+        raise ConfigError(f"expected whole numbers, got {shown(values)}", argument=name)
     return array.astype(np.int64)
 
 

@@ -38,12 +38,15 @@ def timesteps(
     spacing may return one timestep too many, -1, by rounding of ``np.arange``; it is dropped here.
     """
     if spacing not in SPACINGS:
-        raise ConfigError(f"timestep_spacing: expected one of {', '.join(SPACINGS)}, got {spacing!r}")
+        raise ConfigError(
+            f"expected one of {', '.join(SPACINGS)}, got {spacing!r}", argument="timestep_spacing"
+        )
     if respacing is not None:
         visited = respaced(num_train_timesteps, respacing)
         if len(visited) != steps:
             raise ConfigError(
-                f"steps: timestep_respacing {respacing} visits {len(visited)} timesteps, got {steps}"
+                f"timestep_respacing {respacing} visits {len(visited)} timesteps, got {steps}",
+                argument="steps",
             )
         return visited
     knots = steps + 1 if skip_end else steps
@@ -58,12 +61,14 @@ def timesteps(
     visited = positions.round().astype(np.int64) if whole else positions.astype(np.float64)
     if visited[0] > num_train_timesteps - 1:
         raise ConfigError(
-            f"steps_offset: {steps_offset} moves the first of {steps} timesteps to {visited[0]:g}, beyond "
-            f"{num_train_timesteps - 1}; use a smaller steps_offset or fewer steps"
+            f"{steps_offset} moves the first of {steps} timesteps to {visited[0]:g}, beyond "
+            f"{num_train_timesteps - 1}; use a smaller steps_offset or fewer steps",
+            argument="steps_offset",
         )
     if np.any(np.diff(visited) >= 0):
         raise ConfigError(
-            f"steps: {steps} steps with timestep_spacing={spacing} visit a timestep twice "
-            f"(num_train_timesteps={num_train_timesteps}); use fewer steps, or trailing"
+            f"{steps} steps with timestep_spacing={spacing} visit a timestep twice "
+            f"(num_train_timesteps={num_train_timesteps}); use fewer steps, or trailing",
+            argument="steps",
         )
     return visited

@@ -17,7 +17,7 @@ def sample_count(n: Any, seeds: Any, labels: Any) -> int:
     if n is not None:
         count = as_index(n)
         if type(count) is not int or not 1 <= count <= MAX_COUNT:
-            raise ConfigError(f"n: expected an int from 1 to {MAX_COUNT}, got {n!r}")
+            raise ConfigError(f"expected an int from 1 to {MAX_COUNT}, got {n!r}", argument="n")
         return count
     if seeds is not None:
         return len(_list("seeds", seeds))
@@ -34,14 +34,14 @@ def sample_seeds(count: int, seed: Any, seeds: Any) -> tuple[int, ...]:
         seeds = range(first, first + count)
     given = _list("seeds", seeds)
     if len(given) != count or count == 0:
-        raise ConfigError(f"seeds: expected {count or 'at least 1'}, got {len(given)}")
+        raise ConfigError(f"expected {count or 'at least 1'}, got {len(given)}", argument="seeds")
     return tuple(_seed("seeds", s) for s in given)
 
 
 def _seed(name: str, seed: Any) -> int:
     value = as_index(seed)
     if type(value) is not int or not 0 <= value <= MAX_SEED:
-        raise ConfigError(f"{name}: expected integers from 0 to 2^64 - 1, got {seed!r}")
+        raise ConfigError(f"expected integers from 0 to 2^64 - 1, got {seed!r}", argument=name)
     return value
 
 
@@ -59,7 +59,7 @@ def _list(name: str, values: Any) -> list:
     try:
         return list(values)
     except TypeError:
-        raise ConfigError(f"{name}: expected a list, got {values!r}") from None
+        raise ConfigError(f"expected a list, got {values!r}", argument=name) from None
 
 
 def _single(label: Any) -> bool:
@@ -76,13 +76,13 @@ def sample_labels(
     """
     given = [labels] * count if labels is None or _single(labels) else _list("labels", labels)
     if len(given) != count:
-        raise ConfigError(f"labels: expected one, or one a sample ({count}), got {len(given)}")
+        raise ConfigError(f"expected one, or one a sample ({count}), got {len(given)}", argument="labels")
     if classes is None:
         if any(label is not None for label in given):
-            raise ConfigError("labels: this model has no classes")
+            raise ConfigError("this model has no classes", argument="labels")
         return (None,) * count
     if not unlabelled and any(label is None for label in given):
-        raise ConfigError(f"labels: this model needs one a sample, from 0 to {classes - 1}")
+        raise ConfigError(f"this model needs one a sample, from 0 to {classes - 1}", argument="labels")
     return tuple(None if label is None else _label(label, classes, names or ()) for label in given)
 
 
@@ -92,5 +92,7 @@ def _label(label: Any, classes: int, names: Sequence[str]) -> int:
     number = as_index(label)
     if type(number) is not int or not 0 <= number < classes:
         by_name = f" or one of {', '.join(names[:20])}" if names else ""
-        raise ConfigError(f"labels: expected numbers from 0 to {classes - 1}{by_name}, got {label!r}")
+        raise ConfigError(
+            f"expected numbers from 0 to {classes - 1}{by_name}, got {label!r}", argument="labels"
+        )
     return number

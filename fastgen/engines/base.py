@@ -79,7 +79,7 @@ def capture_backend(graph: bool | str) -> str:
     """The `backend` of ``fastgen.runtime.graphs.Graphs`` for an engine's `graph`. Raises ConfigError."""
     chosen = {True: "auto", False: "eager", "recorded": "recorded"}
     if not isinstance(graph, (bool, str)) or graph not in chosen:
-        raise ConfigError(f"graph: expected True, False or 'recorded', got {graph!r}")
+        raise ConfigError(f"expected True, False or 'recorded', got {graph!r}", argument="graph")
     return chosen[graph]
 
 

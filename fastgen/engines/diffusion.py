@@ -148,7 +148,8 @@ class DiffusionEngine(Engine):
         here, kind = placed(net)
         if dtype is None and kind not in DTYPES.values():
             raise ConfigError(
-                f"net: its parameters are {kind}; give dtype, one of {', '.join(DTYPES)}, to convert it"
+                f"its parameters are {kind}; give dtype, one of {', '.join(DTYPES)}, to convert it",
+                argument="net",
             )
         engine = cls(
             wrapped,
@@ -319,7 +320,8 @@ class DiffusionEngine(Engine):
             log_p, classes = noisy_classifier(classifier, self.shape, self.device)
             if self.settings.num_classes is not None and classes < self.settings.num_classes:
                 raise ConfigError(
-                    f"classifier: tells {classes} classes apart, the network knows {self.settings.num_classes}"
+                    f"tells {classes} classes apart, the network knows {self.settings.num_classes}",
+                    argument="classifier",
                 )
             self._classes, self.loop.classifier = classes, log_p
 
@@ -362,10 +364,11 @@ class DiffusionEngine(Engine):
         """
         if type(batch) is not int or not 1 <= batch <= self.loop.max_batch:
             raise ConfigError(
-                f"batch: expected an int from 1 to max_batch = {self.loop.max_batch}, got {batch!r}"
+                f"expected an int from 1 to max_batch = {self.loop.max_batch}, got {batch!r}",
+                argument="batch",
             )
         if type(seed) is not int or not 0 <= seed < 1 << 63:
-            raise ConfigError(f"seed: expected an int from 0 to 2^63 - 1, got {seed!r}")
+            raise ConfigError(f"expected an int from 0 to 2^63 - 1, got {seed!r}", argument="seed")
         with self.session():
             return verify(self, reference, batch, seed)
 

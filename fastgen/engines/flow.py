@@ -98,7 +98,7 @@ class FlowEngine(Engine):
         settings = FlowSettings.from_spec(spec)
         ((name, part),) = spec.parts.items()
         if not isinstance(network, Flow):
-            raise ConfigError(f"parts.{name}: {part.architecture} is not a flow")
+            raise ConfigError(f"{part.architecture} is not a flow", argument=f"parts.{name}")
         networks = {name: part.architecture}
         return cls(network, settings, networks=networks, provenance=spec.provenance, **options)
 
@@ -124,8 +124,9 @@ class FlowEngine(Engine):
         """
         if not isinstance(flow, Flow):
             raise ConfigError(
-                f"flow: expected a fastgen.models.flow.flow.Flow, got {type(flow).__qualname__}; "
-                "wrap your layers as subclasses of fastgen.models.flow.layers.Layer and build a Flow of them"
+                f"expected a fastgen.models.flow.flow.Flow, got {type(flow).__qualname__}; "
+                "wrap your layers as subclasses of fastgen.models.flow.layers.Layer and build a Flow of them",
+                argument="flow",
             )
         values = {
             "temperature": temperature,
@@ -204,7 +205,9 @@ class FlowEngine(Engine):
         """
         samples = as_index(samples)
         if type(samples) is not int or not 1 <= samples <= MAX_DRAWS:
-            raise ConfigError(f"samples: expected an int from 1 to {MAX_DRAWS}, got {shown(samples)}")
+            raise ConfigError(
+                f"expected an int from 1 to {MAX_DRAWS}, got {shown(samples)}", argument="samples"
+            )
         dimensions = math.prod(self.flow.data_shape)
         if self.flow.levels is None:
             log_prob = self.log_prob(x, labels=labels, context=context)
@@ -238,13 +241,16 @@ class FlowEngine(Engine):
         shapes = self.flow.latent_shapes
         if not isinstance(latents, (list, tuple)) or len(latents) != len(shapes):
             raise ConfigError(
-                f"latents: expected a list of {len(shapes)} tensors, one a scale, got {shown(latents)}"
+                f"expected a list of {len(shapes)} tensors, one a scale, got {shown(latents)}",
+                argument="latents",
             )
         given = []
         for i, (value, shape) in enumerate(zip(latents, shapes, strict=True)):
             given.append(self._tensor(f"latents[{i}]", value, shape))
             if len(given[i]) != len(given[0]):
-                raise ConfigError(f"latents[{i}]: expected {len(given[0])} samples, got {len(given[i])}")
+                raise ConfigError(
+                    f"expected {len(given[0])} samples, got {len(given[i])}", argument=f"latents[{i}]"
+                )
         condition = self._condition(len(given[0]), labels, context)
         with self._session():
             return self.batches("decode", self.calls.decode, *given, *condition)[0]
@@ -267,10 +273,12 @@ class FlowEngine(Engine):
         self._check_output(output_type)
         steps = as_index(steps)
         if type(steps) is not int or not 2 <= steps <= 10_000:
-            raise ConfigError(f"steps: expected an int from 2 to 10000, got {shown(steps)}")
+            raise ConfigError(f"expected an int from 2 to 10000, got {shown(steps)}", argument="steps")
         ends = [self.encode(x, labels=labels, context=context) for x in (a, b)]
         if len(ends[0][0]) != len(ends[1][0]):
-            raise ConfigError(f"b: expected as many samples as a ({len(ends[0][0])}), got {len(ends[1][0])}")
+            raise ConfigError(
+                f"expected as many samples as a ({len(ends[0][0])}), got {len(ends[1][0])}", argument="b"
+            )
         count = len(ends[0][0])
         weights = torch.linspace(0, 1, steps, device=self.device, dtype=self.state_dtype)
         between = [
@@ -296,10 +304,11 @@ class FlowEngine(Engine):
         batch, seed = as_index(batch), as_index(seed)
         if type(batch) is not int or not 1 <= batch <= self.batches.max_batch:
             raise ConfigError(
-                f"batch: expected an int from 1 to max_batch = {self.batches.max_batch}, got {shown(batch)}"
+                f"expected an int from 1 to max_batch = {self.batches.max_batch}, got {shown(batch)}",
+                argument="batch",
             )
         if type(seed) is not int or not 0 <= seed < 1 << 63:
-            raise ConfigError(f"seed: expected an int from 0 to 2^63 - 1, got {shown(seed)}")
+            raise ConfigError(f"expected an int from 0 to 2^63 - 1, got {shown(seed)}", argument="seed")
         if reference is not None:
             check_reference(reference, self.flow)
         with self._session():
@@ -397,7 +406,7 @@ class FlowEngine(Engine):
         wanted = ", ".join(map(str, shape))
         if not isinstance(x, Tensor) or not x.is_floating_point():
             given = f"{_name(x.dtype)} tensor" if isinstance(x, Tensor) else shown(x)
-            raise ConfigError(f"{name}: expected a float tensor [n, {wanted}], got {given}")
+            raise ConfigError(f"expected a float tensor [n, {wanted}], got {given}", argument=name)
         self._check_shape(name, x, shape)
         self._check_alive()
         return x.detach().to(self.device, self.state_dtype)
@@ -405,14 +414,16 @@ class FlowEngine(Engine):
     def _check_shape(self, name: str, x: Tensor, shape: Sequence[int]) -> None:
         if tuple(x.shape[1:]) != tuple(shape) or len(x) == 0:
             raise ConfigError(
-                f"{name}: expected shape [n, {', '.join(map(str, shape))}], n at least 1, got {list(x.shape)}"
+                f"expected shape [n, {', '.join(map(str, shape))}], n at least 1, got {list(x.shape)}",
+                argument=name,
             )
 
     def _check_output(self, output_type: str) -> None:
         to_output(None, output_type)
         if output_type != "pt" and not self.discrete:
             raise ConfigError(
-                f"output_type: {output_type} is for pictures in [-1, 1]; this flow's data has its own units: take pt"
+                f"{output_type} is for pictures in [-1, 1]; this flow's data has its own units: take pt",
+                argument="output_type",
             )
 
 

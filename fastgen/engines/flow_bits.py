@@ -62,7 +62,7 @@ class BitsPerDim:
 def to_levels(x: Any, levels: int) -> Tensor:
     """Pictures in [-1, 1] whose values are levels, or the levels as integers, as int32. Raises ConfigError."""
     if not isinstance(x, Tensor) or x.dtype in (torch.bool, torch.complex64, torch.complex128):
-        raise ConfigError(f"x: expected a tensor of pictures, got {shown(x)}")
+        raise ConfigError(f"expected a tensor of pictures, got {shown(x)}", argument="x")
     if not x.is_floating_point():
         k = x.to(torch.int64)  # int32 would wrap
         fits = (k >= 0) & (k < levels)
@@ -71,15 +71,17 @@ def to_levels(x: Any, levels: int) -> Tensor:
         grid = max(GRID, torch.finfo(x.dtype).eps * levels)
         if grid >= 0.5:
             raise ConfigError(
-                f"x: {str(x.dtype).removeprefix('torch.')} cannot tell {levels} levels apart; "
-                "hand over the levels as integers, or pictures in a wider type"
+                f"{str(x.dtype).removeprefix('torch.')} cannot tell {levels} levels apart; "
+                "hand over the levels as integers, or pictures in a wider type",
+                argument="x",
             )
         exact = (x.double() + 1) * ((levels - 1) / 2)
         k = exact.round()
         fits = (k >= 0) & (k < levels) & ((exact - k).abs() <= grid)
     if not bool(fits.all()):
         raise ConfigError(
-            f"x: expected pictures in [-1, 1] of {levels} levels (level k is 2 k / {levels - 1} - 1), or the levels as "
-            "integers; got values between or beyond them. log_prob takes any values"
+            f"expected pictures in [-1, 1] of {levels} levels (level k is 2 k / {levels - 1} - 1), or the levels as "
+            "integers; got values between or beyond them. log_prob takes any values",
+            argument="x",
         )
     return k.to(torch.int32)

@@ -35,18 +35,19 @@ class FlowSettings:
     def from_spec(cls, spec: Spec) -> FlowSettings:
         """Check a checkpoint's settings. Raises ConfigError."""
         if spec.engine != "flow":
-            raise ConfigError(f"engine: expected flow, got {spec.engine!r}")
+            raise ConfigError(f"expected flow, got {spec.engine!r}", argument="engine")
         return from_dict(cls, spec.settings, "settings")
 
     def check_flow(self, flow: Flow) -> None:
         """Compare with the flow's classes. Raises ConfigError."""
         if self.num_classes is not None and self.num_classes != flow.classes:
             raise ConfigError(
-                f"settings: num_classes is {self.num_classes}, the flow knows {flow.classes or 'no'} classes"
+                f"num_classes is {self.num_classes}, the flow knows {flow.classes or 'no'} classes",
+                argument="settings",
             )
         if self.class_names is not None and len(self.class_names) != flow.classes:
             raise ConfigError(
-                f"settings: {len(self.class_names)} class_names for {flow.classes or 'no'} classes"
+                f"{len(self.class_names)} class_names for {flow.classes or 'no'} classes", argument="settings"
             )
 
 
@@ -89,7 +90,7 @@ def resolve(
     chosen = settings.temperature if temperature is None else temperature
     if isinstance(chosen, bool) or not isinstance(chosen, Real) or not 0 <= chosen <= MAX_TEMPERATURE:
         raise ConfigError(
-            f"temperature: expected a number from 0 to {MAX_TEMPERATURE:g}, got {shown(chosen)}"
+            f"expected a number from 0 to {MAX_TEMPERATURE:g}, got {shown(chosen)}", argument="temperature"
         )
     return FlowRequest(
         sample_seeds(count, seed, seeds),
@@ -116,18 +117,20 @@ def conditions(
     numbers = sample_labels(count, labels, flow.classes, settings.class_names, False)
     if flow.classes is not None:
         if context is not None:
-            raise ConfigError("context: this flow is conditioned on labels; leave context out")
+            raise ConfigError("this flow is conditioned on labels; leave context out", argument="context")
         return (torch.tensor(numbers, dtype=torch.int64, device=device),)
     if not flow.context:
         if context is not None:
-            raise ConfigError("context: this flow takes none")
+            raise ConfigError("this flow takes none", argument="context")
         return ()
     if not isinstance(context, Tensor) or not context.is_floating_point():
         raise ConfigError(
-            f"context: expected a float tensor [{count}, {flow.context}] or [{flow.context}], got {shown(context)}"
+            f"expected a float tensor [{count}, {flow.context}] or [{flow.context}], got {shown(context)}",
+            argument="context",
         )
     if context.shape not in ((count, flow.context), (flow.context,)):
         raise ConfigError(
-            f"context: expected shape [{count}, {flow.context}] or [{flow.context}], got {list(context.shape)}"
+            f"expected shape [{count}, {flow.context}] or [{flow.context}], got {list(context.shape)}",
+            argument="context",
         )
     return (context.detach().to(device, dtype).expand(count, flow.context),)

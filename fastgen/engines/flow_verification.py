@@ -118,11 +118,15 @@ def check_reference(reference: object, flow: Flow) -> None:
         }
 
     if not isinstance(reference, Flow):
-        raise ConfigError(f"reference: expected a flow in full precision, got {type(reference).__qualname__}")
+        raise ConfigError(
+            f"expected a flow in full precision, got {type(reference).__qualname__}", argument="reference"
+        )
     got, want = facts(reference), facts(flow)
     for name, value in want.items():
         if got[name] != value:
-            raise ConfigError(f"reference: expected a flow whose {name} are {value}, got {got[name]}")
+            raise ConfigError(
+                f"expected a flow whose {name} are {value}, got {got[name]}", argument="reference"
+            )
 
 
 def _exact(flow: Flow) -> Flow:

@@ -35,7 +35,7 @@ def place(
             chosen = torch.float32 if dtype == "auto" else choose_dtype(dtype, device)
         except ConfigError:
             known = ", ".join((*DTYPES, "float64"))
-            raise ConfigError(f"dtype: expected auto, {known}, got {dtype!r}") from None
+            raise ConfigError(f"expected auto, {known}, got {dtype!r}", argument="dtype") from None
         state = torch.float32
         flow.to(dtype=state)
     for coupling in couplings:

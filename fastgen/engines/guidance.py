@@ -81,8 +81,9 @@ class Guidance:
             weights = [self.scale] * count
         if len(weights) != count:
             raise ConfigError(
-                f"guidance_scale: expected a weight for each of the {count} network evaluations of {table.name}, "
-                f"got {len(weights)}"
+                f"expected a weight for each of the {count} network evaluations of {table.name}, "
+                f"got {len(weights)}",
+                argument="guidance_scale",
             )
         if self.interval is not None:
             start, stop = self.interval
@@ -91,7 +92,8 @@ class Guidance:
             low, high = self.sigmas
             if any(math.isnan(sigma) for sigma in table.sigma):
                 raise ConfigError(
-                    f"guidance_sigmas: {table.name} does not know its noise levels; use guidance_interval=(start, stop)"
+                    f"{table.name} does not know its noise levels; use guidance_interval=(start, stop)",
+                    argument="guidance_sigmas",
                 )
             weights = [
                 w if low < sigma <= high else 1.0 for w, sigma in zip(weights, table.sigma, strict=True)
@@ -129,7 +131,7 @@ def is_pair(value: Any) -> bool:
 def _number(name: str, value: Any, low: float, high: float, meaning: str = "") -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
         note = f" ({meaning})" if meaning else ""
-        raise ConfigError(f"{name}: expected a number from {low:g} to {high:g}{note}, got {value!r}")
+        raise ConfigError(f"expected a number from {low:g} to {high:g}{note}, got {value!r}", argument=name)
     return float(value)
 
 
@@ -137,9 +139,9 @@ def _pair(name: str, value: Any, high: float, meaning: str) -> tuple[float, floa
     if value is None:
         return None
     if not is_pair(value) or len(value) != 2:
-        raise ConfigError(f"{name}: expected (low, high), {meaning}, got {value!r}")
+        raise ConfigError(f"expected (low, high), {meaning}, got {value!r}", argument=name)
     numbers = [math.inf if isinstance(v, str) and v == OPEN else v for v in value]
     first, last = (_number(name, v, 0.0, high, meaning) for v in numbers)
     if not first < last:
-        raise ConfigError(f"{name}: expected low < high, got {value!r}")
+        raise ConfigError(f"expected low < high, got {value!r}", argument=name)
     return first, last

@@ -67,12 +67,15 @@ class Wrapped(nn.Module):
         except Exception as error:
             if out_of_memory(error):
                 raise OutOfMemoryError(
-                    f"net: a trial call {call}) does not fit in memory: {error}"
+                    f"a trial call {call}) does not fit in memory: {error}", argument="net"
                 ) from error
-            raise ConfigError(f"net: a trial call {call}) raised {type(error).__name__}: {error}") from error
+            raise ConfigError(
+                f"a trial call {call}) raised {type(error).__name__}: {error}", argument="net"
+            ) from error
         if got.shape != want:
             raise ConfigError(
-                f"net: a trial call {call}) returned shape {list(got.shape)}, expected {list(want)}"
+                f"a trial call {call}) returned shape {list(got.shape)}, expected {list(want)}",
+                argument="net",
             )
 
     def check_times(self, table: Table) -> None:
@@ -88,9 +91,9 @@ class Wrapped(nn.Module):
 def wrap(net: nn.Module, integer_time: bool) -> Wrapped:
     """`net` for the loop. Raises ConfigError."""
     if not isinstance(net, nn.Module):
-        raise ConfigError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
+        raise ConfigError(f"expected a torch.nn.Module, got {type(net).__name__}", argument="net")
     if type(integer_time) is not bool:
-        raise ConfigError(f"integer_time: expected True or False, got {integer_time!r}")
+        raise ConfigError(f"expected True or False, got {integer_time!r}", argument="integer_time")
     return Wrapped(net, integer_time)
 
 
@@ -99,7 +102,7 @@ def noisy_classifier(
 ) -> tuple[Classifier, int]:
     """(log p(label | x), number of classes) of a classifier c(x, t) -> logits. Raises ConfigError."""
     if not isinstance(net, nn.Module):
-        raise ConfigError(f"classifier: expected a torch.nn.Module, got {type(net).__name__}")
+        raise ConfigError(f"expected a torch.nn.Module, got {type(net).__name__}", argument="classifier")
     net = net.to(device).eval()
     dtype = placed(net)[1]
 
@@ -113,11 +116,14 @@ def noisy_classifier(
             logits = net(torch.zeros(2, *shape, device=device, dtype=dtype), torch.zeros(2, device=device))
     except Exception as error:
         raise ConfigError(
-            f"classifier: a trial call c(x {[2, *shape]}, t [2]) raised {type(error).__name__}: {error}"
+            f"a trial call c(x {[2, *shape]}, t [2]) raised {type(error).__name__}: {error}",
+            argument="classifier",
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(f"classifier: expected logits [2, classes] from a trial call, got {found}")
+        raise ConfigError(
+            f"expected logits [2, classes] from a trial call, got {found}", argument="classifier"
+        )
     return log_p, logits.shape[1]
 
 
@@ -132,7 +138,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """(C, H, W), checked. Raises ConfigError."""
     sizes = tuple(shape) if isinstance(shape, Sequence) else ()
     if len(sizes) != 3 or any(type(size) is not int or size < 1 for size in sizes):
-        raise ConfigError(f"shape: expected (C, H, W), three ints of at least 1, got {shape!r}")
+        raise ConfigError(f"expected (C, H, W), three ints of at least 1, got {shape!r}", argument="shape")
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -159,11 +165,13 @@ def module_settings(
         told = schedule.prediction_type
     if prediction_type not in schedule.prediction_types:
         raise ConfigError(
-            f"prediction_type: expected one of {', '.join(schedule.prediction_types)}, got {prediction_type!r}"
+            f"expected one of {', '.join(schedule.prediction_types)}, got {prediction_type!r}",
+            argument="prediction_type",
         )
     if told != prediction_type:
         raise ConfigError(
-            f"prediction_type: the schedule says {told}, the argument {prediction_type}; give both the same"
+            f"the schedule says {told}, the argument {prediction_type}; give both the same",
+            argument="prediction_type",
         )
     values = {
         "schedule": schedule.to_config() | {"prediction_type": prediction_type},

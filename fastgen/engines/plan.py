@@ -71,7 +71,7 @@ def _text(table: Mapping[str, Any]) -> str:
         return json.dumps(table)
     except (TypeError, ValueError) as error:  # an object that is no JSON; an integer of thousands of digits
         raise ConfigError(
-            f"solver: expected a name, a Table, or what table_to_dict writes: {error}"
+            f"expected a name, a Table, or what table_to_dict writes: {error}", argument="solver"
         ) from None
 
 
@@ -94,12 +94,14 @@ def make_plan(settings: DiffusionSettings, arguments: Mapping[str, Any]) -> Plan
     _check_variance(plan.table, settings)
     if guidance.guides() and settings.null_class is None:
         raise ConfigError(
-            "guidance_scale: this model has no null class to be guided away from; leave it at 1 (no guidance)"
+            "this model has no null class to be guided away from; leave it at 1 (no guidance)",
+            argument="guidance_scale",
         )
     if guidance.classifier_scale and not plan.table.gradient.any():
         raise ConfigError(
-            f"classifier_scale: {plan.table.name} does not know what its network predicts, which classifier guidance "
-            "needs; take a named solver"
+            f"{plan.table.name} does not know what its network predicts, which classifier guidance "
+            "needs; take a named solver",
+            argument="classifier_scale",
         )
     plan.table.check_float32()
     if callable(guidance.scale):  # its values from here on: a request is plain data
@@ -126,7 +128,9 @@ def _of_table(table: Table, steps: Any, options: Mapping[str, Any], guidance: Gu
             "options in it"
         )
     if steps is not None and as_index(steps) != len(table):
-        raise ConfigError(f"steps: the table {table.name} has {len(table)}, got {steps!r}; leave it out")
+        raise ConfigError(
+            f"the table {table.name} has {len(table)}, got {steps!r}; leave it out", argument="steps"
+        )
     return Plan(table, len(table), {}, guidance)
 
 
@@ -135,7 +139,9 @@ def _of_name(
 ) -> Plan:
     solver = settings.solver if solver is None else solver
     if not isinstance(solver, str) or solver not in SOLVERS:
-        raise ConfigError(f"solver: expected one of {', '.join(SOLVERS)}, or a Table, got {solver!r}")
+        raise ConfigError(
+            f"expected one of {', '.join(SOLVERS)}, or a Table, got {solver!r}", argument="solver"
+        )
     known = [option.name for option in SOLVERS[solver].options]
     if unknown := sorted(set(options) - set(known)):
         raise ArgumentError(
@@ -150,13 +156,13 @@ def _of_name(
             options[name] = value = tuple(value)  # can be looked up, as a list cannot
         if not all(isinstance(v, (bool, int, float, str)) for v in (value if listed else (value,))):
             raise ConfigError(
-                f"{name}: expected a number, a truth value, a string, or a list of them, got {value!r}"
+                f"expected a number, a truth value, a string, or a list of them, got {value!r}", argument=name
             )
     if settings.learned and solver == "ddpm":
         options.setdefault("variance_type", settings.variance)
     steps = settings.steps if steps is None else as_index(steps)
     if type(steps) is not int:
-        raise ConfigError(f"steps: expected an int, got {steps!r}")
+        raise ConfigError(f"expected an int, got {steps!r}", argument="steps")
     plan = Plan(solver, steps, options, guidance, settings.noise_schedule)
     _ = plan.table  # checks steps and options
     return plan
@@ -166,8 +172,9 @@ def _check_prediction(table: Table, settings: DiffusionSettings) -> None:
     predicts = settings.noise_schedule.prediction_type
     if isinstance(table, CompiledTable) and not table.fits(predicts):
         raise ConfigError(
-            f"solver: {table.name} was configured for a network that predicts {table.prediction_type}, this model's "
-            f"predicts {predicts}; compile it with prediction_type={predicts}"
+            f"{table.name} was configured for a network that predicts {table.prediction_type}, this model's "
+            f"predicts {predicts}; compile it with prediction_type={predicts}",
+            argument="solver",
         )
 
 
@@ -177,9 +184,10 @@ def _check_variance(table: Table, settings: DiffusionSettings) -> None:
         predicts = (
             "no variance" if settings.variance is None else f"a variance of the type {settings.variance}"
         )
-        raise ConfigError(f"variance_type: this model predicts {predicts}")
+        raise ConfigError(f"this model predicts {predicts}", argument="variance_type")
     # A range of V that is 1 at both ends leaves z alone; the variance itself has no such neutral form.
     if settings.learned == LEARNED_VARIANCE and table.learned == LEARNED_NONE and table.stochastic:
         raise ConfigError(
-            "variance_type: this model's own variance (learned) must be used where a solver adds noise"
+            "this model's own variance (learned) must be used where a solver adds noise",
+            argument="variance_type",
         )

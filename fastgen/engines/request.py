@@ -113,7 +113,9 @@ def resolve(
     count = sample_count(n, seeds, labels)
     for name, values in lists.items():
         if len(values) != count:
-            raise ConfigError(f"{name}: expected one value, or one a sample ({count}), got {len(values)}")
+            raise ConfigError(
+                f"expected one value, or one a sample ({count}), got {len(values)}", argument=name
+            )
 
     made: dict[Any, Plan] = {}
     plans = []
@@ -131,7 +133,8 @@ def resolve(
     checked = sample_labels(count, labels, classes, settings.class_names, unlabelled)
     if classifier_classes is None and any(plan.guidance.classifier_scale for plan in made.values()):
         raise ConfigError(
-            "classifier_scale: this engine has no classifier; give it one with engine.guide(classifier)"
+            "this engine has no classifier; give it one with engine.guide(classifier)",
+            argument="classifier_scale",
         )
     return Request(sample_seeds(count, seed, seeds), checked, tuple(plans))
 

@@ -60,7 +60,7 @@ class Session:
         Raises what ``engine.request`` raises, and FastgenError once the session is closed.
         """
         if type(priority) is not int:
-            raise ConfigError(f"priority: expected an int, higher goes first, got {priority!r}")
+            raise ConfigError(f"expected an int, higher goes first, got {priority!r}", argument="priority")
         return self.add_request(self._resolve(n, **arguments), priority)
 
     def add_request(self, request: Request, priority: int = 0) -> list[int]:

@@ -42,7 +42,7 @@ class DiffusionSettings:
     def from_spec(cls, spec: Spec) -> DiffusionSettings:
         """Check a checkpoint's settings. Raises ConfigError."""
         if spec.engine != "diffusion":
-            raise ConfigError(f"engine: expected diffusion, got {spec.engine!r}")
+            raise ConfigError(f"expected diffusion, got {spec.engine!r}", argument="engine")
         return from_dict(cls, spec.settings, "settings").checked()
 
     def checked(self) -> DiffusionSettings:
@@ -50,59 +50,67 @@ class DiffusionSettings:
         _ = self.noise_schedule
         if self.null_class is None and self.guidance_scale != 1:
             raise ConfigError(
-                "settings: guidance_scale other than 1 needs a null_class to be guided away from"
+                "guidance_scale other than 1 needs a null_class to be guided away from", argument="settings"
             )
         if self.null_class is not None and self.num_classes is None:
             raise ConfigError(
-                f"settings: null_class is {self.null_class}, but there are no classes (num_classes)"
+                f"null_class is {self.null_class}, but there are no classes (num_classes)",
+                argument="settings",
             )
         names = self.class_names
         if names is not None and len(names) != self.num_classes:
-            raise ConfigError(f"settings: {len(names)} class_names for {self.num_classes} classes")
+            raise ConfigError(f"{len(names)} class_names for {self.num_classes} classes", argument="settings")
         return self
 
     def check_network(self, config: Any) -> None:
         """Compare with a denoiser's config (in_channels, out_channels, num_class_embeds). Raises ConfigError."""
         if config.class_embed_type is not None:
             raise ConfigError(
-                f"class_embed_type: the engine gives networks class numbers (num_class_embeds), not what "
-                f"{config.class_embed_type} takes"
+                f"the engine gives networks class numbers (num_class_embeds), not what "
+                f"{config.class_embed_type} takes",
+                argument="class_embed_type",
             )
         process = self.noise_schedule
         tells_sigma = isinstance(process, ContinuousProcess) and process.tells_sigma
         if config.time_embedding_type == "fourier" and not tells_sigma:
             raise ConfigError(
-                "time_embedding_type: a fourier network takes sigma for a time; supported with it: the processes ve "
-                "(with time sigma) and edm (with prediction_type sample)"
+                "a fourier network takes sigma for a time; supported with it: the processes ve "
+                "(with time sigma) and edm (with prediction_type sample)",
+                argument="time_embedding_type",
             )
         if config.time_embedding_type == "learned":
             if isinstance(process, ContinuousProcess):
                 raise ConfigError(
-                    f"time_embedding_type: a learned table has whole timesteps only, and the process {process.name} "
-                    "none; supported: positional"
+                    f"a learned table has whole timesteps only, and the process {process.name} "
+                    "none; supported: positional",
+                    argument="time_embedding_type",
                 )
             table, timesteps = config.num_train_timesteps, process.num_train_timesteps
             if table < timesteps:
                 raise ConfigError(
-                    f"num_train_timesteps: the network learnt {table} timesteps, the noise schedule has {timesteps}"
+                    f"the network learnt {table} timesteps, the noise schedule has {timesteps}",
+                    argument="num_train_timesteps",
                 )
         self.check_times(config, self.solver_options or {})
         embedded = config.num_class_embeds
         if (self.num_classes is None) != (embedded is None):
             raise ConfigError(
-                f"settings: num_classes is {self.num_classes}, the network embeds {embedded} classes"
+                f"num_classes is {self.num_classes}, the network embeds {embedded} classes",
+                argument="settings",
             )
         if self.num_classes is not None:
             highest = max(self.num_classes - 1, self.null_class or 0)
             if highest >= embedded:
                 raise ConfigError(
-                    f"settings: class {highest} is not one of the {embedded} that the network embeds"
+                    f"class {highest} is not one of the {embedded} that the network embeds",
+                    argument="settings",
                 )
         wanted = config.in_channels * (1 if self.variance is None else 2)
         if config.out_channels != wanted:
             raise ConfigError(
-                f"settings: with variance {self.variance} and {config.in_channels} input channels the network must "
-                f"have {wanted} output channels, it has {config.out_channels}"
+                f"with variance {self.variance} and {config.in_channels} input channels the network must "
+                f"have {wanted} output channels, it has {config.out_channels}",
+                argument="settings",
             )
 
     @staticmethod
@@ -113,8 +121,9 @@ class DiffusionSettings:
             and options.get("timestep_type") == "continuous"
         ):
             raise ConfigError(
-                "timestep_type: continuous hands on log(sigma) / 4 for a time, and this network has a learned table of "
-                "timesteps; supported: discrete"
+                "continuous hands on log(sigma) / 4 for a time, and this network has a learned table of "
+                "timesteps; supported: discrete",
+                argument="timestep_type",
             )
 
     @cached_property

@@ -83,7 +83,7 @@ def fold(layers: Sequence[Layer], channels: int) -> ChannelMap:
         layer.check()
         step = _channel_map(copy.deepcopy(layer).to("cpu", torch.float64), channels)
         if not (math.isfinite(step.log_det) and bool(step.shift.isfinite().all())):
-            raise CheckpointError(f"{layer.name}: its weights are not finite; was its training stable?")
+            raise CheckpointError("its weights are not finite; was its training stable?", argument=layer.name)
         whole = step if whole is None else whole.then(step)
     assert whole is not None
     return whole

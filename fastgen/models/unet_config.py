@@ -202,16 +202,20 @@ def _groups(config: UNetConfig, kind: str, before: int, ins: int, out: int, skip
 def _check_levels(config: UNetConfig) -> None:
     levels = len(config.block_out_channels)
     if levels == 0 or len(config.sample_size) != 2:
-        raise ConfigError("unet: block_out_channels needs an entry and sample_size two (height, width)")
+        raise ConfigError(
+            "block_out_channels needs an entry and sample_size two (height, width)", argument="unet"
+        )
     for name in ("down_block_types", "up_block_types"):
         if len(getattr(config, name)) != levels:
             raise ConfigError(
-                f"unet: {name} has {len(getattr(config, name))} entries, block_out_channels has {levels}"
+                f"{name} has {len(getattr(config, name))} entries, block_out_channels has {levels}",
+                argument="unet",
             )
     stride = 2 ** (levels - 1)
     if any(size % stride for size in config.sample_size):
         raise ConfigError(
-            f"unet: sample_size {config.sample_size} must be divisible by {stride} ({levels} levels)"
+            f"sample_size {config.sample_size} must be divisible by {stride} ({levels} levels)",
+            argument="unet",
         )
 
 
@@ -221,35 +225,44 @@ def _check_kinds(config: UNetConfig) -> None:
     k_blocks = [kind.startswith("K") for kind in (*down, *up)]
     if any(k_blocks) and not all(k_blocks):
         raise ConfigError(
-            "unet: down_block_types, up_block_types: KDownBlock2D and KUpBlock2D hand on other skips than the rest; "
-            "use them at every level or at none"
+            "down_block_types, up_block_types: KDownBlock2D and KUpBlock2D hand on other skips than the rest; "
+            "use them at every level or at none",
+            argument="unet",
         )
     if any(k_blocks) and min(config.sample_size) < 2 ** (len(down)):
         raise ConfigError(
-            f"unet: sample_size {config.sample_size} is too small for K blocks on {len(down)} levels"
+            f"sample_size {config.sample_size} is too small for K blocks on {len(down)} levels",
+            argument="unet",
         )
     mixed = ["Skip" not in kind for kind in down[:-1]]
     if any(mixed) and not all(mixed[mixed.index(True) :]):
         raise ConfigError(
-            "unet: down_block_types: a Skip block cannot follow another kind, which does not shrink the picture that "
-            "Skip blocks carry along"
+            "down_block_types: a Skip block cannot follow another kind, which does not shrink the picture that "
+            "Skip blocks carry along",
+            argument="unet",
         )
     carried = ["Skip" in kind for kind in up]
     if any(carried[:-1]) and not all(carried[carried.index(True) :]):
         raise ConfigError(
-            "unet: up_block_types: after a Skip block only Skip blocks can follow, the others do not enlarge the "
-            "picture that it hands on"
+            "up_block_types: after a Skip block only Skip blocks can follow, the others do not enlarge the "
+            "picture that it hands on",
+            argument="unet",
         )
     if any("Skip" in kind for kind in down[:-1]) and config.in_channels != SKIP_CHANNELS:
-        raise ConfigError(f"unet: in_channels must be 3 with Skip blocks, got {config.in_channels}")
+        raise ConfigError(
+            f"in_channels must be 3 with Skip blocks, got {config.in_channels}", argument="unet"
+        )
     if any(carried[:-1]) and config.out_channels != SKIP_CHANNELS:
-        raise ConfigError(f"unet: out_channels must be 3 with Skip blocks, got {config.out_channels}")
+        raise ConfigError(
+            f"out_channels must be 3 with Skip blocks, got {config.out_channels}", argument="unet"
+        )
     if config.resnet_time_scale_shift == "ada_group" and not (
         all(k_blocks) and config.mid_block_type is None
     ):
         raise ConfigError(
-            "unet: resnet_time_scale_shift: ada_group is for KDownBlock2D and KUpBlock2D without a middle "
-            "(mid_block_type null); expected default or scale_shift"
+            "resnet_time_scale_shift: ada_group is for KDownBlock2D and KUpBlock2D without a middle "
+            "(mid_block_type null); expected default or scale_shift",
+            argument="unet",
         )
 
 
@@ -262,20 +275,23 @@ def _check_norms(config: UNetConfig) -> None:
     ]
     if config.norm_num_groups is None and ordinary:
         raise ConfigError(
-            f"unet: norm_num_groups may be null only where all blocks are Skip or K blocks, not with {ordinary[0]}"
+            f"norm_num_groups may be null only where all blocks are Skip or K blocks, not with {ordinary[0]}",
+            argument="unet",
         )
     if config.norm_num_groups is not None:
         for channels in config.block_out_channels if ordinary else ():
             if channels % config.norm_num_groups:
                 raise ConfigError(
-                    f"unet: block_out_channels {channels} must be divisible by norm_num_groups "
-                    f"{config.norm_num_groups}"
+                    f"block_out_channels {channels} must be divisible by norm_num_groups "
+                    f"{config.norm_num_groups}",
+                    argument="unet",
                 )
     for where, channels, groups in _norms(config):
         if groups < 1 or channels % groups:
             raise ConfigError(
-                f"unet: block_out_channels: {where} has a norm of {channels} channels, which do not divide into "
-                f"{groups} groups"
+                f"block_out_channels: {where} has a norm of {channels} channels, which do not divide into "
+                f"{groups} groups",
+                argument="unet",
             )
 
 
@@ -307,8 +323,9 @@ def _check_attention(config: UNetConfig) -> None:
         channels.append(config.block_out_channels[-1])
     if config.attention_head_dim is not None and channels and min(channels) < config.attention_head_dim:
         raise ConfigError(
-            f"unet: attention_head_dim {config.attention_head_dim} is more than the {min(channels)} channels of a "
-            "level with attention"
+            f"attention_head_dim {config.attention_head_dim} is more than the {min(channels)} channels of a "
+            "level with attention",
+            argument="unet",
         )
 
 
@@ -316,13 +333,16 @@ def _check_embedding(config: UNetConfig) -> None:
     first = config.block_out_channels[0]
     if config.time_embedding_type == "positional" and first // 2 == config.freq_shift:
         raise ConfigError(
-            f"unet: freq_shift {config.freq_shift} must differ from half of block_out_channels[0], {first // 2}"
+            f"freq_shift {config.freq_shift} must differ from half of block_out_channels[0], {first // 2}",
+            argument="unet",
         )
     if (config.time_embedding_type == "learned") != (config.num_train_timesteps is not None):
         raise ConfigError(
-            "unet: num_train_timesteps is the size of the table of time_embedding_type learned: give both or neither"
+            "num_train_timesteps is the size of the table of time_embedding_type learned: give both or neither",
+            argument="unet",
         )
     if config.class_embed_type is not None and config.num_class_embeds is not None:
         raise ConfigError(
-            f"unet: num_class_embeds has no effect with class_embed_type {config.class_embed_type}: give one of them"
+            f"num_class_embeds has no effect with class_embed_type {config.class_embed_type}: give one of them",
+            argument="unet",
         )

@@ -29,7 +29,7 @@ class Batches:
 
     def __init__(self, device: torch.device, *, max_batch: int = 64, backend: str = "auto") -> None:
         if type(max_batch) is not int or max_batch < 1:
-            raise ConfigError(f"max_batch: expected an int of at least 1, got {max_batch!r}")
+            raise ConfigError(f"expected an int of at least 1, got {max_batch!r}", argument="max_batch")
         self.device, self.max_batch = device, max_batch
         self.micro_batch = max_batch  # less once memory has run out
         self.graphs = Graphs(backend, device, fields=("name", "batch", "inputs"))

@@ -16,14 +16,15 @@ def choose_device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"device: expected auto, cpu or cuda[:N], got {device!r}") from error
+        raise ConfigError(f"expected auto, cpu or cuda[:N], got {device!r}", argument="device") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device: {device} was asked for, but this PyTorch sees no CUDA device")
+        raise ConfigError(f"{device} was asked for, but this PyTorch sees no CUDA device", argument="device")
     if chosen.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device: expected auto, cpu or cuda[:N], got {device!r}")
+        raise ConfigError(f"expected auto, cpu or cuda[:N], got {device!r}", argument="device")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device: {device} was asked for, this machine has {torch.cuda.device_count()} CUDA devices"
+            f"{device} was asked for, this machine has {torch.cuda.device_count()} CUDA devices",
+            argument="device",
         )
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", torch.cuda.current_device())
@@ -36,7 +37,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen not in DTYPES.values():
-        raise ConfigError(f"dtype: expected auto, {', '.join(DTYPES)}, got {dtype!r}")
+        raise ConfigError(f"expected auto, {', '.join(DTYPES)}, got {dtype!r}", argument="dtype")
     return chosen  # type: ignore[return-value]
 
 

@@ -43,13 +43,17 @@ class Graphs:
     ) -> None:
         known = ("auto", *BACKENDS)
         if backend not in known:
-            raise ConfigError(f"backend: expected one of {', '.join(known)}, got {backend!r}")
+            raise ConfigError(f"expected one of {', '.join(known)}, got {backend!r}", argument="backend")
         if backend == "auto":
             backend = "cuda" if device.type == "cuda" else "eager"
         elif backend == "cuda" and device.type != "cuda":
-            raise ConfigError(f"backend: cuda captures steps of a CUDA device, this one is {device}")
+            raise ConfigError(
+                f"cuda captures steps of a CUDA device, this one is {device}", argument="backend"
+            )
         elif backend == "recorded" and device.type != "cpu":
-            raise ConfigError(f"backend: recorded is a stand-in for the CPU, this device is {device}")
+            raise ConfigError(
+                f"recorded is a stand-in for the CPU, this device is {device}", argument="backend"
+            )
         self.backend, self.device, self.limit, self.fields = backend, device, limit, fields
         self._capture = BACKENDS[backend](device)
         self._captured: OrderedDict[Key, Captured] = OrderedDict()

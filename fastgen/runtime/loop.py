@@ -68,7 +68,7 @@ class Loop:
         pool_rows: int = POOL_ROWS,
     ) -> None:
         if type(max_batch) is not int or max_batch < 1:
-            raise ConfigError(f"max_batch: expected an int of at least 1, got {max_batch!r}")
+            raise ConfigError(f"expected an int of at least 1, got {max_batch!r}", argument="max_batch")
         self.network, self.shape, self.device, self.dtype = network, shape, device, dtype
         self.labelled, self.null_label = labelled, null_label
         self.learned, self.max_batch = learned, max_batch
@@ -111,7 +111,9 @@ class Loop:
         """Queue a sample, at any time; returns its ticket. Higher priorities get a place first."""
         initial = request.initial
         if initial is not None and tuple(initial.shape) != tuple(self.shape):
-            raise ConfigError(f"initial: expected shape {list(self.shape)}, got {list(initial.shape)}")
+            raise ConfigError(
+                f"expected shape {list(self.shape)}, got {list(initial.shape)}", argument="initial"
+            )
         ticket = self._next_ticket
         self._next_ticket += 1
         self._stale = True

@@ -37,7 +37,8 @@ class Request:
         scale = self.guidance_scale
         if isinstance(scale, tuple) and len(scale) != len(self.table):
             raise ConfigError(
-                f"guidance_scale: expected a weight for each of {len(self.table)} rows, got {len(scale)}"
+                f"expected a weight for each of {len(self.table)} rows, got {len(scale)}",
+                argument="guidance_scale",
             )
 
     @property

@@ -84,19 +84,22 @@ class PictureFolder:
 
     def __init__(self, folder: Path, size: tuple[int, int], channels: int) -> None:
         if channels not in (1, 3):
-            raise DataError(f"channels: a picture folder gives 1 (grey) or 3 (RGB), not {channels}")
+            raise DataError(
+                f"a picture folder gives 1 (grey) or 3 (RGB), not {channels}", argument="channels"
+            )
         self.files = sorted(
             p for p in folder.rglob("*") if _is_picture(p.relative_to(folder)) and p.is_file()
         )
         if not self.files:
-            raise DataError(f"{folder}: no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}) in it")
+            raise DataError(f"no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}) in it", argument=folder)
         self.shape: tuple[int, ...] = (channels, *size)
         tops = [p.relative_to(folder).parts for p in self.files]
         outside = [parts[0] for parts in tops if len(parts) == 1]
         if outside and len(outside) < len(tops):
             raise DataError(
-                f"{folder}: {len(outside)} pictures lie beside folders of pictures, the first is {outside[0]}; "
-                "put all of them into folders (the classes), or none"
+                f"{len(outside)} pictures lie beside folders of pictures, the first is {outside[0]}; "
+                "put all of them into folders (the classes), or none",
+                argument=folder,
             )
         if not outside:
             self.class_names: list[str] | None = sorted({parts[0] for parts in tops})
@@ -124,16 +127,17 @@ class PictureFolder:
             with open_ordinary(path, DataError) as data, Image.open(data, formats=PICTURE_FORMATS) as file:
                 if math.prod(file.size) > MAX_PIXELS:
                     raise DataError(
-                        f"{path}: {file.width} x {file.height} are more than {MAX_PIXELS} pixels; scale it down"
+                        f"{file.width} x {file.height} are more than {MAX_PIXELS} pixels; scale it down",
+                        argument=path,
                     )
                 if file.mode.startswith("I"):
-                    raise DataError(f"{path}: has 16 or 32 bits a pixel; convert it to 8 bits first")
+                    raise DataError("has 16 or 32 bits a pixel; convert it to 8 bits first", argument=path)
                 picture = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
                 picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
         except DataError:
             raise
         except Exception as error:  # Pillow's decoders fail in any way there is on a damaged file
-            raise DataError(f"{path}: cannot be read as a picture: {error}") from error
+            raise DataError(f"cannot be read as a picture: {error}", argument=path) from error
         pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
@@ -162,7 +166,7 @@ def load(
     try:
         return _load(source, labels, subset, size, channels)
     except OSError as error:  # a folder that may not be entered, a name that is too long
-        raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"cannot be read: {error.strerror or error}", argument=source) from error
 
 
 def check_name(name: str, where: str) -> None:
@@ -171,7 +175,7 @@ def check_name(name: str, where: str) -> None:
         name.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where}: {name!r} is not UTF-8, as names that are kept must be; rename it"
+            f"{name!r} is not UTF-8, as names that are kept must be; rename it", argument=where
         ) from error
 
 
@@ -184,7 +188,9 @@ def _load(
 ) -> Dataset:
     path = Path(source)
     if labels is not None and (source in NAMED or path.is_dir() or path.suffix in (".npz", ".npy", ".csv")):
-        raise DataError(f"{source}: has labels of its own, or none; only an IDX file takes a file of labels")
+        raise DataError(
+            "has labels of its own, or none; only an IDX file takes a file of labels", argument=source
+        )
     if source == "digits":
         dataset: Dataset = _digits()
     elif source in NAMED:
@@ -192,7 +198,7 @@ def _load(
     elif path.is_dir():
         dataset = PictureFolder(path, size or (64, 64), channels or 3)
     elif not path.exists():
-        raise DataError(f"{source}: no such file or folder (nor one of {', '.join(NAMED)})")
+        raise DataError(f"no such file or folder (nor one of {', '.join(NAMED)})", argument=source)
     elif path.suffix == ".npz":
         dataset = _npz(path)
     elif path.suffix in (".npy", ".csv"):
@@ -202,14 +208,15 @@ def _load(
     if len(dataset.shape) == 1:
         if size is not None or channels is not None:
             raise DataError(
-                f"{source}: holds rows of {dataset.shape[0]} numbers, which have no size or channels"
+                f"holds rows of {dataset.shape[0]} numbers, which have no size or channels", argument=source
             )
     elif size is not None and tuple(dataset.shape[1:]) != tuple(size):
         raise DataError(
-            f"{source}: its pictures are {dataset.shape[1]}x{dataset.shape[2]}, not {size[0]}x{size[1]}"
+            f"its pictures are {dataset.shape[1]}x{dataset.shape[2]}, not {size[0]}x{size[1]}",
+            argument=source,
         )
     elif channels is not None and dataset.shape[0] != channels:
-        raise DataError(f"{source}: its pictures have {dataset.shape[0]} channels, not {channels}")
+        raise DataError(f"its pictures have {dataset.shape[0]} channels, not {channels}", argument=source)
     return dataset if subset is None else _subset(dataset, subset, source)
 
 
@@ -239,38 +246,44 @@ def read_idx(path: str | Path) -> np.ndarray:
                 or start[2] != IDX_DTYPE_UINT8
                 or not 1 <= start[3] <= 4
             ):
-                raise DataError(f"{path}: not an IDX file of unsigned bytes (nor a folder, nor .npz)")
+                raise DataError("not an IDX file of unsigned bytes (nor a folder, nor .npz)", argument=path)
             sizes = source.read(4 * start[3])
             if len(sizes) < 4 * start[3]:
-                raise DataError(f"{path}: ends within its header")
+                raise DataError("ends within its header", argument=path)
             shape = tuple(int(n) for n in np.frombuffer(sizes, dtype=">u4"))
             claimed = math.prod(shape)
             if packed:
                 _check_expansion(claimed, size, path)
             elif claimed != size - len(start) - len(sizes):
                 raise DataError(
-                    f"{path}: header says {claimed} bytes of data, the file has {size - len(start) - len(sizes)}"
+                    f"header says {claimed} bytes of data, the file has {size - len(start) - len(sizes)}",
+                    argument=path,
                 )
             data = source.read(claimed)
             more = len(source.read(1))
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path}: cannot be read: {error}") from error
+            raise DataError(f"cannot be read: {error}", argument=path) from error
     if len(data) != claimed or more:
         raise DataError(
-            f"{path}: header says {claimed} bytes of data, the file has {'more' if more else len(data)}"
+            f"header says {claimed} bytes of data, the file has {'more' if more else len(data)}",
+            argument=path,
         )
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
 
 
 def _check_expansion(claimed: int, size: int, where: Any) -> None:
     if claimed > max(ALWAYS_ALLOWED, MAX_EXPANSION * size):
-        raise DataError(f"{where}: {size} bytes expand to {claimed}; unpack it yourself if you trust it")
+        raise DataError(
+            f"{size} bytes expand to {claimed}; unpack it yourself if you trust it", argument=where
+        )
 
 
 def _idx(path: Path, labels_path: Path | None) -> Arrays:
     images = read_idx(path)
     if images.ndim != 3:
-        raise DataError(f"{path}: expected pictures [N, H, W], got an array of shape {list(images.shape)}")
+        raise DataError(
+            f"expected pictures [N, H, W], got an array of shape {list(images.shape)}", argument=path
+        )
     if labels_path is None:
         sibling = path.with_name(re.sub(r"images([-.])idx3", r"labels\1idx1", path.name))
         labels_path = sibling if sibling != path and sibling.exists() else None
@@ -286,7 +299,8 @@ def _npz(path: Path) -> Arrays | Rows:
             labels_name = next((n for n in ("labels", "y", "y_train", "arr_1") if n in names), None)
             if images_name is None:
                 raise DataError(
-                    f"{path}: no array named images (or x, x_train); it has {', '.join(names[:20]) or 'nothing'}"
+                    f"no array named images (or x, x_train); it has {', '.join(names[:20]) or 'nothing'}",
+                    argument=path,
                 )
             size = os.fstat(file.fileno()).st_size
             images = _member(archive, images_name, size, path)
@@ -294,7 +308,7 @@ def _npz(path: Path) -> Arrays | Rows:
     except DataError:
         raise
     except Exception as error:  # zipfile and NumPy's header parser fail in any way there is on a damaged file
-        raise DataError(f"{path}: cannot be read as NPZ: {error}") from error
+        raise DataError(f"cannot be read as NPZ: {error}", argument=path) from error
     if images.ndim == 2:
         rows = tables.rows(images, None, path)
         return Rows(rows.values, _labels(labels, len(images), path))
@@ -316,19 +330,22 @@ def _member(archive: zipfile.ZipFile, name: str, size: int, where: Path) -> np.n
             (2, 0): np.lib.format.read_array_header_2_0,
         }.get(version)
         if read is None:
-            raise DataError(f"{where}: {name}: NPY version {version} holds no plain numbers")
+            raise DataError(f"{name}: NPY version {version} holds no plain numbers", argument=where)
         shape, fortran, dtype = read(file)
         if dtype.hasobject or min(shape, default=0) < 0:
-            raise DataError(f"{where}: cannot be read as NPZ: {name} holds {dtype} {list(shape)}, no numbers")
+            raise DataError(
+                f"cannot be read as NPZ: {name} holds {dtype} {list(shape)}, no numbers", argument=where
+            )
         claimed = math.prod(shape) * dtype.itemsize
         if claimed != info.file_size - file.tell():
             raise DataError(
-                f"{where}: {name}: its header says {claimed} bytes of data, "
-                f"the archive has {info.file_size - file.tell()}"
+                f"{name}: its header says {claimed} bytes of data, "
+                f"the archive has {info.file_size - file.tell()}",
+                argument=where,
             )
         data = file.read(claimed)
         if len(data) != claimed:
-            raise DataError(f"{where}: {name}: ends early")
+            raise DataError(f"{name}: ends early", argument=where)
         file.read(1)  # at the end the checksum is compared
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
@@ -337,7 +354,7 @@ def _digits() -> Arrays:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError("digits: needs scikit-learn: pip install scikit-learn") from error
+        raise DataError("needs scikit-learn: pip install scikit-learn", argument="digits") from error
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     return _arrays(images[:, None], digits.target, "digits")
@@ -346,8 +363,9 @@ def _digits() -> Arrays:
 def _arrays(images: np.ndarray, labels: np.ndarray | None, where: Any) -> Arrays:
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape or images.shape[1] not in (1, 3):
         raise DataError(
-            f"{where}: expected uint8 pictures [N, H, W] or, with C = 1 or 3, [N, C, H, W] or [N, H, W, C]; got "
-            f"{images.dtype} {list(images.shape)}"
+            f"expected uint8 pictures [N, H, W] or, with C = 1 or 3, [N, C, H, W] or [N, H, W, C]; got "
+            f"{images.dtype} {list(images.shape)}",
+            argument=where,
         )
     return Arrays(torch.from_numpy(np.array(images)), _labels(labels, len(images), where))
 
@@ -357,18 +375,21 @@ def _labels(labels: np.ndarray | None, count: int, where: Any) -> Tensor | None:
     if labels is None:
         return None
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{where}: expected {count} integer labels, got {labels.dtype} {list(labels.shape)}")
+        raise DataError(
+            f"expected {count} integer labels, got {labels.dtype} {list(labels.shape)}", argument=where
+        )
     if labels.min() < 0 or labels.max() > MAX_LABEL:
         raise DataError(
-            f"{where}: labels must not be negative nor above {MAX_LABEL}, got {labels.min()} to {labels.max()}"
+            f"labels must not be negative nor above {MAX_LABEL}, got {labels.min()} to {labels.max()}",
+            argument=where,
         )
     return torch.from_numpy(labels.astype(np.int64))
 
 
 def _subset(dataset: Dataset, subset: tuple[int, int], source: str) -> Dataset:
     if not isinstance(dataset, Arrays | Rows):
-        raise DataError(f"{source}: a subset can be taken of files, not of a picture folder")
+        raise DataError("a subset can be taken of files, not of a picture folder", argument=source)
     first, last = subset
     if not 0 <= first <= last < len(dataset):
-        raise DataError(f"{source}: subset {first}-{last} does not lie within 0-{len(dataset) - 1}")
+        raise DataError(f"subset {first}-{last} does not lie within 0-{len(dataset) - 1}", argument=source)
     return dataset.part(slice(first, last + 1))

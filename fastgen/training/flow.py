@@ -80,7 +80,8 @@ def train(module: Flow, run: Run, dataset: Dataset, folder: str | Path, **option
         check_spread(dataset.values.double().numpy(), run.config.data)
     if module.levels is not None and run.config.batch_size < 2:
         raise ConfigError(
-            "batch_size: a flow starts from the spread of its first batch: expected at least 2 samples, got 1"
+            "a flow starts from the spread of its first batch: expected at least 2 samples, got 1",
+            argument="batch_size",
         )
     objective = MaximumLikelihood("nats" if module.levels is None else "bits/dim")
     return loop.train(module, run, objective, dataset, folder, **options)
@@ -90,17 +91,23 @@ def _check(module: Flow, dataset: Dataset) -> None:
     """Whether `dataset` has the shape, the levels and the labels of `module`. Raises ConfigError."""
     if tuple(dataset.shape) != tuple(module.data_shape):
         raise ConfigError(
-            f"data: its samples are {list(dataset.shape)}, the flow models {list(module.data_shape)}"
+            f"its samples are {list(dataset.shape)}, the flow models {list(module.data_shape)}",
+            argument="data",
         )
     levels = 256 if len(dataset.shape) == 3 else None
     if module.levels != levels:
-        raise ConfigError(f"data: has {levels or 'no'} levels, the flow models {module.levels or 'none'}")
+        raise ConfigError(
+            f"has {levels or 'no'} levels, the flow models {module.levels or 'none'}", argument="data"
+        )
     if module.context:
         raise ConfigError(
-            "data: has no context, which the flow needs; write a loop of your own with Flow.log_prob"
+            "has no context, which the flow needs; write a loop of your own with Flow.log_prob",
+            argument="data",
         )
     if module.classes is not None and (dataset.num_classes is None or dataset.num_classes > module.classes):
-        raise ConfigError(f"data: has {dataset.num_classes or 'no'} classes, the flow knows {module.classes}")
+        raise ConfigError(
+            f"has {dataset.num_classes or 'no'} classes, the flow knows {module.classes}", argument="data"
+        )
 
 
 def _dequantised(module: Flow, step: Step) -> tuple[Tensor, Tensor]:

@@ -99,7 +99,7 @@ def train(
     with _folder(folder, resume), held(folder) as alone:
         if not alone:
             raise CheckpointError(
-                f"{folder}: another process is training in it; wait for it, or choose another folder"
+                "another process is training in it; wait for it, or choose another folder", argument=folder
             )
         run = _opened(folder, run, dataset, resume)
         run.encoded(folder)  # what could not be read back is refused before anything is trained
@@ -109,8 +109,9 @@ def train(
             if isinstance(error, OutOfMemoryError) or not out_of_memory(error):
                 raise
             raise OutOfMemoryError(
-                f"{folder}: memory ran out on {device} with batches of {run.config.batch_size}; {_kept(folder)}. "
-                "Begin again in another folder with a smaller --batch-size, or --resume where there is more memory"
+                f"memory ran out on {device} with batches of {run.config.batch_size}; {_kept(folder)}. "
+                "Begin again in another folder with a smaller --batch-size, or --resume where there is more memory",
+                argument=folder,
             ) from error
 
 
@@ -196,16 +197,17 @@ def _opened(folder: Path, run: Run, dataset: Dataset, resume: bool) -> Run:
     earlier = saved_run(folder)
     if earlier is None:
         if resume:
-            raise CheckpointError(f"{folder}: no training run to resume in it")
+            raise CheckpointError("no training run to resume in it", argument=folder)
         if there := [name for name in (*RUN_FILES, PREVIEWS) if exists(folder / name)]:
-            raise CheckpointError(f"{folder}: holds {', '.join(there)} already; choose another folder")
+            raise CheckpointError(f"holds {', '.join(there)} already; choose another folder", argument=folder)
         return run
     if not resume:
-        raise CheckpointError(f"{folder}: holds a training run; resume it, or choose another folder")
+        raise CheckpointError("holds a training run; resume it, or choose another folder", argument=folder)
     for name, value in describe(dataset).items():
         if earlier.data.get(name) != value:
             raise DataError(
-                f"{folder}: its run began with {name} {earlier.data.get(name)}, the data now has {value}"
+                f"its run began with {name} {earlier.data.get(name)}, the data now has {value}",
+                argument=folder,
             )
     return earlier
 
@@ -242,8 +244,9 @@ def _stop_between_steps() -> Iterator[Callable[[], type[KeyboardInterrupt] | Non
 def _diverged(state: RunState, folder: Path) -> TrainingError:
     """Nothing that is not finite may replace the last save."""
     return TrainingError(
-        f"{folder}: training has diverged: loss or weights of step {state.step} are not finite; {_kept(folder)}. "
-        "Begin again with a smaller --lr, a longer --warmup or a smaller --grad-clip"
+        f"training has diverged: loss or weights of step {state.step} are not finite; {_kept(folder)}. "
+        "Begin again with a smaller --lr, a longer --warmup or a smaller --grad-clip",
+        argument=folder,
     )
 
 

@@ -47,7 +47,9 @@ class Run:
         text = json.dumps(run)
         # quoted once more, it has to leave room for the names of the tensors
         if len(json.dumps(text)) > MAX_HEADER_BYTES // 2:
-            raise ConfigError(f"{where}: its settings take {len(text)} bytes; are there so many classes?")
+            raise ConfigError(
+                f"its settings take {len(text)} bytes; are there so many classes?", argument=where
+            )
         _run(text, where)
         return text
 
@@ -96,7 +98,7 @@ class RunState:
             _compare(file, self.module, self.run.config)
             for name, tensor in file.read({}):
                 if file.flaw is not None:
-                    raise CheckpointError(f"{path}: {file.flaw}")
+                    raise CheckpointError(f"{file.flaw}", argument=path)
                 if name == "losses":
                     self.losses = tensor.tolist()
                 else:
@@ -129,7 +131,9 @@ def _run(text: str | None, where: str) -> Run:
             raise ValueError(f"{len(spec.parts)} networks are trained")
         return Run(config, spec, _data(run["data"], f"{where}: data"))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{where}: is no training run of this version of fastgen: {error}") from error
+        raise CheckpointError(
+            f"is no training run of this version of fastgen: {error}", argument=where
+        ) from error
 
 
 def check_state(folder: Path, module: nn.Module, config: RunConfig) -> None:
@@ -145,7 +149,7 @@ def _compare(file: TensorFile, module: nn.Module, config: RunConfig) -> None:
     """Hold a state file's header against the network and the length of the run."""
     entry = file.entries.get("losses")
     if entry is None or entry.dtype != torch.float64 or not 0 < math.prod(entry.shape) <= config.steps:
-        raise CheckpointError(f"{file.path}: expected losses of 1 to {config.steps} steps")
+        raise CheckpointError(f"expected losses of 1 to {config.steps} steps", argument=file.path)
     expected: dict[str, Tensor] = {"losses": torch.empty(math.prod(entry.shape), device="meta")}
     for prefix in ("model", "ema"):
         expected |= {f"{prefix}.{name}": t for name, t in module.state_dict().items()}
@@ -165,7 +169,9 @@ class _Pictures:
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3:
-            raise ConfigError(f"shape: expected channels, height and width, got {list(self.shape)}")
+            raise ConfigError(
+                f"expected channels, height and width, got {list(self.shape)}", argument="shape"
+            )
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ class _Rows:
 
     def __post_init__(self) -> None:
         if len(self.shape) != 1:
-            raise ConfigError(f"shape: expected the number of columns, got {list(self.shape)}")
+            raise ConfigError(f"expected the number of columns, got {list(self.shape)}", argument="shape")
 
 
 def _data(raw: Any, where: str) -> dict[str, Any]:

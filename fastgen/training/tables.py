@@ -61,11 +61,11 @@ def read_csv(path: Path) -> Rows:
     with open_ordinary(path, DataError) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_CSV_BYTES:
-            raise DataError(f"{path}: {size} bytes are more than {MAX_CSV_BYTES}; save it as .npy")
+            raise DataError(f"{size} bytes are more than {MAX_CSV_BYTES}; save it as .npy", argument=path)
         try:
             text = file.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}: is not text in UTF-8: {error}") from error
+            raise DataError(f"is not text in UTF-8: {error}", argument=path) from error
     head, _, rest = text.partition("\n")
     try:
         skip = 0 if all(_number(cell) for cell in head.split(",")) else 1
@@ -75,7 +75,7 @@ def read_csv(path: Path) -> Rows:
             io.StringIO(text), delimiter=",", skiprows=skip, ndmin=2, dtype=np.float64, comments=None
         )
     except ValueError as error:
-        raise DataError(f"{path}: expected numbers with commas between: {error}") from error
+        raise DataError(f"expected numbers with commas between: {error}", argument=path) from error
     return rows(values, None, path)
 
 
@@ -91,19 +91,21 @@ def rows(values: np.ndarray, labels: Tensor | None, where: object) -> Rows:
     """`values` [N, D] as data to train on. Raises DataError for what no density could be fitted to."""
     if values.ndim != 2 or values.dtype.kind not in "fiu" or 0 in values.shape:
         raise DataError(
-            f"{where}: expected rows of numbers [N, D], got an array {values.dtype} {list(values.shape)}"
+            f"expected rows of numbers [N, D], got an array {values.dtype} {list(values.shape)}",
+            argument=where,
         )
     if not 2 <= values.shape[1] <= MAX_COLUMNS:
         raise DataError(
-            f"{where}: has {values.shape[1]} columns; a flow needs at least 2 and takes {MAX_COLUMNS}"
+            f"has {values.shape[1]} columns; a flow needs at least 2 and takes {MAX_COLUMNS}", argument=where
         )
     values = values.astype(np.float64)
     wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
         row, column = wrong[0]
         raise DataError(
-            f"{where}: row {row + 1}, column {column + 1} is {values[row, column]}; {len(wrong)} values are not "
-            "finite: drop these rows, or fill them in"
+            f"row {row + 1}, column {column + 1} is {values[row, column]}; {len(wrong)} values are not "
+            "finite: drop these rows, or fill them in",
+            argument=where,
         )
     check_spread(values, where)
     return Rows(torch.from_numpy(values.astype(np.float32)), labels)
@@ -115,16 +117,20 @@ def check_spread(values: np.ndarray, where: object) -> None:
     spread = (values / np.maximum(size, 1e-300)).std(axis=0) * size  # squares of large values would overflow
     for column in range(values.shape[1]):
         if (values[:, column] == values[0, column]).all():
-            raise DataError(f"{where}: column {column + 1} is constant, and has no density; leave it out")
+            raise DataError(
+                f"column {column + 1} is constant, and has no density; leave it out", argument=where
+            )
         if size[column] < SMALLEST:
             raise DataError(
-                f"{where}: column {column + 1} has no value beyond {size[column]:.3g}, and float32 needs {SMALLEST:g}; "
-                "change the unit"
+                f"column {column + 1} has no value beyond {size[column]:.3g}, and float32 needs {SMALLEST:g}; "
+                "change the unit",
+                argument=where,
             )
         if size[column] > LARGEST or spread[column] < size[column] * SMALLEST_SPREAD:
             raise DataError(
-                f"{where}: column {column + 1} varies by {spread[column]:.3g} around values of {size[column]:.3g}: "
-                "float32 cannot tell them apart; subtract an offset, or change the unit"
+                f"column {column + 1} varies by {spread[column]:.3g} around values of {size[column]:.3g}: "
+                "float32 cannot tell them apart; subtract an offset, or change the unit",
+                argument=where,
             )
 
 
@@ -139,11 +145,12 @@ def read_npy(path: Path) -> Rows:
             }[version]
             shape, fortran, dtype = read(file)
         except Exception as error:  # NumPy's header parser fails in any way there is on a damaged file
-            raise DataError(f"{path}: cannot be read as NPY: {error}") from error
+            raise DataError(f"cannot be read as NPY: {error}", argument=path) from error
         rest = os.fstat(file.fileno()).st_size - file.tell()
         if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != rest:
             raise DataError(
-                f"{path}: its header says {dtype} {list(shape)}, and {rest} bytes follow: no plain numbers, or cut off"
+                f"its header says {dtype} {list(shape)}, and {rest} bytes follow: no plain numbers, or cut off",
+                argument=path,
             )
         data = file.read(rest)
     return rows(np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C"), None, path)

@@ -35,7 +35,7 @@ def facts(model: nn.Module, where: str) -> Facts:
             _vector_layer(layer, f"flows.{i}", where, found, ignored)
         options = {"layers": len(source.flows)}
     else:
-        raise ConfigError(f"{where}: is not supported; supported: {SUPPORTED}")
+        raise ConfigError(f"is not supported; supported: {SUPPORTED}", argument=where)
     options |= {name: same(values, name, where) for name, values in found.items()}
     return Facts(model.state_dict(), options, tuple(dict.fromkeys(ignored)))
 
@@ -45,7 +45,8 @@ def _base(base: Any, path: str, where: str, known: tuple[str, ...]) -> None:
         raise refuse(where, base, path, ", ".join(known))
     if base.temperature is not None:
         raise ConfigError(
-            f"{where}: {path}: temperature is {base.temperature}: set it to None, and give it to `sample`"
+            f"{path}: temperature is {base.temperature}: set it to None, and give it to `sample`",
+            argument=where,
         )
 
 
@@ -54,7 +55,8 @@ def _vector_layer(layer: Any, path: str, where: str, found: Found, ignored: list
     if name == "MaskedAffineFlow":
         if not isinstance(layer.t, nn.Module):
             raise ConfigError(
-                f"{where}: {path}: a MaskedAffineFlow without t is not supported; supported: t, or t and s"
+                f"{path}: a MaskedAffineFlow without t is not supported; supported: t, or t and s",
+                argument=where,
             )
         _perceptron(layer.t, f"{path}.t", where, found, ignored, None)
         if isinstance(layer.s, nn.Module):
@@ -68,7 +70,8 @@ def _vector_layer(layer: Any, path: str, where: str, found: Found, ignored: list
     elif name == "Permute":
         if layer.mode not in ("shuffle", "swap"):
             raise ConfigError(
-                f"{where}: {path}: Permute of mode {layer.mode!r} is not supported; supported: shuffle, swap"
+                f"{path}: Permute of mode {layer.mode!r} is not supported; supported: shuffle, swap",
+                argument=where,
             )
     elif name not in ELEMENTWISE:
         raise refuse(where, layer, path, SUPPORTED)
@@ -79,7 +82,8 @@ def _block(layer: Any, path: str, where: str, found: Found) -> None:
     split, coupling = layer.flows[0], layer.flows[1]
     if split.mode not in ("channel", "channel_inv"):
         raise ConfigError(
-            f"{where}: {path}: split_mode {split.mode!r} is not supported; supported: channel, channel_inv"
+            f"{path}: split_mode {split.mode!r} is not supported; supported: channel, channel_inv",
+            argument=where,
         )
     found.setdefault("split_mode", []).append(split.mode)
     if coupling.scale:
@@ -105,8 +109,9 @@ def _perceptron(
     functions = [name for name in tail if name != "ConstScaleLayer"]
     if functions not in ([], ["Tanh"]) or (ends is None and tail):
         raise ConfigError(
-            f"{where}: {path}: an output_fn ({', '.join(tail)}) is not supported; supported: none, and tanh "
-            "for the s of a MaskedAffineFlow"
+            f"{path}: an output_fn ({', '.join(tail)}) is not supported; supported: none, and tanh "
+            "for the s of a MaskedAffineFlow",
+            argument=where,
         )
     if ends is not None:
         ends.append("tanh" if functions else "none")
@@ -124,11 +129,11 @@ def _multiscale(model: Any, where: str, found: Found) -> dict[str, Any]:
             and not model.class_cond
         ):
             raise ConfigError(
-                f"{where}: q0.{i} knows classes, but class_cond is false; supported: both, or neither"
+                f"q0.{i} knows classes, but class_cond is false; supported: both, or neither", argument=where
             )
     for i, merge in enumerate(model.merges):
         if type(merge).__name__ != "Merge" or merge.mode != "channel":
-            raise ConfigError(f"{where}: merges.{i}: only Merge('channel') is supported")
+            raise ConfigError(f"merges.{i}: only Merge('channel') is supported", argument=where)
     for i, level in enumerate(model.flows):
         for j, layer in enumerate(level):
             path = f"flows.{i}.{j}"
@@ -149,14 +154,16 @@ def _multiscale(model: Any, where: str, found: Found) -> dict[str, Any]:
     elif kind == "Shift" and scalar(model.transform.shift) == -0.5:
         options["transform"] = "shift"
     elif model.transform is not None:
-        raise ConfigError(f"{where}: transform: {kind} is not supported; supported: Logit, Shift(-0.5), none")
+        raise ConfigError(
+            f"transform: {kind} is not supported; supported: Logit, Shift(-0.5), none", argument=where
+        )
     return options
 
 
 def _glow_block(layer: Any, path: str, where: str, found: Found) -> None:
     names = [type(inner).__name__ for inner in layer.flows]
     if names != ["AffineCouplingBlock", "Invertible1x1Conv", "ActNorm"]:
-        raise ConfigError(f"{where}: {path}: a GlowBlock of {', '.join(names)} is not supported")
+        raise ConfigError(f"{path}: a GlowBlock of {', '.join(names)} is not supported", argument=where)
     _block(layer.flows[0], f"{path}.flows.0", where, found)
     network = layer.flows[0].flows[1].param_map
     if type(network).__name__ != "ConvNet2d":

@@ -39,7 +39,8 @@ def read(state: State, options: NormflowsOptions, report: Report) -> Result:
             theirs, at = f"flows.{level}.{steps - 1 - step}.flows", 1 + 3 * step
             if not state.has(f"{theirs}.0.flows.1.param_map.net.0.weight"):
                 raise ConfigError(
-                    f"{where}: flows.{level}.{steps - 1 - step}: is no GlowBlock; supported: GlowBlocks, then a Squeeze"
+                    f"flows.{level}.{steps - 1 - step}: is no GlowBlock; supported: GlowBlocks, then a Squeeze",
+                    argument=where,
                 )
             ours = f"scales.{scale}"
             tensors |= _actnorm(state, f"{theirs}.2", f"{ours}.{at}")
@@ -57,7 +58,7 @@ def read(state: State, options: NormflowsOptions, report: Report) -> Result:
     channels = len(tensors["scales.0.1.loc"])
     if channels % 4:
         raise CheckpointError(
-            f"{where}: {channels} channels after the first Squeeze; expected a multiple of 4"
+            f"{channels} channels after the first Squeeze; expected a multiple of 4", argument=where
         )
     priors = [_prior(state, f"q0.{scales - 1 - i}", options) for i in range(scales)]
     values = {
@@ -120,7 +121,7 @@ def _network(
     places = [n for n in state.numbers(theirs) if state.has(f"{theirs}.{n}.weight")]
     norms = [n for n in state.numbers(theirs) if state.has(f"{theirs}.{n}.actNorm.s")]
     if places != ([0, 3, 6] if norms else [0, 2, 4]):
-        raise CheckpointError(f"{state.where}: {theirs}: not the three convolutions of a GlowBlock")
+        raise CheckpointError(f"{theirs}: not the three convolutions of a GlowBlock", argument=state.where)
     found: dict[str, Tensor] = {}
     names = ("first", "inner.2" if norms else "inner.1")
     for place, name in zip(places, names, strict=False):
@@ -148,7 +149,9 @@ def _prior(state: State, prefix: str, options: NormflowsOptions) -> tuple[Tensor
     if not state.has(f"{prefix}.loc_logs"):
         loc, log_scale = state.take(f"{prefix}.loc"), state.take(f"{prefix}.log_scale")
         if loc.dim() != 4 or loc.shape != log_scale.shape:
-            raise CheckpointError(f"{state.where}: {prefix}.loc: expected [1, C, H, W] or [C, H, W, classes]")
+            raise CheckpointError(
+                f"{prefix}.loc: expected [1, C, H, W] or [C, H, W, classes]", argument=state.where
+            )
         if loc.shape[0] == 1:
             return loc, log_scale, False
         return loc.permute(3, 0, 1, 2), log_scale.permute(3, 0, 1, 2), True
@@ -176,14 +179,17 @@ def _size(
         if mean.shape[2:] != (1, 1) or not state.has(f"q0.{scales - 1 - i}.loc_logs"):
             found = [side * 2 ** (i + 1) for side in mean.shape[2:]]
             if any(given) and given != found:
-                raise ConfigError(f"{state.where}: height, width: the priors are for {found}, got {given}")
+                raise ConfigError(
+                    f"height, width: the priors are for {found}, got {given}", argument=state.where
+                )
             if not any(given):
                 without(options, report, "the priors say it", "height", "width")
             return found
     if not all(given):
         raise ConfigError(
-            f"{state.where}: GlowBase does not say how large the pictures are: give "
-            "assume={'height': 32, 'width': 32} (--assume height=32 --assume width=32)"
+            "GlowBase does not say how large the pictures are: give "
+            "assume={'height': 32, 'width': 32} (--assume height=32 --assume width=32)",
+            argument=state.where,
         )
     return given
 
@@ -194,7 +200,7 @@ def _together(priors: list[tuple[Tensor, Tensor, bool]], tensors: dict[str, Tens
     if not counts and all(bool((mean == 0).all() and (log_std == 0).all()) for mean, log_std, _ in priors):
         return {"prior": "standard"}
     if len(counts) > 1:
-        raise CheckpointError(f"q0: priors of {sorted(counts)} classes")
+        raise CheckpointError(f"priors of {sorted(counts)} classes", argument="q0")
     count = next(iter(counts), None)
     last_only = count is not None and not any(classes for _, _, classes in priors[:-1])
     # Height and width of scale i, of a prior for each element; those for each channel are spread over the picture.

@@ -30,8 +30,9 @@ def read(state: State, options: NormflowsOptions, report: Report) -> Result:
     shape = state.peek("q0.loc").shape
     if len(shape) != 2:
         raise ConfigError(
-            f"{state.where}: q0.loc has shape {list(shape)}; supported: [1, D] and [D, classes], flows on vectors, and "
-            "MultiscaleFlow"
+            f"q0.loc has shape {list(shape)}; supported: [1, D] and [D, classes], flows on vectors, and "
+            "MultiscaleFlow",
+            argument=state.where,
         )
     classes = shape[0] != 1
     features = shape[0 if classes else 1]
@@ -74,12 +75,14 @@ def _count(state: State, options: NormflowsOptions, report: Report) -> int:
     numbers = state.numbers("flows")
     seen = numbers[-1] + 1
     if seen > MAX_LAYERS:
-        raise ConfigError(f"{state.where}: flows.{seen - 1}: at most {MAX_LAYERS} layers are supported")
+        raise ConfigError(
+            f"flows.{seen - 1}: at most {MAX_LAYERS} layers are supported", argument=state.where
+        )
     swaps = sorted(set(range(seen)) - set(numbers))
     if options.layers:
         if options.layers < seen:
             raise ConfigError(
-                f"{state.where}: layers: {options.layers}, but there are tensors of layer {seen - 1}"
+                f"layers: {options.layers}, but there are tensors of layer {seen - 1}", argument=state.where
             )
         return options.layers
     couplings = [i for i in numbers if _kind(state, f"flows.{i}") in ("block", "masked")]
@@ -116,7 +119,9 @@ def _kind(state: State, place: str) -> str:
         return "block"
     if {"s", "t"} <= names and state.has(f"{place}.s"):
         return "actnorm"
-    raise ConfigError(f"{state.where}: {place}: a layer of {', '.join(sorted(names))} is not supported")
+    raise ConfigError(
+        f"{place}: a layer of {', '.join(sorted(names))} is not supported", argument=state.where
+    )
 
 
 def _layer(state: State, place: str, kind: str, chain: Chain, options: NormflowsOptions) -> None:
@@ -166,9 +171,11 @@ def _matrix(state: State, place: str, d: int) -> Tensor:
 def _masked(state: State, place: str, chain: Chain, options: NormflowsOptions) -> None:
     kept = state.take(f"{place}.b", 1, chain.features)[0]
     if not bool(((kept == 0) | (kept == 1)).all()):
-        raise ConfigError(f"{state.where}: {place}.b: a mask of other numbers than 0 and 1 is not supported")
+        raise ConfigError(
+            f"{place}.b: a mask of other numbers than 0 and 1 is not supported", argument=state.where
+        )
     if not state.has(f"{place}.t.net.0.weight"):
-        raise ConfigError(f"{state.where}: {place}.t: only an MLP is supported, and needed")
+        raise ConfigError(f"{place}.t: only an MLP is supported, and needed", argument=state.where)
     shift = perceptron(state, f"{place}.t.net")
     found = {**activation(options), "reverse": True}
     if not state.has(f"{place}.s.net.0.weight"):
@@ -187,7 +194,8 @@ def _scale_network(state: State, prefix: str, options: NormflowsOptions) -> tupl
     if options.output_fn == "none":
         if factors:
             raise ConfigError(
-                f"{state.where}: {prefix}: has scaled outputs, so an output_fn: say which, as output_fn = tanh"
+                f"{prefix}: has scaled outputs, so an output_fn: say which, as output_fn = tanh",
+                argument=state.where,
             )
         return network, None
     # A factor or none, the tanh, a factor or none.
@@ -195,7 +203,8 @@ def _scale_network(state: State, prefix: str, options: NormflowsOptions) -> tupl
     before, after = factors.pop(end + 1, 1.0), factors.pop(behind, 1.0)
     if factors:
         raise CheckpointError(
-            f"{state.where}: {prefix}.{min(factors)}: its place is neither before nor behind a tanh; is the file whole?"
+            f"{prefix}.{min(factors)}: its place is neither before nor behind a tanh; is the file whole?",
+            argument=state.where,
         )
 
     def scaled(linear: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -213,8 +222,9 @@ def _block(state: State, place: str, chain: Chain, options: NormflowsOptions) ->
     count, outputs = int(changed.sum()), len(network.linears[-1][1])
     if outputs not in (count, 2 * count):
         raise CheckpointError(
-            f"{state.where}: {place}: its network gives {outputs} numbers for {count} features that change, with "
-            f"split_mode {options.split_mode}"
+            f"{place}: its network gives {outputs} numbers for {count} features that change, with "
+            f"split_mode {options.split_mode}",
+            argument=state.where,
         )
     affine = outputs == 2 * count
 

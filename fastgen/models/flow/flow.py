@@ -175,7 +175,8 @@ class Flow(nn.Module):
             else:
                 if shape[0] < 2:
                     raise ConfigError(
-                        f"scales.{i}: one channel cannot be halved: squeeze before, or take one scale"
+                        "one channel cannot be halved: squeeze before, or take one scale",
+                        argument=f"scales.{i}",
                     )
                 latent, shape = (shape[0] // 2, *shape[1:]), ((shape[0] + 1) // 2, *shape[1:])
                 yield latent, shape

@@ -115,8 +115,9 @@ class ActNorm(Layer):
         zero = self.scale.detach() == 0
         if bool(zero.any()):
             raise CheckpointError(
-                f"{self.name}: the scale of channel {int(zero.nonzero()[0])} is 0, so that nothing can be inverted; "
-                "were the weights trained?"
+                f"the scale of channel {int(zero.nonzero()[0])} is 0, so that nothing can be inverted; "
+                "were the weights trained?",
+                argument=self.name,
             )
 
 
@@ -176,8 +177,9 @@ class Affine(Layer):
     def check(self) -> None:
         if self.scale == 0 or not math.isfinite(self.scale) or not math.isfinite(self.shift):
             raise CheckpointError(
-                f"{self.name}: expected a finite shift and a finite scale other than 0, so that it can be undone, "
-                f"got scale {self.scale}, shift {self.shift}"
+                f"expected a finite shift and a finite scale other than 0, so that it can be undone, "
+                f"got scale {self.scale}, shift {self.shift}",
+                argument=self.name,
             )
 
     def _log_det(self, x: Tensor) -> Tensor:
@@ -237,7 +239,8 @@ class Permutation(Layer):
     def check(self) -> None:
         if sorted(self.index.tolist()) != list(range(len(self.index))):
             raise CheckpointError(
-                f"{self.name}: its index must hold each of 0 to {len(self.index) - 1} once, so that it can be undone"
+                f"its index must hold each of 0 to {len(self.index) - 1} once, so that it can be undone",
+                argument=self.name,
             )
 
 
@@ -270,8 +273,9 @@ class Squeeze(Layer):
         channels, height, width = shape
         if height % 2 or width % 2:
             raise ConfigError(
-                f"{self.name}: cannot squeeze {height}x{width}, both sides must be even: a picture's sides must be "
-                "divisible by 2 for each squeeze; pad it, or take fewer scales"
+                f"cannot squeeze {height}x{width}, both sides must be even: a picture's sides must be "
+                "divisible by 2 for each squeeze; pad it, or take fewer scales",
+                argument=self.name,
             )
         return 4 * channels, height // 2, width // 2
 

@@ -66,15 +66,16 @@ class InvertibleConv(Layer):
         """
         product = self.product().detach().double()
         if not bool(product.isfinite().all()):
-            raise CheckpointError(f"{self.name}: its weights are not finite; was its training stable?")
+            raise CheckpointError("its weights are not finite; was its training stable?", argument=self.name)
         values = torch.linalg.svdvals(product)
         if not bool(values[-1] > values[0] * 2.0**-24):
             raise self._singular(f"singular values from {float(values[-1]):.3g} to {float(values[0]):.3g}")
 
     def _singular(self, why: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.name}: its {self.channels}x{self.channels} matrix is singular ({why}), so that the flow cannot be "
-            "inverted; were the weights trained, and with a learning rate that is not too high?"
+            f"its {self.channels}x{self.channels} matrix is singular ({why}), so that the flow cannot be "
+            "inverted; were the weights trained, and with a learning rate that is not too high?",
+            argument=self.name,
         )
 
 
@@ -135,7 +136,8 @@ class LUConv(InvertibleConv):
         order, sign = self.permutation.tolist(), self.sign.tolist()
         if sorted(order) != list(range(self.channels)) or any(abs(value) != 1 for value in sign):
             raise CheckpointError(
-                f"{self.name}: its permutation must hold each of 0 to {self.channels - 1} once and its signs be 1 or -1"
+                f"its permutation must hold each of 0 to {self.channels - 1} once and its signs be 1 or -1",
+                argument=self.name,
             )
         super().check()
 

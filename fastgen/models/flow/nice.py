@@ -43,10 +43,13 @@ class NICEConfig:
     def __post_init__(self) -> None:
         check_read(self, [(self.preprocessing == "logit", "preprocessing logit", ("alpha",))])
         if len(self.sample_size) != 2:
-            raise ConfigError(f"sample_size: expected (height, width), got {len(self.sample_size)} numbers")
+            raise ConfigError(
+                f"expected (height, width), got {len(self.sample_size)} numbers", argument="sample_size"
+            )
         if not 2 <= self.features <= MAX_FEATURES:
             raise ConfigError(
-                f"sample_size: expected pictures of 2 to {MAX_FEATURES} elements, got {self.features}"
+                f"expected pictures of 2 to {MAX_FEATURES} elements, got {self.features}",
+                argument="sample_size",
             )
 
     @property

@@ -33,7 +33,8 @@ def check_read(config: Any, rows: Iterable[tuple[bool, str, tuple[str, ...]]]) -
             value = getattr(config, name)
             if not read and value != defaults[name]:
                 raise ConfigError(
-                    f"{name}: {value} would change nothing, only {reader} reads it; leave it {defaults[name]}"
+                    f"{value} would change nothing, only {reader} reads it; leave it {defaults[name]}",
+                    argument=name,
                 )
 
 
@@ -71,7 +72,8 @@ class CouplingOptions:
         ):
             if value != default and self.scale != user:
                 raise ConfigError(
-                    f"{name}: only the scale map {user} has it; scale is {self.scale}, leave it {default}"
+                    f"only the scale map {user} has it; scale is {self.scale}, leave it {default}",
+                    argument=name,
                 )
 
     def coupling(
@@ -149,50 +151,61 @@ class ImageOptions(CouplingOptions):
         check_read(self, self._readers(squeezes))
         if self.network != "conv" and couplings * self.blocks > MAX_BLOCKS:
             raise ConfigError(
-                f"blocks: {couplings} couplings of {self.blocks} blocks are more than {MAX_BLOCKS} blocks; take fewer"
+                f"{couplings} couplings of {self.blocks} blocks are more than {MAX_BLOCKS} blocks; take fewer",
+                argument="blocks",
             )
         if len(self.sample_size) != 2:
-            raise ConfigError(f"sample_size: expected (height, width), got {len(self.sample_size)} numbers")
+            raise ConfigError(
+                f"expected (height, width), got {len(self.sample_size)} numbers", argument="sample_size"
+            )
         if len(self.hidden_channels) not in (1, len(squeezes)):
             raise ConfigError(
-                f"hidden_channels: expected one number or one for each of the {len(squeezes)} scales, "
-                f"got {len(self.hidden_channels)}"
+                f"expected one number or one for each of the {len(squeezes)} scales, "
+                f"got {len(self.hidden_channels)}",
+                argument="hidden_channels",
             )
         of_conv = (self.conv_actnorm, self.conv_scaled, self.conv_border)
         if self.network != "conv" and of_conv != (False, True, 0):
             raise ConfigError(
-                f"conv_actnorm, conv_scaled, conv_border: the network is {self.network}, leave them out"
+                f"the network is {self.network}, leave them out",
+                argument="conv_actnorm, conv_scaled, conv_border",
             )
         if self.num_classes is None and self.class_couplings:
-            raise ConfigError("class_couplings: num_classes is null: say how many labels there are")
+            raise ConfigError(
+                "num_classes is null: say how many labels there are", argument="class_couplings"
+            )
         known = self.class_priors != "none" and self.prior in ("channel", "element", "conv")
         if self.num_classes is not None and not (self.class_couplings or known):
             raise ConfigError(
-                "num_classes: nothing would look at the labels: take class_couplings, or a prior that is learned "
-                "(channel, element, conv) with class_priors last or all"
+                "nothing would look at the labels: take class_couplings, or a prior that is learned "
+                "(channel, element, conv) with class_priors last or all",
+                argument="num_classes",
             )
         if self.dequantisation == "variational" and self.levels is None:
             raise ConfigError(
-                "dequantisation: variational needs levels; continuous data (levels null) has none"
+                "variational needs levels; continuous data (levels null) has none", argument="dequantisation"
             )
         channels, sides = self.in_channels, self.sample_size
         for i, count in enumerate(squeezes):
             for _ in range(count):
                 if sides[0] % 2 or sides[1] % 2:
                     raise ConfigError(
-                        f"sample_size: {self.sample_size[0]}x{self.sample_size[1]} cannot be squeezed {sum(squeezes)} "
+                        f"{self.sample_size[0]}x{self.sample_size[1]} cannot be squeezed {sum(squeezes)} "
                         f"times: scale {i} has {sides[0]}x{sides[1]}, and both sides must be even; pad the pictures or "
-                        "take fewer scales"
+                        "take fewer scales",
+                        argument="sample_size",
                     )
                 channels, sides = 4 * channels, (sides[0] // 2, sides[1] // 2)
             if channels > MAX_CHANNELS:
                 raise ConfigError(
-                    f"in_channels: {channels} channels at scale {i}, at most {MAX_CHANNELS} are built"
+                    f"{channels} channels at scale {i}, at most {MAX_CHANNELS} are built",
+                    argument="in_channels",
                 )
             if i < len(squeezes) - 1:
                 if channels < 2:
                     raise ConfigError(
-                        f"in_channels: scale {i} has one channel, which cannot be halved without a squeeze"
+                        f"scale {i} has one channel, which cannot be halved without a squeeze",
+                        argument="in_channels",
                     )
                 channels = (channels + 1) // 2
 

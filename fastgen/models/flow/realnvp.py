@@ -47,8 +47,9 @@ class RealNVPConfig(ImageOptions):
     def __post_init__(self) -> None:
         if not self.checkerboard or len(self.checkerboard) != len(self.channelwise):
             raise ConfigError(
-                "checkerboard, channelwise: expected one number a scale in both, at least one, "
-                f"got {len(self.checkerboard)} and {len(self.channelwise)}"
+                "expected one number a scale in both, at least one, "
+                f"got {len(self.checkerboard)} and {len(self.channelwise)}",
+                argument="checkerboard, channelwise",
             )
         checkerboards, channels = any(self.checkerboard), any(self.channelwise)
         check_read(

@@ -85,37 +85,43 @@ class VectorFlowConfig(CouplingOptions):
             ],
         )
         if not self.layers:
-            raise ConfigError(f"layers: expected at least one of {', '.join(LAYERS)}")
+            raise ConfigError(f"expected at least one of {', '.join(LAYERS)}", argument="layers")
         if len(self.layers) * self.steps > MAX_LAYERS:
             raise ConfigError(
-                f"layers, steps: {len(self.layers)} layers times {self.steps} steps, at most {MAX_LAYERS} are built"
+                f"{len(self.layers)} layers times {self.steps} steps, at most {MAX_LAYERS} are built",
+                argument="layers, steps",
             )
         couplings = self.layers.count("coupling") * self.steps
         if self.network == "residual" and couplings * self.blocks > MAX_BLOCKS:
             raise ConfigError(
-                f"blocks: {couplings} couplings of {self.blocks} blocks are more than {MAX_BLOCKS} blocks; take fewer"
+                f"{couplings} couplings of {self.blocks} blocks are more than {MAX_BLOCKS} blocks; take fewer",
+                argument="blocks",
             )
         if self.random_masks and self.split != "mask":
-            raise ConfigError(f"random_masks: needs the split mask, got {self.split}")
+            raise ConfigError(f"needs the split mask, got {self.split}", argument="random_masks")
         if self.linear_bias and not {"lu", "plain"} & set(self.layers):
-            raise ConfigError("linear_bias: there is no lu or plain among the layers")
+            raise ConfigError("there is no lu or plain among the layers", argument="linear_bias")
         if self.network == "residual" and len(self.hidden_features) != 1:
             raise ConfigError(
-                "hidden_features: a residual network has one width (and `blocks`), "
-                f"got {len(self.hidden_features)} numbers"
+                f"a residual network has one width (and `blocks`), got {len(self.hidden_features)} numbers",
+                argument="hidden_features",
             )
         if self.separate_networks and self.scale == "additive":
-            raise ConfigError("separate_networks: an additive coupling has a shift only")
+            raise ConfigError("an additive coupling has a shift only", argument="separate_networks")
         if self.separate_networks and self.parameters != "scale_shift":
             raise ConfigError(
-                "separate_networks: their outputs lie side by side: leave parameters scale_shift"
+                "their outputs lie side by side: leave parameters scale_shift", argument="separate_networks"
             )
         if self.context_features and self.num_classes is not None:
-            raise ConfigError("context_features, num_classes: a flow takes a context or labels, not both")
+            raise ConfigError(
+                "a flow takes a context or labels, not both", argument="context_features, num_classes"
+            )
         if self.context and not couplings and not self.class_priors:
-            raise ConfigError("context_features, num_classes: without couplings nothing would look at them")
+            raise ConfigError(
+                "without couplings nothing would look at them", argument="context_features, num_classes"
+            )
         if self.class_priors and (self.num_classes is None or self.prior == "standard"):
-            raise ConfigError("class_priors: needs num_classes and the prior learned")
+            raise ConfigError("needs num_classes and the prior learned", argument="class_priors")
 
     @property
     def context(self) -> int:
