@@ -12,16 +12,9 @@ from torch import Tensor
 class OperandError(ValueError):
     """An operation's argument has the wrong shape, type, device or value. argument: its name."""
 
-    def __init__(self, message: str, *, argument: str) -> None:
-        super().__init__(f"{argument}: {message}")
+    def __init__(self, message: str, *, argument: str = "") -> None:
+        super().__init__(f"{argument}: {message}" if argument else message)
         self.argument = argument
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _operand_error, (str(self).removeprefix(f"{self.argument}: "), self.argument)
-
-
-def _operand_error(message: str, argument: str) -> OperandError:
-    return OperandError(message, argument=argument)
 
 
 def fail(name: str, expected: str, received: object) -> NoReturn:
