@@ -16,7 +16,7 @@ from typing import Any
 
 from fastgen.checkpoint import CONFIG_FILE, Part, Spec
 from fastgen.config import to_dict
-from fastgen.engines.settings import DiffusionSettings
+from fastgen.engines.diffusion.settings import DiffusionSettings
 from fastgen.errors import CheckpointError, ConfigError
 
 from .. import weights

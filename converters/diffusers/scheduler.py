@@ -13,7 +13,7 @@ from fastgen.config import shown
 from fastgen.diffusion import SOLVERS, NoiseSchedule
 from fastgen.diffusion.lambdas import LambdaOptions
 from fastgen.diffusion.processes import PROCESSES, AnyProcess, process_from_config
-from fastgen.engines.settings import LEARNED
+from fastgen.engines.diffusion.settings import LEARNED
 from fastgen.errors import ConfigError
 
 from ..base import Report

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from fastgen.diffusion import SOLVERS, NoiseSchedule
-from fastgen.engines.settings import DiffusionSettings
+from fastgen.engines.diffusion.settings import DiffusionSettings
 from fastgen.errors import ConfigError
 
 from ..base import Report

@@ -9,7 +9,7 @@ import torch
 from fastgen.architectures import part_config
 from fastgen.checkpoint import CONFIG_FILE, Spec
 from fastgen.config import to_dict
-from fastgen.engines.settings import DiffusionSettings
+from fastgen.engines.diffusion.settings import DiffusionSettings
 from fastgen.errors import ConfigError
 
 from .. import weights

@@ -17,8 +17,8 @@ from fastgen_kernels import normals
 from ..diffusion.interpreter import run
 from ..diffusion.table import Table
 from ..engines import DiffusionEngine
-from ..engines.plan import Plan
-from ..engines.request import Request
+from ..engines.diffusion.plan import Plan
+from ..engines.diffusion.request import Request
 from .contest import Contest, Drawing, compiled, fastest
 from .parity import Precision, spread
 from .results import Row

@@ -18,7 +18,7 @@ from .evaluate import load_data, load_flow
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..engines.flow import FlowEngine
+    from ..engines.flow.engine import FlowEngine
 
 COUNT = 2000  # of samples, and of rows of data shown
 GRID = 200  # points a side of a heat map

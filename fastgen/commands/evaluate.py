@@ -15,7 +15,7 @@ from .arguments import add_model, counted, positive, span
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..engines.flow import FlowEngine
+    from ..engines.flow.engine import FlowEngine
     from ..training.data import Dataset
 
 CHUNK = 256  # samples handed to the engine at a time, between two moves of the progress bar
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 def load_flow(args: argparse.Namespace, command: str) -> FlowEngine:
     """The engine that `args` name. Raises ConfigError where it is no flow."""
     from ..api import load
-    from ..engines.flow import FlowEngine
+    from ..engines.flow.engine import FlowEngine
 
     if args.model is None:
         raise ConfigError("which MODEL? A folder, a hub id or zoo:NAME", argument=command)

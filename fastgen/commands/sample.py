@@ -23,9 +23,9 @@ from .arguments import add_model, integer_ranges, positive
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..engines.diffusion import DiffusionEngine
-    from ..engines.flow_request import FlowRequest
-    from ..engines.request import Request
+    from ..engines.diffusion.engine import DiffusionEngine
+    from ..engines.diffusion.request import Request
+    from ..engines.flow.request import FlowRequest
 
 CELL = 64  # small pictures are enlarged on sheets and in animations, to about this many pixels
 GIF_FRAMES = 60  # more are thinned out
@@ -99,7 +99,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw as `args` ask; returns the exit code."""
     from ..api import load
-    from ..engines.flow import FlowEngine
+    from ..engines.flow.engine import FlowEngine
 
     started = time.perf_counter()
     like = args.like is not None

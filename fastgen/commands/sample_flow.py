@@ -19,8 +19,8 @@ from .arguments import counted
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..engines.flow import FlowEngine
-    from ..engines.flow_request import FlowRequest
+    from ..engines.flow.engine import FlowEngine
+    from ..engines.flow.request import FlowRequest
 
 TABLES = (".csv", ".npz")  # what rows of numbers are written as
 DIFFUSION_OPTIONS = (

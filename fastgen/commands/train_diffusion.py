@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..checkpoint import Spec
-    from ..engines.settings import DiffusionSettings
+    from ..engines.diffusion.settings import DiffusionSettings
     from ..training.data import Dataset
     from ..training.run import Run
     from ..training.settings import RunConfig
@@ -50,7 +50,7 @@ def add_options(group: argparse._ArgumentGroup) -> None:
 def train(network: nn.Module, run: Run, dataset: Dataset, folder: Path, **options: Any) -> None:
     """Train `network` into `folder`; options of ``training.loop.train``."""
     from ..diffusion.schedule import NoiseSchedule
-    from ..engines.settings import DiffusionSettings
+    from ..engines.diffusion.settings import DiffusionSettings
     from ..training.diffusion import train
 
     settings = DiffusionSettings.from_spec(run.spec)
@@ -73,7 +73,7 @@ def new_spec(
 ) -> Spec:
     """The model that `args` ask for, of the data's shape and classes. Raises ConfigError or DataError."""
     from ..checkpoint import Part, Spec
-    from ..engines.settings import DiffusionSettings
+    from ..engines.diffusion.settings import DiffusionSettings
     from ..models.unet import UNetConfig
 
     if len(dataset.shape) != 3:
@@ -116,7 +116,7 @@ def new_spec(
 
 def _previewer(folder: Path, spec: Spec, settings: DiffusionSettings) -> Callable[[int, nn.Module], None]:
     def preview(step: int, network: nn.Module) -> None:
-        from ..engines.diffusion import DiffusionEngine
+        from ..engines.diffusion.engine import DiffusionEngine
         from ..files import make_folder, remove_leftovers
         from ..images import save_grid
         from ..training.loop import PREVIEWS

@@ -60,7 +60,7 @@ def new_spec(
     """The flow that `args` ask for, of the data's shape and classes. Raises ConfigError or DataError."""
     from ..architectures import ARCHITECTURES
     from ..checkpoint import Part, Spec
-    from ..engines.flow_request import FlowSettings
+    from ..engines.flow.request import FlowSettings
 
     rows, vectors = len(dataset.shape) == 1, args.model == "vector_flow"
     if rows != vectors:
@@ -143,7 +143,7 @@ def _plain(value: Any) -> Any:
 
 def _previewer(folder: Path, spec: Spec) -> Callable[[int, nn.Module], None]:
     def preview(step: int, network: nn.Module) -> None:
-        from ..engines.flow import FlowEngine
+        from ..engines.flow.engine import FlowEngine
         from ..files import make_folder, remove_leftovers
         from ..images import save_grid
         from ..training.loop import PREVIEWS

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         print("fastgen verify: error: MODEL is missing: a folder, zoo:NAME or hub id", file=sys.stderr)
         return 2
     from ..api import load
-    from ..engines.flow import FlowEngine
+    from ..engines.flow.engine import FlowEngine
 
     options = {"revision": args.revision, "local_files_only": args.local_files_only}
     engine = load(args.model, device=args.device, dtype=args.dtype or "auto", **options)

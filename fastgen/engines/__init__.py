@@ -1,7 +1,7 @@
 """Sets of verbs: one engine a generative family."""
 
-from .diffusion import DiffusionEngine
-from .flow import FlowEngine
+from .diffusion.engine import DiffusionEngine
+from .flow.engine import FlowEngine
 
 ENGINES: dict[str, type[DiffusionEngine] | type[FlowEngine]] = {
     "diffusion": DiffusionEngine,

@@ -20,7 +20,7 @@ from fastgen_kernels.reverse_step import cases
 from ..models.blocks import NormAct
 
 if TYPE_CHECKING:
-    from .diffusion import DiffusionEngine
+    from .diffusion.engine import DiffusionEngine
 
 WORKING = 2.0**-24  # unit roundoff of the sums inside a layer
 TF32 = 2.0**-10  # of a factor: tensor cores cut off what its 10 bits of fraction do not hold

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastgen
-from fastgen.runtime.loop import Request
+from fastgen.engines.diffusion.loop import Request
 
 from .folders import CELEBA_HQ, CIFAR, TINY, our_noise, pipeline
 

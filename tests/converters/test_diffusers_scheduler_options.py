@@ -14,7 +14,7 @@ from fastgen.converters.diffusers.scheduler import to_settings
 from fastgen.converters.diffusers.scheduler_write import class_name, from_settings
 from fastgen.diffusion import SOLVERS, NoiseSchedule, solver_table
 from fastgen.diffusion.processes import process_from_config
-from fastgen.engines.settings import DiffusionSettings
+from fastgen.engines.diffusion.settings import DiffusionSettings
 from fastgen.errors import ConfigError
 from tests.converters.test_diffusers_schedulers import scheduler_class, settings_of
 

@@ -22,7 +22,7 @@ from fastgen.converters.diffusers.scheduler import to_settings
 from fastgen.converters.diffusers.scheduler_write import from_settings
 from fastgen.diffusion import run, solver_table
 from fastgen.diffusion.processes import process_from_config
-from fastgen.engines.settings import DiffusionSettings
+from fastgen.engines.diffusion.settings import DiffusionSettings
 from fastgen.models.unet import UNet, UNetConfig
 from tests.diffusion.diffusers_oracle import imported, random_network
 

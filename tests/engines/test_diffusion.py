@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import fastgen
-from fastgen.engines.diffusion import DiffusionEngine
-from fastgen.runtime.loop import Loop
+from fastgen.engines.diffusion.engine import DiffusionEngine
+from fastgen.engines.diffusion.loop import Loop
 from tests.small import checkpoint, network, spec, unet_config
 
 ATOL = 2e-5  # float error of a few network evaluations at another batch size

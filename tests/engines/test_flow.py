@@ -15,7 +15,7 @@ import fastgen
 from fastgen.checkpoint import Part, Spec, save
 from fastgen.config import to_dict
 from fastgen.engines import ENGINES, FlowEngine
-from fastgen.engines.flow_bits import to_levels
+from fastgen.engines.flow.bits import to_levels
 from fastgen.errors import ConfigError
 from fastgen.models.flow.coupling import Coupling
 from fastgen.models.flow.flow import Flow

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fastgen.engines import FlowEngine
-from fastgen.engines.flow_weights import Weights
+from fastgen.engines.flow.weights import Weights
 from fastgen.errors import CheckpointError
 from fastgen.models.flow.coupling import Coupling
 from fastgen.models.flow.flow import Flow

@@ -15,7 +15,7 @@ import fastgen
 from fastgen.diffusion import TableBuilder, run, solver_table
 from fastgen.diffusion.processes import process_from_config
 from fastgen.diffusion.table import X0, Table, X
-from fastgen.engines.diffusion import DiffusionEngine
+from fastgen.engines.diffusion.engine import DiffusionEngine
 from fastgen_kernels import normals
 from tests.small import SCHEDULE, TinyNet
 

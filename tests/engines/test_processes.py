@@ -19,7 +19,7 @@ from fastgen.diffusion import (
     process_from_config,
     run,
 )
-from fastgen.engines.settings import DiffusionSettings
+from fastgen.engines.diffusion.settings import DiffusionSettings
 from fastgen_kernels import normals
 
 from ..small import unet_config

@@ -15,7 +15,7 @@ from torch import nn
 import fastgen
 from fastgen.diffusion import NoiseSchedule, solver_table
 from fastgen.diffusion.table_json import table_from_dict, table_to_dict
-from fastgen.engines.diffusion import DiffusionEngine
+from fastgen.engines.diffusion.engine import DiffusionEngine
 from fastgen.errors import ArgumentError
 from tests.engines.test_session import make
 from tests.small import SCHEDULE

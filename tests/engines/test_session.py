@@ -14,9 +14,9 @@ from torch import Tensor
 import fastgen
 from fastgen.diffusion import NoiseSchedule, solver_table
 from fastgen.diffusion.table_json import table_from_dict, table_to_dict
-from fastgen.engines.diffusion import DiffusionEngine
-from fastgen.engines.previews import steps_of
-from fastgen.engines.session import Session
+from fastgen.engines.diffusion.engine import DiffusionEngine
+from fastgen.engines.diffusion.previews import steps_of
+from fastgen.engines.diffusion.session import Session
 from tests.small import SCHEDULE, TinyNet, checkpoint
 
 SHAPE = (1, 6, 6)

@@ -127,7 +127,7 @@ def fuzz_weights(folder: str, count: int) -> None:
 def fuzz_states(folder: str, count: int) -> None:
     from fastgen.architectures import builders
     from fastgen.cli import main
-    from fastgen.engines.settings import DiffusionSettings
+    from fastgen.engines.diffusion.settings import DiffusionSettings
     from fastgen.training.run import STATE_FILE, RunState, check_state, saved_run
 
     run_folder = Path(folder) / "run"

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastgen.engines.diffusion.loop import Loop, Request
 from fastgen.errors import CaptureError
 from fastgen.runtime.cuda_graph import CudaGraphs
-from fastgen.runtime.loop import Loop, Request
-from tests.runtime import test_adjust
-from tests.runtime.test_adjust import REQUESTS
-from tests.runtime.test_loop import TABLES, assert_close, draw, loop, oracle
-from tests.runtime.test_unlike import joining, sixteen
+from tests.engines import test_adjust
+from tests.engines.test_adjust import REQUESTS
+from tests.engines.test_loop import TABLES, assert_close, draw, loop, oracle
+from tests.engines.test_unlike import joining, sixteen
 from tests.small import TinyNet
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -14,7 +14,7 @@ import torch
 import fastgen
 from fastgen.checkpoint import WEIGHTS_FILE, file_sha256, load_spec
 from fastgen.cli import main
-from fastgen.engines.flow import FlowEngine
+from fastgen.engines.flow.engine import FlowEngine
 from fastgen.errors import ConfigError
 from fastgen.models.flow.dequantise import Dequantiser
 from fastgen.models.flow.flow import Flow

@@ -19,9 +19,9 @@ from ...converters.base import Report
 from ...converters.diffusers.scheduler_write import from_settings
 from ...diffusion.schedule import NoiseSchedule
 from ...engines import DiffusionEngine
-from ...engines.module import Wrapped
-from ...engines.plan import Plan
-from ...engines.request import Request
+from ...engines.diffusion.module import Wrapped
+from ...engines.diffusion.plan import Plan
+from ...engines.diffusion.request import Request
 from ...errors import ConfigError
 from ..contest import NotApplicable
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import Spec
-from ..config import at_most, bounded, from_dict, shown
-from ..errors import ConfigError
-from ..models.flow.flow import Flow
-from .arguments import sample_count, sample_labels, sample_seeds
+from ...checkpoint import Spec
+from ...config import at_most, bounded, from_dict, shown
+from ...errors import ConfigError
+from ...models.flow.flow import Flow
+from ..arguments import sample_count, sample_labels, sample_seeds
 
 MAX_TEMPERATURE = 100.0
 

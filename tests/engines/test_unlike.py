@@ -8,13 +8,13 @@ from torch import Tensor
 
 from fastgen.diffusion import NoiseSchedule, solver_table
 from fastgen.diffusion.table import LANGEVIN_SAMPLE
-from fastgen.runtime.loop import Loop, Request
-from fastgen.runtime.noise_ahead import NoiseAhead
+from fastgen.engines.diffusion.loop import Loop, Request
+from fastgen.engines.diffusion.noise_ahead import NoiseAhead
 from fastgen_kernels import normals
-from tests.runtime.test_adjust import assert_close as close
-from tests.runtime.test_adjust import corrected, plain, thresholded
-from tests.runtime.test_loop import SCHEDULE, TABLES, draw, loop
-from tests.runtime.test_memory import hungry
+from tests.engines.test_adjust import assert_close as close
+from tests.engines.test_adjust import corrected, plain, thresholded
+from tests.engines.test_loop import SCHEDULE, TABLES, draw, loop
+from tests.engines.test_loop_memory import hungry
 
 SHAPE = (3, 6, 6)
 # Not the cosine schedule: its first level is some 20,000, and solvers that look ahead from there lose digits.

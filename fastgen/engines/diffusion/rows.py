@@ -6,7 +6,7 @@ import torch
 
 from fastgen_kernels.reverse_step.row import ROW_WORDS
 
-from ..diffusion.table import Table, idle_row, pack
+from ...diffusion.table import Table, idle_row, pack
 
 Weights = float | tuple[float, ...]  # of guidance: one, or one a row
 

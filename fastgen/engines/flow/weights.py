@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..models.flow.coupling import Coupling
-from ..models.flow.flow import Flow
-from ..runtime.device import DTYPES, choose_dtype
+from ...errors import ConfigError
+from ...models.flow.coupling import Coupling
+from ...models.flow.flow import Flow
+from ...runtime.device import DTYPES, choose_dtype
 
 
 def place(

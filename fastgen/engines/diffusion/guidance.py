@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from ..diffusion.table import Table
-from ..errors import ConfigError
+from ...diffusion.table import Table
+from ...errors import ConfigError
 
 MAX_SCALE = 100.0
 OPEN = "inf"  # the high end of guidance_sigmas where there is none

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..diffusion.solvers import SOLVERS
-from ..diffusion.table import LANGEVIN_BATCH
-from ..errors import ArgumentError, ConfigError
-from ..runtime import loop
-from .arguments import sample_count, sample_labels, sample_seeds
+from ...diffusion.solvers import SOLVERS
+from ...diffusion.table import LANGEVIN_BATCH
+from ...errors import ArgumentError, ConfigError
+from ..arguments import sample_count, sample_labels, sample_seeds
+from . import loop
 from .guidance import is_pair
 from .plan import Plan, make_plan
 from .settings import DiffusionSettings

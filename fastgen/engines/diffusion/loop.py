@@ -22,14 +22,14 @@ from fastgen_kernels import normals, reverse_step_out, signed_seeds
 from fastgen_kernels.reverse_step import row
 from fastgen_kernels.reverse_step.reference import integer_words
 
-from ..errors import ConfigError, OutOfMemoryError
+from ...errors import ConfigError, OutOfMemoryError
+from ...runtime.capture import Step, plainly
+from ...runtime.device import out_of_memory
+from ...runtime.graphs import Graphs
 from .adjust import EVERY_KIND, LANGEVIN, adjusted
-from .capture import Step, plainly
 from .classifier import Classifier, towards_label
-from .device import out_of_memory
-from .graphs import Graphs
 from .noise_ahead import NoiseAhead
-from .requests import Active, Request, Waiting
+from .queue import Active, Request, Waiting
 from .rows import RowPool
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]

@@ -14,24 +14,24 @@ from torch import Tensor, nn
 import fastgen_kernels
 from fastgen_kernels import signed_seeds
 
-from .. import __version__
-from ..checkpoint import Spec
-from ..config import from_dict, shown
-from ..errors import ConfigError, FastgenError
-from ..fused.flow import FusedFlow
-from ..images import to_output
-from ..models.flow.flow import Flow
-from ..runtime.batches import Batches
-from ..runtime.capture import plainly
-from ..runtime.device import choose_device
-from .arguments import as_index, sample_seeds
-from .base import Engine, capture_backend
-from .flow_bits import BitsPerDim, to_levels
-from .flow_calls import FlowCalls
-from .flow_request import FlowRequest, FlowSettings, conditions, resolve
-from .flow_verification import check_reference, verify
-from .flow_weights import Weights, count_writes, place
-from .verification import Verification
+from ... import __version__
+from ...checkpoint import Spec
+from ...config import from_dict, shown
+from ...errors import ConfigError, FastgenError
+from ...fused.flow import FusedFlow
+from ...images import to_output
+from ...models.flow.flow import Flow
+from ...runtime.batches import Batches
+from ...runtime.capture import plainly
+from ...runtime.device import choose_device
+from ..arguments import as_index, sample_seeds
+from ..base import Engine, capture_backend
+from ..verification import Verification
+from .bits import BitsPerDim, to_levels
+from .calls import FlowCalls
+from .request import FlowRequest, FlowSettings, conditions, resolve
+from .verification import check_reference, verify
+from .weights import Weights, count_writes, place
 
 MAX_DRAWS = 100_000  # dequantisation samples
 PICTURES_AT_A_TIME = 64

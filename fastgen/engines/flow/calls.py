@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastgen_kernels import normals
 
-from ..fused.flow import FusedFlow
+from ...fused.flow import FusedFlow
 
 
 class FlowCalls:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..checkpoint import Spec
-from ..config import at_most, bounded, from_dict, one_of
-from ..diffusion.continuous import ContinuousProcess
-from ..diffusion.processes import AnyProcess, process_from_config
-from ..diffusion.table import LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE
-from ..errors import ConfigError
+from ...checkpoint import Spec
+from ...config import at_most, bounded, from_dict, one_of
+from ...diffusion.continuous import ContinuousProcess
+from ...diffusion.processes import AnyProcess, process_from_config
+from ...diffusion.table import LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE
+from ...errors import ConfigError
 
 LEARNED = {"learned_range": LEARNED_RANGE, "learned": LEARNED_VARIANCE}
 

@@ -6,7 +6,7 @@ import torch
 
 from fastgen_kernels import normals
 
-from ..diffusion.table import Table
+from ...diffusion.table import Table
 
 ROWS_AT_A_TIME = 32
 ELEMENTS_AT_A_TIME = 1 << 18  # bounds the memory and the wait before a step

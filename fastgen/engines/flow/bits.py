@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import shown
-from ..errors import ConfigError
+from ...config import shown
+from ...errors import ConfigError
 
 GRID = 1e-3  # of the distance between levels: how far a picture's values may lie from them
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..errors import ConfigError, FastgenError
-from ..runtime import requests as loop_requests
-from ..runtime.loop import Loop
+from ...errors import ConfigError, FastgenError
+from . import queue as loop_requests
+from .loop import Loop
 from .request import Request
 
 

@@ -15,22 +15,22 @@ from tqdm import tqdm
 
 import fastgen_kernels
 
-from .. import __version__
-from ..architectures import part_config
-from ..checkpoint import Spec
-from ..diffusion.processes import AnyProcess
-from ..diffusion.table import Table
-from ..errors import ConfigError, FastgenError
-from ..images import to_output
-from ..runtime.device import DTYPES, choose_device, choose_dtype
-from ..runtime.loop import Loop
-from .base import Engine, capture_backend
+from ... import __version__
+from ...architectures import part_config
+from ...checkpoint import Spec
+from ...diffusion.processes import AnyProcess
+from ...diffusion.table import Table
+from ...errors import ConfigError, FastgenError
+from ...images import to_output
+from ...runtime.device import DTYPES, choose_device, choose_dtype
+from ..base import Engine, capture_backend
+from ..verification import Verification, verify
+from .loop import Loop
 from .module import Wrapped, check_shape, module_settings, noisy_classifier, placed, wrap
 from .previews import Preview, Run
 from .request import Request, resolve
 from .session import Session
 from .settings import DiffusionSettings
-from .verification import Verification, verify
 
 Callback = Callable[[int, int, Tensor], Any]
 Pair = tuple[float, float]

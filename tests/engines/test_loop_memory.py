@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastgen.engines.diffusion import loop as loop_module
+from fastgen.engines.diffusion.loop import Loop, Request
 from fastgen.errors import ConfigError, OutOfMemoryError
 from fastgen.runtime import cuda_graph, device
-from fastgen.runtime import loop as loop_module
 from fastgen.runtime.graphs import Graphs
-from fastgen.runtime.loop import Loop, Request
-from tests.runtime.test_loop import TABLES, draw, loop
+from tests.engines.test_loop import TABLES, draw, loop
 from tests.small import TinyNet
 
 CPU = torch.device("cpu")

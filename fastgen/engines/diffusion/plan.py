@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
-from ..config import named
-from ..diffusion.compile import CompiledTable
-from ..diffusion.processes import AnyProcess
-from ..diffusion.solvers import SOLVERS, solver_table
-from ..diffusion.table import LEARNED_NONE, LEARNED_VARIANCE, Table
-from ..diffusion.table_json import table_from_dict, table_to_dict
-from ..errors import ArgumentError, ConfigError
-from .arguments import as_index
+from ...config import named
+from ...diffusion.compile import CompiledTable
+from ...diffusion.processes import AnyProcess
+from ...diffusion.solvers import SOLVERS, solver_table
+from ...diffusion.table import LEARNED_NONE, LEARNED_VARIANCE, Table
+from ...diffusion.table_json import table_from_dict, table_to_dict
+from ...errors import ArgumentError, ConfigError
+from ..arguments import as_index
 from .guidance import Guidance
 from .settings import DiffusionSettings
 

@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from fastgen_kernels import OPS, signed_seeds
 from fastgen_kernels.op import UNIT_ROUNDOFF
 
-from ..errors import ConfigError
-from ..fused.chain import CouplingStep, FoldedStep, Step
-from ..fused.channel_map import fold
-from ..fused.onednn import OneDNNConv
-from ..models.flow.coupling import Coupling
-from ..models.flow.flow import Flow
-from ..models.flow.layers import Layer
-from ..runtime.capture import plainly
-from .arguments import sample_seeds
-from .flow_request import conditions
-from .verification import (
+from ...errors import ConfigError
+from ...fused.chain import CouplingStep, FoldedStep, Step
+from ...fused.channel_map import fold
+from ...fused.onednn import OneDNNConv
+from ...models.flow.coupling import Coupling
+from ...models.flow.flow import Flow
+from ...models.flow.layers import Layer
+from ...runtime.capture import plainly
+from ..arguments import sample_seeds
+from ..verification import (
     MARGIN,
     SIMULATIONS,
     Check,
@@ -35,9 +34,10 @@ from .verification import (
     summed,
     watching,
 )
+from .request import conditions
 
 if TYPE_CHECKING:
-    from .flow import FlowEngine
+    from .engine import FlowEngine
 
 
 @dataclass

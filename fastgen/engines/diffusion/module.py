@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import from_dict
-from ..diffusion.continuous import ContinuousProcess
-from ..diffusion.processes import AnyProcess, process_from_config
-from ..diffusion.schedule import NoiseSchedule
-from ..diffusion.table import Table
-from ..errors import ConfigError, OutOfMemoryError
-from ..runtime.classifier import Classifier
-from ..runtime.device import out_of_memory
+from ...config import from_dict
+from ...diffusion.continuous import ContinuousProcess
+from ...diffusion.processes import AnyProcess, process_from_config
+from ...diffusion.schedule import NoiseSchedule
+from ...diffusion.table import Table
+from ...errors import ConfigError, OutOfMemoryError
+from ...runtime.device import out_of_memory
+from .classifier import Classifier
 from .settings import DiffusionSettings
 
 DEFAULTS = ("solver", "steps", "guidance_scale", "solver_options")

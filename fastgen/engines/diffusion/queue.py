@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..diffusion.table import Table
-from ..errors import ConfigError
+from ...diffusion.table import Table
+from ...errors import ConfigError
 from .adjust import RESCALE
 
 
@@ -52,7 +52,7 @@ class Request:
         return (scale[row] if isinstance(scale, tuple) else scale) != 1
 
     def adjustments(self, row: int) -> tuple[str, ...]:
-        """Which of `fastgen.runtime.adjust` row `row` needs; a table's are those of all its rows."""
+        """Which of `adjust` row `row` needs; a table's are those of all its rows."""
         if self.guidance_rescale and self.guided(row):
             return (RESCALE, *self.table.adjusted)
         return self.table.adjusted

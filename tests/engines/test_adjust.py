@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fastgen.diffusion import NoiseSchedule, TableBuilder, run, solver_table
 from fastgen.diffusion.table import LANGEVIN_BATCH, LANGEVIN_SAMPLE, X0, Table, X, Z
-from fastgen.runtime.adjust import upper_quantile
-from fastgen.runtime.loop import Request
+from fastgen.engines.diffusion.adjust import upper_quantile
+from fastgen.engines.diffusion.loop import Request
 from fastgen_kernels import normals
-from tests.runtime.test_loop import NULL, SCHEDULE, draw, loop
+from tests.engines.test_loop import NULL, SCHEDULE, draw, loop
 from tests.small import TinyNet
 
 SHAPE = (3, 6, 6)

@@ -1,0 +1,5 @@
+"""The engine of normalising flows."""
+
+from .engine import FlowEngine
+
+__all__ = ["FlowEngine"]

@@ -1,0 +1,12 @@
+"""What the commands, the benchmark and `fastgen.load` know of each generative family. Importing it needs no PyTorch.
+
+A family is one entry of FAMILIES; everything that works for all families (load, sample, train, verify, info, the
+benchmark) reads it from there.
+"""
+
+from . import diffusion, flow
+from .family import Family, Flag
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (diffusion.FAMILY, flow.FAMILY)}
+
+__all__ = ["FAMILIES", "Family", "Flag"]

@@ -1,0 +1,52 @@
+"""A generative family: its engine, the flags that only it has, its models."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..engines.base import Engine
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An option of a command. name: ``--temperature``. options: keyword arguments of argparse's ``add_argument``."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dest(self) -> str:
+        """The attribute of the parsed arguments."""
+        return self.name.removeprefix("--").replace("-", "_")
+
+    def add(self, group: argparse._ActionsContainer) -> None:
+        """Declare it. Where the user does not give it, the parsed arguments do not have it at all."""
+        group.add_argument(self.name, **{**self.options, "default": argparse.SUPPRESS})
+
+
+@dataclass(frozen=True)
+class Family:
+    """One generative family.
+
+    name: ``Spec.engine`` of its checkpoints. engine: "module:class" of its Engine. flags: by command ("sample"), those
+    that only some families have. models: for each architecture a model that the benchmark opens, as ``fastgen.load`` or
+    ``fastgen.bench`` names it; the first one stands for the family in the tour. large: models that keep a CPU busy for
+    minutes, and are measured on a GPU.
+    """
+
+    name: str
+    engine: str
+    flags: Mapping[str, Sequence[Flag]] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+    large: Sequence[str] = ()
+
+    def engine_class(self) -> type[Engine]:
+        """The engine, imported now: it needs PyTorch."""
+        module, _, name = self.engine.partition(":")
+        found: type[Engine] = getattr(importlib.import_module(module), name)
+        return found
