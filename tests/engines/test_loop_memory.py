@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fastgen.engines.diffusion import loop as loop_module
-from fastgen.engines.diffusion.loop import Loop, Request
+from fastgen.engines.diffusion.loop import Loop
+from fastgen.engines.diffusion.queue import SampleRequest as Request
 from fastgen.errors import ConfigError, OutOfMemoryError
 from fastgen.runtime import cuda_graph, device
 from fastgen.runtime.graphs import Graphs

@@ -1,15 +1,16 @@
 """The sampling loop as a session: requests join a running batch, step together, and leave when they are done.
 
 Each sample of the batch has its own solver table, row, seed, label and guidance weight, all of them data on the
-device; a step is one network evaluation for everybody and touches only device tensors, so that it can be
+device; a step is one network evaluation for the whole batch and touches only device tensors, so that it can be
 captured once per (batch bucket, guided or not, adjusted or not) and replayed for every request to come.
 
-Where memory does not suffice for the batch, half of the samples sleep in their places and the others go on; a sleeper
-wakes when one before it has left. Its noise is its own, so its picture does not change.
+Where memory does not suffice for the batch, half of the samples are paused in their places and the others go on; a
+paused sample goes on when one before it has left. Its noise is its own, so that its image does not change.
 """
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from ...runtime.graphs import Graphs
 from .adjust import EVERY_KIND, LANGEVIN, adjusted
 from .classifier import Classifier, towards_label
 from .noise_ahead import NoiseAhead
-from .queue import Active, Request, Waiting
+from .queue import Active, SampleRequest, Waiting
 from .rows import RowPool
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -44,10 +45,10 @@ class Loop:
     shape: (C, H, W) of a sample. labelled: whether the network takes labels; null_label: the one that stands for none.
     learned: how the network's variance channels are read, as in ``reverse_step``. channels_last: the memory format of
     the network's input, where H*W is a multiple of 4. max_batch: samples that step together; others wait.
-    backend: how a step is captured, see ``Graphs``. pool_rows: solver rows that there is room for at first.
+    backend: how a step is captured, see ``Graphs``. pool_rows: solver rows to begin with room for.
     Not thread-safe: an engine's lock is.
 
-    Buffers have room for the largest batch there was so far; captured steps hold their addresses, so that a larger
+    Buffers have room for the largest batch so far; captured steps hold their addresses, so that a larger
     batch forgets them, and what is captured next shares the larger one's memory.
     """
 
@@ -97,26 +98,32 @@ class Loop:
         self._reserve(0)
         self._waiting = Waiting()
         self._done: list[tuple[int, Tensor]] = []
-        self._next_ticket = 0
+        self._tickets = itertools.count()
         self._running: tuple[int, bool] | None = None  # (batch, guided) that the input buffer is filled for
-        self._stale = True  # whether who is in the batch may have to change before the next step
-        self._ripe = False  # whether somebody's last row is done
+        self._batch_changes = True  # whether other samples may have to step next
+        self._any_done = False  # whether the last row of a sample in the batch is done
         self._batch: list[tuple[int, Active]] = []  # those that step: slot, entry
         self._classified = False  # whether any of them is guided by the classifier
         self._key: Key | None = None  # what their steps need; None: to be found
         self._varies = False  # whether that changes from step to step
         self._noisy = False  # whether any of them ever adds noise
 
-    def add(self, request: Request, priority: int = 0) -> int:
-        """Queue a sample, at any time; returns its ticket. Higher priorities get a place first."""
+    def new_ticket(self) -> int:
+        """A number for a sample to come; it may be taken from any thread."""
+        return next(self._tickets)
+
+    def add(self, request: SampleRequest, priority: int = 0, ticket: int | None = None) -> int:
+        """Queue a sample, at any time; returns its ticket. Higher priorities get a place first.
+
+        ticket: of `new_ticket`; by default a new one.
+        """
         initial = request.initial
         if initial is not None and tuple(initial.shape) != tuple(self.shape):
             raise ConfigError(
                 f"expected shape {list(self.shape)}, got {list(initial.shape)}", argument="initial"
             )
-        ticket = self._next_ticket
-        self._next_ticket += 1
-        self._stale = True
+        ticket = self.new_ticket() if ticket is None else ticket
+        self._batch_changes = True
         self._waiting.push(ticket, request, priority)
         return ticket
 
@@ -148,8 +155,8 @@ class Loop:
                 except Exception as error:
                     if not out_of_memory(error):
                         raise
-                    said = str(error).strip().partition("\n")[0]
-                self._halve(said)  # not in the handler: there the failed step's tensors are still alive
+                    message = str(error).strip().partition("\n")[0]
+                self._halve(message)  # not in the handler: there the failed step's tensors are still alive
 
     @contextmanager
     def _in_order(self) -> Iterator[None]:
@@ -163,10 +170,10 @@ class Loop:
                 self._last.record(torch.cuda.current_stream(self.device))
 
     def _step(self) -> bool:
-        handed_out = self._ripe  # still, where memory ran out in the step before
+        handed_out = self._any_done  # still, where memory ran out in the step before
         if handed_out:
             self._collect()
-        if self._stale:
+        if self._batch_changes:
             self._assemble()
         active = self._batch
         if not active:
@@ -189,20 +196,20 @@ class Loop:
         for _, entry in active:
             entry.row += 1
             if entry.row == entry.rows:
-                self._ripe = True
-        if self._ripe:
+                self._any_done = True
+        if self._any_done:
             self._collect()
         return True
 
     def _assemble(self) -> None:
-        """Who steps from now on: those that are there, those that wake, those that have waited."""
+        """Choose the samples that step from now on: those in the batch, those that were paused, those that waited."""
         self._admit()
         self._batch = [(s, entry) for s, entry in enumerate(self._active[: self.micro_batch]) if entry]
         self._classified = any(e.request.classifier_scale for _, e in self._batch)
         self._varies = any(e.varies for _, e in self._batch)
         self._noisy = any(any(e.request.table.needs_noise) for _, e in self._batch)
         self._key = None
-        self._stale = False
+        self._batch_changes = False
 
     def _key_of(self, active: list[tuple[int, Active]]) -> Key:
         guided = any(e.request.guided(e.row) for _, e in active)
@@ -238,20 +245,20 @@ class Loop:
         with self._in_order():
             self._cursor.zero_()
 
-    def _halve(self, said: str) -> None:
-        """Half as many samples at a time as were tried, from now on. `said`: the words of the error."""
+    def _halve(self, message: str) -> None:
+        """Half as many samples at a time as were tried, from now on. message: of the error."""
         count = self._tried
         self.graphs.clear()
         self._running = None
-        self._stale = True
+        self._batch_changes = True
         if count <= 1:
             raise OutOfMemoryError(
-                f"not even one sample of shape {list(self.shape)} fits in the memory of {self.device}: {said}"
+                f"not even one sample of shape {list(self.shape)} fits in the memory of {self.device}: {message}"
             )
         self.micro_batch = max(1, count // 2)
         warnings.warn(
             f"{self.device} ran out of memory at {count} samples a step; fastgen goes on with {self.micro_batch}. "
-            f"max_batch={self.micro_batch} avoids the attempt ({said})",
+            f"max_batch={self.micro_batch} avoids the attempt ({message})",
             stacklevel=5,
         )
 
@@ -290,20 +297,20 @@ class Loop:
         self._tried = wanted
         if wanted > len(self._active):
             self._reserve(min(1 << (wanted - 1).bit_length(), self.max_batch))
-        self._compact()  # sleepers first
+        self._compact()  # paused samples first
         free = deque(slot for slot, e in enumerate(self._active[: self.micro_batch]) if e is None)
         while self._waiting and free:
             self._place(free[0])
             free.popleft()
-        # Those that sleep begin when they wake.
-        awake = enumerate(self._active[: self.micro_batch])
-        joined = [slot for slot, entry in awake if entry is not None and not entry.begun]
+        # Paused samples begin when they step.
+        stepping = enumerate(self._active[: self.micro_batch])
+        joined = [slot for slot, entry in stepping if entry is not None and not entry.begun]
         if joined:
             self._tried = len(joined)
             self._start(joined)
 
     def _place(self, slot: int) -> None:
-        """Give the one whose turn it is a place; ValueError where its rows cannot be packed: then it is dropped."""
+        """Give the next waiting sample a place; ValueError where its rows cannot be packed: then it is dropped."""
         ticket, request = self._waiting.first()
         before = self._pool.capacity
         try:
@@ -352,21 +359,21 @@ class Loop:
             for (slot, entry), copy in zip(done, copies, strict=False):
                 self._done.append((entry.ticket, copy))
                 self._leave(slot, entry)  # the step itself has put the cursor on the idle row
-        self._ripe = False
+        self._any_done = False
 
     def _leave(self, slot: int, entry: Active) -> None:
         self._pool.release(*entry.request.rows)
         self._active[slot] = None
-        self._stale = True
+        self._batch_changes = True
         if self._noise is not None:
             self._noise.forget(slot)
 
     def _compact(self) -> None:
-        """Move samples to the front where that lets a smaller bucket serve them, or wakes one that sleeps."""
+        """Move samples to the front where that lets a smaller bucket serve them, or lets a paused one step."""
         used = [slot for slot, entry in enumerate(self._active) if entry is not None]
-        count, awake = len(used), sum(slot < self.micro_batch for slot in used)
-        if awake == min(count, self.micro_batch) and (
-            not awake or self._bucket(used[awake - 1] + 1) == self._bucket(awake)
+        count, stepping = len(used), sum(slot < self.micro_batch for slot in used)
+        if stepping == min(count, self.micro_batch) and (
+            not stepping or self._bucket(used[stepping - 1] + 1) == self._bucket(stepping)
         ):
             return
         index = torch.tensor(used, device=self.device)
