@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import fastgen
+from fastgen import ENGINES
 from fastgen.architectures import ARCHITECTURES
 from fastgen.bench import diffusion, families, flow, parity, samplers
 from fastgen.bench.contest import How
 from fastgen.bench.rivals import diffusers as rival
 from fastgen.diffusion.solvers import SOLVERS
-from fastgen.engines import ENGINES
 from fastgen.errors import ConfigError
 from tests.small import checkpoint
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fastgen_kernels import normals, reverse_step_out, signed_seeds
+from fastgen_kernels import normals, reverse_step_out
 from fastgen_kernels.reverse_step import row
 from fastgen_kernels.reverse_step.reference import integer_words
 
@@ -28,6 +28,7 @@ from ...runtime.capture import Step, plainly
 from ...runtime.device import out_of_memory
 from ...runtime.graphs import Graphs
 from .adjust import EVERY_KIND, LANGEVIN, adjusted
+from .buffers import Buffers
 from .classifier import Classifier, towards_label
 from .noise_ahead import NoiseAhead
 from .queue import Active, SampleRequest, Waiting
@@ -88,14 +89,7 @@ class Loop:
         self._last = torch.cuda.Event() if device.type == "cuda" else None  # after the last step
         self._tried = 0  # samples in the batch that is being attempted
         self._active: list[Active | None] = []  # by slot
-        self._x: Tensor  # float32 [capacity, C, H, W]: states
-        self._history: Tensor  # float32 [row.MAX_SLOTS, capacity, C, H, W]
-        self._inputs: Tensor  # [2 * capacity, C, H, W] in the network's dtype
-        self._cursor: Tensor  # int32 [capacity]
-        self._seeds: Tensor  # int64 [capacity]
-        self._labels: Tensor  # int64 [capacity]
-        self._scales: Tensor  # float32 [capacity]: classifier guidance
-        self._reserve(0)
+        self._buffers = Buffers(shape, device, dtype, self.memory_format)
         self._waiting = Waiting()
         self._done: list[tuple[int, Tensor]] = []
         self._tickets = itertools.count()
@@ -136,7 +130,7 @@ class Loop:
             if entry is not None and entry.ticket == ticket:
                 self._leave(slot, entry)
                 with self._in_order():
-                    self._cursor[slot] = 0
+                    self._buffers.cursor[slot] = 0
                 return True
         return False
 
@@ -185,7 +179,7 @@ class Loop:
         if not self._classified and key not in self.graphs:
             self._capture(key)
         if key[:2] != self._running:
-            self._fill_inputs(*key[:2])
+            self._buffers.fill_inputs(*key[:2], self._pool.rows)
             self._running = key[:2]
         if self._noise is not None and self._noisy:
             self._noise.fill([(slot, e.request.seed, e.request.table, e.row) for slot, e in active])
@@ -233,7 +227,11 @@ class Loop:
 
     def current(self) -> dict[int, Tensor]:
         """{ticket: float32 [C, H, W], a view} of the samples being drawn: their noisy states."""
-        return {entry.ticket: self._x[slot] for slot, entry in enumerate(self._active) if entry is not None}
+        return {
+            entry.ticket: self._buffers.x[slot]
+            for slot, entry in enumerate(self._active)
+            if entry is not None
+        }
 
     @plainly
     def clear(self) -> None:
@@ -243,7 +241,7 @@ class Loop:
             if entry is not None:
                 self._leave(slot, entry)
         with self._in_order():
-            self._cursor.zero_()
+            self._buffers.cursor.zero_()
 
     def _halve(self, message: str) -> None:
         """Half as many samples at a time as were tried, from now on. message: of the error."""
@@ -264,30 +262,10 @@ class Loop:
 
     def _reserve(self, batch: int) -> None:
         """Buffers for `batch` samples, with what the old ones hold."""
-        old, C, device = len(self._active), self.shape, self.device
-        x = torch.zeros(batch, *C, device=device)
-        history = torch.zeros(row.MAX_SLOTS, batch, *C, device=device)
-        inputs = torch.zeros(2 * batch, *C, device=device, dtype=self.dtype).to(
-            memory_format=self.memory_format
-        )
-        cursor = torch.zeros(batch, dtype=torch.int32, device=device)
-        seeds, labels = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(2))
-        scales = torch.zeros(batch, device=device)
-        if old:
-            history[:, :old] = self._history
-            for new, kept in (
-                (x, self._x),
-                (cursor, self._cursor),
-                (seeds, self._seeds),
-                (labels, self._labels),
-                (scales, self._scales),
-            ):
-                new[:old] = kept
-        self._x, self._history, self._inputs = x, history, inputs
-        self._cursor, self._seeds, self._labels, self._scales = cursor, seeds, labels, scales
+        self._buffers.reserve(batch)
         if self._noise is not None:
             self._noise.reserve(batch)
-        self._active += [None] * (batch - old)
+        self._active += [None] * (batch - len(self._active))
         self.graphs.clear()
         self._running = None
 
@@ -325,23 +303,8 @@ class Loop:
         self._active[slot] = Active(ticket, request, first, len(request.table), varies)
 
     def _start(self, slots: list[int]) -> None:
-        """Initial state of the samples in `slots`: noise of their seeds, first rows, labels."""
         entries = [entry for slot in slots if (entry := self._active[slot]) is not None]
-        index = torch.tensor(slots, device=self.device)
-        seeds = signed_seeds([e.request.seed for e in entries]).to(self.device)
-        x = normals(seeds, 0, "initial", self.shape)
-        for i, entry in enumerate(entries):
-            if entry.request.initial is not None:
-                x[i] = entry.request.initial
-        scales = torch.tensor([e.request.table.initial_scale for e in entries], device=self.device)
-        self._x[index] = x * scales.float().view(-1, 1, 1, 1)
-        self._seeds[index] = seeds
-        self._cursor[index] = torch.tensor(
-            [e.first_row for e in entries], device=self.device, dtype=torch.int32
-        )
-        labels = [e.request.label if e.request.label is not None else self.null_label for e in entries]
-        self._labels[index] = torch.tensor(labels, device=self.device)
-        self._scales[index] = torch.tensor([e.request.classifier_scale for e in entries], device=self.device)
+        self._buffers.start(slots, entries, self.null_label)
         self._running = None
         for entry in entries:
             entry.begun = True
@@ -352,10 +315,10 @@ class Loop:
         copies: list[Tensor] = []  # each with memory of its own: a caller may keep one of many
         try:
             for slot, _ in done:
-                copies.append(torch.empty_like(self._x[slot]))
+                copies.append(torch.empty_like(self._buffers.x[slot]))
         finally:  # those that there is memory for; the others when there is more
             if copies:
-                torch._foreach_copy_(copies, [self._x[slot] for slot, _ in done[: len(copies)]])
+                torch._foreach_copy_(copies, [self._buffers.x[slot] for slot, _ in done[: len(copies)]])
             for (slot, entry), copy in zip(done, copies, strict=False):
                 self._done.append((entry.ticket, copy))
                 self._leave(slot, entry)  # the step itself has put the cursor on the idle row
@@ -376,14 +339,7 @@ class Loop:
             not stepping or self._bucket(used[stepping - 1] + 1) == self._bucket(stepping)
         ):
             return
-        index = torch.tensor(used, device=self.device)
-        states = (self._x, self._seeds, self._cursor, self._labels, self._scales)
-        # All copies before any is put back: memory that runs out between would leave a mixture.
-        moved, history = [state[index] for state in states], self._history[:, index]
-        for state, values in zip(states, moved, strict=True):
-            state[:count] = values
-        self._history[:, :count] = history
-        self._cursor[count:] = 0
+        self._buffers.move(used)
         if self._noise is not None:
             self._noise.move(used)
         entries = [self._active[slot] for slot in used]
@@ -398,19 +354,20 @@ class Loop:
 
     def _capture(self, key: Key) -> None:
         # On the idle row a step changes no sample, but for one whose network output is not finite at its time.
-        x, cursor = self._x.clone(), self._cursor.clone()
-        self._cursor.zero_()
+        x, cursor = self._buffers.x.clone(), self._buffers.cursor.clone()
+        self._buffers.cursor.zero_()
         try:
             self.graphs.add(key, self._body(*key))
         finally:
-            self._x.copy_(x)
-            self._cursor.copy_(cursor)
+            self._buffers.x.copy_(x)
+            self._buffers.cursor.copy_(cursor)
             self._running = None
 
     def _body(self, batch: int, guided: bool, kinds: tuple[str, ...], *, classified: bool = False) -> Step:
-        x, history = self._x[:batch], self._history[:, :batch]
-        cursor, seeds, labels = self._cursor[:batch], self._seeds[:batch], self._labels[:batch]
-        scales, inputs = self._scales[:batch], self._inputs[: 2 * batch if guided else batch]
+        buffers = self._buffers
+        x, history = buffers.x[:batch], buffers.history[:, :batch]
+        cursor, seeds, labels = buffers.cursor[:batch], buffers.seeds[:batch], buffers.labels[:batch]
+        scales, inputs = buffers.scales[:batch], buffers.inputs[: 2 * batch if guided else batch]
         noise = None if self._noise is None else self._noise.buffer[:batch]
 
         def step() -> None:
@@ -441,11 +398,3 @@ class Loop:
             )
 
         return step
-
-    def _fill_inputs(self, batch: int, guided: bool) -> None:
-        """Network inputs from the states: needed where the batch changed, else the step leaves the next one."""
-        scale = self._pool.rows[self._cursor[:batch].long(), row.INPUT_SCALE].view(-1, 1, 1, 1)
-        scaled = self._x[:batch] * scale
-        self._inputs[:batch] = scaled
-        if guided:
-            self._inputs[batch : 2 * batch] = scaled
