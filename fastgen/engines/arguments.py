@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from ..errors import ArgumentError, ConfigError
 
 MAX_SEED = (1 << 64) - 1
 MAX_COUNT = 1_000_000  # of samples a call, which holds all of them
+
+
+@dataclass(frozen=True)
+class SeededRequest:
+    """A complete request for samples: one seed and one label (None: no label) per sample.
+
+    A subclass adds what else an engine is asked for, the same for all samples.
+    """
+
+    seeds: tuple[int, ...]
+    labels: tuple[int | None, ...]
+
+    def only(self, sample: int) -> Self:
+        """The request for one of the samples."""
+        return dataclasses.replace(self, seeds=(self.seeds[sample],), labels=(self.labels[sample],))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keyword arguments of ``sample`` that repeat it, as JSON types."""
+        return {"seeds": list(self.seeds), "labels": list(self.labels), **self._own()}
+
+    def _own(self) -> dict[str, Any]:
+        """What a subclass adds."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("seeds", "labels")]
+        return {name: getattr(self, name) for name in names}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self._own().items())
 
 
 def sample_count(n: Any, seeds: Any, labels: Any) -> int:
