@@ -27,8 +27,8 @@ from .converters import (
     replace,
     save,
 )
-from .engines import ENGINES
 from .errors import ArgumentError, CheckpointError, ConfigError
+from .families import FAMILIES, Family
 from .files import exists
 from .zoo import ZOO
 from .zoo import folder as zoo_folder
@@ -73,24 +73,52 @@ def load(
     ``engine.describe()`` says what was chosen. Raises CheckpointError or ConfigError (both ValueErrors), or
     ArgumentError (a TypeError).
     """
+    return load_accepted(
+        source,
+        lambda family: None,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        local_files_only=local_files_only,
+        variant=variant,
+        assume=assume,
+        **options,
+    )
+
+
+def load_accepted(
+    source: str | Path | nn.Module,
+    accept_family: Callable[[Family], None],
+    *,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    revision: str | None,
+    local_files_only: bool,
+    variant: str | None = None,
+    assume: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """As `load`. accept_family: called with the model's family before weights are read; it may raise."""
     model = _find(source, revision, local_files_only, variant)
     name = _name(source)
 
     def accept(spec: Spec) -> None:
         """Before weights are read: whether there is an engine for them that takes `options`."""
-        if spec.engine not in ENGINES:
+        if spec.engine not in FAMILIES:
             raise ConfigError(
-                f"unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(ENGINES)}", argument=name
+                f"unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(FAMILIES)}", argument=name
             )
+        accept_family(FAMILIES[spec.engine])
         if len(spec.parts) != 1:
             raise ConfigError(
                 f"a {spec.engine} model has one network, this one has {', '.join(spec.parts)}", argument=name
             )
-        check_options(ENGINES[spec.engine], options)
+        check_options(FAMILIES[spec.engine].engine_class(), options)
 
     spec, modules = _read(model, variant, assume, accept)
     (network,) = modules.values()
-    return ENGINES[spec.engine].from_spec(network, spec, device=device, dtype=dtype, source=name, **options)
+    engine: Any = FAMILIES[spec.engine].engine_class()
+    return engine.from_spec(network, spec, device=device, dtype=dtype, source=name, **options)
 
 
 def convert(

@@ -71,6 +71,9 @@ class FlowRequest:
             "temperature": self.temperature,
         }
 
+    def __str__(self) -> str:
+        return f"temperature {self.temperature:g}"
+
 
 def resolve(
     settings: FlowSettings,
