@@ -28,7 +28,7 @@ from .converters import (
     save,
 )
 from .errors import ArgumentError, CheckpointError, ConfigError
-from .families import FAMILIES
+from .families import FAMILIES, Family
 from .files import exists
 from .zoo import ZOO
 from .zoo import folder as zoo_folder
@@ -74,6 +74,32 @@ def load(
     ``engine.describe()`` says what was chosen. Raises CheckpointError or ConfigError (both ValueErrors), or
     ArgumentError (a TypeError).
     """
+    return load_accepted(
+        source,
+        lambda family: None,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        local_files_only=local_files_only,
+        variant=variant,
+        assume=assume,
+        **options,
+    )
+
+
+def load_accepted(
+    source: str | Path | nn.Module,
+    accept_family: Callable[[Family], None],
+    *,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    revision: str | None,
+    local_files_only: bool,
+    variant: str | None = None,
+    assume: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """As `load`. accept_family: called with the model's family before weights are read; it may raise."""
     model = _find(source, revision, local_files_only, variant)
     name = _name(source)
 
@@ -83,14 +109,12 @@ def load(
             raise ConfigError(
                 f"unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(FAMILIES)}", argument=name
             )
+        accept_family(FAMILIES[spec.engine])
         check_options(FAMILIES[spec.engine].engine_class(), options)
 
     spec, modules = _read(model, variant, assume, accept)
-    return (
-        FAMILIES[spec.engine]
-        .engine_class()
-        .from_spec(nn.ModuleDict(modules), spec, device=device, dtype=dtype, source=name, **options)
-    )
+    engine = FAMILIES[spec.engine].engine_class()
+    return engine.from_spec(nn.ModuleDict(modules), spec, device=device, dtype=dtype, source=name, **options)
 
 
 def convert(

@@ -35,7 +35,7 @@ def sample(*arguments: str) -> int:
 
 def test_sheet(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(model, "-n", "4", "--labels", "ant,cat", "--seed", "7", "-o", "a.png") == 0
-    assert "4 pictures, dpm++2m x 2 on cpu" in capsys.readouterr().out
+    assert "4 images, dpm++2m x 2 on cpu" in capsys.readouterr().out
     kept = read_metadata("a.png")
     assert kept["request"]["seeds"] == [7, 8, 9, 10]
     assert kept["request"]["labels"] == [0, 2, 0, 2]
@@ -280,14 +280,14 @@ def test_like_takes_no_other_request(model: str, capsys: pytest.CaptureFixture[s
 def test_nothing_is_overwritten(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("a.png").write_text("mine")
     assert sample(model, "-o", "a.png") == 1
-    assert "a.png is there already" in capsys.readouterr().err
+    assert "a.png: exists already" in capsys.readouterr().err
     assert Path("a.png").read_text() == "mine"
     assert sample(model, "-n", "1", "-o", "a.png", "--overwrite") == 0
     sample(model, "--seeds", "1", "-o", "out")
     Path("out/00001-seed2.png").write_text("mine")
     first = Path("out/00000-seed1.png").read_bytes()
     assert sample(model, "--seeds", "3,2", "-o", "out", "--solver", "ddpm") == 1
-    assert "out/00001-seed2.png is there already" in capsys.readouterr().err
+    assert "out/00001-seed2.png: exists already" in capsys.readouterr().err
     assert sorted(p.name for p in Path("out").iterdir()) == ["00000-seed1.png", "00001-seed2.png"]
     assert Path("out/00000-seed1.png").read_bytes() == first
 
