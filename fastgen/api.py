@@ -209,7 +209,7 @@ def _foreign(
     if converter is not None:
         return converter.read(model, variant, assume)
     if variant is not None:
-        raise ConfigError(_no_variant(variant, model))
+        raise ConfigError(_no_variant(variant, model), argument="variant")
     if assume:
         raise ConfigError(f"{model} is a fastgen model, which says everything itself", argument="assume")
     return None
@@ -237,7 +237,7 @@ def _read(
 
 
 def _no_variant(variant: str, folder: Path) -> str:
-    return f"variant: {variant!r} was asked for, but {folder} is a fastgen model, which has none"
+    return f"{variant!r} was asked for, but {folder} is a fastgen model, which has none"
 
 
 def check_options(engine: type, options: Mapping[str, Any]) -> None:
@@ -246,8 +246,8 @@ def check_options(engine: type, options: Mapping[str, Any]) -> None:
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in OURS]
     if unknown := sorted(set(options) - set(known)):
         raise ArgumentError(
-            f"unknown argument {', '.join(unknown)}; beside its own it takes {', '.join(known)}",
-            argument="load",
+            f"unknown argument; besides its own, load takes {', '.join(known)}",
+            argument=", ".join(unknown),
         )
 
 
@@ -299,12 +299,13 @@ def _download(name: str, revision: str | None, local_files_only: bool, variant: 
         return folder
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"{name}: no such folder, not in the local Hugging Face cache, and "
+            "no such folder, not in the local Hugging Face cache, and "
             + (
                 "local_files_only=True forbids a download"
                 if local_files_only
                 else "the hub cannot be reached"
-            )
+            ),
+            argument=name,
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(

@@ -56,7 +56,7 @@ def sample_count(n: Any, seeds: Any, labels: Any) -> int:
 def sample_seeds(count: int, seed: Any, seeds: Any) -> tuple[int, ...]:
     """One seed a sample: `seeds`, or `seed` and those after it, or random ones. Raises ConfigError, ArgumentError."""
     if seed is not None and seeds is not None:
-        raise ArgumentError("seed and seeds: give one of them")
+        raise ArgumentError("give one of them", argument="seed, seeds")
     if seeds is None:
         # 53 bits survive every JSON reader
         first = secrets.randbits(53) if seed is None else _seed("seed", seed)
@@ -105,13 +105,13 @@ def sample_labels(
     """
     given = [labels] * count if labels is None or _single(labels) else _list("labels", labels)
     if len(given) != count:
-        raise ConfigError(f"expected one, or one a sample ({count}), got {len(given)}", argument="labels")
+        raise ConfigError(f"expected one, or one per sample ({count}), got {len(given)}", argument="labels")
     if classes is None:
         if any(label is not None for label in given):
             raise ConfigError("this model has no classes", argument="labels")
         return (None,) * count
     if not unlabelled and any(label is None for label in given):
-        raise ConfigError(f"this model needs one a sample, from 0 to {classes - 1}", argument="labels")
+        raise ConfigError(f"this model needs one per sample, from 0 to {classes - 1}", argument="labels")
     return tuple(None if label is None else _label(label, classes, names or ()) for label in given)
 
 

@@ -34,12 +34,13 @@ class FlowSettings:
         """Compare with the flow's classes. Raises ConfigError."""
         if self.num_classes is not None and self.num_classes != flow.classes:
             raise ConfigError(
-                f"num_classes is {self.num_classes}, the flow knows {flow.classes or 'no'} classes",
-                argument="settings",
+                f"is {self.num_classes}, the flow knows {flow.classes or 'no'} classes",
+                argument="settings: num_classes",
             )
         if self.class_names is not None and len(self.class_names) != flow.classes:
             raise ConfigError(
-                f"{len(self.class_names)} class_names for {flow.classes or 'no'} classes", argument="settings"
+                f"{len(self.class_names)} for {flow.classes or 'no'} classes",
+                argument="settings: class_names",
             )
 
 
