@@ -88,7 +88,7 @@ def beside(op: Any, case: Any, dtype: torch.dtype, stage: Stage, wide: bool) -> 
         with wide_rows():
             return contest.own()
 
-    return replace(contest, rivals={**contest.rivals, "wide_rows": lambda: wide_call})
+    return replace(contest, baselines={**contest.baselines, "wide_rows": lambda: wide_call})
 
 
 def chain(stage: Stage, batch: int, dtype: torch.dtype) -> Contest:

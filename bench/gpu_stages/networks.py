@@ -85,8 +85,8 @@ def measure(stage: Stage, models: Models, model: str, batch: int, how: How) -> N
             plain = models.engine(model, graph=False)
             request = diffusion.ask(plain, batch, STEPS).to_dict()
             uncaptured = partial(plain.sample, **request)
-            rivals = {**contest.rivals, "uncaptured": lambda call=uncaptured: call}
-            contest = replace(contest, rivals=rivals)
+            baselines = {**contest.baselines, "uncaptured": lambda call=uncaptured: call}
+            contest = replace(contest, baselines=baselines)
         stage.add_row(contest.run(how), began)
         forget(stage.device)
 

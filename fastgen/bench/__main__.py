@@ -15,10 +15,10 @@ from fastgen_kernels import OPS
 from ..errors import FastgenError
 from ..runtime.device import DTYPES, choose_device
 from . import compare, suites, tables
+from .baselines import BASELINES, missing
 from .contest import LAUNCHED, How
 from .environment import environment
 from .results import Results, Row
-from .rivals import RIVALS, missing
 from .timing import CLOCKS, LEAST_ROUNDS
 
 TOUR_SECONDS = 100.0  # with what is begun when it ends, under three minutes on two cores
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--dtype", action="append", default=[], choices=list(DTYPES), help="repeatable")
     top.add_argument(
         "--against",
-        help=f"rivals, comma-separated: {', '.join(RIVALS)}, or none; default: eager and diffusers; eager and "
+        help=f"baselines, comma-separated: {', '.join(BASELINES)}, or none; default: eager and diffusers; eager and "
         "compile in the kernels suite",
     )
     top.add_argument(
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
     top.add_argument(
-        "--rounds", type=int, default=9, help="turns that each rival gets (default 9, at least 3)"
+        "--rounds", type=int, default=9, help="turns that each baseline gets (default 9, at least 3)"
     )
     top.add_argument(
         "--clock",
@@ -102,8 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
     default = "eager,compile" if args.suite == "kernels" else "eager,diffusers"
     chosen = args.against or default
     against = [] if chosen == "none" else list(dict.fromkeys(chosen.split(",")))
-    if unknown := sorted(set(against) - set(RIVALS)):
-        top.error(f"--against: unknown {', '.join(unknown)}; known: {', '.join(RIVALS)}, none")
+    if unknown := sorted(set(against) - set(BASELINES)):
+        top.error(f"--against: unknown {', '.join(unknown)}; known: {', '.join(BASELINES)}, none")
     try:
         return _run(args, against)
     except (FastgenError, OSError) as error:
@@ -188,10 +188,10 @@ def _verdict(args: argparse.Namespace, results: Results, old: Results | None, se
 
 
 def _faster(results: Results) -> str:
-    """The geometric mean of the ratios to each rival, over all cases but fresh processes."""
+    """The geometric mean of the ratios to each baseline, over all cases but fresh processes."""
     said = ""
-    rivals = dict.fromkeys(name for row in results.rows for name in row.rivals)
-    for name in rivals:
+    baselines = dict.fromkeys(name for row in results.rows for name in row.baselines)
+    for name in baselines:
         ratios = [r.median for row in results.rows if row.suite != "fresh" and (r := row.ratio(name))]
         if ratios:
             mean = math.exp(sum(map(math.log, ratios)) / len(ratios))

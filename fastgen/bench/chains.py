@@ -104,7 +104,7 @@ def _contest(net: Discriminator, x: Tensor, against: Sequence[str]) -> Contest:
         own=lambda: net.fused(x),
         judge=lambda output: net.error(x),  # layer by layer, on the input that each gets in the chain
         device=x.device,
-        rivals={name: prepared[name] for name in against if name in prepared},
+        baselines={name: prepared[name] for name in against if name in prepared},
         agrees=lambda output: deviation(output, net.fused(x), x.dtype, x.device),
         captured=True,
     )

@@ -1,4 +1,4 @@
-"""Is this run slower than an old one? By ratios to a rival of the same run where there is one.
+"""Is this run slower than an old one? By ratios to a baseline of the same run where there is one.
 
 Between two runs machines change: clocks, heat, other work. So a case's speed is its time over that of plain PyTorch
 ("eager") in the same rounds, where both runs have it, else its time. A case is slower where the median got worse by
@@ -69,11 +69,11 @@ def measured(before: Row, row: Row) -> tuple[str, Timing, Timing]:
     assert before.seconds is not None
     assert row.seconds is not None
     for name in REFERENCES:
-        if name in before.rivals and name in row.rivals:
+        if name in before.baselines and name in row.baselines:
             return (
                 f"over {name}",
-                before.seconds.over(before.rivals[name]),
-                row.seconds.over(row.rivals[name]),
+                before.seconds.over(before.baselines[name]),
+                row.seconds.over(row.baselines[name]),
             )
     return "time", before.seconds, row.seconds
 

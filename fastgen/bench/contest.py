@@ -1,4 +1,4 @@
-"""The same work by fastgen and its rivals: every result judged, then timed; what cannot run is left out by name."""
+"""The same work by fastgen and its baselines: every result judged, then timed; what cannot run is left out by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHORT_SECONDS = 1e-3
 
 
 class NotApplicable(Exception):  # noqa: N818 (nothing is wrong)
-    """A rival has no such thing, or cannot run here; says why."""
+    """A baseline has no such thing, or cannot run here; says why."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class How:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A rival that draws noise: judged on fastgen's, so that results can be compared; timed with its own to make."""
+    """A baseline that draws noise: judged on fastgen's, so that results can be compared; timed with its own to make."""
 
     judged: Call
     timed: Call
@@ -49,9 +49,9 @@ class Drawing:
 class Contest:
     """One case.
 
-    own: fastgen's call, which is timed. result: what is judged, where that is not what `own` returns. rivals: functions
-    that prepare a rival's call, or a Drawing; NotApplicable where it has none. judge: an output's worst deviation as a
-    fraction of fastgen's bound. agrees: the same for a rival's output, where another bound holds for it. captured:
+    own: fastgen's call, which is timed. result: what is judged, where that is not what `own` returns. baselines:
+    functions that prepare a baseline's call, or a Drawing; NotApplicable where it has none. judge: an output's worst
+    deviation as a fraction of fastgen's bound. agrees: the same for a baseline's output, where another bound holds for it. captured:
     whether on CUDA everybody runs as one captured graph. row: what is known of the case before.
     """
 
@@ -60,7 +60,7 @@ class Contest:
     judge: Callable[[Any], float]
     device: torch.device
     result: Call | None = None
-    rivals: Mapping[str, Callable[[], Call | Drawing]] = field(default_factory=dict)
+    baselines: Mapping[str, Callable[[], Call | Drawing]] = field(default_factory=dict)
     agrees: Callable[[Any], float] | None = None
     captured: bool = False
 
@@ -76,7 +76,7 @@ class Contest:
         where = " ".join(row.key[1:])
         calls: dict[str, Call] = {"fastgen": self.own}
         errors: dict[str, float] = {}
-        for name, prepare in self.rivals.items():
+        for name, prepare in self.baselines.items():
             try:
                 prepared = prepare()
                 drawing = prepared if isinstance(prepared, Drawing) else Drawing(prepared, prepared)
@@ -99,7 +99,7 @@ class Contest:
             calls, self.device, rounds=how.rounds, clock=how.clock, seconds=how.seconds, repeats=repeats
         )
         own = times.pop("fastgen")
-        return replace(row, seconds=own, rivals=times, errors=errors)
+        return replace(row, seconds=own, baselines=times, errors=errors)
 
     def _as_graphs(
         self, calls: dict[str, Call], row: Row, how: How
@@ -175,7 +175,7 @@ def no_compiler(device: torch.device) -> str:
 
 
 def fastest(calls: Mapping[str, Call], device: torch.device) -> Call:
-    """The quickest of some ways to do one thing: a rival at its best setting."""
+    """The quickest of some ways to do one thing: a baseline at its best setting."""
     times: dict[str, Timing] = interleaved(calls, device, rounds=LEAST_ROUNDS)
     return calls[min(times, key=lambda name: times[name].median)]
 

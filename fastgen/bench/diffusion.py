@@ -19,10 +19,10 @@ from ..diffusion.table import Table
 from ..engines import DiffusionEngine
 from ..engines.diffusion.plan import Plan
 from ..engines.diffusion.request import Request
+from .baselines import diffusers, onnxruntime
 from .contest import Contest, Drawing, compiled, fastest
 from .parity import Precision, spread
 from .results import Row
-from .rivals import diffusers, onnxruntime
 
 GUIDANCE = 1.5
 UNIT = 2.0**-24  # a rounding to float32
@@ -66,7 +66,7 @@ def plan_of(request: Request) -> Plan:
 def contest(
     engine: DiffusionEngine, request: Request, against: Sequence[str], suite: str, name: str, case: str
 ) -> Contest:
-    """One request by the engine and its rivals."""
+    """One request by the engine and its baselines."""
     batch = len(request.seeds)
     arguments = request.to_dict()
     precision: list[Precision] = []
@@ -93,7 +93,11 @@ def contest(
         own=lambda: engine.sample(**arguments),
         judge=judge,
         device=engine.device,
-        rivals={rival: partial(RIVALS[rival], engine, request) for rival in against if rival in RIVALS},
+        baselines={
+            baseline: partial(BASELINES[baseline], engine, request)
+            for baseline in against
+            if baseline in BASELINES
+        },
         agrees=lambda output: judge(output, schedule_error(plan_of(request).table)),
     )
 
@@ -240,7 +244,7 @@ def _onnxruntime(engine: DiffusionEngine, request: Request) -> Drawing:
     return drawing(engine, request, onnxruntime.network(engine), torch.float32)
 
 
-RIVALS: Mapping[str, Callable[[DiffusionEngine, Request], Drawing]] = {
+BASELINES: Mapping[str, Callable[[DiffusionEngine, Request], Drawing]] = {
     "eager": _eager,
     "compile": _compile,
     "diffusers": _diffusers,
@@ -251,9 +255,9 @@ RIVALS: Mapping[str, Callable[[DiffusionEngine, Request], Drawing]] = {
 def fresh(
     engine: DiffusionEngine, folder: Path, batch: int, steps: int | None, against: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """What `child.py` is told to draw the same in a process of its own: {"fastgen" and rivals: order}.
+    """What `child.py` is told to draw the same in a process of its own: {"fastgen" and baselines: order}.
 
-    folder: for what rivals need on disk.
+    folder: for what baselines need on disk.
     """
     request = ask(engine, batch, steps)
     orders: dict[str, dict[str, Any]] = {"fastgen": {"verb": "sample", "arguments": request.to_dict()}}

@@ -26,14 +26,14 @@ class Family:
 
     models: a model for each architecture, as `fastgen.load` or BUILT names it; the first one stands for the family in
     the tour. contests(engine, suite=, name=, batches=, steps=, against=): the engine's verbs as contests, judged by the
-    reference network in plain PyTorch. rivals: names that its contests know. fresh(engine, folder, batch, steps,
+    reference network in plain PyTorch. baselines: names that its contests know. fresh(engine, folder, batch, steps,
     against): what `child.py` is told to make a user's first result, the same as the first contest's. large: models that
     keep a CPU busy for minutes, and are measured on a GPU.
     """
 
     models: Mapping[str, str]
     contests: Callable[..., Iterator[Contest]]
-    rivals: Iterable[str]
+    baselines: Iterable[str]
     fresh: Callable[..., dict[str, dict[str, Any]]]
     large: Sequence[str] = ()
 
@@ -42,7 +42,7 @@ FAMILIES: dict[str, Family] = {
     "diffusion": Family(
         models={"unet": "zoo:ddpm-mnist"},
         contests=diffusion.contests,
-        rivals=diffusion.RIVALS,
+        baselines=diffusion.BASELINES,
         fresh=diffusion.fresh,
         large=("random:cifar10",),
     ),
@@ -54,7 +54,7 @@ FAMILIES: dict[str, Family] = {
             "vector_flow": "random:vector_flow",
         },
         contests=flow.contests,
-        rivals=flow.RIVALS,
+        baselines=flow.BASELINES,
         fresh=flow.fresh,
     ),
 }

@@ -112,7 +112,7 @@ def _contest(
         own=own,
         judge=judge,
         device=engine.device,
-        rivals={rival: prepared[rival] for rival in against if rival in prepared},
+        baselines={baseline: prepared[baseline] for baseline in against if baseline in prepared},
     )
 
 
@@ -172,4 +172,4 @@ def fresh(
     return {"fastgen": {"verb": "sample", "arguments": ask(engine, batch)}}
 
 
-RIVALS = ("eager", "compile")
+BASELINES = ("eager", "compile")

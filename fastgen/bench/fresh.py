@@ -37,7 +37,7 @@ def measure(
 ) -> Row:
     """`row` with times to the first picture in fresh processes, rounds interleaved, and their peak memory.
 
-    orders: "fastgen" and its rivals -> what `child.py` is told. judge: of a picture batch, as in a contest. `phases`
+    orders: "fastgen" and its baselines -> what `child.py` is told. judge: of a picture batch, as in a contest. `phases`
     gets the seconds each phase took; `peak_bytes` the most that a whole process held, imports included: projects import
     at different moments, so that nothing less can be compared. On CUDA it is GPU memory alone. Medians over rounds. No
     round begins after how.seconds, but for the first. start: runs a child (for tests).
@@ -74,7 +74,7 @@ def measure(
     phases = {name: _phases([report[key] for report in reports]) for name, reports in found.items()}
     peaks = {name: _median([r["peak_bytes"] for r in reports]) for name, reports in found.items()}
     own = times.pop("fastgen")
-    return replace(row, seconds=own, rivals=times, phases=phases, peak_bytes=peaks)
+    return replace(row, seconds=own, baselines=times, phases=phases, peak_bytes=peaks)
 
 
 def _phases(marks: list[dict[str, float]]) -> dict[str, float]:

@@ -17,11 +17,11 @@ from .timing import Call
 
 Outputs = Tensor | Sequence[Tensor]
 
-RIVALS = ("eager", "compile")
-# What a rival may differ from fastgen's judged result, root mean square, in roundings of the output's size. A formula
-# in eager PyTorch rounds the result of every operation to the type, where the kernel rounds once; the longest
-# (reverse_step) has about 30 operations, and even errors that all add up are then below 32. It is to find a rival that
-# computes something else: a missing bias, another order of scale and shift are off by per cents and more, 32 float32
+BASELINES = ("eager", "compile")
+# How far a baseline may be from fastgen's judged result, root mean square, in roundings of the output's size. A
+# formula in eager PyTorch rounds the result of every operation to the type, where the kernel rounds once; the longest
+# (reverse_step) has about 30 operations, and even errors that all add up are then below 32. It is to find a baseline
+# that computes something else: a missing bias, another order of scale and shift are off by per cents and more, 32 float32
 # roundings are 2e-6. In bfloat16 it is 12 %, and finds gross errors only; a formula is the same in both types.
 ROUNDINGS = 32.0
 TF32 = 2.0**-11  # what float32 products are rounded to on CUDA, where PyTorch's convolutions use tensor cores
@@ -46,9 +46,9 @@ def selected(
 
 
 def contest(
-    op: Op, case: Case, dtype: torch.dtype, device: torch.device, against: Sequence[str] = RIVALS
+    op: Op, case: Case, dtype: torch.dtype, device: torch.device, against: Sequence[str] = BASELINES
 ) -> Contest:
-    """One case beside its rivals, on the same arguments."""
+    """One case beside its baselines, on the same arguments."""
     arguments = case.make(torch.Generator().manual_seed(0), device, dtype)
     formula = op.eager or op.reference
     own = op.in_place(**arguments) if op.in_place is not None else lambda: op.function(**arguments)
@@ -65,7 +65,7 @@ def contest(
         result=lambda: op.function(**arguments),
         judge=lambda outputs: max(op.errors(arguments, outputs).values()),
         device=device,
-        rivals={name: prepared[name] for name in against if name in prepared},
+        baselines={name: prepared[name] for name in against if name in prepared},
         agrees=lambda outputs: deviation(outputs, op.function(**arguments), dtype, device),
         captured=True,
     )

@@ -42,7 +42,7 @@ def batches(results: Results, rows: list[Row], folder: Path) -> Path:
     series: dict[tuple[str, str], list[tuple[int, Any, int]]] = defaultdict(list)
     for row in rows:
         assert row.seconds is not None
-        for who, timing in {"fastgen": row.seconds, **row.rivals}.items():
+        for who, timing in {"fastgen": row.seconds, **row.baselines}.items():
             series[f"{row.name} {row.case.partition(', ')[2]} {row.dtype}", who].append(
                 (row.batch, timing, row.images)
             )

@@ -13,15 +13,15 @@ from ..errors import ConfigError
 from ..files import read_ordinary, write_atomic
 from .timing import Timing
 
-FORMAT = 2  # 1: the kernels suite alone
+FORMAT = 3  # 1: the kernels suite alone; 2: "baselines" were called "rivals"
 MAX_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case: fastgen and its rivals at the same work.
+    """One case: fastgen and its baselines at the same work.
 
-    error: fastgen's worst deviation as a fraction of its bound; above 1 it is wrong, and nothing is timed. rivals:
+    error: fastgen's worst deviation as a fraction of its bound; above 1 it is wrong, and nothing is timed. baselines:
     times of those that could run and agreed; errors: how far each was off, by the same measure. images, bytes, flops:
     of one call (0 where it does not apply). copy_share: bytes a second as a share of a copy's in the same run; None for
     tensors that stay in a GPU's cache. peak_bytes: by contestant, above what was there before. notes: what a reader
@@ -34,7 +34,7 @@ class Row:
     dtype: str
     error: float
     seconds: Timing | None = None
-    rivals: Mapping[str, Timing] = field(default_factory=dict)
+    baselines: Mapping[str, Timing] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
     batch: int = 0
     steps: int = 0
@@ -68,11 +68,11 @@ class Row:
     def images_per_second(self) -> float | None:
         return None if self.seconds is None or not self.images else self.images / self.seconds.median
 
-    def ratio(self, rival: str) -> Timing | None:
-        """The rival's time over fastgen's, round by round: above 1 fastgen is faster."""
-        if self.seconds is None or rival not in self.rivals:
+    def ratio(self, baseline: str) -> Timing | None:
+        """The baseline's time over fastgen's, round by round: above 1 fastgen is faster."""
+        if self.seconds is None or baseline not in self.baselines:
             return None
-        return self.rivals[rival].over(self.seconds)
+        return self.baselines[baseline].over(self.seconds)
 
     def noted(self, note: str) -> Row:
         """This row with one note more."""
@@ -80,7 +80,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types. Ratios are written for readers; they follow from the samples."""
-        ratios = {name: ratio.median for name in self.rivals if (ratio := self.ratio(name))}
+        ratios = {name: ratio.median for name in self.baselines if (ratio := self.ratio(name))}
         finite = (
             self.error if self.error < float("inf") else None
         )  # null: inf or NaN, which JSON does not have
@@ -94,7 +94,7 @@ class Row:
         given["error"] = float("inf") if given["error"] is None else given["error"]
         given["errors"] = {n: float("inf") if v is None else v for n, v in given.get("errors", {}).items()}
         given["seconds"] = None if given["seconds"] is None else _timing(given["seconds"])
-        given["rivals"] = {name: _timing(value) for name, value in given["rivals"].items()}
+        given["baselines"] = {name: _timing(value) for name, value in given["baselines"].items()}
         given["notes"] = tuple(given["notes"])
         return cls(**given)
 

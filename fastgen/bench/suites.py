@@ -30,7 +30,7 @@ SUITES = ("kernels", "samplers", "families", "coldstart", "memory")
 ALL = {"families": 0.35, "samplers": 0.55, "coldstart": 0.75, "kernels": 1.0}
 BATCHES = {"cuda": (1, 16, 64), "cpu": (1, 8)}  # of the families suite
 FRESH_ROUNDS = 5
-FRESH_RIVALS = ("diffusers",)  # `child.py` has a script for each
+FRESH_BASELINES = ("diffusers",)  # `child.py` has a script for each
 TOUR_KERNELS, TOUR_FAMILIES = 0.4, 0.7  # the shares of its time at which the tour's parts end
 TOUR_BATCHES = (1, 4, 16)
 TOUR_STEPS = 10
@@ -41,7 +41,7 @@ TOUR_FRESH_ROUNDS = 3
 class Plan:
     """What the command line asked for, checked. Empty sequences stand for a suite's own choice.
 
-    asked: whether the user named the rivals, and wants to hear of those that a suite does not have. folder: an empty
+    asked: whether the user named the baselines, and wants to hear of those that a suite does not have. folder: an empty
     one, for models that are made here. until: on time.perf_counter, when nothing further is begun. waiting: what did
     not fit in the time there was. costs: by group, the seconds and the size of the unit that was measured last.
     """
@@ -75,12 +75,12 @@ class Plan:
             self.results.left_out[what] = why
             self.how.say(f"without {what}: {why}")
 
-    def rivals(self, known: Sequence[str], of: str) -> list[str]:
-        """Those of the rivals asked for that `of` has."""
+    def baselines(self, known: Sequence[str], of: str) -> list[str]:
+        """Those of the baselines asked for that `of` has."""
         for name in self.against:
             if self.asked and name not in known:
                 self.leave_out(
-                    f"{name} in {of}", f"it has no such rival; there is {', '.join(known) or 'none'}"
+                    f"{name} in {of}", f"it has no such baseline; there is {', '.join(known) or 'none'}"
                 )
         return [name for name in self.against if name in known]
 
@@ -154,7 +154,7 @@ def everything(plan: Plan, seconds: float) -> Iterator[Row]:
 def kernel_rows(plan: Plan) -> Iterator[Row]:
     """Every case that was asked for; all production cases, and PatchGAN as a chain, by default."""
     ceilings(plan)
-    against = plan.rivals(kernels.RIVALS, "the kernels suite")
+    against = plan.baselines(kernels.BASELINES, "the kernels suite")
     units = [*kernel_units(plan, against)]
     if not plan.ops and not plan.cases:
         units.append(Unit("patch_gan", "patch_gan", partial(_chain_rows, plan, against)))
@@ -218,7 +218,7 @@ def finished(contest: Contest, plan: Plan) -> Row:
 
 def sampler_rows(plan: Plan) -> Iterator[Row]:
     """Every solver, over the least network or over --model's; those that do not fit a model are named."""
-    against = plan.rivals(tuple(FAMILIES["diffusion"].rivals), "the samplers suite")
+    against = plan.baselines(tuple(FAMILIES["diffusion"].baselines), "the samplers suite")
     for model in plan.models or (None,):
         for dtype in plan.dtypes or ("auto",):
             engine = None if model is None else plan.engine(model, dtype)
@@ -265,7 +265,7 @@ def _family_rows(plan: Plan, model: str, batch: int) -> Iterator[Row]:
     for dtype in plan.dtypes or ("auto",):
         engine = plan.engine(model, dtype)
         family = family_of(engine, model)
-        against = plan.rivals(tuple(family.rivals), engine.describe()["engine"])
+        against = plan.baselines(tuple(family.baselines), engine.describe()["engine"])
         how: dict[str, Any] = {"batches": [batch], "steps": plan.steps, "against": against}
         for contest in family.contests(engine, suite="families", name=model, **how):
             yield finished(contest, plan)
@@ -285,8 +285,8 @@ def _fresh_rows(plan: Plan, model: str, rounds: int = FRESH_ROUNDS) -> Iterator[
     for dtype in plan.dtypes or ("auto",):
         engine = plan.engine(model, dtype)
         family = family_of(engine, model)
-        known = [rival for rival in FRESH_RIVALS if rival in family.rivals]
-        against = plan.rivals(known, f"fresh processes of {model}")
+        known = [baseline for baseline in FRESH_BASELINES if baseline in family.baselines]
+        against = plan.baselines(known, f"fresh processes of {model}")
         given: dict[str, Any] = {"batches": [batch], "steps": plan.steps, "against": ()}
         contest = next(family.contests(engine, suite="fresh", name=model, **given))
         with TemporaryDirectory() as folder:
@@ -309,7 +309,7 @@ def tour(plan: Plan, seconds: float) -> Iterator[Row]:
     start = time.perf_counter()
     plan.steps, plan.how = TOUR_STEPS, replace(plan.how, seconds=seconds / 150)
     ceilings(plan)
-    against = plan.rivals(kernels.RIVALS, "the kernels suite")
+    against = plan.baselines(kernels.BASELINES, "the kernels suite")
     plan.dtypes = [kernels.name_of(kernel_dtypes(plan)[-1])]
     plan.until = start + TOUR_KERNELS * seconds
     yield from while_time_is_left(kernel_units(plan, against), plan)

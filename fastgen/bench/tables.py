@@ -62,37 +62,37 @@ WORK: tuple[Column, ...] = (
 FRESH: tuple[Column, ...] = (("fastgen's phases", 20, _phases), ("peak memory, whole process", 26, _memory))
 COLUMNS = {"kernels": HEAD + KERNEL, "fresh": HEAD + FRESH, "samplers": HEAD + WORK, "families": HEAD + WORK}
 TITLES = {
-    "kernels": "kernels: error as a fraction of its bound; rivals' time over fastgen's",
-    "samplers": "samplers: a whole run; rivals' time over fastgen's",
-    "families": "families: a whole call; rivals' time over fastgen's",
-    "fresh": "fresh processes: time from start to the first picture; rivals' time over fastgen's",
+    "kernels": "kernels: error as a fraction of its bound; baselines' time over fastgen's",
+    "samplers": "samplers: a whole run; baselines' time over fastgen's",
+    "families": "families: a whole call; baselines' time over fastgen's",
+    "fresh": "fresh processes: time from start to the first picture; baselines' time over fastgen's",
 }
 
 
-def head(suite: str, rivals: Sequence[str]) -> str:
+def head(suite: str, baselines: Sequence[str]) -> str:
     """The table's title and first line."""
     columns = [(title, width) for title, width, _ in COLUMNS[suite]]
     cells = [_aligned(title, width, i) for i, (title, width) in enumerate(columns)]
-    return f"\n{TITLES[suite]}\n" + " ".join([*cells, *(f"{name:>11}" for name in rivals)])
+    return f"\n{TITLES[suite]}\n" + " ".join([*cells, *(f"{name:>11}" for name in baselines)])
 
 
-def line(row: Row, rivals: Sequence[str]) -> str:
+def line(row: Row, baselines: Sequence[str]) -> str:
     """A row under `head`: the ratios with their quartiles' half width."""
     cells = [_aligned(cell(row), width, i) for i, (_, width, cell) in enumerate(COLUMNS[row.suite])]
-    return " ".join([*cells, *(f"{ratio(row, name):>11}" for name in rivals)]).rstrip()
+    return " ".join([*cells, *(f"{ratio(row, name):>11}" for name in baselines)]).rstrip()
 
 
-def ratio(row: Row, rival: str) -> str:
-    """How much faster than a rival, as 1.23x; empty where it was not timed."""
-    found = row.ratio(rival)
+def ratio(row: Row, baseline: str) -> str:
+    """How much faster than a baseline, as 1.23x; empty where it was not timed."""
+    found = row.ratio(baseline)
     return "" if found is None else f"{found.median:.2f}x"
 
 
-def markdown(rows: Sequence[Row], rivals: Sequence[str]) -> str:
+def markdown(rows: Sequence[Row], baselines: Sequence[str]) -> str:
     """Rows of one suite as a table."""
     columns = COLUMNS[rows[0].suite]
-    lines = [[title for title, *_ in columns] + list(rivals), ["---"] * (len(columns) + len(rivals))]
-    lines += [[cell(row) for *_, cell in columns] + [ratio(row, name) for name in rivals] for row in rows]
+    lines = [[title for title, *_ in columns] + list(baselines), ["---"] * (len(columns) + len(baselines))]
+    lines += [[cell(row) for *_, cell in columns] + [ratio(row, name) for name in baselines] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""How a time is taken: rivals interleaved in one process, order turned around every round, medians with quartiles."""
+"""How a time is taken: calls in turns in one process, the order turned around every round; medians with quartiles."""
 
 from __future__ import annotations
 

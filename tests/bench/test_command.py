@@ -38,7 +38,7 @@ def test_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 cases, every result within its bound; " in out
     assert "x eager's speed over 1 cases" in out
     found = Results.read(path)
-    assert found.rows[0].rivals.keys() == {"eager"}
+    assert found.rows[0].baselines.keys() == {"eager"}
     assert found.ceilings.keys() == {"copy", "float32"}
     assert torch.__version__.startswith(found.environment["torch"])  # a local version may follow
 
@@ -102,12 +102,12 @@ def test_families_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert (tmp_path / "p" / "batch.png").stat().st_size > 10_000
 
 
-def test_a_rival_that_a_family_does_not_have_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_baseline_that_a_family_does_not_have_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("diffusers")
     call = ["families", "--model", "random:vector_flow", "--batch", "1", "--rounds", "3", "--device", "cpu"]
     assert command.main([*call, "--against", "eager,diffusers"]) == 0
     captured = capsys.readouterr()
-    assert "without diffusers in flow: it has no such rival; there is eager, compile" in captured.err
+    assert "without diffusers in flow: it has no such baseline; there is eager, compile" in captured.err
     assert "log_prob 1" in captured.out
 
 
@@ -233,8 +233,8 @@ def in_a_child(arguments: list[str], blocked: list[str]) -> subprocess.Completed
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def test_without_triton_and_rivals(tmp_path: Path) -> None:
-    """On a CPU nothing of it is needed; rivals that are not there are named."""
+def test_without_triton_and_baselines(tmp_path: Path) -> None:
+    """On a CPU nothing of it is needed; baselines that are not there are named."""
     model = checkpoint(tmp_path / "model")
     call = [
         "families",
@@ -254,7 +254,7 @@ def test_without_triton_and_rivals(tmp_path: Path) -> None:
     assert "without diffusers: diffusers is not installed" in done.stderr
     found = json.loads((tmp_path / "f.json").read_text())
     assert found["left_out"] == {"diffusers": "diffusers is not installed"}
-    assert found["rows"][0]["rivals"].keys() == {"eager"}
+    assert found["rows"][0]["baselines"].keys() == {"eager"}
 
 
 @pytest.mark.slow

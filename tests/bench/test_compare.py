@@ -16,8 +16,8 @@ HERE = {"device": "d", "threads": 2, "features": "avx2"}
 
 
 def run(own: Sequence[float], eager: Sequence[float] | None = None, **changes: object) -> Results:
-    rivals = {} if eager is None else {"eager": Timing.of(eager)}
-    row = Row("kernels", "op", "case", "float32", 0.5, Timing.of(own), rivals)
+    baselines = {} if eager is None else {"eager": Timing.of(eager)}
+    row = Row("kernels", "op", "case", "float32", 0.5, Timing.of(own), baselines)
     return Results(dict(HERE), [dataclasses.replace(row, **changes)])
 
 

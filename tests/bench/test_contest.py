@@ -18,13 +18,13 @@ ROW = Row("kernels", "op", "case", "float32", float("nan"), images=2, bytes=100,
 
 
 def made(**changes: object) -> Contest:
-    """fastgen gives 1.0, which is right; so does the rival."""
+    """fastgen gives 1.0, which is right; so does the baseline."""
     values: dict = {
         "row": ROW,
         "own": lambda: torch.ones(1),
         "judge": lambda value: abs(value.item() - 1.0),
         "device": CPU,
-        "rivals": {"eager": lambda: lambda: torch.ones(1)},
+        "baselines": {"eager": lambda: lambda: torch.ones(1)},
     }
     return Contest(**{**values, **changes})
 
@@ -49,14 +49,14 @@ def test_right_results_are_timed() -> None:
 def test_a_wrong_result_gets_no_speed(value: float) -> None:
     timed = []
 
-    def rival() -> torch.Tensor:
+    def baseline() -> torch.Tensor:
         timed.append(1)
         return torch.ones(1)
 
-    row, _ = run(made(own=lambda: torch.full((1,), value), rivals={"eager": lambda: rival}))
+    row, _ = run(made(own=lambda: torch.full((1,), value), baselines={"eager": lambda: baseline}))
     assert row.wrong
     assert row.seconds is None
-    assert not row.rivals
+    assert not row.baselines
     assert timed == []
     assert row.notes == ("wrong: nothing is timed",)
 
@@ -67,25 +67,25 @@ def test_what_is_judged_may_be_another_form_of_the_call() -> None:
     assert row.seconds is not None
 
 
-def test_a_rival_that_differs_is_not_timed() -> None:
-    row, said = run(made(rivals={"other": lambda: lambda: torch.full((1,), 3.0)}))
+def test_a_baseline_that_differs_is_not_timed() -> None:
+    row, said = run(made(baselines={"other": lambda: lambda: torch.full((1,), 3.0)}))
     assert row.seconds is not None
-    assert "other" not in row.rivals
+    assert "other" not in row.baselines
     assert row.errors == {"other": 2.0}
     assert said == ["op case float32: other is left out: its result differs (2 of the bound)"]
-    row, _ = run(made(rivals={"other": lambda: lambda: torch.full((1,), 3.0)}, agrees=lambda value: 0.5))
-    assert "other" in row.rivals
+    row, _ = run(made(baselines={"other": lambda: lambda: torch.full((1,), 3.0)}, agrees=lambda value: 0.5))
+    assert "other" in row.baselines
 
 
-def test_a_rival_that_cannot_run_is_named() -> None:
+def test_a_baseline_that_cannot_run_is_named() -> None:
     def breaks() -> contest.Call:
         raise RuntimeError("no such backend\nlong story")
 
     def has_none() -> contest.Call:
         raise NotApplicable("it has no flows")
 
-    row, said = run(made(rivals={"a": breaks, "b": has_none, "eager": lambda: lambda: torch.ones(1)}))
-    assert list(row.rivals) == ["eager"]
+    row, said = run(made(baselines={"a": breaks, "b": has_none, "eager": lambda: lambda: torch.ones(1)}))
+    assert list(row.baselines) == ["eager"]
     assert said == [
         "op case float32: a is left out: RuntimeError: no such backend",
         "op case float32: b is left out: it has no flows",
@@ -94,7 +94,7 @@ def test_a_rival_that_cannot_run_is_named() -> None:
 
 
 def test_calls_that_cannot_be_captured_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fastgen's is timed as it is, and says so; a rival's is left out."""
+    """fastgen's is timed as it is, and says so; a baseline's is left out."""
 
     def refuse(call: contest.Call, device: torch.device, repeats: int) -> contest.Call:
         raise CaptureError("it waits for the device")
@@ -169,5 +169,5 @@ def test_capture_and_peak_memory() -> None:
         contest.captured(lambda: x.sum().item(), device)
     assert contest.peak(lambda: x * 2, device) >= x.numel() * 4
     row, _ = run(replace(made(captured=True), device=device))
-    assert {"eager", contest.LAUNCHED} <= row.rivals.keys()
+    assert {"eager", contest.LAUNCHED} <= row.baselines.keys()
     assert row.peak_bytes.keys() == {"fastgen", "eager"}

@@ -11,8 +11,8 @@ import torch
 import fastgen
 from fastgen.architectures import ARCHITECTURES
 from fastgen.bench import diffusion, families, flow, parity, samplers
+from fastgen.bench.baselines import diffusers as baseline
 from fastgen.bench.contest import How
-from fastgen.bench.rivals import diffusers as rival
 from fastgen.diffusion.solvers import SOLVERS
 from fastgen.engines import ENGINES
 from fastgen.errors import ConfigError
@@ -61,7 +61,7 @@ def test_the_built_in_model_is_ddpms() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_sampling_beside_its_rivals(tmp_path: Path, dtype: str) -> None:
+def test_sampling_beside_its_baselines(tmp_path: Path, dtype: str) -> None:
     pytest.importorskip("diffusers")
     engine = fastgen.load(checkpoint(tmp_path / "model"), device="cpu", dtype=dtype)
     (case,) = diffusion.contests(
@@ -69,7 +69,7 @@ def test_sampling_beside_its_rivals(tmp_path: Path, dtype: str) -> None:
     )
     row = case.run(QUICK)
     assert row.error <= 1
-    assert set(row.rivals) == {"eager", "diffusers"}
+    assert set(row.baselines) == {"eager", "diffusers"}
     assert (row.case, row.batch, row.steps, row.images) == ("sample 5, dpm++2m 3", 5, 3, 5)
     assert row.dtype == dtype
 
@@ -81,8 +81,8 @@ def test_every_solver_over_the_least_network(solver: str) -> None:
     (case,) = samplers.contests(torch.device("cpu"), solver, None, **how)
     row = case.run(QUICK)
     assert row.error <= 1
-    assert "eager" in row.rivals
-    assert ("diffusers" in row.rivals) == (solver in rival.SOLVERS), row.notes
+    assert "eager" in row.baselines
+    assert ("diffusers" in row.baselines) == (solver in baseline.SOLVERS), row.notes
     assert (case.own().abs() < 1).float().mean() > 0.001  # what is clipped everywhere shows no errors
 
 
@@ -94,31 +94,31 @@ def test_solvers_that_do_not_fit_a_model_are_named(engine: fastgen.DiffusionEngi
     assert unfit == {name for name, solver in SOLVERS.items() if solver.discrete}
 
 
-def test_rivals_make_their_own_noise_where_they_are_timed(engine: fastgen.DiffusionEngine) -> None:
+def test_baselines_make_their_own_noise_where_they_are_timed(engine: fastgen.DiffusionEngine) -> None:
     """Judged on the engine's, they agree with it; timed, no call repeats the last one."""
     against = ["eager", *(["diffusers"] if importlib.util.find_spec("diffusers") else [])]
     (case,) = diffusion.contests(
         engine, suite="families", name="s", batches=[2], steps=4, against=against, solver="ddpm"
     )
-    for prepare in case.rivals.values():
+    for prepare in case.baselines.values():
         drawing = prepare()
         assert torch.equal(drawing.judged(), drawing.judged())
         assert case.agrees(drawing.judged()) <= 1
         assert not torch.equal(drawing.timed(), drawing.timed())
 
 
-def test_a_flows_rivals_make_their_own_noise(tmp_path: Path) -> None:
+def test_a_flows_baselines_make_their_own_noise(tmp_path: Path) -> None:
     vectors = fastgen.load(families.on_disk("random:vector_flow", tmp_path), device="cpu")
     drawn, density = flow.contests(
         vectors, suite="families", name="s", batches=[5], steps=None, against=["eager"]
     )
     for case, alike in ((drawn, False), (density, True)):
-        drawing = case.rivals["eager"]()
+        drawing = case.baselines["eager"]()
         assert case.judge(drawing.judged()) <= 1
         assert torch.equal(drawing.timed(), drawing.timed()) is alike
         row = case.run(QUICK)
         assert row.error <= 1
-        assert "eager" in row.rivals
+        assert "eager" in row.baselines
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_onnxruntime_and_compile(engine: fastgen.DiffusionEngine) -> None:
     against = ["onnxruntime", "compile"]
     (case,) = diffusion.contests(engine, suite="families", name="s", batches=[2], steps=3, against=against)
     row = case.run(QUICK)
-    assert set(row.rivals) == set(against), row.notes
+    assert set(row.baselines) == set(against), row.notes
 
 
 @pytest.fixture

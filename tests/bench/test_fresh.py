@@ -53,11 +53,11 @@ def test_wrong_pictures_get_no_time() -> None:
     assert row.seconds is None
     row = fresh.measure(ROW, lambda x: x.item(), orders, how, starter([], {"other": 2.0}))
     assert row.seconds is not None
-    assert not row.rivals
+    assert not row.baselines
     assert said == ["m: other is left out: its result differs"]
 
 
-def test_a_rival_that_fails_is_named() -> None:
+def test_a_baseline_that_fails_is_named() -> None:
     said: list[str] = []
     how, orders = How(rounds=3, say=said.append), {"fastgen": {}, "broken": {}}
     row = fresh.measure(ROW, lambda x: 0.0, orders, how, starter([]))

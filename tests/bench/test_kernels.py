@@ -74,7 +74,7 @@ def test_a_wrong_kernel_gets_no_speed(change) -> None:  # type: ignore[no-untype
     assert "WRONG" in tables.line(row, ["eager"])
 
 
-def test_the_eager_rival_is_the_fastest_formula() -> None:
+def test_the_eager_baseline_is_the_fastest_formula() -> None:
     called = []
 
     def formula(**arguments):  # type: ignore[no-untyped-def]
@@ -83,13 +83,13 @@ def test_the_eager_rival_is_the_fastest_formula() -> None:
 
     op = dataclasses.replace(STEP, eager=formula)
     row = kernels.contest(op, STEP.case("one"), torch.float32, CPU, ["eager"]).run(QUICK)
-    assert len(called) >= 2 + 3 * row.rivals["eager"].calls
+    assert len(called) >= 2 + 3 * row.baselines["eager"].calls
 
 
-def test_a_rival_that_computes_something_else_is_left_out() -> None:
+def test_a_baseline_that_computes_something_else_is_left_out() -> None:
     op = dataclasses.replace(STEP, eager=lambda **a: tuple(v * 1.01 for v in STEP.function(**a)))
     row = kernels.contest(op, STEP.case("one"), torch.float32, CPU, ["eager"]).run(QUICK)
-    assert not row.rivals
+    assert not row.baselines
     assert row.errors["eager"] > 1
 
 

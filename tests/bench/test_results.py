@@ -14,9 +14,11 @@ from fastgen.errors import ConfigError
 
 
 def results() -> Results:
-    own, rival = Timing.of([1.0, 2.0, 3.0], 5), Timing.of([2.0, 4.0, 6.0])
+    own, baseline = Timing.of([1.0, 2.0, 3.0], 5), Timing.of([2.0, 4.0, 6.0])
     rows = [
-        Row("kernels", "op", "a", "float32", 0.5, own, {"eager": rival}, {"eager": 0.1}, bytes=10, flops=20),
+        Row(
+            "kernels", "op", "a", "float32", 0.5, own, {"eager": baseline}, {"eager": 0.1}, bytes=10, flops=20
+        ),
         Row("kernels", "op", "b", "float32", float("nan"), notes=("wrong: nothing is timed",)),
         Row(
             "fresh",
@@ -53,11 +55,11 @@ def test_round_trip(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "not valid JSON"),
-        ('{"kernels": []}', "format 2, got None: measure again"),
-        ("[1]", "format 2, got None"),
-        ('{"format": 2}', "not results of"),
+        ('{"kernels": []}', "format 3, got None: measure again"),
+        ("[1]", "format 3, got None"),
+        ('{"format": 3}', "not results of"),
         (
-            '{"format": 2, "environment": {}, "ceilings": {}, "left_out": {}, "rows": [{"suite": 1}]}',
+            '{"format": 3, "environment": {}, "ceilings": {}, "left_out": {}, "rows": [{"suite": 1}]}',
             "not results of",
         ),
     ],

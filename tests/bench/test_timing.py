@@ -41,7 +41,7 @@ def test_a_call_may_do_its_work_several_times(clock: list[float]) -> None:
     assert found["b"].median == pytest.approx(0.004)
 
 
-def test_rivals_take_turns_in_both_orders(clock: list[float]) -> None:
+def test_baselines_take_turns_in_both_orders(clock: list[float]) -> None:
     order: list[str] = []
 
     def named(name: str):  # type: ignore[no-untyped-def]
@@ -56,7 +56,7 @@ def test_rivals_take_turns_in_both_orders(clock: list[float]) -> None:
 
 
 def test_a_slow_machine_moves_the_median_of_all(clock: list[float]) -> None:
-    """A slowdown in some turns falls on both rivals, and the quartiles show it."""
+    """A slowdown in some turns falls on both baselines, and the quartiles show it."""
     turns = [0]
 
     def call() -> None:
@@ -85,8 +85,8 @@ def test_wrong_arguments(wrong: dict, message: str) -> None:
 
 def test_a_ratio_is_taken_round_by_round() -> None:
     """Both are three times as slow in one round: the ratio does not see it, the medians' quotient may."""
-    own, rival = timing.Timing.of([1.0, 3.0, 1.0]), timing.Timing.of([2.0, 6.0, 2.0])
-    assert (rival.over(own).low, rival.over(own).median, rival.over(own).high) == (2.0, 2.0, 2.0)
+    own, baseline = timing.Timing.of([1.0, 3.0, 1.0]), timing.Timing.of([2.0, 6.0, 2.0])
+    assert (baseline.over(own).low, baseline.over(own).median, baseline.over(own).high) == (2.0, 2.0, 2.0)
     with pytest.raises(ValueError, match="rounds: expected as many"):
         own.over(timing.Timing.of([1.0]))
 

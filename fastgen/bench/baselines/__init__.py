@@ -13,7 +13,7 @@ import torch
 from ..contest import no_compiler
 
 # name -> the package that it needs, None for what comes with PyTorch
-RIVALS: dict[str, str | None] = {
+BASELINES: dict[str, str | None] = {
     "eager": None,
     "compile": None,
     "diffusers": "diffusers",
@@ -21,11 +21,11 @@ RIVALS: dict[str, str | None] = {
 }
 
 
-def missing(rival: str, device: torch.device) -> str:
-    """Why a rival cannot run here, or ""."""
-    package = RIVALS[rival]
-    if rival == "compile":
+def missing(baseline: str, device: torch.device) -> str:
+    """Why a baseline cannot run here, or ""."""
+    package = BASELINES[baseline]
+    if baseline == "compile":
         return no_compiler(device)
-    if rival == "onnxruntime" and importlib.util.find_spec("onnxscript") is None:
+    if baseline == "onnxruntime" and importlib.util.find_spec("onnxscript") is None:
         return "onnxscript, which writes its models, is not installed"
     return f"{package} is not installed" if package and importlib.util.find_spec(package) is None else ""
