@@ -37,7 +37,7 @@ OURS = {
     "device",
     "dtype",
     "source",
-    "networks",
+    "architectures",
     "provenance",
 }  # arguments of an engine that `load` gives itself
 WEIGHT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -82,15 +82,12 @@ def load(
             raise ConfigError(
                 f"unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(ENGINES)}", argument=name
             )
-        if len(spec.parts) != 1:
-            raise ConfigError(
-                f"a {spec.engine} model has one network, this one has {', '.join(spec.parts)}", argument=name
-            )
         check_options(ENGINES[spec.engine], options)
 
     spec, modules = _read(model, variant, assume, accept)
-    (network,) = modules.values()
-    return ENGINES[spec.engine].from_spec(network, spec, device=device, dtype=dtype, source=name, **options)
+    return ENGINES[spec.engine].from_spec(
+        nn.ModuleDict(modules), spec, device=device, dtype=dtype, source=name, **options
+    )
 
 
 def convert(

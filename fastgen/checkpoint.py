@@ -211,7 +211,7 @@ def spec_from_json(raw: Mapping[str, Any], where: str) -> Spec:
             f"parts: expected an object with at least one network, at most {MAX_PARTS}", argument=where
         )
     for name in parts:
-        if not PART_NAME.fullmatch(name):
+        if not PART_NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):  # its networks become a ModuleDict
             raise ConfigError(f"parts: {shown(name)} is no name of a network", argument=where)
     spec = from_dict(_Header, raw, where)
     return Spec(

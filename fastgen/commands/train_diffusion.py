@@ -116,6 +116,8 @@ def new_spec(
 
 def _previewer(folder: Path, spec: Spec, settings: DiffusionSettings) -> Callable[[int, nn.Module], None]:
     def preview(step: int, network: nn.Module) -> None:
+        from torch import nn
+
         from ..engines.diffusion.engine import DiffusionEngine
         from ..files import make_folder, remove_leftovers
         from ..images import save_grid
@@ -123,7 +125,12 @@ def _previewer(folder: Path, spec: Spec, settings: DiffusionSettings) -> Callabl
 
         # A copy in the network's own dtype: an engine moves what it is given, and this network is still in training.
         device = next(network.parameters()).device
-        engine = DiffusionEngine.from_spec(copy.deepcopy(network), spec, device=device, dtype="float32")
+        engine = DiffusionEngine.from_spec(
+            nn.ModuleDict({name: copy.deepcopy(network) for name in spec.parts}),
+            spec,
+            device=device,
+            dtype="float32",
+        )
         classes = settings.num_classes
         labels = None if classes is None else [i % classes for i in range(4 * min(classes, 16))]
         count = 32 if labels is None else len(labels)

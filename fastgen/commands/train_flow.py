@@ -143,6 +143,8 @@ def _plain(value: Any) -> Any:
 
 def _previewer(folder: Path, spec: Spec) -> Callable[[int, nn.Module], None]:
     def preview(step: int, network: nn.Module) -> None:
+        from torch import nn
+
         from ..engines.flow.engine import FlowEngine
         from ..files import make_folder, remove_leftovers
         from ..images import save_grid
@@ -150,7 +152,12 @@ def _previewer(folder: Path, spec: Spec) -> Callable[[int, nn.Module], None]:
 
         # A copy: an engine moves what it is given, and this network is still in training.
         device = next(network.parameters()).device
-        engine = FlowEngine.from_spec(copy.deepcopy(network), spec, device=device, dtype="float32")
+        engine = FlowEngine.from_spec(
+            nn.ModuleDict({name: copy.deepcopy(network) for name in spec.parts}),
+            spec,
+            device=device,
+            dtype="float32",
+        )
         classes = engine.flow.classes
         labels = None if classes is None else [i % classes for i in range(PREVIEW_ROWS * min(classes, 16))]
         images: Any = engine.sample(32 if labels is None else len(labels), seed=0, labels=labels)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 Tensors = tuple[Tensor, ...]
+Networks = Mapping[str, nn.Module] | nn.ModuleDict  # by part
 
 
 @dataclass(frozen=True)

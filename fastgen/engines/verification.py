@@ -1,32 +1,27 @@
-"""Is the engine right on this machine? Every layer, the fused step and the captured graph against plain float64."""
+"""Is an engine right on this machine? Every layer, verb and captured call against plain float64 on the CPU."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from fastgen_kernels import OPS
 from fastgen_kernels.op import UNIT_ROUNDOFF
-from fastgen_kernels.reverse_step import cases
 
-from ..models.blocks import NormAct
+from ..runtime.capture import plainly
+from .closeness import Closeness, deviation
+from .layers import Name, judge_layer, rounded_off, watching
+from .verb import Tensors, Verb
 
 if TYPE_CHECKING:
-    from .diffusion.engine import DiffusionEngine
+    from .base import Engine
 
-WORKING = 2.0**-24  # unit roundoff of the sums inside a layer
-TF32 = 2.0**-10  # of a factor: tensor cores cut off what its 10 bits of fraction do not hold
 SIMULATIONS = 4
-# Beyond what a few random roundings of the layers do: operations between layers, attention among them, round as well.
-MARGIN = 2.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class Check:
 
     error: greatest deviation, divided by the greatest value of the reference. bound: the deviation as a fraction of
     what rounding explains, at most 1 when right; None where no bound is known. drift: deviation from the reference
-    network as a whole up to here, divided likewise: what lower precision costs.
+    networks as a whole up to here, divided likewise: what lower precision costs.
     """
 
     name: str
@@ -90,300 +85,110 @@ class Verification:
         return "\n".join([*facts, "", *lines, "", verdict])
 
 
-@torch.no_grad()
-def verify(engine: DiffusionEngine, reference: nn.Module | None, batch: int, seed: int) -> Verification:
-    """As ``DiffusionEngine.verify`` describes. The engine's lock is held."""
+@plainly
+def verify(engine: Engine, reference: nn.ModuleDict | None, batch: int, seed: int) -> Verification:
+    """As ``Engine.verify`` describes. The engine works for this call already."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, *engine.shape, generator=generator).to(engine.dtype)
-    asked = engine.request(labels=None if engine.settings.num_classes is None else 0)
-    times = torch.tensor(asked.plans[0].table.time, dtype=torch.float32)
-    t = times[torch.randint(len(times), (batch,), generator=generator)]
-    label = None
-    if engine.settings.num_classes is not None:
-        label = torch.randint(engine.settings.num_classes, (batch,), generator=generator)
-
-    def run(
-        network: nn.Module, device: torch.device, dtype: torch.dtype, layout: torch.memory_format
-    ) -> Tensor:
-        # A float64 network gets a float64 time; else the loop's float32.
-        time = t.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
-        inputs = x.to(device, dtype, memory_format=layout)
-        return network(inputs, time) if label is None else network(inputs, time, label.to(device))
-
-    with watching(engine.network) as seen:
-        got = run(engine.network, engine.device, engine.dtype, engine.loop.memory_format)
-
-    def on_cpu(network: nn.Module, dtype: torch.dtype) -> Tensor:
-        return run(network, torch.device("cpu"), dtype, torch.contiguous_format)
-
-    def twin(network: nn.Module) -> Twin:
-        for dtype in (torch.float64, torch.float32):
-            exact = copy.deepcopy(network).to("cpu", dtype).eval()
-            for parameter in exact.parameters():
-                parameter.data = parameter.data.contiguous()
-            try:
-                with watching(exact) as calls:
-                    output = on_cpu(exact, dtype)
-                break
-            except RuntimeError:  # a network that makes tensors of its own in float32
-                if dtype == torch.float32:
-                    raise
-        return Twin(exact, dtype, output, calls)
-
-    own = twin(engine.network)
-    wanted = own if reference is None else twin(reference)
-
-    checks, rounding = [], {}
-    for name, call in seen.items():
-        judged = judge_layer(name, call, engine.dtype)
-        if judged is not None:
-            check, rounding[name] = judged
-            other = wanted.calls.get(name)
-            drift = None if other is None else deviation(call.output, other.output)
-            checks.append(replace(check, drift=drift))
-    u = UNIT_ROUNDOFF[engine.dtype]
-    explained = 4.0 * u
-    for _ in range(SIMULATIONS):
-        with jittering(own.network, rounding, u, generator):
-            explained = max(explained, deviation(on_cpu(own.network, own.dtype), own.output))
-    whole = deviation(got, own.output)
-    bound = whole / (MARGIN * explained)
-    checks.append(Check("network", "network", tuple(got.shape), whole, bound, deviation(got, wanted.output)))
-    checks += list(_steps(engine, batch, generator))
-    checks += list(_graphs(engine, batch, seed))
+    trials = {name: verb.trial(batch, generator) for name, verb in engine.verbs().items()}
+    own = Exact.of(engine, engine.networks, trials)
+    wanted = own if reference is None else Exact.of(engine, reference, trials)
+    checks: dict[
+        tuple[str, str], Check
+    ] = {}  # a layer that several verbs run through is judged in the first of them
+    for name, verb in engine.verbs().items():
+        for check in _verb(engine, verb, trials[name], own, wanted, generator):
+            checks.setdefault((check.name, check.kind), check)
+    found = [*checks.values(), *engine.more_checks(batch, seed, generator)]
+    for name, verb in engine.verbs().items():
+        found += list(_captured(engine, verb, trials[name]))
+    full = reference is not None or engine.dtype.itemsize >= 4
     facts = {
         "model": engine.source,
         "device": str(engine.device),
         "dtype": str(engine.dtype).removeprefix("torch."),
         "reference": f"{str(wanted.dtype).removeprefix('torch.')} on the CPU, "
-        + (
-            "float32 weights" if reference is not None or engine.dtype == torch.float32 else "rounded weights"
-        ),
+        + ("float32 weights" if full else "rounded weights"),
         "batch": batch,
         "seed": seed,
     }
-    return Verification(facts, checks)
+    return Verification(facts, found)
 
 
 @dataclass
-class Call:
-    """What a layer was given and returned, the first time it was called."""
+class Exact:
+    """Copies of networks on the CPU in `dtype`: float64, or float32 where they make tensors of their own in that."""
 
-    module: nn.Module
-    inputs: tuple[Any, ...]
-    named: dict[str, Any]
-    output: Tensor
-
-
-@dataclass
-class Twin:
-    """A copy of a network on the CPU in `dtype`, float64 where it can, and what it made of the input."""
-
-    network: nn.Module
+    networks: nn.ModuleDict
     dtype: torch.dtype
-    output: Tensor
-    calls: dict[str, Call]
+
+    @classmethod
+    def of(cls, engine: Engine, networks: nn.ModuleDict, trials: Mapping[str, Tensors]) -> Exact:
+        """Of `networks`, in which every verb of the engine runs."""
+        copies = copy.deepcopy(networks).cpu().eval()
+        for parameter in copies.parameters():
+            parameter.data = parameter.data.contiguous()
+        exact = cls(copies.to(torch.float64), torch.float64)
+        try:
+            for name, verb in engine.verbs().items():
+                exact.run(verb, trials[name])
+        except RuntimeError:
+            exact = cls(copies.to(torch.float32), torch.float32)
+        return exact
+
+    def run(self, verb: Verb, tensors: Tensors, inputs: Sequence[Tensor] | None = None) -> Tensors:
+        """The results of the verb's reference for `tensors`, as the engine gets them, or for `inputs` made of them."""
+        noise = None if verb.noise is None else self.given(verb.noise(*tensors))
+        return verb.plain(self.networks, *(inputs or map(self.given, tensors)), noise=noise)
+
+    def given(self, value: Tensor) -> Tensor:
+        """A tensor as these networks take it."""
+        return value.to("cpu", self.dtype if value.is_floating_point() else None).contiguous()
 
 
-@contextmanager
-def watching(network: nn.Module) -> Iterator[dict[str, Call]]:
-    """Within the block, the calls of every module that has no modules in it."""
-    seen: dict[str, Call] = {}
-    given: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    handles = []
+def _verb(
+    engine: Engine, verb: Verb, tensors: Tensors, own: Exact, wanted: Exact, generator: torch.Generator
+) -> Iterator[Check]:
+    """The layers that the verb runs through, each alone; then its results."""
+    with watching(engine.running()) as seen:
+        got = verb.fast(*(value.clone() for value in tensors))
+    with watching(wanted.networks) as others:
+        want = wanted.run(verb, tensors)
+    rounding: dict[Name, Tensor | None] = {}
+    whole: dict[str, list[Check]] = {}
+    for name, call in seen.items():
+        judged = judge_layer(call, engine.dtype)
+        if judged is None:  # it cannot work in float64, and is judged by the verb's results
+            continue
+        error, bound, rounding[name] = judged
+        drift = None if name not in others else deviation(call.output, others[name].output)
+        check = Check(name[1], type(call.module).__name__, tuple(call.output.shape), error, bound, drift)
+        whole.setdefault(name[0], []).append(check)
+    yield from engine.layer_checks(whole)
 
-    def copied(value: Any) -> Any:  # this layer, or a later one, may work in place
-        return value.clone() if isinstance(value, Tensor) else value
-
-    def before(name: str, module: nn.Module, inputs: Any, named: Any) -> None:
-        given[name] = tuple(map(copied, inputs)), {key: copied(value) for key, value in named.items()}
-
-    def after(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.is_floating_point() and name not in seen:
-            seen[name] = Call(module, *given[name], output.clone())
-
-    for name, module in network.named_modules():
-        if next(module.children(), None) is None:
-            handles.append(module.register_forward_pre_hook(partial(before, name), with_kwargs=True))
-            handles.append(module.register_forward_hook(partial(after, name)))
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def deviation(got: Tensor, want: Tensor) -> float:
-    """Greatest |got - want|, divided by the greatest |want|; inf where only one is finite."""
-    got, want = got.detach().double().cpu(), want.detach().double().cpu()
-    if got.shape != want.shape:
-        return float("inf")
-    scale = float(want.abs().max()) if want.numel() else 0.0
-    worst = float((got - want).abs().nan_to_num(nan=float("inf")).max()) if want.numel() else 0.0
-    return worst / scale if scale > 0 else worst
-
-
-@contextmanager
-def jittering(
-    network: nn.Module, rounding: dict[str, Tensor | None], u: float, generator: torch.Generator
-) -> Iterator[None]:
-    """Within the block, results of the layers of `network` (on the CPU) are off by random amounts, as by rounding.
-
-    rounding: by layer, the most that it explains of each element; where that is unknown, 4 u of its value.
-    """
-    handles = []
-
-    def after(name: str, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            return None
-        known = rounding.get(name)
-        size = 4.0 * u * output.abs() if known is None or known.shape != output.shape else known
-        noise = torch.rand(output.shape, generator=generator, dtype=torch.float64) * 2.0 - 1.0
-        return output + (size * noise).to(output.dtype)
-
-    for name, module in network.named_modules():
-        if next(module.children(), None) is None:
-            handles.append(module.register_forward_hook(partial(after, name)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def judge_layer(name: str, call: Call, dtype: torch.dtype) -> tuple[Check, Tensor | None] | None:
-    """The layer alone, on the very inputs that the engine gave it, in float64; and what rounding explains there."""
-    module = copy.deepcopy(call.module).to("cpu", torch.float64)
-    inputs = [_exactly(value) for value in call.inputs]
-    named = {key: _exactly(value) for key, value in call.named.items()}
-    try:
-        exact = module(*inputs, **named)
-    except Exception:  # a layer that cannot work in float64 is judged by the network as a whole
-        return None
-    bound = None
-    allowed = _allowed(module, inputs, exact, UNIT_ROUNDOFF[dtype], _products(module, call))
-    if allowed is not None:
-        difference = (call.output.double().cpu() - exact).abs()
-        fraction = torch.where(difference == 0, 0.0, difference / allowed).nan_to_num(nan=float("inf"))
-        bound = float(fraction.max())
-    return Check(
-        name, type(module).__name__, tuple(exact.shape), deviation(call.output, exact), bound
-    ), allowed
-
-
-def _exactly(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    value = value.detach().cpu()
-    return value.double().contiguous() if value.is_floating_point() else value
-
-
-def _products(module: nn.Module, call: Call) -> float:
-    """Relative error of a layer's products beyond float32's, by what PyTorch allows itself on a GPU."""
-    if not call.output.is_cuda:
-        return 0.0
-    if call.output.dtype == torch.float32:
-        convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-        backend = convolutions if isinstance(module, nn.Conv2d) else torch.backends.cuda.matmul
-        return 2.0 * TF32 if backend.fp32_precision == "tf32" else 0.0
-    # Products of half precision that are divided among programs are added in it.
-    return UNIT_ROUNDOFF[call.output.dtype] if isinstance(module, nn.Linear) else 0.0
-
-
-def summed(terms: int) -> float:
-    """Relative rounding of a sum of `terms` products in float32, in whatever order.
-
-    n u is never exceeded (Higham 2002, eq. 3.5), 6 sqrt(n) u with probability 3e-8 an element (Higham & Mary 2019,
-    theorem 3.1, lambda = 6).
-    """
-    return min(terms, 6.0 * math.sqrt(terms)) * WORKING
-
-
-def _allowed(
-    module: nn.Module, inputs: list[Any], exact: Tensor, u: float, products: float = 0.0
-) -> Tensor | None:
-    """What rounding explains of a deviation: to the layer's type (u), and in the float32 sums inside it.
-
-    None for kinds of layers whose arithmetic is not known here.
-    """
-    rounded = 1.01 * u * exact.abs()
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
-        twin = copy.deepcopy(module)
-        for parameter in twin.parameters():
-            parameter.data.abs_()
-        relative = summed(module.weight[0].numel() + 1) + products
-        return rounded + relative * twin(inputs[0].abs())
-    if isinstance(module, nn.GroupNorm) and len(inputs) == 1:  # not scaled and shifted by an embedding
-        x = inputs[0]
-        groups = x.reshape(len(x), module.num_groups, -1)
-        mean, var = groups.mean(2, keepdim=True), groups.var(2, unbiased=False, keepdim=True)
-        rstd = (var + module.eps).rsqrt()
-        # Libraries take the variance as E[x^2] - E[x]^2: its relative error grows with the mean's share.
-        condition = 1.0 + mean.square() * rstd.square()
-        scaled = (groups.abs() + mean.abs()) * rstd
-        size = (1, -1, *[1] * (x.dim() - 2))
-        weight, bias = (1.0 if p is None else p.abs().reshape(size) for p in (module.weight, module.bias))
-        statistics = (scaled * (summed(groups.shape[2]) * condition + 8.0 * WORKING)).reshape(x.shape)
-        sums = weight * statistics + 8.0 * WORKING * bias
-        if not (isinstance(module, NormAct) and module.act):
-            return rounded + sums
-        plain = nn.GroupNorm.forward(module, x).abs()
-        # No activation's slope is above 1.13, GELU's.
-        return rounded + 1.13 * (sums + 1.01 * u * plain) + 8.0 * WORKING * plain
-    if isinstance(module, (nn.SiLU, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Mish)):
-        return rounded + 8.0 * WORKING * (exact.abs() + inputs[0].abs())
-    if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten)):
-        return rounded
-    return None
-
-
-def _steps(engine: DiffusionEngine, batch: int, generator: torch.Generator) -> Iterator[Check]:
-    """The fused step at this engine's shape, on the path that it takes here."""
-    op = OPS["reverse_step"]
-    last = engine.loop.memory_format == torch.channels_last
-    for guided in (False, True):
-        arguments = cases.arguments(
-            generator,
-            engine.device,
-            engine.dtype,
-            (batch, *engine.shape),
-            slots=4,
-            guided=guided,
-            learned=engine.settings.learned,
-            channels_last=last,
-            sliced=True,
+    truth = own.run(verb, tensors)
+    rounded = []
+    for _ in range(SIMULATIONS):
+        inputs = [rounded_off(own.given(v), UNIT_ROUNDOFF.get(v.dtype, 0.0), generator) for v in tensors]
+        with engine.rounding_off(own.networks, rounding, generator):
+            rounded.append(own.run(verb, tensors, inputs))
+    for i, result in enumerate(verb.results):
+        close = Closeness(
+            truth[i].double(), [values[i] for values in rounded], unit=UNIT_ROUNDOFF[got[i].dtype]
         )
-        outputs = op.function(**arguments)
-        fraction = max(op.errors(arguments, outputs).values())
-        worst = max(deviation(a, b) for a, b in zip(outputs, op.exact(**arguments), strict=True))
-        name = "reverse_step, guided" if guided else "reverse_step"
-        yield Check(name, "fused", (batch, *engine.shape), worst, fraction)
+        title = verb.name if len(verb.results) == 1 else result
+        error, drift = deviation(got[i], truth[i]), deviation(got[i], want[i])
+        yield Check(title, "verb", tuple(got[i].shape), error, close.error(got[i]), drift)
 
 
-def _graphs(engine: DiffusionEngine, batch: int, seed: int) -> Iterator[Check]:
-    """The captured step against the same step uncaptured, which it must equal bit for bit."""
-    if not engine.loop.graphs.freezes:
+def _captured(engine: Engine, verb: Verb, tensors: Tensors) -> Iterator[Check]:
+    """The captured verb against the same call uncaptured, which it must equal bit for bit."""
+    if not engine.batches.graphs.freezes:
         return
-    # A captured step has a batch of a power of two; uncaptured it must have the same, for libraries to choose alike.
-    count = min(1 << (batch - 1).bit_length(), engine.loop.max_batch)
-    settings = engine.settings
-    labels = None if settings.num_classes is None else [k % settings.num_classes for k in range(count)]
-    for guidance in (1.0, 2.0) if settings.null_class is not None else (1.0,):
-        request = engine.request(
-            seeds=range(seed, seed + count),
-            labels=labels,
-            steps=min(3, settings.steps),
-            guidance_scale=guidance,
-        )
-        drawn = []
-        for backend in (engine.loop.graphs.backend, "eager"):
-            loop = engine.new_loop(backend=backend)
-            tickets = [loop.add(single) for single in request.singles()]
-            done: dict[int, Tensor] = {}
-            while loop.step():
-                done.update(loop.finished())
-            drawn.append(torch.stack([done[ticket] for ticket in tickets]))
-        captured, eager = drawn
-        bound = 0.0 if torch.equal(captured, eager) else math.inf
-        name = "captured step" if guidance == 1 else "captured step, guided"
-        yield Check(name, "graph", tuple(eager.shape), deviation(captured, eager), bound)
+    # A captured call has a batch of a power of two; uncaptured it must have the same, for libraries to choose alike.
+    count = 1 << (len(tensors[0]).bit_length() - 1)
+    given = [value[:count] for value in tensors]
+    captured = engine.batches(verb.name, verb.fast, *given)
+    plain = verb.fast(*(value.clone() for value in given))
+    equal = all(torch.equal(a, b) for a, b in zip(captured, plain, strict=True))
+    error = max(deviation(a, b) for a, b in zip(captured, plain, strict=True))
+    yield Check(f"captured {verb.name}", "graph", tuple(captured[0].shape), error, 0.0 if equal else math.inf)

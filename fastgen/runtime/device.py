@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
+from torch import nn
 
 from ..errors import ConfigError
 
@@ -39,6 +42,13 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if chosen not in DTYPES.values():
         raise ConfigError(f"expected auto, {', '.join(DTYPES)}, got {dtype!r}", argument="dtype")
     return chosen  # type: ignore[return-value]
+
+
+def placed(net: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a module's parameters are, and the type of the first real one; the CPU and float32 without any."""
+    tensors = list(chain(net.parameters(), net.buffers()))
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return device, next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
 
 def fast_bf16(device: torch.device) -> bool:

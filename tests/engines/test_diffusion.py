@@ -28,7 +28,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
 
 def engine_of(**settings: object) -> DiffusionEngine:
     config = unet_config(num_class_embeds=None) if settings.pop("plain", False) else unet_config()
-    return DiffusionEngine.from_spec(network(config), spec(config, **settings), device="cpu")
+    networks = torch.nn.ModuleDict({"unet": network(config)})
+    return DiffusionEngine.from_spec(networks, spec(config, **settings), device="cpu")
 
 
 def test_shape_range_and_dtype(engine: DiffusionEngine) -> None:

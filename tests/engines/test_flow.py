@@ -318,7 +318,7 @@ def test_a_checkpoint_loads(tmp_path: Any) -> None:
     facts = engine.describe()
     assert facts["networks"] == {"flow": "glow"}
     assert facts["defaults"] == {"temperature": 0.7}
-    assert facts["units"] == "pictures in [-1, 1]"
+    assert facts["units"] == "images in [-1, 1]"
     assert facts["dtype"] == facts["state"] == "float32"
     assert facts["layers"] == 1 + 2 * (1 + 3 * 2)
     assert facts["steps"] == 1 + 2 * (1 + 2 * 2)

@@ -74,8 +74,9 @@ def test_a_call_never_waits_for_the_device() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.no_grad():
-            got: Tensor = engine.calls.log_prob(x)[0]
-            engine.calls.decode(*engine.calls.encode(x))
+            verbs = engine.verbs()
+            got: Tensor = verbs["log_prob"].fast(x)[0]
+            verbs["decode"].fast(*verbs["encode"].fast(x))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert got.isfinite().all()

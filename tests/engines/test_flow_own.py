@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fastgen.engines import FlowEngine
-from fastgen.engines.flow.weights import Weights
+from fastgen.engines.weights import Weights
 from fastgen.errors import CheckpointError
 from fastgen.models.flow.coupling import Coupling
 from fastgen.models.flow.flow import Flow
@@ -135,7 +135,7 @@ def test_folded_weights_never_go_stale(change: str, graph: bool | str) -> None:
 def test_memory_that_the_engine_goes_by_is_not_used_again() -> None:
     """A new tensor must not lie where the one that was folded lay: they are told apart by their places."""
     layer = ActNorm(4)
-    weights = Weights(layer)
+    weights = Weights(layer, writes=True)
     memory = StorageWeakRef(layer.scale.untyped_storage())
     assert not weights.changed
     layer.scale.data = layer.scale.data * 1.1

@@ -57,8 +57,8 @@ def network(engine: DiffusionEngine) -> Callable[..., Tensor]:
     """diffusers' U-Net with the engine's weights; a network that is not ours is its own."""
     if isinstance(engine.network, Wrapped):
         return engine.network
-    if "unet" not in engine.networks.values():
-        raise NotApplicable(f"diffusers has no {', '.join(engine.networks.values())}")
+    if "unet" not in engine.architectures.values():
+        raise NotApplicable(f"diffusers has no {', '.join(engine.architectures.values())}")
     from diffusers import UNet2DModel
 
     _quietly()

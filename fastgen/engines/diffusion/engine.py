@@ -4,33 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
-from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import fastgen_kernels
-
-from ... import __version__
 from ...architectures import part_config
 from ...checkpoint import Spec
 from ...diffusion.processes import AnyProcess
 from ...diffusion.table import Table
-from ...errors import ConfigError, FastgenError
+from ...errors import ConfigError
 from ...images import to_output
-from ...runtime.device import DTYPES, choose_device, choose_dtype
-from ..base import Engine, capture_backend
-from ..verification import Verification, verify
+from ...runtime.device import DTYPES, placed
+from ..base import Engine, capture_backend, only_part
+from ..verb import Verb
+from ..verification import Check
 from .loop import Loop
-from .module import Wrapped, check_shape, module_settings, noisy_classifier, placed, wrap
+from .module import Wrapped, check_shape, module_settings, noisy_classifier, wrap
 from .previews import Preview, Run
 from .request import Request, resolve
 from .session import Session
 from .settings import DiffusionSettings
+from .verbs import step_verb
+from .verification import captured_loop, steps
 
 Callback = Callable[[int, int, Tensor], Any]
 Pair = tuple[float, float]
@@ -39,6 +37,12 @@ Scale = float | Callable[[float], float] | Sequence[float]  # of guidance
 
 class DiffusionEngine(Engine):
     """Samples from a denoising network. Made by :func:`fastgen.load`. Threads and forks: see ``Engine``."""
+
+    kind = "diffusion"
+    operation = "reverse_step"
+    settings_type = DiffusionSettings
+    settings: DiffusionSettings
+    loop: Loop
 
     def __init__(
         self,
@@ -49,7 +53,7 @@ class DiffusionEngine(Engine):
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = "auto",
         source: str = "",
-        networks: dict[str, str] | None = None,
+        architectures: dict[str, str] | None = None,
         provenance: Mapping[str, Any] | None = None,
         channels_last: bool = True,
         max_batch: int = 64,
@@ -57,49 +61,39 @@ class DiffusionEngine(Engine):
     ) -> None:
         """`network`, F(x, t, label), is moved to `device` and `dtype` and belongs to the engine from here on.
 
-        shape: (C, H, W) of a sample. dtype: None leaves the network's types as they are. source, networks, provenance:
-        where it came from, for records. channels_last: its memory format. max_batch: samples that step together (more
-        are drawn in turns; fewer once memory has run out). graph: capture steps in CUDA graphs on CUDA; False runs
-        them one operation at a time; "recorded" is a stand-in for the CPU that refuses what a graph cannot hold.
+        shape: (C, H, W) of a sample. max_batch: samples that step together (more are drawn in turns; fewer once memory
+        has run out). graph: capture steps in CUDA graphs on CUDA. Other arguments: see ``Engine``.
         """
-        self.settings, self.shape = settings, shape
-        self.source, self.networks, self.provenance = source, networks or {}, provenance or {}
-        self.device = choose_device(device)
-        try:
-            fastgen_kernels.select(self.device.type)
-        except RuntimeError as error:  # no triton
-            raise FastgenError(str(error)) from error
-        self.dtype = choose_dtype(placed(network)[1] if dtype is None else dtype, self.device)
-        layout: dict[str, Any] = {"memory_format": torch.channels_last} if channels_last else {}
-        self.network = network.to(self.device, None if dtype is None else self.dtype, **layout).eval()
-        self._addresses: tuple[int, ...] = ()  # of its weights, which captured steps hold
-        self.new_loop = partial(  # its arguments can be overridden one by one
-            Loop,
-            self.network,
-            self.shape,
-            device=self.device,
-            dtype=self.dtype,
-            labelled=self.settings.num_classes is not None,
-            null_label=self.settings.null_class or 0,
-            learned=self.settings.learned,
+        self.shape, self.network, self._max_batch = shape, network, max_batch
+        self._guiding_classes: int | None = None  # of the classifier given to `guide`
+        self._capture_backend = capture_backend(graph)
+        super().__init__(
+            {next(iter(architectures or {}), "network"): network},
+            settings,
+            device=device,
+            dtype=dtype,
+            source=source,
+            architectures=architectures,
+            provenance=provenance,
             channels_last=channels_last,
             max_batch=max_batch,
-            backend=capture_backend(graph),
+            graph=graph,
         )
-        self.loop = self.new_loop()
-        self._classes: int | None = None  # of the classifier given to `guide`
-        super().__init__()
 
     @classmethod
-    def from_spec(cls, network: nn.Module, spec: Spec, **options: Any) -> DiffusionEngine:
-        """From the filled network of a checkpoint. options: those of ``DiffusionEngine``. Raises ConfigError."""
-        settings = DiffusionSettings.from_spec(spec)
-        ((name, part),) = spec.parts.items()
-        config = part_config(part, f"parts.{name}")
+    def from_spec(cls, networks: nn.ModuleDict, spec: Spec, **options: Any) -> Self:
+        """From a checkpoint's filled network, by part. options: those of ``DiffusionEngine``. Raises ConfigError."""
+        settings = cls.settings_of(spec)
+        name, network = only_part(networks, spec)
+        config = part_config(spec.parts[name], f"parts.{name}")
         settings.check_network(config)
-        networks = {name: part.architecture}
         shape = (config.in_channels, *config.sample_size)
-        return cls(network, settings, shape, networks=networks, provenance=spec.provenance, **options)
+        return cls(network, settings, shape, **cls.records(spec), **options)
+
+    @classmethod
+    def settings_of(cls, spec: Spec) -> DiffusionSettings:
+        """A checkpoint's settings, checked. Raises ConfigError."""
+        return DiffusionSettings.from_spec(spec)
 
     @classmethod
     def from_module(
@@ -158,7 +152,7 @@ class DiffusionEngine(Engine):
             device=here if device is None else device,
             dtype=dtype,
             source=f"module {type(net).__module__}.{type(net).__qualname__}",
-            networks={"module": type(net).__qualname__},
+            architectures={"module": type(net).__qualname__},
             channels_last=channels_last,
             max_batch=max_batch,
             graph=graph,
@@ -296,8 +290,7 @@ class DiffusionEngine(Engine):
 
         The engine is busy until the block ends; what is not done then is given up.
         """
-        with self._alone():
-            self._look_at_network()
+        with self._working():
             session = Session(lambda: self.loop, self.request)
             try:
                 yield session
@@ -315,7 +308,7 @@ class DiffusionEngine(Engine):
         """
         with self._alone():
             if classifier is None:
-                self._classes, self.loop.classifier = None, None
+                self._guiding_classes, self.loop.classifier = None, None
                 return
             log_p, classes = noisy_classifier(classifier, self.shape, self.device)
             if self.settings.num_classes is not None and classes < self.settings.num_classes:
@@ -323,84 +316,20 @@ class DiffusionEngine(Engine):
                     f"tells {classes} classes apart, the network knows {self.settings.num_classes}",
                     argument="classifier",
                 )
-            self._classes, self.loop.classifier = classes, log_p
+            self._guiding_classes, self.loop.classifier = classes, log_p
 
-    def describe(self) -> dict[str, Any]:
-        """What runs, where and how: plain data."""
-        return {
-            "engine": "diffusion",
-            "source": self.source,
-            "sha256": self.provenance.get("sha256"),
-            "converted": self.provenance.get("report"),
-            "networks": self.networks,
-            "parameters": sum(p.numel() for p in self.network.parameters()),
-            "shape": list(self.shape),
-            "classes": self.settings.num_classes,
-            "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "reverse_step": fastgen_kernels.select(self.device.type),
-            "memory_format": str(self.loop.memory_format).removeprefix("torch."),
-            "backend": self.loop.graphs.backend,
-            "captured": self.loop.graphs.describe(),
-            "max_batch": self.loop.max_batch,
-            "micro_batch": self.loop.micro_batch,
-            "defaults": {
-                "solver": self.settings.solver,
-                "steps": self.settings.steps,
-                "guidance_scale": self.settings.guidance_scale,
-                **(self.settings.solver_options or {}),
-            },
-        }
-
-    def verify(self, *, reference: nn.Module | None = None, batch: int = 2, seed: int = 0) -> Verification:
-        """Compare what runs here with plain float64 on the CPU, on random input of `batch` samples.
-
-        Every layer (a module without modules in it) is held against itself on the very inputs it got, within what
-        rounding explains; so is the fused step. The network as a whole may differ from float64 by twice what random
-        rounding of its layers does. The captured step must equal the uncaptured one bit for bit. ``print`` the
-        result, or take its ``to_dict()``; ``passed`` is the verdict.
-
-        reference: the network in full precision, for the drift of the whole (by default the engine's own weights).
-        """
-        if type(batch) is not int or not 1 <= batch <= self.loop.max_batch:
-            raise ConfigError(
-                f"expected an int from 1 to max_batch = {self.loop.max_batch}, got {batch!r}",
-                argument="batch",
-            )
-        if type(seed) is not int or not 0 <= seed < 1 << 63:
-            raise ConfigError(f"expected an int from 0 to 2^63 - 1, got {seed!r}", argument="seed")
-        with self.session():
-            return verify(self, reference, batch, seed)
-
-    def metadata(self, request: Request) -> dict[str, Any]:
-        """What ``fastgen sample --like`` needs to repeat `request`: JSON for ``save_grid(..., metadata=...)``."""
-        return {
-            "fastgen": __version__,
-            "model": self.source,
-            "sha256": self.provenance.get("sha256"),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "request": request.to_dict(),
-        }
+    def verbs(self) -> dict[str, Verb]:
+        """One step of a sample: "step"."""
+        return {"step": step_verb(self)}
 
     def request(self, /, n: int | None = None, **arguments: Any) -> Request:
         """What ``sample(n, **arguments)`` would draw, with every default and random seed filled in."""
-        request = resolve(self.settings, self._classes, n=n, **arguments)
+        request = resolve(self.settings, self._guiding_classes, n=n, **arguments)
         for plan in request.kinds:
             if isinstance(self.network, Wrapped):
                 self.network.check_times(plan.table)
             self.settings.check_times(getattr(self.network, "config", None), plan.options)
         return request
-
-    def _look_at_network(self) -> None:
-        """What its owner may have done since the last call: train it further, or replace its weights."""
-        if any(module.training for module in self.network.modules()):
-            self.network.eval()
-        if self.loop.graphs.freezes:
-            tensors = chain(self.network.parameters(), self.network.buffers())
-            addresses = tuple(tensor.data_ptr() for tensor in tensors)
-            if addresses != self._addresses:
-                self.loop.graphs.clear()
-                self._addresses = addresses
 
     @contextmanager
     def _run(self, request: Request) -> Iterator[Run]:
@@ -412,6 +341,49 @@ class DiffusionEngine(Engine):
             for step, total in run.steps(self.loop.micro_batch):
                 yield Preview(step, total, run.images())
 
+    def new_loop(self, **changes: Any) -> Loop:
+        """A loop over the engine's network. changes: of the arguments of ``Loop``, one by one."""
+        arguments: dict[str, Any] = {
+            "device": self.device,
+            "dtype": self.dtype,
+            "labelled": self.settings.num_classes is not None,
+            "null_label": self.settings.null_class or 0,
+            "learned": self.settings.learned,
+            "channels_last": self.channels_last,
+            "max_batch": self._max_batch,
+            "backend": self._capture_backend,
+        }
+        return Loop(self.network, self.shape, **{**arguments, **changes})
+
+    @property
+    def _runs(self) -> Loop:
+        return self.loop
+
+    def _prepare(self) -> None:
+        if "loop" in vars(self):
+            self.loop.graphs.clear()  # captured steps hold the addresses of weights
+        else:
+            self.loop = self.new_loop()
+
     def _restart(self) -> None:
         classifier, self.loop = self.loop.classifier, self.new_loop()
         self.loop.classifier = classifier
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "shape": list(self.shape),
+            "classes": self.settings.num_classes,
+            "memory_format": str(self.loop.memory_format).removeprefix("torch."),
+        }
+
+    def _defaults(self) -> dict[str, Any]:
+        return {
+            "solver": self.settings.solver,
+            "steps": self.settings.steps,
+            "guidance_scale": self.settings.guidance_scale,
+            **(self.settings.solver_options or {}),
+        }
+
+    def more_checks(self, batch: int, seed: int, generator: torch.Generator) -> Iterator[Check]:
+        yield from steps(self, batch, generator)
+        yield from captured_loop(self, batch, seed)

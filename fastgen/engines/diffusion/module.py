@@ -1,10 +1,9 @@
-"""Somebody else's network as the denoiser F(x, t, label) that the sampling loop calls."""
+"""A network of the user's own as the denoiser F(x, t, label) that the sampling loop calls."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from ...diffusion.processes import AnyProcess, process_from_config
 from ...diffusion.schedule import NoiseSchedule
 from ...diffusion.table import Table
 from ...errors import ConfigError, OutOfMemoryError
-from ...runtime.device import out_of_memory
+from ...runtime.device import out_of_memory, placed
 from .classifier import Classifier
 from .settings import DiffusionSettings
 
@@ -125,13 +124,6 @@ def noisy_classifier(
             f"expected logits [2, classes] from a trial call, got {found}", argument="classifier"
         )
     return log_p, logits.shape[1]
-
-
-def placed(net: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where a module's parameters are, and the type of the first real one; the CPU and float32 without any."""
-    tensors = list(chain(net.parameters(), net.buffers()))
-    device = tensors[0].device if tensors else torch.device("cpu")
-    return device, next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -4,38 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import fastgen_kernels
 from fastgen_kernels import signed_seeds
 
-from ... import __version__
 from ...checkpoint import Spec
 from ...config import from_dict, shown
-from ...errors import ConfigError, FastgenError
+from ...errors import ConfigError
 from ...fused.flow import FusedFlow
 from ...images import to_output
 from ...models.flow.flow import Flow
-from ...runtime.batches import Batches
-from ...runtime.capture import plainly
-from ...runtime.device import choose_device
 from ..arguments import as_index, sample_seeds
-from ..base import Engine, capture_backend
-from ..verification import Verification
+from ..base import Engine, dtype_name, only_part
+from ..layers import Name
+from ..verb import Verb
+from ..verification import Check
 from .bits import BitsPerDim, to_levels
-from .calls import FlowCalls
+from .placement import place
 from .request import FlowRequest, FlowSettings, conditions, resolve
-from .verification import check_reference, verify
-from .weights import Weights, count_writes, place
+from .verbs import FlowVerbs
+from .verification import check_reference, coupling_networks, rounding_off, running, step_checks
 
 MAX_DRAWS = 100_000  # dequantisation samples
-PICTURES_AT_A_TIME = 64
-ROWS_AT_A_TIME = 1024  # 64 would wait for Python, not for arithmetic
+IMAGES_PER_CALL = 64
+ROWS_PER_CALL = 1024  # 64 would wait for Python, not for arithmetic
 
 
 class FlowEngine(Engine):
@@ -48,6 +45,12 @@ class FlowEngine(Engine):
     A scale that overflows (see ``Coupling``) is not clamped: x, latents and log_prob become infinite or NaN.
     """
 
+    kind = "flow"
+    operation = "affine_coupling"
+    settings_type = FlowSettings
+    settings: FlowSettings
+    folds = True
+
     def __init__(
         self,
         flow: Flow,
@@ -56,7 +59,7 @@ class FlowEngine(Engine):
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = "auto",
         source: str = "",
-        networks: dict[str, str] | None = None,
+        architectures: dict[str, str] | None = None,
         provenance: Mapping[str, Any] | None = None,
         max_batch: int | None = None,
         graph: bool | str = True,
@@ -67,40 +70,34 @@ class FlowEngine(Engine):
             matrices, priors and log-determinants stay float32, and log_prob is that of a flow whose networks are
             rounded so; a round trip is then off by what rounding makes of a changed input, far above float32's.
             "float64": everything. None leaves the types as they are.
-        source, networks, provenance: where it came from, for records. max_batch: samples at a time (more are done in
-            turns; fewer once memory has run out), by default 64 pictures or 1024 rows. graph: capture each direction
-            as one CUDA graph for each power of two of samples; False runs one operation at a time; "recorded" is a
-            stand-in for the CPU.
+        max_batch: samples at a time, by default 64 images or 1024 rows. Other arguments: see ``Engine``.
 
         Raises CheckpointError, naming the layer, where one has no inverse.
         """
-        self.settings = settings or FlowSettings()
-        self.settings.check_flow(flow)
-        self.source, self.networks, self.provenance = source, networks or {}, provenance or {}
-        self.device = choose_device(device)
-        try:
-            fastgen_kernels.select(self.device.type)
-        except RuntimeError as error:  # no triton
-            raise FastgenError(str(error)) from error
-        with torch.inference_mode(False):  # weights outlive the caller's mode
-            self.dtype, self.state_dtype = place(flow, self.device, dtype)
-        self.flow = flow.eval()
+        settings = settings or FlowSettings()
+        settings.check_flow(flow)
+        self.flow = flow
         if max_batch is None:
-            max_batch = PICTURES_AT_A_TIME if len(flow.data_shape) == 3 else ROWS_AT_A_TIME
-        self.batches = Batches(self.device, max_batch=max_batch, backend=capture_backend(graph))
-        self._weights: Weights | None = None
-        self._refold()
-        super().__init__()
+            max_batch = IMAGES_PER_CALL if len(flow.data_shape) == 3 else ROWS_PER_CALL
+        super().__init__(
+            {next(iter(architectures or {}), "flow"): flow},
+            settings,
+            device=device,
+            dtype=dtype,
+            source=source,
+            architectures=architectures,
+            provenance=provenance,
+            max_batch=max_batch,
+            graph=graph,
+        )
 
     @classmethod
-    def from_spec(cls, network: nn.Module, spec: Spec, **options: Any) -> FlowEngine:
-        """From the filled network of a checkpoint. options: those of ``FlowEngine``. Raises ConfigError."""
-        settings = FlowSettings.from_spec(spec)
-        ((name, part),) = spec.parts.items()
+    def from_spec(cls, networks: nn.ModuleDict, spec: Spec, **options: Any) -> Self:
+        """From the filled network of a checkpoint, by part. options: those of ``FlowEngine``. Raises ConfigError."""
+        name, network = only_part(networks, spec)
         if not isinstance(network, Flow):
-            raise ConfigError(f"{part.architecture} is not a flow", argument=f"parts.{name}")
-        networks = {name: part.architecture}
-        return cls(network, settings, networks=networks, provenance=spec.provenance, **options)
+            raise ConfigError(f"{spec.parts[name].architecture} is not a flow", argument=f"parts.{name}")
+        return cls(network, cls.settings_of(spec), **cls.records(spec), **options)
 
     @classmethod
     def from_module(
@@ -139,7 +136,7 @@ class FlowEngine(Engine):
             device=here if device is None else device,
             dtype=dtype,
             source=f"module {type(flow).__module__}.{type(flow).__qualname__}",
-            networks={"module": type(flow).__qualname__},
+            architectures={"module": type(flow).__qualname__},
             max_batch=max_batch,
             graph=graph,
         )
@@ -173,9 +170,8 @@ class FlowEngine(Engine):
         count = len(request.seeds)
         condition = self._condition(count, None if self.flow.classes is None else request.labels, context)
         numbers = signed_seeds(request.seeds).to(self.device)
-        warmth = torch.full((count,), request.temperature, device=self.device, dtype=self.state_dtype)
-        with self._session():
-            (x,) = self.batches("sample", self.calls.sample, numbers, warmth, *condition)
+        temperatures = torch.full((count,), request.temperature, device=self.device, dtype=self.state_dtype)
+        (x,) = self.call("sample", numbers, temperatures, *condition)
         return to_output(x, output_type)
 
     def log_prob(self, x: Tensor, *, labels: Any = None, context: Tensor | None = None) -> Tensor:
@@ -184,9 +180,7 @@ class FlowEngine(Engine):
         For the probability of pictures with levels, see `bits_per_dim`.
         """
         x = self._data("x", x)
-        condition = self._condition(len(x), labels, context)
-        with self._session():
-            return self.batches("log_prob", self.calls.log_prob, x, *condition)[0]
+        return self.call("log_prob", x, *self._condition(len(x), labels, context))[0]
 
     def bits_per_dim(
         self,
@@ -218,10 +212,10 @@ class FlowEngine(Engine):
         k = k.to(self.device)
         numbers = signed_seeds(sample_seeds(len(k), seed, None)).to(self.device)
         terms = []
-        with self._session():
+        with self._working():
             for draw in range(samples):
                 draws = torch.full_like(numbers, draw)
-                terms.append(self.batches("bits_per_dim", self.calls.elbo, k, numbers, draws, *condition)[0])
+                terms.append(self._call("bits_per_dim", k, numbers, draws, *condition)[0])
         # log of the mean weight, in float64: log P is a sum over thousands of pixels.
         log_p = torch.stack([term.double() for term in terms]).logsumexp(0) - math.log(samples)
         values = math.log2(self.flow.levels) - log_p.cpu() / (math.log(2) * dimensions)
@@ -230,9 +224,7 @@ class FlowEngine(Engine):
     def encode(self, x: Tensor, *, labels: Any = None, context: Tensor | None = None) -> list[Tensor]:
         """The latents of x [n, *shape], one tensor a scale, the finest first: `decode` makes x of them again."""
         x = self._data("x", x)
-        condition = self._condition(len(x), labels, context)
-        with self._session():
-            return list(self.batches("encode", self.calls.encode, x, *condition))
+        return list(self.call("encode", x, *self._condition(len(x), labels, context)))
 
     def decode(
         self, latents: Sequence[Tensor], *, labels: Any = None, context: Tensor | None = None
@@ -251,9 +243,7 @@ class FlowEngine(Engine):
                 raise ConfigError(
                     f"expected {len(given[0])} samples, got {len(given[i])}", argument=f"latents[{i}]"
                 )
-        condition = self._condition(len(given[0]), labels, context)
-        with self._session():
-            return self.batches("decode", self.calls.decode, *given, *condition)[0]
+        return self.call("decode", *given, *self._condition(len(given[0]), labels, context))[0]
 
     def interpolate(
         self,
@@ -286,80 +276,16 @@ class FlowEngine(Engine):
             for p, q in zip(*ends, strict=True)
         ]
         condition = [c.repeat_interleave(steps, 0) for c in self._condition(count, labels, context)]
-        with self._session():
-            x = self.batches("decode", self.calls.decode, *between, *condition)[0]
+        x = self.call("decode", *between, *condition)[0]
         return to_output(x.clamp_(-1, 1) if self.discrete else x, output_type)
 
-    def verify(self, *, reference: Flow | None = None, batch: int = 2, seed: int = 0) -> Verification:
-        """Compare what runs here with plain float64 on the CPU, on `batch` samples of the model.
-
-        Every layer of a coupling's network, every coupling and every folded matrix is held against itself on the very
-        inputs it got, within what rounding explains; latents, log_prob and samples as a whole are reported; and
-        max |x - decode(encode(x))|. A captured call must equal the uncaptured one bit for bit. ``print`` the result, or
-        take its ``to_dict()``; ``passed`` is the verdict.
-
-        reference: the flow in full precision, for the drift of the whole (by default the engine's own weights): any
-            `Flow` on the same data, with the same latents and conditions.
-        """
-        batch, seed = as_index(batch), as_index(seed)
-        if type(batch) is not int or not 1 <= batch <= self.batches.max_batch:
-            raise ConfigError(
-                f"expected an int from 1 to max_batch = {self.batches.max_batch}, got {shown(batch)}",
-                argument="batch",
-            )
-        if type(seed) is not int or not 0 <= seed < 1 << 63:
-            raise ConfigError(f"expected an int from 0 to 2^63 - 1, got {shown(seed)}", argument="seed")
-        if reference is not None:
-            check_reference(reference, self.flow)
-        with self._session():
-            return verify(self, reference, batch, seed)
-
-    def refresh(self) -> None:
-        """Fold the flow's weights anew, for changes that are not seen: written through `.data`, hooks added."""
-        with self._alone():
-            self._refold()
-
-    def describe(self) -> dict[str, Any]:
-        """What runs, where and how: plain data."""
-        return {
-            "engine": "flow",
-            "source": self.source,
-            "sha256": self.provenance.get("sha256"),
-            "converted": self.provenance.get("report"),
-            "networks": self.networks,
-            "parameters": sum(p.numel() for p in self.flow.parameters()),
-            "shape": list(self.shape),
-            "units": "pictures in [-1, 1]" if self.discrete else "the data's own",
-            "latents": [list(shape) for shape in self.flow.latent_shapes],
-            "levels": self.flow.levels,
-            "classes": self.flow.classes,
-            "context": self.flow.context or None,
-            "layers": sum(len(step.layers) for chain in self.fused.chains for step in chain.steps),
-            "steps": sum(len(chain.steps) for chain in self.fused.chains),
-            "device": str(self.device),
-            "dtype": _name(self.dtype),
-            "state": _name(self.state_dtype),
-            "affine_coupling": fastgen_kernels.select(self.device.type),
-            "backend": self.batches.graphs.backend,
-            "captured": self.batches.graphs.describe(),
-            "max_batch": self.batches.max_batch,
-            "micro_batch": self.batches.micro_batch,
-            "defaults": {"temperature": self.settings.temperature},
-        }
+    def verbs(self) -> dict[str, Verb]:
+        """log_prob, encode, decode, sample and, of levels, bits_per_dim."""
+        return FlowVerbs(self).verbs()
 
     def request(self, /, n: int | None = None, **arguments: Any) -> FlowRequest:
         """What ``sample(n, **arguments)`` would draw, with every default and random seed filled in."""
         return resolve(self.settings, self.flow, n=n, **arguments)
-
-    def metadata(self, request: FlowRequest) -> dict[str, Any]:
-        """What ``fastgen sample --like`` needs to repeat `request`: JSON for ``save_grid(..., metadata=...)``."""
-        return {
-            "fastgen": __version__,
-            "model": self.source,
-            "sha256": self.provenance.get("sha256"),
-            "dtype": _name(self.dtype),
-            "request": request.to_dict(),
-        }
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -371,28 +297,47 @@ class FlowEngine(Engine):
         """Whether x is pictures in [-1, 1], which the flow sees in [0, 1]."""
         return self.flow.levels is not None
 
-    @contextmanager
-    def _session(self) -> Iterator[None]:
-        with self._alone():
-            if self._weights is None or self._weights.changed:
-                self._refold()
-            elif any(module.training for module in self._weights.modules):
-                self.flow.eval()
-            yield
+    def _place(self, dtype: str | torch.dtype | None) -> torch.dtype:
+        chosen, self.state_dtype = place(self.flow, self.device, dtype)
+        return chosen
 
-    def _restart(self) -> None:
-        self._refold()
-
-    @plainly
-    def _refold(self) -> None:
-        """Everything that was computed from the weights, anew; where that is refused, the next call tries again."""
-        self._weights = None
-        self.batches.clear()
-        count_writes(self.flow.eval())
-        weights = Weights(self.flow)
+    def _prepare(self) -> None:
         self.fused = FusedFlow(self.flow, self.device, self.state_dtype)
-        self.calls = FlowCalls(self.fused)
-        self._weights = weights
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "shape": list(self.shape),
+            "units": "images in [-1, 1]" if self.discrete else "the data's own",
+            "latents": [list(shape) for shape in self.flow.latent_shapes],
+            "levels": self.flow.levels,
+            "classes": self.flow.classes,
+            "context": self.flow.context or None,
+            "layers": sum(len(step.layers) for chain in self.fused.chains for step in chain.steps),
+            "steps": sum(len(chain.steps) for chain in self.fused.chains),
+            "state": dtype_name(self.state_dtype),
+        }
+
+    def _defaults(self) -> dict[str, Any]:
+        return {"temperature": self.settings.temperature}
+
+    def _reference(self, reference: nn.Module) -> nn.ModuleDict:
+        networks = super()._reference(reference)
+        check_reference(next(iter(networks.values())), self.flow)
+        return networks
+
+    def running(self) -> dict[str, nn.Module]:
+        return running(self.fused)
+
+    def layer_checks(self, found: Mapping[str, list[Check]]) -> Iterator[Check]:
+        return coupling_networks(found)
+
+    def rounding_off(
+        self, networks: nn.ModuleDict, known: Mapping[Name, Tensor | None], generator: torch.Generator
+    ) -> AbstractContextManager[None]:
+        return rounding_off(networks, self.dtype, self.state_dtype, generator)
+
+    def more_checks(self, batch: int, seed: int, generator: torch.Generator) -> Iterator[Check]:
+        return step_checks(self, batch, generator)
 
     def _condition(self, count: int, labels: Any, context: Any) -> tuple[Tensor, ...]:
         self._check_alive()  # before the first tensor on the device
@@ -405,7 +350,7 @@ class FlowEngine(Engine):
         """x [n, *shape] in the state's type on the device. Raises ConfigError."""
         wanted = ", ".join(map(str, shape))
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            given = f"{_name(x.dtype)} tensor" if isinstance(x, Tensor) else shown(x)
+            given = f"{dtype_name(x.dtype)} tensor" if isinstance(x, Tensor) else shown(x)
             raise ConfigError(f"expected a float tensor [n, {wanted}], got {given}", argument=name)
         self._check_shape(name, x, shape)
         self._check_alive()
@@ -425,7 +370,3 @@ class FlowEngine(Engine):
                 f"{output_type} is for pictures in [-1, 1]; this flow's data has its own units: take pt",
                 argument="output_type",
             )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

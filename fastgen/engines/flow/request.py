@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checkpoint import Spec
-from ...config import at_most, bounded, from_dict, shown
+from ...config import at_most, bounded, shown
 from ...errors import ConfigError
 from ...models.flow.flow import Flow
 from ..arguments import sample_count, sample_labels, sample_seeds
@@ -30,13 +29,6 @@ class FlowSettings:
     temperature: float = bounded(0.0, MAX_TEMPERATURE, default=1.0)
     num_classes: int | None = bounded(1, 1_000_000, default=None)
     class_names: tuple[str, ...] | None = at_most(1_000_000, default=None)
-
-    @classmethod
-    def from_spec(cls, spec: Spec) -> FlowSettings:
-        """Check a checkpoint's settings. Raises ConfigError."""
-        if spec.engine != "flow":
-            raise ConfigError(f"expected flow, got {spec.engine!r}", argument="engine")
-        return from_dict(cls, spec.settings, "settings")
 
     def check_flow(self, flow: Flow) -> None:
         """Compare with the flow's classes. Raises ConfigError."""

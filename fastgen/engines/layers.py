@@ -1,0 +1,201 @@
+"""Layers of a network, each alone: what it was given, what float64 makes of that, and what rounding explains."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgen_kernels.op import UNIT_ROUNDOFF
+
+from ..fused.onednn import OneDNNConv
+from ..models.blocks import NormAct
+from .closeness import deviation
+from .verb import Networks
+
+WORKING = 2.0**-24  # unit roundoff of the sums inside a layer
+TF32 = 2.0**-10  # of a factor: tensor cores cut off what its 10 bits of fraction do not hold
+Name = tuple[str, str]  # of a network, and of a layer in it
+
+
+@dataclass
+class Call:
+    """What a layer was given and returned, the first time it was called."""
+
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    named: dict[str, Any]
+    output: Tensor
+
+
+@contextmanager
+def watching(networks: Networks) -> Iterator[dict[Name, Call]]:
+    """Within the block, the calls of every module of `networks` that has no modules in it."""
+    seen: dict[Name, Call] = {}
+    given: dict[Name, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    handles = []
+
+    def copied(value: Any) -> Any:  # this layer, or a later one, may work in place
+        return value.clone() if isinstance(value, Tensor) else value
+
+    def before(name: Name, module: nn.Module, inputs: Any, named: Any) -> None:
+        given[name] = tuple(map(copied, inputs)), {key: copied(value) for key, value in named.items()}
+
+    def after(name: Name, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point() and name not in seen:
+            seen[name] = Call(module, *given[name], output.clone())
+
+    for name, module in leaves(networks):
+        handles.append(module.register_forward_pre_hook(partial(before, name), with_kwargs=True))
+        handles.append(module.register_forward_hook(partial(after, name)))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def leaves(networks: Networks) -> Iterator[tuple[Name, nn.Module]]:
+    """The modules that have no modules in them."""
+    for part, network in networks.items():
+        for name, module in network.named_modules():
+            if next(module.children(), None) is None:
+                yield (part, name), module
+
+
+@contextmanager
+def jittering(
+    networks: Networks,
+    known: Mapping[Name, Tensor | None],
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> Iterator[None]:
+    """Within the block, results of the layers of `networks` (on the CPU) are off by random amounts, as by rounding.
+
+    known: by layer, the most that rounding explains of each element. Else it is that of `dtype`, see `rounded_off`.
+    """
+    handles = []
+
+    def after(name: Name, module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return None
+        size = known.get(name)
+        if size is None or size.shape != output.shape:
+            return rounded_off(output, 4.0 * UNIT_ROUNDOFF[dtype], generator)
+        return output + (size * _uniform(output, generator)).to(output.dtype)
+
+    for name, module in leaves(networks):
+        handles.append(module.register_forward_hook(partial(after, name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def rounded_off(value: Tensor, unit: float, generator: torch.Generator) -> Tensor:
+    """`value`, on the CPU, with each element off by at most `unit` of itself at random; integers as they are."""
+    if not value.is_floating_point():
+        return value
+    size = (unit * value.abs()).nan_to_num(nan=0.0, posinf=0.0)
+    return value + (size * _uniform(value, generator)).to(value.dtype)
+
+
+def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(like.shape, generator=generator, dtype=torch.float64) * 2.0 - 1.0
+
+
+def judge_layer(call: Call, dtype: torch.dtype) -> tuple[float, float | None, Tensor | None] | None:
+    """The layer alone, on the very inputs that the engine gave it, against float64; None where it has no such form.
+
+    Its error as `deviation` has it; the same as a fraction of what rounding explains, and that for each element, None
+    for kinds of layers whose arithmetic is not known here.
+    """
+    own = call.module.plain if isinstance(call.module, OneDNNConv) else call.module
+    module = copy.deepcopy(own).to("cpu", torch.float64)
+    inputs = [_exactly(value) for value in call.inputs]
+    named = {key: _exactly(value) for key, value in call.named.items()}
+    try:
+        exact = module(*inputs, **named)
+    except Exception:  # a layer that cannot work in float64 is judged by the network as a whole
+        return None
+    bound = None
+    allowed = _allowed(module, inputs, exact, UNIT_ROUNDOFF[dtype], _products(module, call))
+    if allowed is not None:
+        difference = (call.output.double().cpu() - exact).abs()
+        fraction = torch.where(difference == 0, 0.0, difference / allowed).nan_to_num(nan=float("inf"))
+        bound = float(fraction.max())
+    return deviation(call.output, exact), bound, allowed
+
+
+def _exactly(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().cpu()
+    return value.double().contiguous() if value.is_floating_point() else value
+
+
+def _products(module: nn.Module, call: Call) -> float:
+    """Relative error of a layer's products beyond float32's, by what PyTorch allows itself on a GPU."""
+    if not call.output.is_cuda:
+        return 0.0
+    if call.output.dtype == torch.float32:
+        convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        backend = convolutions if isinstance(module, nn.Conv2d) else torch.backends.cuda.matmul
+        return 2.0 * TF32 if backend.fp32_precision == "tf32" else 0.0
+    # Products of half precision that are divided among programs are added in it.
+    return UNIT_ROUNDOFF[call.output.dtype] if isinstance(module, nn.Linear) else 0.0
+
+
+def summed(terms: int) -> float:
+    """Relative rounding of a sum of `terms` products in float32, in whatever order.
+
+    n u is never exceeded (Higham 2002, eq. 3.5), 6 sqrt(n) u with probability 3e-8 an element (Higham & Mary 2019,
+    theorem 3.1, lambda = 6).
+    """
+    return min(terms, 6.0 * math.sqrt(terms)) * WORKING
+
+
+def _allowed(
+    module: nn.Module, inputs: list[Any], exact: Tensor, u: float, products: float = 0.0
+) -> Tensor | None:
+    """What rounding explains of a deviation: to the layer's type (u), and in the float32 sums inside it.
+
+    None for kinds of layers whose arithmetic is not known here.
+    """
+    rounded = 1.01 * u * exact.abs()
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        twin = copy.deepcopy(module)
+        for parameter in twin.parameters():
+            parameter.data.abs_()
+        relative = summed(module.weight[0].numel() + 1) + products
+        return rounded + relative * twin(inputs[0].abs())
+    if isinstance(module, nn.GroupNorm) and len(inputs) == 1:  # not scaled and shifted by an embedding
+        x = inputs[0]
+        groups = x.reshape(len(x), module.num_groups, -1)
+        mean, var = groups.mean(2, keepdim=True), groups.var(2, unbiased=False, keepdim=True)
+        rstd = (var + module.eps).rsqrt()
+        # Libraries take the variance as E[x^2] - E[x]^2: its relative error grows with the mean's share.
+        condition = 1.0 + mean.square() * rstd.square()
+        scaled = (groups.abs() + mean.abs()) * rstd
+        size = (1, -1, *[1] * (x.dim() - 2))
+        weight, bias = (1.0 if p is None else p.abs().reshape(size) for p in (module.weight, module.bias))
+        statistics = (scaled * (summed(groups.shape[2]) * condition + 8.0 * WORKING)).reshape(x.shape)
+        sums = weight * statistics + 8.0 * WORKING * bias
+        if not (isinstance(module, NormAct) and module.act):
+            return rounded + sums
+        plain = nn.GroupNorm.forward(module, x).abs()
+        # No activation's slope is above 1.13, GELU's.
+        return rounded + 1.13 * (sums + 1.01 * u * plain) + 8.0 * WORKING * plain
+    if isinstance(module, (nn.SiLU, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Mish)):
+        return rounded + 8.0 * WORKING * (exact.abs() + inputs[0].abs())
+    if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten)):
+        return rounded
+    return None

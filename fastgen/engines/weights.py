@@ -1,0 +1,56 @@
+"""The weights of an engine's networks: whether they have changed since something was made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Weights:
+    """The modules, parameters and buffers of `network` as they are now.
+
+    `changed` is asked before every call, so it compares flat lists: which objects the modules hold, the address of each
+    tensor and, with `writes`, how often it was written in place. The tensors' memory is kept alive: else a new tensor
+    could get the address of an old one. Writes through a tensor's ``.data`` are not counted by PyTorch, nor seen here.
+    """
+
+    def __init__(self, network: nn.Module, *, writes: bool) -> None:
+        self.modules, self._writes = list(network.modules()), writes
+        self._tables = [
+            table
+            for module in self.modules
+            for table in (module._modules, module._parameters, module._buffers)
+        ]
+        self._objects = self._held()
+        self._ids = [id(value) for value in self._objects]
+        self._tensors = [value for value in self._objects if isinstance(value, Tensor)]
+        self._memory = [tensor.detach() for tensor in self._tensors]
+        self._stamps = self._stamp()
+
+    @property
+    def changed(self) -> bool:
+        """Whether a module, parameter or buffer was replaced, added, taken away or (with `writes`) written in place."""
+        return [id(value) for value in self._held()] != self._ids or self._stamp() != self._stamps
+
+    def _held(self) -> list[Any]:
+        return [value for table in self._tables for value in table.values()]
+
+    def _stamp(self) -> list[tuple[int, int]]:
+        return [(t.data_ptr(), t._version if self._writes else 0) for t in self._tensors]
+
+
+def count_writes(network: nn.Module) -> None:
+    """Replace tensors that were made in inference mode, whose writes PyTorch does not count, by copies that count."""
+    copies: dict[int, Tensor] = {}
+    for module in network.modules():
+        for table in (module._parameters, module._buffers):
+            for name, value in table.items():
+                if value is None or not value.is_inference():
+                    continue
+                if id(value) not in copies:  # what is shared stays shared
+                    copy = value.clone()
+                    if isinstance(value, nn.Parameter):
+                        copy = nn.Parameter(copy, requires_grad=value.requires_grad)
+                    copies[id(value)] = copy
+                table[name] = copies[id(value)]  # type: ignore[assignment]
