@@ -49,9 +49,9 @@ def test_a_row(name: str) -> None:
     assert row.seconds is not None
     assert row.seconds.median > 0
     arguments = case.make(torch.Generator().manual_seed(0), CPU, torch.float32)
-    assert row.gb_per_second * 1e9 * row.seconds.median == pytest.approx(op.bytes_moved(**arguments))
-    assert row.tflop_per_second * 1e12 * row.seconds.median == pytest.approx(op.flops(**arguments))
-    assert kernels.copy_share(row, 1e10, CPU) == pytest.approx(row.gb_per_second / 10)
+    assert row.rate(row.bytes) * row.seconds.median == pytest.approx(op.bytes_moved(**arguments))
+    assert row.rate(row.flops) * row.seconds.median == pytest.approx(op.flops(**arguments))
+    assert kernels.copy_share(row, 1e10, CPU) == pytest.approx(row.rate(row.bytes) / 1e10)
     assert row.ratio("eager").median > 0
     assert row.ratio("compile") is None
     json.dumps(row.to_dict(), allow_nan=False)

@@ -7,25 +7,25 @@ return what the engine's verb returns, with the engine's weights and noise; NotA
 from __future__ import annotations
 
 import importlib.util
+import shutil
 
 import torch
 
-from ..contest import no_compiler
-
-# name -> the package that it needs, None for what comes with PyTorch
-BASELINES: dict[str, str | None] = {
-    "eager": None,
-    "compile": None,
-    "diffusers": "diffusers",
-    "onnxruntime": "onnxruntime",
+# name -> the packages that it needs
+BASELINES: dict[str, tuple[str, ...]] = {
+    "eager": (),
+    "compile": (),
+    "diffusers": ("diffusers",),
+    "onnxruntime": ("onnxruntime", "onnxscript"),  # the latter writes its models
 }
 
 
 def missing(baseline: str, device: torch.device) -> str:
     """Why a baseline cannot run here, or ""."""
-    package = BASELINES[baseline]
-    if baseline == "compile":
-        return no_compiler(device)
-    if baseline == "onnxruntime" and importlib.util.find_spec("onnxscript") is None:
-        return "onnxscript, which writes its models, is not installed"
-    return f"{package} is not installed" if package and importlib.util.find_spec(package) is None else ""
+    packages = BASELINES[baseline]
+    if baseline == "compile" and device.type == "cuda":
+        packages = ("triton",)
+    elif baseline == "compile" and not (shutil.which("g++") or shutil.which("clang++")):
+        return "no C++ compiler"
+    lacking = [package for package in packages if importlib.util.find_spec(package) is None]
+    return f"{', '.join(lacking)} is not installed" if lacking else ""
