@@ -39,7 +39,7 @@ def write(results: Results, folder: Path) -> list[Path]:
 
 def batches(results: Results, rows: list[Row], folder: Path) -> Path:
     """Left: time of a call by batch; right: images per second. A line for each model, type and contestant."""
-    from matplotlib.ticker import NullFormatter, NullLocator
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
     figure, (left, right) = _figure(2, 11, 4.4)
     series: dict[tuple[str, str], list[Row]] = defaultdict(list)
@@ -74,6 +74,7 @@ def batches(results: Results, rows: list[Row], folder: Path) -> Path:
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlim(sizes[0] / 1.4, sizes[-1] * 1.4)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
     right.legend(fontsize=8, frameon=False)
@@ -97,7 +98,7 @@ def roofline(results: Results, rows: list[Row], folder: Path) -> Path:
     ridge = max(peaks.values()) / copy
     axis.plot([low, min(high, ridge)], [low * copy, min(high, ridge) * copy], color=CEILING, linewidth=1.2)
     text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
-    axis.annotate(f"copy {copy / 1e9:.3g} GB/s", (low, low * copy), xytext=(4, 34), **text)
+    axis.annotate(f"copy {copy / 1e9:.3g} GB/s", (low, low * copy), xytext=(4, 50), **text)
     for name, rate in peaks.items():
         if rate / copy < high:
             axis.plot([rate / copy, high], [rate, rate], color=CEILING, linewidth=1.2)
