@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .errors import CaptureError, CheckpointError, ConfigError, DataError, FastgenError
 
 if TYPE_CHECKING:
-    from .api import convert, load
-    from .engines import ENGINES, DiffusionEngine, FlowEngine
+    from .api import ENGINES, convert, load
+    from .engines import DiffusionEngine, FlowEngine
     from .images import save_gif, save_grid, save_image
 
 __version__ = "0.1.0"
@@ -35,8 +35,8 @@ __all__ = [
 
 # Loaded when first used: PyTorch takes seconds, and `fastgen --help` needs none of it.
 _LATER = {
-    "api": ("convert", "load"),
-    "engines": ("ENGINES", "DiffusionEngine", "FlowEngine"),
+    "api": ("ENGINES", "convert", "load"),
+    "engines": ("DiffusionEngine", "FlowEngine"),
     "images": ("save_gif", "save_grid", "save_image"),
 }
 

@@ -27,12 +27,13 @@ from .converters import (
     replace,
     save,
 )
-from .engines import ENGINES
 from .errors import ArgumentError, CheckpointError, ConfigError
+from .families import FAMILIES
 from .files import exists
 from .zoo import ZOO
 from .zoo import folder as zoo_folder
 
+ENGINES = {name: family.engine_class() for name, family in FAMILIES.items()}
 OURS = {
     "device",
     "dtype",
@@ -78,15 +79,17 @@ def load(
 
     def accept(spec: Spec) -> None:
         """Before weights are read: whether there is an engine for them that takes `options`."""
-        if spec.engine not in ENGINES:
+        if spec.engine not in FAMILIES:
             raise ConfigError(
-                f"unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(ENGINES)}", argument=name
+                f"unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(FAMILIES)}", argument=name
             )
-        check_options(ENGINES[spec.engine], options)
+        check_options(FAMILIES[spec.engine].engine_class(), options)
 
     spec, modules = _read(model, variant, assume, accept)
-    return ENGINES[spec.engine].from_spec(
-        nn.ModuleDict(modules), spec, device=device, dtype=dtype, source=name, **options
+    return (
+        FAMILIES[spec.engine]
+        .engine_class()
+        .from_spec(nn.ModuleDict(modules), spec, device=device, dtype=dtype, source=name, **options)
     )
 
 

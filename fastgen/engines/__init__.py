@@ -1,11 +1,6 @@
-"""Sets of verbs: one engine a generative family."""
+"""What users call: one engine per generative family."""
 
 from .diffusion.engine import DiffusionEngine
 from .flow.engine import FlowEngine
 
-ENGINES: dict[str, type[DiffusionEngine] | type[FlowEngine]] = {
-    "diffusion": DiffusionEngine,
-    "flow": FlowEngine,
-}
-
-__all__ = ["ENGINES", "DiffusionEngine", "FlowEngine"]
+__all__ = ["DiffusionEngine", "FlowEngine"]

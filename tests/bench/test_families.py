@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import fastgen
+from fastgen import ENGINES
 from fastgen.architectures import ARCHITECTURES
 from fastgen.bench import diffusion, families, samplers, verbs
 from fastgen.bench.baselines import diffusers as baseline
 from fastgen.bench.contest import How
 from fastgen.diffusion.solvers import SOLVERS
-from fastgen.engines import ENGINES
 from fastgen.errors import ConfigError
 from fastgen.families import FAMILIES
 from tests.small import checkpoint

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastgen
-from fastgen.engines.diffusion.loop import Request
+from fastgen.engines.diffusion.queue import SampleRequest as Request
 
 from .folders import CELEBA_HQ, CIFAR, TINY, our_noise, pipeline
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastgen.diffusion import NoiseSchedule, TableBuilder, run, solver_table
 from fastgen.diffusion.table import LANGEVIN_BATCH, LANGEVIN_SAMPLE, X0, Table, X, Z
 from fastgen.engines.diffusion.adjust import upper_quantile
-from fastgen.engines.diffusion.loop import Request
+from fastgen.engines.diffusion.queue import SampleRequest as Request
 from fastgen_kernels import normals
 from tests.engines.test_loop import NULL, SCHEDULE, draw, loop
 from tests.small import TinyNet

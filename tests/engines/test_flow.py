@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 import fastgen
+from fastgen import ENGINES
 from fastgen.checkpoint import Part, Spec, save
 from fastgen.config import to_dict
-from fastgen.engines import ENGINES, FlowEngine
+from fastgen.engines import FlowEngine
 from fastgen.engines.flow.bits import to_levels
 from fastgen.errors import ConfigError
 from fastgen.models.flow.coupling import Coupling

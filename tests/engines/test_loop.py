@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fastgen.diffusion import NoiseSchedule, pack, run, solver_table
 from fastgen.diffusion.table import Table
-from fastgen.engines.diffusion.loop import Loop, Request
+from fastgen.engines.diffusion.loop import Loop
+from fastgen.engines.diffusion.queue import SampleRequest as Request
 from fastgen.errors import ConfigError
 from fastgen_kernels import normals
 from tests.small import TinyNet

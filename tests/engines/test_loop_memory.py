@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgen.engines.diffusion import loop as loop_module
-from fastgen.engines.diffusion.loop import Loop, Request
+from fastgen.engines.diffusion import buffers
+from fastgen.engines.diffusion.loop import Loop
+from fastgen.engines.diffusion.queue import SampleRequest as Request
 from fastgen.errors import ConfigError, OutOfMemoryError
 from fastgen.runtime import cuda_graph, device
 from fastgen.runtime.graphs import Graphs
@@ -141,14 +142,14 @@ def test_every_kind_of_memory_error_is_known() -> None:
 
 def test_buffers_grow_with_the_batch() -> None:
     session = loop(max_batch=64)
-    assert session._x.shape[0] == 0
+    assert session._buffers.x.shape[0] == 0
     draw(session, unlike(3))
-    assert session._x.shape[0] == 4
-    assert session._history.shape[1] == 4
+    assert session._buffers.x.shape[0] == 4
+    assert session._buffers.history.shape[1] == 4
     draw(session, unlike(2))
-    assert session._x.shape[0] == 4
+    assert session._buffers.x.shape[0] == 4
     draw(session, unlike(70))
-    assert session._x.shape[0] == 64
+    assert session._buffers.x.shape[0] == 64
 
 
 def test_growing_in_the_midst_of_a_run_keeps_it() -> None:
@@ -241,14 +242,14 @@ def test_buffers_that_cannot_grow_for_those_that_join(
 def test_noise_that_does_not_fit_for_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     requests = unlike(8)
     want = draw(loop(), requests)
-    right = loop_module.normals
+    right = buffers.normals
 
     def normals(seeds: Tensor, *rest: object) -> Tensor:
         if len(seeds) > 3:
             exhausted()
         return right(seeds, *rest)
 
-    monkeypatch.setattr(loop_module, "normals", normals)
+    monkeypatch.setattr(buffers, "normals", normals)
     session = loop()
     assert all(torch.equal(a, b) for a, b in zip(draw(session, requests), want, strict=True))
     assert session.micro_batch == 2
@@ -315,7 +316,7 @@ def test_samples_are_handed_out_as_far_as_memory_reaches(monkeypatch: pytest.Mon
             exhausted()
         return empty(tensor)
 
-    monkeypatch.setattr(loop_module.torch, "empty_like", scarce)
+    monkeypatch.setattr(torch, "empty_like", scarce)
     got = draw(session, requests)
     assert len(made) == 5
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fastgen.diffusion import NoiseSchedule, solver_table
 from fastgen.diffusion.table import LANGEVIN_SAMPLE
-from fastgen.engines.diffusion.loop import Loop, Request
+from fastgen.engines.diffusion.loop import Loop
 from fastgen.engines.diffusion.noise_ahead import NoiseAhead
+from fastgen.engines.diffusion.queue import SampleRequest as Request
 from fastgen_kernels import normals
 from tests.engines.test_adjust import assert_close as close
 from tests.engines.test_adjust import corrected, plain, thresholded

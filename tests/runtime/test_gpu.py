@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgen.engines.diffusion.loop import Loop, Request
+from fastgen.engines.diffusion.loop import Loop
+from fastgen.engines.diffusion.queue import SampleRequest as Request
 from fastgen.errors import CaptureError
 from fastgen.runtime.cuda_graph import CudaGraphs
 from tests.engines import test_adjust

@@ -231,7 +231,7 @@ def test_a_relative_path_is_found_from_elsewhere(tmp_path: Path, monkeypatch: py
 def test_previews_leave_the_average_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path / "without", *FAST, "--steps", "4")
     # on a GPU the default dtype is another one; an engine must not convert the network in training
-    monkeypatch.setattr("fastgen.engines.diffusion.choose_dtype", lambda dtype, device: torch.bfloat16)
+    monkeypatch.setattr("fastgen.engines.base.choose_dtype", lambda dtype, device: torch.bfloat16)
     train(tmp_path / "with", *FAST, "--steps", "4", "--preview-every", "1")
     for name in (WEIGHTS_FILE, LOSS_FILE):
         assert file_sha256(tmp_path / "with" / name) == file_sha256(tmp_path / "without" / name)

@@ -1,15 +1,16 @@
 """The sampling loop as a session: requests join a running batch, step together, and leave when they are done.
 
 Each sample of the batch has its own solver table, row, seed, label and guidance weight, all of them data on the
-device; a step is one network evaluation for everybody and touches only device tensors, so that it can be
+device; a step is one network evaluation for the whole batch and touches only device tensors, so that it can be
 captured once per (batch bucket, guided or not, adjusted or not) and replayed for every request to come.
 
-Where memory does not suffice for the batch, half of the samples sleep in their places and the others go on; a sleeper
-wakes when one before it has left. Its noise is its own, so its picture does not change.
+Where memory does not suffice for the batch, half of the samples are paused in their places and the others go on; a
+paused sample goes on when one before it has left. Its noise is its own, so that its image does not change.
 """
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fastgen_kernels import normals, reverse_step_out, signed_seeds
+from fastgen_kernels import normals, reverse_step_out
 from fastgen_kernels.reverse_step import row
 from fastgen_kernels.reverse_step.reference import integer_words
 
@@ -27,9 +28,10 @@ from ...runtime.capture import Step, plainly
 from ...runtime.device import out_of_memory
 from ...runtime.graphs import Graphs
 from .adjust import EVERY_KIND, LANGEVIN, adjusted
+from .buffers import Buffers
 from .classifier import Classifier, towards_label
 from .noise_ahead import NoiseAhead
-from .queue import Active, Request, Waiting
+from .queue import Active, SampleRequest, Waiting
 from .rows import RowPool
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -44,10 +46,10 @@ class Loop:
     shape: (C, H, W) of a sample. labelled: whether the network takes labels; null_label: the one that stands for none.
     learned: how the network's variance channels are read, as in ``reverse_step``. channels_last: the memory format of
     the network's input, where H*W is a multiple of 4. max_batch: samples that step together; others wait.
-    backend: how a step is captured, see ``Graphs``. pool_rows: solver rows that there is room for at first.
+    backend: how a step is captured, see ``Graphs``. pool_rows: solver rows to begin with room for.
     Not thread-safe: an engine's lock is.
 
-    Buffers have room for the largest batch there was so far; captured steps hold their addresses, so that a larger
+    Buffers have room for the largest batch so far; captured steps hold their addresses, so that a larger
     batch forgets them, and what is captured next shares the larger one's memory.
     """
 
@@ -87,36 +89,35 @@ class Loop:
         self._last = torch.cuda.Event() if device.type == "cuda" else None  # after the last step
         self._tried = 0  # samples in the batch that is being attempted
         self._active: list[Active | None] = []  # by slot
-        self._x: Tensor  # float32 [capacity, C, H, W]: states
-        self._history: Tensor  # float32 [row.MAX_SLOTS, capacity, C, H, W]
-        self._inputs: Tensor  # [2 * capacity, C, H, W] in the network's dtype
-        self._cursor: Tensor  # int32 [capacity]
-        self._seeds: Tensor  # int64 [capacity]
-        self._labels: Tensor  # int64 [capacity]
-        self._scales: Tensor  # float32 [capacity]: classifier guidance
-        self._reserve(0)
+        self._buffers = Buffers(shape, device, dtype, self.memory_format)
         self._waiting = Waiting()
         self._done: list[tuple[int, Tensor]] = []
-        self._next_ticket = 0
+        self._tickets = itertools.count()
         self._running: tuple[int, bool] | None = None  # (batch, guided) that the input buffer is filled for
-        self._stale = True  # whether who is in the batch may have to change before the next step
-        self._ripe = False  # whether somebody's last row is done
+        self._batch_changes = True  # whether other samples may have to step next
+        self._any_done = False  # whether the last row of a sample in the batch is done
         self._batch: list[tuple[int, Active]] = []  # those that step: slot, entry
         self._classified = False  # whether any of them is guided by the classifier
         self._key: Key | None = None  # what their steps need; None: to be found
         self._varies = False  # whether that changes from step to step
         self._noisy = False  # whether any of them ever adds noise
 
-    def add(self, request: Request, priority: int = 0) -> int:
-        """Queue a sample, at any time; returns its ticket. Higher priorities get a place first."""
+    def new_ticket(self) -> int:
+        """A number for a sample to come; it may be taken from any thread."""
+        return next(self._tickets)
+
+    def add(self, request: SampleRequest, priority: int = 0, ticket: int | None = None) -> int:
+        """Queue a sample, at any time; returns its ticket. Higher priorities get a place first.
+
+        ticket: of `new_ticket`; by default a new one.
+        """
         initial = request.initial
         if initial is not None and tuple(initial.shape) != tuple(self.shape):
             raise ConfigError(
                 f"expected shape {list(self.shape)}, got {list(initial.shape)}", argument="initial"
             )
-        ticket = self._next_ticket
-        self._next_ticket += 1
-        self._stale = True
+        ticket = self.new_ticket() if ticket is None else ticket
+        self._batch_changes = True
         self._waiting.push(ticket, request, priority)
         return ticket
 
@@ -129,7 +130,7 @@ class Loop:
             if entry is not None and entry.ticket == ticket:
                 self._leave(slot, entry)
                 with self._in_order():
-                    self._cursor[slot] = 0
+                    self._buffers.cursor[slot] = 0
                 return True
         return False
 
@@ -148,8 +149,8 @@ class Loop:
                 except Exception as error:
                     if not out_of_memory(error):
                         raise
-                    said = str(error).strip().partition("\n")[0]
-                self._halve(said)  # not in the handler: there the failed step's tensors are still alive
+                    message = str(error).strip().partition("\n")[0]
+                self._halve(message)  # not in the handler: there the failed step's tensors are still alive
 
     @contextmanager
     def _in_order(self) -> Iterator[None]:
@@ -163,10 +164,10 @@ class Loop:
                 self._last.record(torch.cuda.current_stream(self.device))
 
     def _step(self) -> bool:
-        handed_out = self._ripe  # still, where memory ran out in the step before
+        handed_out = self._any_done  # still, where memory ran out in the step before
         if handed_out:
             self._collect()
-        if self._stale:
+        if self._batch_changes:
             self._assemble()
         active = self._batch
         if not active:
@@ -178,7 +179,7 @@ class Loop:
         if not self._classified and key not in self.graphs:
             self._capture(key)
         if key[:2] != self._running:
-            self._fill_inputs(*key[:2])
+            self._buffers.fill_inputs(*key[:2], self._pool.rows)
             self._running = key[:2]
         if self._noise is not None and self._noisy:
             self._noise.fill([(slot, e.request.seed, e.request.table, e.row) for slot, e in active])
@@ -189,20 +190,20 @@ class Loop:
         for _, entry in active:
             entry.row += 1
             if entry.row == entry.rows:
-                self._ripe = True
-        if self._ripe:
+                self._any_done = True
+        if self._any_done:
             self._collect()
         return True
 
     def _assemble(self) -> None:
-        """Who steps from now on: those that are there, those that wake, those that have waited."""
+        """Choose the samples that step from now on: those in the batch, those that were paused, those that waited."""
         self._admit()
         self._batch = [(s, entry) for s, entry in enumerate(self._active[: self.micro_batch]) if entry]
         self._classified = any(e.request.classifier_scale for _, e in self._batch)
         self._varies = any(e.varies for _, e in self._batch)
         self._noisy = any(any(e.request.table.needs_noise) for _, e in self._batch)
         self._key = None
-        self._stale = False
+        self._batch_changes = False
 
     def _key_of(self, active: list[tuple[int, Active]]) -> Key:
         guided = any(e.request.guided(e.row) for _, e in active)
@@ -226,7 +227,11 @@ class Loop:
 
     def current(self) -> dict[int, Tensor]:
         """{ticket: float32 [C, H, W], a view} of the samples being drawn: their noisy states."""
-        return {entry.ticket: self._x[slot] for slot, entry in enumerate(self._active) if entry is not None}
+        return {
+            entry.ticket: self._buffers.x[slot]
+            for slot, entry in enumerate(self._active)
+            if entry is not None
+        }
 
     @plainly
     def clear(self) -> None:
@@ -236,51 +241,31 @@ class Loop:
             if entry is not None:
                 self._leave(slot, entry)
         with self._in_order():
-            self._cursor.zero_()
+            self._buffers.cursor.zero_()
 
-    def _halve(self, said: str) -> None:
-        """Half as many samples at a time as were tried, from now on. `said`: the words of the error."""
+    def _halve(self, message: str) -> None:
+        """Half as many samples at a time as were tried, from now on. message: of the error."""
         count = self._tried
         self.graphs.clear()
         self._running = None
-        self._stale = True
+        self._batch_changes = True
         if count <= 1:
             raise OutOfMemoryError(
-                f"not even one sample of shape {list(self.shape)} fits in the memory of {self.device}: {said}"
+                f"not even one sample of shape {list(self.shape)} fits in the memory of {self.device}: {message}"
             )
         self.micro_batch = max(1, count // 2)
         warnings.warn(
             f"{self.device} ran out of memory at {count} samples a step; fastgen goes on with {self.micro_batch}. "
-            f"max_batch={self.micro_batch} avoids the attempt ({said})",
+            f"max_batch={self.micro_batch} avoids the attempt ({message})",
             stacklevel=5,
         )
 
     def _reserve(self, batch: int) -> None:
         """Buffers for `batch` samples, with what the old ones hold."""
-        old, C, device = len(self._active), self.shape, self.device
-        x = torch.zeros(batch, *C, device=device)
-        history = torch.zeros(row.MAX_SLOTS, batch, *C, device=device)
-        inputs = torch.zeros(2 * batch, *C, device=device, dtype=self.dtype).to(
-            memory_format=self.memory_format
-        )
-        cursor = torch.zeros(batch, dtype=torch.int32, device=device)
-        seeds, labels = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(2))
-        scales = torch.zeros(batch, device=device)
-        if old:
-            history[:, :old] = self._history
-            for new, kept in (
-                (x, self._x),
-                (cursor, self._cursor),
-                (seeds, self._seeds),
-                (labels, self._labels),
-                (scales, self._scales),
-            ):
-                new[:old] = kept
-        self._x, self._history, self._inputs = x, history, inputs
-        self._cursor, self._seeds, self._labels, self._scales = cursor, seeds, labels, scales
+        self._buffers.reserve(batch)
         if self._noise is not None:
             self._noise.reserve(batch)
-        self._active += [None] * (batch - old)
+        self._active += [None] * (batch - len(self._active))
         self.graphs.clear()
         self._running = None
 
@@ -290,20 +275,20 @@ class Loop:
         self._tried = wanted
         if wanted > len(self._active):
             self._reserve(min(1 << (wanted - 1).bit_length(), self.max_batch))
-        self._compact()  # sleepers first
+        self._compact()  # paused samples first
         free = deque(slot for slot, e in enumerate(self._active[: self.micro_batch]) if e is None)
         while self._waiting and free:
             self._place(free[0])
             free.popleft()
-        # Those that sleep begin when they wake.
-        awake = enumerate(self._active[: self.micro_batch])
-        joined = [slot for slot, entry in awake if entry is not None and not entry.begun]
+        # Paused samples begin when they step.
+        stepping = enumerate(self._active[: self.micro_batch])
+        joined = [slot for slot, entry in stepping if entry is not None and not entry.begun]
         if joined:
             self._tried = len(joined)
             self._start(joined)
 
     def _place(self, slot: int) -> None:
-        """Give the one whose turn it is a place; ValueError where its rows cannot be packed: then it is dropped."""
+        """Give the next waiting sample a place; ValueError where its rows cannot be packed: then it is dropped."""
         ticket, request = self._waiting.first()
         before = self._pool.capacity
         try:
@@ -318,23 +303,8 @@ class Loop:
         self._active[slot] = Active(ticket, request, first, len(request.table), varies)
 
     def _start(self, slots: list[int]) -> None:
-        """Initial state of the samples in `slots`: noise of their seeds, first rows, labels."""
         entries = [entry for slot in slots if (entry := self._active[slot]) is not None]
-        index = torch.tensor(slots, device=self.device)
-        seeds = signed_seeds([e.request.seed for e in entries]).to(self.device)
-        x = normals(seeds, 0, "initial", self.shape)
-        for i, entry in enumerate(entries):
-            if entry.request.initial is not None:
-                x[i] = entry.request.initial
-        scales = torch.tensor([e.request.table.initial_scale for e in entries], device=self.device)
-        self._x[index] = x * scales.float().view(-1, 1, 1, 1)
-        self._seeds[index] = seeds
-        self._cursor[index] = torch.tensor(
-            [e.first_row for e in entries], device=self.device, dtype=torch.int32
-        )
-        labels = [e.request.label if e.request.label is not None else self.null_label for e in entries]
-        self._labels[index] = torch.tensor(labels, device=self.device)
-        self._scales[index] = torch.tensor([e.request.classifier_scale for e in entries], device=self.device)
+        self._buffers.start(slots, entries, self.null_label)
         self._running = None
         for entry in entries:
             entry.begun = True
@@ -345,38 +315,31 @@ class Loop:
         copies: list[Tensor] = []  # each with memory of its own: a caller may keep one of many
         try:
             for slot, _ in done:
-                copies.append(torch.empty_like(self._x[slot]))
+                copies.append(torch.empty_like(self._buffers.x[slot]))
         finally:  # those that there is memory for; the others when there is more
             if copies:
-                torch._foreach_copy_(copies, [self._x[slot] for slot, _ in done[: len(copies)]])
+                torch._foreach_copy_(copies, [self._buffers.x[slot] for slot, _ in done[: len(copies)]])
             for (slot, entry), copy in zip(done, copies, strict=False):
                 self._done.append((entry.ticket, copy))
                 self._leave(slot, entry)  # the step itself has put the cursor on the idle row
-        self._ripe = False
+        self._any_done = False
 
     def _leave(self, slot: int, entry: Active) -> None:
         self._pool.release(*entry.request.rows)
         self._active[slot] = None
-        self._stale = True
+        self._batch_changes = True
         if self._noise is not None:
             self._noise.forget(slot)
 
     def _compact(self) -> None:
-        """Move samples to the front where that lets a smaller bucket serve them, or wakes one that sleeps."""
+        """Move samples to the front where that lets a smaller bucket serve them, or lets a paused one step."""
         used = [slot for slot, entry in enumerate(self._active) if entry is not None]
-        count, awake = len(used), sum(slot < self.micro_batch for slot in used)
-        if awake == min(count, self.micro_batch) and (
-            not awake or self._bucket(used[awake - 1] + 1) == self._bucket(awake)
+        count, stepping = len(used), sum(slot < self.micro_batch for slot in used)
+        if stepping == min(count, self.micro_batch) and (
+            not stepping or self._bucket(used[stepping - 1] + 1) == self._bucket(stepping)
         ):
             return
-        index = torch.tensor(used, device=self.device)
-        states = (self._x, self._seeds, self._cursor, self._labels, self._scales)
-        # All copies before any is put back: memory that runs out between would leave a mixture.
-        moved, history = [state[index] for state in states], self._history[:, index]
-        for state, values in zip(states, moved, strict=True):
-            state[:count] = values
-        self._history[:, :count] = history
-        self._cursor[count:] = 0
+        self._buffers.move(used)
         if self._noise is not None:
             self._noise.move(used)
         entries = [self._active[slot] for slot in used]
@@ -391,19 +354,20 @@ class Loop:
 
     def _capture(self, key: Key) -> None:
         # On the idle row a step changes no sample, but for one whose network output is not finite at its time.
-        x, cursor = self._x.clone(), self._cursor.clone()
-        self._cursor.zero_()
+        x, cursor = self._buffers.x.clone(), self._buffers.cursor.clone()
+        self._buffers.cursor.zero_()
         try:
             self.graphs.add(key, self._body(*key))
         finally:
-            self._x.copy_(x)
-            self._cursor.copy_(cursor)
+            self._buffers.x.copy_(x)
+            self._buffers.cursor.copy_(cursor)
             self._running = None
 
     def _body(self, batch: int, guided: bool, kinds: tuple[str, ...], *, classified: bool = False) -> Step:
-        x, history = self._x[:batch], self._history[:, :batch]
-        cursor, seeds, labels = self._cursor[:batch], self._seeds[:batch], self._labels[:batch]
-        scales, inputs = self._scales[:batch], self._inputs[: 2 * batch if guided else batch]
+        buffers = self._buffers
+        x, history = buffers.x[:batch], buffers.history[:, :batch]
+        cursor, seeds, labels = buffers.cursor[:batch], buffers.seeds[:batch], buffers.labels[:batch]
+        scales, inputs = buffers.scales[:batch], buffers.inputs[: 2 * batch if guided else batch]
         noise = None if self._noise is None else self._noise.buffer[:batch]
 
         def step() -> None:
@@ -434,11 +398,3 @@ class Loop:
             )
 
         return step
-
-    def _fill_inputs(self, batch: int, guided: bool) -> None:
-        """Network inputs from the states: needed where the batch changed, else the step leaves the next one."""
-        scale = self._pool.rows[self._cursor[:batch].long(), row.INPUT_SCALE].view(-1, 1, 1, 1)
-        scaled = self._x[:batch] * scale
-        self._inputs[:batch] = scaled
-        if guided:
-            self._inputs[batch : 2 * batch] = scaled

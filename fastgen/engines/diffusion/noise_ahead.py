@@ -29,10 +29,10 @@ class NoiseAhead:
 
     def fill(self, samples: list[tuple[int, int, Table, int]]) -> None:
         """Bring `buffer` up to date for samples (slot, seed, table, row about to be run)."""
-        needy = [s for s in samples if s[2].needs_noise[s[3]]]
-        if empty := [s for s in needy if s[3] not in self._made.get(s[0], {})]:
+        noisy = [s for s in samples if s[2].needs_noise[s[3]]]
+        if empty := [s for s in noisy if s[3] not in self._made.get(s[0], {})]:
             self._make(empty)
-        for slot, _, _, row in needy:
+        for slot, _, _, row in noisy:
             self.buffer[slot] = self._made[slot].pop(row)
 
     def forget(self, slot: int) -> None:

@@ -1,4 +1,4 @@
-"""What the loop is asked for, one sample each, and those that wait their turn."""
+"""What the loop is asked for, one sample each, and the queue of those that wait."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .adjust import RESCALE
 
 
 @dataclass(frozen=True)
-class Request:
+class SampleRequest:
     """One sample to draw. `label` None is the network's null class.
 
     guidance_scale: classifier-free guidance, one weight or one a row of the table; 1 is no guidance.
@@ -60,13 +60,12 @@ class Request:
 
 @dataclass(slots=True)
 class Active:
-    """A request that has a place in the batch. `row`: rows already done of `rows`; `begun`: its initial state is there.
-
-    varies: whether rows differ in what they need of a step.
+    """A request that has a place in the batch. row: rows already done of `rows`. begun: whether its initial state is
+    in the buffers. varies: whether rows differ in what they need of a step.
     """
 
     ticket: int
-    request: Request
+    request: SampleRequest
     first_row: int
     rows: int
     varies: bool
@@ -78,7 +77,7 @@ class Waiting:
     """Requests by priority, higher first, and among equals in the order of their tickets."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Request]] = []
+        self._heap: list[tuple[int, int, SampleRequest]] = []
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -86,11 +85,11 @@ class Waiting:
     def __contains__(self, ticket: int) -> bool:
         return any(entry[1] == ticket for entry in self._heap)
 
-    def push(self, ticket: int, request: Request, priority: int) -> None:
+    def push(self, ticket: int, request: SampleRequest, priority: int) -> None:
         heapq.heappush(self._heap, (-priority, ticket, request))
 
-    def first(self) -> tuple[int, Request]:
-        """(ticket, request) of the one whose turn it is."""
+    def first(self) -> tuple[int, SampleRequest]:
+        """(ticket, request) of the one that is next."""
         _, ticket, request = self._heap[0]
         return ticket, request
 

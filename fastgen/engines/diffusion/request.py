@@ -14,9 +14,9 @@ from ...diffusion.solvers import SOLVERS
 from ...diffusion.table import LANGEVIN_BATCH
 from ...errors import ArgumentError, ConfigError
 from ..arguments import sample_count, sample_labels, sample_seeds
-from . import loop
 from .guidance import is_pair
 from .plan import Plan, make_plan
+from .queue import SampleRequest
 from .settings import DiffusionSettings
 
 PAIRS = ("guidance_interval", "guidance_sigmas")  # one value is itself a list
@@ -24,7 +24,7 @@ PAIRS = ("guidance_interval", "guidance_sigmas")  # one value is itself a list
 
 @dataclass(frozen=True)
 class Request:
-    """A complete request: it alone repeats a run on the same model. One seed, label and plan a sample."""
+    """A complete request: it alone repeats a run on the same model. One seed, label and plan per sample."""
 
     seeds: tuple[int, ...]
     labels: tuple[int | None, ...]
@@ -39,10 +39,10 @@ class Request:
         """Network evaluations, of each sample."""
         return [len(plan.table) for plan in self.plans]
 
-    def singles(self) -> list[loop.Request]:
-        """One request a sample, for the loop."""
+    def singles(self) -> list[SampleRequest]:
+        """One request per sample, for the loop."""
         return [
-            loop.Request(
+            SampleRequest(
                 plan.table,
                 seed,
                 label,

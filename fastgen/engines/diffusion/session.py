@@ -10,16 +10,15 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...errors import ConfigError, FastgenError
-from . import queue as loop_requests
 from .loop import Loop
+from .queue import SampleRequest
 from .request import Request
 
 
 class Sample(NamedTuple):
     """A finished sample: its ticket, and float32 [C, H, W] in [-1, 1] on the engine's device, the caller's own.
 
-    It depends on its request alone, but for a solver with ``step_size="batch"``, which takes means over whoever is in
-    the batch.
+    It depends on its request alone, but for a solver with ``step_size="batch"``, which takes means over the batch.
     """
 
     ticket: int
@@ -31,7 +30,7 @@ class Session:
 
     `add` and `cancel` may be called from any thread, also while another iterates over the results; the steps are done
     by whoever iterates, one thread at a time. A request joins at the next step, where there is a place: higher
-    priorities first, and among equals in the order they came. Who runs is never put aside.
+    priorities first, and among equals in the order they came. A sample that runs is never interrupted.
 
         with engine.session() as session:
             tickets = session.add(4, seed=0, solver=["ddim", "euler", "heun", "ddpm"])
@@ -44,14 +43,12 @@ class Session:
         self._current, self._loop, self._resolve = loop, loop(), resolve
         self._changed = threading.Condition()  # guards everything below
         self._stepping = threading.Lock()
-        # Not in the loop yet: ticket, what the loop is to be asked for, priority.
-        self._incoming: deque[tuple[int, loop_requests.Request, int]] = deque()
-        self._leaving: list[int] = []  # of the loop's tickets
-        self._inside: dict[int, int] = {}  # the loop's ticket -> ours
-        self._open: dict[int, int | None] = {}  # our ticket -> the loop's, of samples that are not done
+        # For the loop, which one thread at a time may touch: what to add (ticket, request, priority), what to cancel.
+        self._incoming: deque[tuple[int, SampleRequest, int]] = deque()
+        self._leaving: list[int] = []
+        self._open: set[int] = set()  # tickets of samples that are not done
         self._done: deque[Sample] = deque()
         self._counts = {"finished": 0, "cancelled": 0, "steps": 0}
-        self._tickets = 0
         self._closed = False
 
     def add(self, n: int | None = None, *, priority: int = 0, **arguments: Any) -> list[int]:
@@ -69,9 +66,8 @@ class Session:
         with self._changed:
             if self._closed:
                 raise FastgenError("this session is closed; open another with engine.session()")
-            tickets = list(range(self._tickets, self._tickets + len(singles)))
-            self._tickets += len(singles)
-            self._open.update(dict.fromkeys(tickets))
+            tickets = [self._loop.new_ticket() for _ in singles]
+            self._open.update(tickets)
             self._incoming.extend((t, single, priority) for t, single in zip(tickets, singles, strict=True))
             self._changed.notify_all()
         return tickets
@@ -81,18 +77,17 @@ class Session:
         with self._changed:
             if ticket not in self._open:
                 return False
-            inside = self._open.pop(ticket)
-            if inside is None:
-                self._incoming = deque(entry for entry in self._incoming if entry[0] != ticket)
-            else:
-                del self._inside[inside]
-                self._leaving.append(inside)
+            self._open.remove(ticket)
+            waiting = len(self._incoming)
+            self._incoming = deque(entry for entry in self._incoming if entry[0] != ticket)
+            if len(self._incoming) == waiting:
+                self._leaving.append(ticket)
             self._counts["cancelled"] += 1
             self._changed.notify_all()
         return True
 
     def step(self) -> bool:
-        """One network evaluation for everybody in the batch; False when there was nothing to do.
+        """One network evaluation for every sample in the batch; False when there was nothing to do.
 
         Results wait for `finished` or the iterator. Raises what a step of the engine may raise.
         """
@@ -102,7 +97,7 @@ class Session:
         return worked
 
     def _step(self) -> bool | None:
-        """None where the session is closed, perhaps by another thread a moment ago."""
+        """As `step`; None where the session is closed, perhaps by another thread a moment ago."""
         if self._current() is not self._loop:
             raise FastgenError("this call was begun before a fork; begin it again in this process")
         with self._stepping:
@@ -110,12 +105,11 @@ class Session:
                 if self._closed:
                     return None
                 leaving, self._leaving = self._leaving, []
-                for inside in leaving:
-                    self._loop.cancel(inside)
+                for ticket in leaving:
+                    self._loop.cancel(ticket)
                 while self._incoming:
                     ticket, single, priority = self._incoming.popleft()
-                    inside = self._loop.add(single, priority)
-                    self._inside[inside], self._open[ticket] = ticket, inside
+                    self._loop.add(single, priority, ticket)
             try:
                 worked = self._loop.step()
             except Exception:
@@ -123,20 +117,19 @@ class Session:
                 raise
             with self._changed:
                 self._counts["steps"] += worked
-                for inside, image in self._loop.finished():
-                    if inside in self._inside:  # else cancelled during this very step
-                        ticket = self._inside.pop(inside)
-                        del self._open[ticket]
+                for ticket, image in self._loop.finished():
+                    if ticket in self._open:  # else cancelled during this very step
+                        self._open.remove(ticket)
                         self._done.append(Sample(ticket, image.clamp_(-1, 1)))
                         self._counts["finished"] += 1
                 self._changed.notify_all()
         return worked
 
     def _forget_lost(self) -> None:
-        """After an error: a sample that the loop has dropped for it will never be done."""
+        """After an error: samples that the loop has dropped because of it will never be done."""
         with self._changed:
-            for inside in [inside for inside in self._inside if inside not in self._loop]:
-                del self._open[self._inside.pop(inside)]
+            waiting = {ticket for ticket, _, _ in self._incoming}
+            self._open = {ticket for ticket in self._open if ticket in waiting or ticket in self._loop}
             self._changed.notify_all()
 
     def finished(self) -> list[Sample]:
@@ -169,14 +162,12 @@ class Session:
     def states(self, tickets: Sequence[int]) -> dict[int, Tensor]:
         """{ticket: float32 [C, H, W], a view} of those that are being drawn: their noisy states."""
         running = self._loop.current()
-        with self._changed:
-            inside = {ticket: self._open.get(ticket) for ticket in tickets}
-        return {ticket: running[i] for ticket, i in inside.items() if i is not None and i in running}
+        return {ticket: running[ticket] for ticket in tickets if ticket in running}
 
     def stats(self) -> dict[str, int]:
         """How many samples wait, run, are finished and were cancelled; steps done. Plain data."""
         with self._changed:
-            running = sum(inside in self._inside for inside in self._loop.current())
+            running = sum(ticket in self._open for ticket in self._loop.current())
             return {"waiting": len(self._open) - running, "running": running, **self._counts}
 
     def close(self) -> None:
@@ -187,11 +178,10 @@ class Session:
             self._closed = True
             self._incoming.clear()
             self._open.clear()
-            self._inside.clear()
             self._changed.notify_all()
         if (
             self._current() is self._loop
-        ):  # else the loop, and perhaps the lock's holder, stayed behind at a fork
+        ):  # else the loop, and perhaps the lock's holder, are in the process that was forked
             with self._stepping:  # after the step that another thread is in
                 self._loop.clear()
                 self._loop.finished()
