@@ -35,7 +35,7 @@ format: $(VENV)/dev
 bench: $(VENV)/bench
 	$(BIN)/python -m pytest -q bench/suites --benchmark-columns=median,iqr,rounds
 
-# Everything beside its rivals, kept by machine, and the page made from it: on a quiet machine, half an hour.
+# Everything beside its baselines, kept by machine, and the page made from it: on a quiet machine, half an hour.
 bench-record: $(VENV)/bench
 	$(BIN)/python -m fastgen.bench all --against eager,diffusers --json bench/results/$(MACHINE).json
 	$(BIN)/python -m bench.report

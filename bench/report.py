@@ -50,12 +50,12 @@ def section(name: str, results: Results) -> str:
         rows = [row for row in results.rows if row.suite == suite]
         if not rows:
             continue
-        rivals = list(dict.fromkeys(rival for row in rows for rival in row.rivals))
+        baselines = list(dict.fromkeys(baseline for row in rows for baseline in row.baselines))
         title, _, meaning = tables.TITLES[suite].partition(": ")
         lines.append(f"\n### {title.capitalize()}\n\n{meaning.capitalize()}.\n\n")
         if plot := {"kernels": "roofline", "families": "batch"}.get(suite):
             lines.append(f"![{title}](benchmarks/{name}/{plot}.png)\n\n")
-        lines.append(tables.markdown(rows, rivals))
+        lines.append(tables.markdown(rows, baselines))
     if results.left_out:
         lines.append("\nNot measured:\n\n")
         lines += [f"- {what}: {why}\n" for what, why in results.left_out.items()]

@@ -55,5 +55,5 @@ def measure(
     request = diffusion.ask(engine, batch, steps)
     case = f"sample {batch}, {diffusion.plan_of(request).solver} {steps}, compile {mode}"
     contest = diffusion.contest(engine, request, (), "families", model, case)
-    rival = partial(diffusion.compiled_loop, engine, request, mode)
-    stage.add_row(replace(contest, rivals={"compile": rival}).run(how), began)
+    baseline = partial(diffusion.compiled_loop, engine, request, mode)
+    stage.add_row(replace(contest, baselines={"compile": baseline}).run(how), began)

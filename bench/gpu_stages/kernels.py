@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from fastgen.bench import chains, kernels
-from fastgen.bench.contest import Contest, How, forget
+from fastgen.bench import chains, kernels, suites
+from fastgen.bench.contest import Contest, How
 from fastgen.bench.environment import copy_bandwidth
+from fastgen.bench.results import Results
+from fastgen.engines.base import dtype_name
 from fastgen_kernels import OPS
 from fastgen_kernels.rows import wide_rows
 
@@ -47,16 +49,16 @@ UNIT_SECONDS = 4.0  # of a case, with compiling
 def run(stage: Stage) -> None:
     """Report a row for every case, with what the copy of this run makes of it."""
     how = How(rounds=3 if stage.dry else 9, say=lambda words: print(words, flush=True))
-    copy = copy_bandwidth(stage.device, how.rounds)
+    plan = suites.Plan(stage.device, ("eager",), how, Results({}))
+    plan.results.ceilings["copy"] = copy = copy_bandwidth(stage.device, how.rounds)
     stage.add("ceiling", "copy", value=copy)
     for name, make in cases(stage):
         if not stage.begins(name, UNIT_SECONDS):
             continue
         with stage.attempt(name):
             began = time.perf_counter()
-            row = make().run(how)
-            stage.add_row(replace(row, copy_share=kernels.copy_share(row, copy, stage.device)), began)
-            forget(stage.device)
+            for row in suites.finished([make()], plan):
+                stage.add_row(row, began)
 
 
 def cases(stage: Stage) -> Iterator[tuple[str, Callable[[], Contest]]]:
@@ -73,7 +75,7 @@ def cases(stage: Stage) -> Iterator[tuple[str, Callable[[], Contest]]]:
                 yield f"patch_gan batch {batch} bfloat16", lambda batch=batch: chain(stage, batch, BF16)
         op = OPS[name]
         yield (
-            f"{name} {case} {kernels.name_of(dtype)}",
+            f"{name} {case} {dtype_name(dtype)}",
             lambda op=op, case=case, dtype=dtype, wide=wide: beside(op, op.case(case), dtype, stage, wide),
         )
 
@@ -88,7 +90,7 @@ def beside(op: Any, case: Any, dtype: torch.dtype, stage: Stage, wide: bool) -> 
         with wide_rows():
             return contest.own()
 
-    return replace(contest, rivals={**contest.rivals, "wide_rows": lambda: wide_call})
+    return replace(contest, baselines={**contest.baselines, "wide_rows": lambda: wide_call})
 
 
 def chain(stage: Stage, batch: int, dtype: torch.dtype) -> Contest:

@@ -15,13 +15,14 @@ import torch
 import fastgen
 from fastgen.bench import diffusion
 from fastgen.bench.contest import Contest, How, forget
-from fastgen.bench.families import family_of, on_disk
+from fastgen.bench.families import on_disk, workload
 
 from .stage import Stage
 
 BATCHES = (1, 16, 64)
 DIFFUSION = ("random:cifar10", "zoo:ddpm-mnist")
 MODELS = (*DIFFUSION, "zoo:glow-mnist")
+VERBS = ("sample", "log_prob")
 STEPS = 20
 UNIT_SECONDS = 6.0  # of a contest at batch 1
 TABLE_SECONDS = 8.0  # of all tables
@@ -46,10 +47,11 @@ class Models:
     def contests(self, model: str, batch: int, against: Sequence[str]) -> Iterator[Contest]:
         """The verbs of a model at a batch, beside `against`."""
         engine = self.engine(model)
-        family = family_of(engine, model)
         steps = 2 if self.stage.dry else STEPS
         how: dict[str, Any] = {"batches": [batch], "steps": steps, "against": against}
-        yield from family.contests(engine, suite="families", name=model, **how)
+        for contest in workload(engine).contests(engine, suite="families", name=model, **how):
+            if contest.row.case.startswith(VERBS):
+                yield contest
 
 
 def run(stage: Stage) -> None:
@@ -85,8 +87,8 @@ def measure(stage: Stage, models: Models, model: str, batch: int, how: How) -> N
             plain = models.engine(model, graph=False)
             request = diffusion.ask(plain, batch, STEPS).to_dict()
             uncaptured = partial(plain.sample, **request)
-            rivals = {**contest.rivals, "uncaptured": lambda call=uncaptured: call}
-            contest = replace(contest, rivals=rivals)
+            baselines = {**contest.baselines, "uncaptured": lambda call=uncaptured: call}
+            contest = replace(contest, baselines=baselines)
         stage.add_row(contest.run(how), began)
         forget(stage.device)
 

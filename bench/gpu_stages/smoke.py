@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fastgen
 from fastgen.bench.environment import copy_bandwidth, environment, product_rate
-from fastgen.bench.kernels import name_of
+from fastgen.engines.base import dtype_name
 from fastgen.errors import CaptureError
 from fastgen.runtime.capture import recorded
 from fastgen.runtime.cuda_graph import CudaGraphs
@@ -56,7 +56,7 @@ def operations(stage: Stage) -> None:
                 "check",
                 name,
                 case=case.name,
-                dtype=name_of(dtype),
+                dtype=dtype_name(dtype),
                 error=error,
                 outcome=outcome,
                 seconds=seconds,
@@ -111,4 +111,6 @@ def ceilings(stage: Stage) -> None:
     """A copy's bandwidth and a matrix product's rate."""
     stage.add("ceiling", "copy", value=copy_bandwidth(stage.device, 3 if stage.dry else 9))
     for dtype in (torch.float32,) if stage.dry else (torch.bfloat16, torch.float32):
-        stage.add("ceiling", name_of(dtype), value=product_rate(stage.device, dtype, 3 if stage.dry else 9))
+        stage.add(
+            "ceiling", dtype_name(dtype), value=product_rate(stage.device, dtype, 3 if stage.dry else 9)
+        )

@@ -5,6 +5,7 @@ pytest-benchmark's options choose and compare: `-k group_norm`, `--benchmark-aut
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import fastgen
 from fastgen.bench import kernels, samplers
 from fastgen.bench.contest import Contest
-from fastgen.bench.families import FAMILIES
+from fastgen.bench.families import models, on_disk, workload
 from fastgen.bench.timing import Call
 from fastgen.diffusion.solvers import SOLVERS
 from fastgen.runtime.device import choose_device, choose_dtype
@@ -21,7 +22,6 @@ from fastgen_kernels import OPS
 
 DEVICE = choose_device("auto")
 DTYPE = choose_dtype("auto", DEVICE)
-MODELS = [(family, model) for family in FAMILIES.values() for model in family.models.values()]
 CASES = [(op.name, case.name) for op, case, _ in kernels.selected([], [], [DTYPE], DEVICE.type)]
 
 
@@ -52,10 +52,9 @@ def test_sampler(benchmark: Any, solver: str) -> None:
     benchmark(judged(contest))
 
 
-@pytest.mark.parametrize(("family", "model"), MODELS, ids=[model for _, model in MODELS])
-def test_family(benchmark: Any, family: Any, model: str) -> None:
-    engine = fastgen.load(model, device=DEVICE)
+@pytest.mark.parametrize("model", models(DEVICE.type))
+def test_model(benchmark: Any, tmp_path: Path, model: str) -> None:
+    """Its first contest: pytest-benchmark times one call per test."""
+    engine = fastgen.load(on_disk(model, tmp_path), device=DEVICE)
     how: dict[str, Any] = {"batches": [8], "steps": None, "against": ()}
-    for contest in family.contests(engine, suite="families", name=model, **how):
-        benchmark(judged(contest))
-        return
+    benchmark(judged(next(workload(engine).contests(engine, suite="families", name=model, **how))))

@@ -42,7 +42,7 @@ VERBS = ("log_prob", "sample")
 PARITY = {"float32": 1e-4, "bfloat16": 1e-2}
 
 
-def rival(hidden: int) -> nf.MultiscaleFlow:
+def baseline(hidden: int) -> nf.MultiscaleFlow:
     """normflows' Glow with random weights of a trained one's size."""
     channels, height, width = SHAPE
     q0, merges, flows = [], [], []
@@ -144,7 +144,7 @@ def parity(engine: FlowEngine, model: nf.MultiscaleFlow, x: Tensor) -> dict[str,
 def compare(hidden: int, batch: int, dtype: str, rounds: int, clock: str, compiled: bool) -> list[dict]:
     """A row a verb: parity, then medians and quartiles of seconds a call, and the median of each round's ratio."""
     torch.manual_seed(0)
-    model = rival(hidden)
+    model = baseline(hidden)
     engine = FlowEngine.from_module(same_weights(model, hidden), dtype=dtype, device="cpu", graph=False)
     x = torch.rand(batch, *SHAPE)
     off = parity(engine, model, x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,15 +13,15 @@ from torch.nn import functional as F
 
 from fastgen_kernels import OPS, pack_weight, patch_conv
 
-from .contest import Contest, compiled
-from .kernels import deviation, name_of
+from ..engines.base import dtype_name
+from .contest import Contest, chosen, plain_pytorch
+from .kernels import deviation
 from .results import Row
-from .timing import Call
 
 # Isola et al. 2017, appendix 6.1.2: C64-C128-C256-C512 and one output channel; (inputs, outputs, stride, slope).
 LAYERS = ((6, 64, 2, 0.2), (64, 128, 2, 0.2), (128, 256, 2, 0.2), (256, 512, 1, 0.2), (512, 1, 1, None))
 SIZE = 256
-BATCHES = {"cuda": (1, 64), "cpu": (1,)}  # 64 pictures keep a CPU busy for minutes
+BATCHES = {"cuda": (1, 64), "cpu": (1,)}  # 64 images keep a CPU busy for minutes
 
 
 class Discriminator:
@@ -47,7 +47,7 @@ class Discriminator:
             yield arguments, x
 
     def fused(self, x: Tensor) -> Tensor:
-        """[B, 6, H, W] -> [B, 1, H / 8 - 2, W / 8 - 2]: a score a patch."""
+        """[B, 6, H, W] -> [B, 1, H / 8 - 2, W / 8 - 2]: a score per patch."""
         for _, y in self.layers(x):
             x = y
         return x
@@ -92,19 +92,21 @@ def contests(
 
 
 def _contest(net: Discriminator, x: Tensor, against: Sequence[str]) -> Contest:
-    def compile_formula() -> Call:
-        fast = compiled(net.eager, x.is_cuda)
-        return lambda: fast(x)
-
-    prepared = {"eager": lambda: lambda: net.eager(x), "compile": compile_formula}
     moved, flops = net.costs(x)
-    row = Row("kernels", "patch_gan", f"batch {len(x)}", name_of(x.dtype), float("nan"))
     return Contest(
-        row=replace(row, batch=len(x), bytes=moved, flops=flops),
+        row=Row(
+            "kernels",
+            "patch_gan",
+            f"batch {len(x)}",
+            dtype_name(x.dtype),
+            batch=len(x),
+            bytes=moved,
+            flops=flops,
+        ),
         own=lambda: net.fused(x),
         judge=lambda output: net.error(x),  # layer by layer, on the input that each gets in the chain
         device=x.device,
-        rivals={name: prepared[name] for name in against if name in prepared},
+        baselines=chosen(plain_pytorch(net.eager, lambda formula: partial(formula, x), x.device), against),
         agrees=lambda output: deviation(output, net.fused(x), x.dtype, x.device),
         captured=True,
     )

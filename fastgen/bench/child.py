@@ -17,19 +17,22 @@ Draw = Callable[[], Any]
 
 
 def fastgen(order: Order, mark: Callable[[str], None]) -> Draw:
-    """order: folder, device, dtype, verb and its arguments."""
-    import torch  # noqa: F401 (fastgen imports it when it is first needed)
+    """order: folder, device, dtype, verb, and its arguments or a file with its tensors."""
+    import torch
 
     import fastgen
 
     mark("imports")
-    engine = fastgen.load(order["folder"], device=order["device"], dtype=order["dtype"])
+    engine: Any = fastgen.load(order["folder"], device=order["device"], dtype=order["dtype"])
+    if "tensors" in order:
+        tensors = torch.load(order["tensors"], weights_only=True, map_location=order["device"])
+        return lambda: engine.call(order["verb"], *tensors)
     verb = getattr(engine, order["verb"])
     return lambda: verb(**order["arguments"])
 
 
 def diffusers(order: Order, mark: Callable[[str], None]) -> Draw:
-    """order: folder (one of diffusers), device, dtype, inputs: a file with x and noise, scheduler and labels."""
+    """order: folder (one of diffusers), device, inputs: a file with x, labels and what else the loop needs."""
     import diffusers
     import torch
 
@@ -62,7 +65,7 @@ def diffusers(order: Order, mark: Callable[[str], None]) -> Draw:
 
 
 def peak(device: str) -> int:
-    """Most bytes held so far: of the GPU by PyTorch's allocator, or by the whole process, what it imported included."""
+    """Most bytes held so far: of the GPU by PyTorch's allocator, or by the whole process, imports included."""
     if device.startswith("cuda"):
         import torch
 
@@ -87,15 +90,21 @@ def main(text: str) -> None:
         marks["wall"][phase] = time.time() - order["started"]
         marks["cpu"][phase] = time.process_time()
 
+    def drawn() -> Any:
+        found = draw()
+        return (
+            tuple(x.cpu() for x in found) if isinstance(found, tuple) else found.cpu()
+        )  # waits for the device
+
     draw = {"fastgen": fastgen, "diffusers": diffusers}[order["who"]](order, mark)
     mark("loaded")
-    images = draw().cpu()  # waits for the device
-    mark("first picture")
-    draw().cpu()
-    mark("second picture")
+    first = drawn()
+    mark("first image")
+    drawn()
+    mark("second image")
     import torch
 
-    torch.save(images.clone(), order["picture"])
+    torch.save(first, order["result"])
     print(json.dumps({**marks, "peak_bytes": peak(order["device"])}))
 
 

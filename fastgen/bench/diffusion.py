@@ -5,24 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgen_kernels import normals
 
 from ..diffusion.interpreter import run
 from ..diffusion.table import Table
 from ..engines import DiffusionEngine
+from ..engines.base import dtype_name
+from ..engines.closeness import Closeness, spread
 from ..engines.diffusion.plan import Plan
 from ..engines.diffusion.request import Request
-from .contest import Contest, Drawing, compiled, fastest
-from .parity import Precision, spread
+from .baselines import diffusers, onnxruntime
+from .contest import Contest, Drawing, chosen, fastest
 from .results import Row
-from .rivals import diffusers, onnxruntime
 
 GUIDANCE = 1.5
 UNIT = 2.0**-24  # a rounding to float32
@@ -66,40 +67,32 @@ def plan_of(request: Request) -> Plan:
 def contest(
     engine: DiffusionEngine, request: Request, against: Sequence[str], suite: str, name: str, case: str
 ) -> Contest:
-    """One request by the engine and its rivals."""
+    """One request by the engine and its baselines."""
     batch = len(request.seeds)
     arguments = request.to_dict()
-    precision: list[Precision] = []
 
-    def judge(output: Tensor, slack: float = 0.0) -> float:
-        if not precision:
-            index = spread(batch)
-            double = copy.deepcopy(engine.network).double()
-            exact = plain(engine, part(request, index), double, torch.float64)()
-            precision.append(Precision(exact, plain(engine, request, engine.network, engine.dtype)(), index))
-        return precision[0].error(output, slack)
+    @cache
+    def rule() -> Closeness:
+        index = spread(batch)
+        double = copy.deepcopy(engine.network).double()
+        exact = plain(engine, part(request, index), double, torch.float64)()
+        return Closeness(exact, [plain(engine, request, engine.network, engine.dtype)()], index)
 
+    dtype, evaluations = dtype_name(engine.dtype), request.evaluations()[0]
     return Contest(
-        row=Row(
-            suite,
-            name,
-            case,
-            str(engine.dtype).removeprefix("torch."),
-            float("nan"),
-            batch=batch,
-            steps=request.evaluations()[0],
-            images=batch,
-        ),
+        row=Row(suite, name, case, dtype, batch=batch, steps=evaluations, images=batch),
         own=lambda: engine.sample(**arguments),
-        judge=judge,
+        judge=lambda output: rule().error(output),
         device=engine.device,
-        rivals={rival: partial(RIVALS[rival], engine, request) for rival in against if rival in RIVALS},
-        agrees=lambda output: judge(output, schedule_error(plan_of(request).table)),
+        baselines=chosen(
+            {key: partial(prepare, engine, request) for key, prepare in PREPARE.items()}, against
+        ),
+        agrees=lambda output: rule().error(output, schedule_error(plan_of(request).table)),
     )
 
 
 def schedule_error(table: Table, timesteps: int = 1000) -> float:
-    """How far pictures, root mean square, may be off where a project keeps its noise schedule in float32.
+    """How far images, root mean square, may be off where a project keeps its noise schedule in float32.
 
     alphas_cumprod is a product of up to `timesteps` factors. Their roundings add up like a random walk, to
     sqrt(timesteps) of them, and at worst each evaluation adds that once more to a state of size 1. Another formula, a
@@ -209,24 +202,19 @@ def _eager(engine: DiffusionEngine, request: Request) -> Drawing:
 
 def _compile(engine: DiffusionEngine, request: Request) -> Drawing:
     """The same loop over the compiled network, on CUDA in whichever mode is faster."""
-    if engine.device.type != "cuda":
-        return drawing(engine, request, _cast(compiled(engine.network, False)), engine.dtype)
     torch._dynamo.reset()  # PyTorch limits how often one function is compiled: cases after the eighth would fail
+    if engine.device.type != "cuda":
+        return compiled_loop(engine, request, "default")
     modes = ("max-autotune", "reduce-overhead")
     found = {mode: compiled_loop(engine, request, mode) for mode in modes}
-    best = fastest({mode: one.timed for mode, one in found.items()}, engine.device)
-    return next(one for one in found.values() if one.timed is best)
+    return found[fastest({mode: one.timed for mode, one in found.items()}, engine.device)]
 
 
 def compiled_loop(engine: DiffusionEngine, request: Request, mode: str) -> Drawing:
     """The plain loop over the network under torch.compile in one of its modes."""
     network = torch.compile(engine.network, mode=mode, dynamic=False, fullgraph=True)
-    return drawing(engine, request, _cast(network), engine.dtype)
-
-
-def _cast(network: Callable[..., Any]) -> Network:
     # A graph's output is overwritten by its next replay, and a loop's history outlives it.
-    return lambda x, t, label: network(x, t, label).clone()
+    return drawing(engine, request, lambda x, t, label: network(x, t, label).clone(), engine.dtype)
 
 
 def _diffusers(engine: DiffusionEngine, request: Request) -> Drawing:
@@ -240,35 +228,26 @@ def _onnxruntime(engine: DiffusionEngine, request: Request) -> Drawing:
     return drawing(engine, request, onnxruntime.network(engine), torch.float32)
 
 
-RIVALS: Mapping[str, Callable[[DiffusionEngine, Request], Drawing]] = {
+PREPARE: Mapping[str, Callable[[DiffusionEngine, Request], Drawing]] = {
     "eager": _eager,
     "compile": _compile,
     "diffusers": _diffusers,
     "onnxruntime": _onnxruntime,
 }
+BASELINES = tuple(PREPARE)
 
 
 def fresh(
-    engine: DiffusionEngine, folder: Path, batch: int, steps: int | None, against: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """What `child.py` is told to draw the same in a process of its own: {"fastgen" and rivals: order}.
+    engine: DiffusionEngine, name: str, folder: Path, batch: int, steps: int | None, against: Sequence[str]
+) -> tuple[Contest, dict[str, dict[str, Any]]]:
+    """The contest of fresh processes, and what `child.py` is told to draw the same there.
 
-    folder: for what rivals need on disk.
+    folder: for what baselines need on disk. Orders are those of "fastgen" and of the baselines.
     """
+    (case,) = contests(engine, suite="fresh", name=name, batches=[batch], steps=steps, against=())
     request = ask(engine, batch, steps)
     orders: dict[str, dict[str, Any]] = {"fastgen": {"verb": "sample", "arguments": request.to_dict()}}
     if "diffusers" in against:
         x, _ = start(engine, request)
         orders["diffusers"] = diffusers.on_disk(engine, request, x, folder)
-    return orders
-
-
-class Scaled(nn.Module):
-    """The least network there is, one operation: what a sampler costs beside it is the sampler's own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(0.7), requires_grad=False)
-
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        return x * self.weight
+    return case, orders

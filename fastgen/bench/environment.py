@@ -20,46 +20,43 @@ PRODUCT = {"cuda": 8192, "cpu": 1024}  # rows and columns of the matrix product 
 def environment(device: torch.device) -> dict[str, Any]:
     """The device, the path that runs, threads, versions, CPU features; on CUDA its clocks."""
     found = doctor()
+    cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else found["platform"],
+        "device": torch.cuda.get_device_name(device) if cuda else found["platform"],
         "operations": fastgen_kernels.select(device.type),
         "threads": torch.get_num_threads(),
         **{name: found["versions"][name] for name in ("fastgen", "torch", "triton")},
         "python": found["python"],
         "features": " ".join(found["cpu"]["features"]),
-        **(_gpu(device) if device.type == "cuda" else {}),
+        **({"cuda": torch.version.cuda, **_clocks(device)} if cuda else {}),
     }
 
 
-def _gpu(device: torch.device) -> dict[str, Any]:
-    """CUDA's version, the driver's and the clocks, as far as they can be read."""
-    found: dict[str, Any] = {"cuda": torch.version.cuda}
-    if tool := shutil.which("nvidia-smi"):
-        query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem"
-        command = [tool, f"--id={device.index or 0}", f"--query-gpu={query}", "--format=csv,noheader"]
-        try:
-            out = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=8
-            ).stdout.strip()
-        except subprocess.TimeoutExpired:
-            return found
-        found |= dict(zip(query.split(","), out.split(", "), strict=False))
-    return found
+def _clocks(device: torch.device) -> dict[str, str]:
+    """The driver's version and the clocks in MHz, where nvidia-smi is there and answers."""
+    query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem"
+    if (tool := shutil.which("nvidia-smi")) is None:
+        return {}
+    command = [tool, f"--id={device.index or 0}", f"--query-gpu={query}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=8)
+    except subprocess.TimeoutExpired:
+        return {}
+    return dict(zip(query.split(","), done.stdout.strip().split(", "), strict=False))
 
 
 def copy_bandwidth(device: torch.device, rounds: int, clock: str = "wall") -> float:
-    """Bytes a second of a copy, read and written, between tensors larger than any cache."""
+    """Bytes per second of a copy, read and written, between tensors larger than any cache."""
     size = COPY_BYTES[device.type]
-    source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
-    source.zero_()
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
     timing = interleaved({"copy": lambda: target.copy_(source)}, device, rounds=rounds, clock=clock)["copy"]
     return 2 * size / timing.median
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, rounds: int, clock: str = "wall") -> float:
-    """FLOPs a second of a large square matrix product in `dtype`: the ceiling of compute."""
+    """FLOPs per second of a large square matrix product in `dtype`: the ceiling of compute."""
     n = PRODUCT[device.type]
-    # Random: a GPU multiplies constants 10 % faster, for fewer wires change.
+    # Random: a GPU multiplies constants 10 % faster, because fewer wires change.
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     call = {"product": lambda: torch.mm(a, b, out=out)}

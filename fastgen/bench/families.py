@@ -1,65 +1,22 @@
-"""What stands for each generative family, and how its verbs become contests.
-
-An engine declares its work here, in one entry of FAMILIES; a test holds it to that. An architecture that no entry
-names is listed by the families suite as without a workload.
-"""
+"""The models that are timed: those that families name, and models of random weights for shapes the zoo lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from ..architectures import ARCHITECTURES, builders
 from ..checkpoint import Part, Spec, save
+from ..engines import DiffusionEngine
 from ..errors import ConfigError
-from . import diffusion, flow
-from .contest import Contest
+from ..families import FAMILIES
+from . import diffusion, verbs
 
-
-@dataclass(frozen=True)
-class Family:
-    """How an engine's verbs are timed.
-
-    models: a model for each architecture, as `fastgen.load` or BUILT names it; the first one stands for the family in
-    the tour. contests(engine, suite=, name=, batches=, steps=, against=): the engine's verbs as contests, judged by the
-    reference network in plain PyTorch. rivals: names that its contests know. fresh(engine, folder, batch, steps,
-    against): what `child.py` is told to make a user's first result, the same as the first contest's. large: models that
-    keep a CPU busy for minutes, and are measured on a GPU.
-    """
-
-    models: Mapping[str, str]
-    contests: Callable[..., Iterator[Contest]]
-    rivals: Iterable[str]
-    fresh: Callable[..., dict[str, dict[str, Any]]]
-    large: Sequence[str] = ()
-
-
-FAMILIES: dict[str, Family] = {
-    "diffusion": Family(
-        models={"unet": "zoo:ddpm-mnist"},
-        contests=diffusion.contests,
-        rivals=diffusion.RIVALS,
-        fresh=diffusion.fresh,
-        large=("random:cifar10",),
-    ),
-    "flow": Family(
-        models={
-            "glow": "zoo:glow-mnist",
-            "realnvp": "random:realnvp",
-            "nice": "random:nice",
-            "vector_flow": "random:vector_flow",
-        },
-        contests=flow.contests,
-        rivals=flow.RIVALS,
-        fresh=flow.fresh,
-    ),
-}
-
-# Models of random weights, for shapes that the zoo does not have: name -> its spec.
+# Models of random weights: name -> its spec.
 BUILT: dict[str, Spec] = {
     # The U-Net of google/ddpm-cifar10-32 (Ho et al. 2020), 35.7 M parameters.
     "random:cifar10": Spec(
@@ -85,7 +42,7 @@ BUILT: dict[str, Spec] = {
         },
         {"schedule": {}, "solver": "ddim"},
     ),
-    # Shapes of their papers' smallest pictures.
+    # Shapes of the smallest images in their papers.
     "random:realnvp": Spec(
         "flow", {"flow": Part("realnvp", {"sample_size": [32, 32], "in_channels": 3})}, {}
     ),
@@ -98,44 +55,41 @@ def on_disk(name: str, folder: Path) -> str:
     """What `fastgen.load` takes for a model: a name in BUILT is written into `folder`, others are as they are."""
     if name not in BUILT:
         if name.startswith("random:"):
+            known = ", ".join(BUILT)
             raise ConfigError(
-                f"expected one of {', '.join(BUILT)}, or what fastgen.load takes, got {name!r}",
-                argument="model",
+                f"expected one of {known}, or what fastgen.load takes, got {name!r}", argument="model"
             )
         return name
-    spec = BUILT[name]
     torch.manual_seed(0)
     tensors = {
         f"{part}.{key}": value
-        for part, build in builders(spec).items()
+        for part, build in builders(BUILT[name]).items()
         for key, value in build().state_dict().items()
     }
     place = folder / name.replace(":", "-")
-    save(place, spec, tensors)
+    save(place, BUILT[name], tensors)
     return str(place)
 
 
-def family_of(engine: Any, name: str) -> Family:
-    """The family that an engine belongs to."""
-    kind = engine.describe()["engine"]
-    if kind not in FAMILIES:
-        raise ConfigError(
-            f"the benchmark has no workload for the engine {kind}; it has {', '.join(FAMILIES)}",
-            argument=name,
-        )
-    return FAMILIES[kind]
+def workload(engine: Any) -> ModuleType:
+    """The module whose `contests`, `fresh` and `BASELINES` time an engine: verbs, but for the sampling loop."""
+    return diffusion if isinstance(engine, DiffusionEngine) else verbs
 
 
-def without_workload() -> list[str]:
-    """Architectures that no family has a model for."""
+def models(device_type: str) -> list[str]:
+    """One model for every architecture that a family names; on "cuda" the large ones, too."""
+    found: list[str] = []
+    for family in FAMILIES.values():
+        found += [*family.models.values(), *(family.large if device_type == "cuda" else ())]
+    return found
+
+
+def without_model() -> list[str]:
+    """Architectures that no family names a model for."""
     known = {architecture for family in FAMILIES.values() for architecture in family.models}
     return [name for name in ARCHITECTURES if name not in known]
 
 
-def models(device_type: str) -> Sequence[str]:
-    """One model for every architecture that has a workload; on "cuda" the large ones, too."""
-    return [
-        model
-        for family in FAMILIES.values()
-        for model in (*family.models.values(), *(family.large if device_type == "cuda" else ()))
-    ]
+def first_models() -> Sequence[str]:
+    """The model that stands for each family in the tour."""
+    return [next(iter(family.models.values())) for family in FAMILIES.values() if family.models]

@@ -1,7 +1,7 @@
-"""What only a fresh process can tell: time to the first picture, and peak memory.
+"""What only a fresh process can tell: time to the first image, and peak memory.
 
-`measure` starts children (`child.py`) in turns: each draws twice, and says when it had what and how much memory it
-took.
+`measure` starts children (`child.py`) in turns: each draws twice, and reports when it reached which phase and how much
+memory it took.
 """
 
 from __future__ import annotations
@@ -15,101 +15,98 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import median, median_low
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import child
 from .contest import How
 from .results import Row
-from .timing import Timing
+from .timing import Timing, in_turn
 
-PHASES = ("imports", "loaded", "first picture", "second picture")
-
-
-def measure(
-    row: Row,
-    judge: Callable[[Tensor], float],
-    orders: Mapping[str, dict[str, Any]],
-    how: How,
-    start: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-) -> Row:
-    """`row` with times to the first picture in fresh processes, rounds interleaved, and their peak memory.
-
-    orders: "fastgen" and its rivals -> what `child.py` is told. judge: of a picture batch, as in a contest. `phases`
-    gets the seconds each phase took; `peak_bytes` the most that a whole process held, imports included: projects import
-    at different moments, so that nothing less can be compared. On CUDA it is GPU memory alone. Medians over rounds. No
-    round begins after how.seconds, but for the first. start: runs a child (for tests).
-    """
-    start = start or run_child
-    who = list(orders)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in who}
-    errors: dict[str, float] = {}
-    began = time.perf_counter()
-    for turn in range(how.rounds):
-        if turn and time.perf_counter() - began > how.seconds:
-            break
-        for name in list(who) if turn % 2 == 0 else who[::-1]:
-            try:
-                report = start({**orders[name], "who": name})
-            except RuntimeError as error:
-                if name == "fastgen":
-                    raise
-                how.say(f"{row.name}: {name} is left out: {error}")
-                who.remove(name)
-                del found[name]
-                continue
-            errors[name] = max(errors.get(name, 0.0), judge(report["images"]))
-            found[name].append(report)
-    row = replace(row, error=errors.pop("fastgen"), errors=errors)
-    if row.wrong:
-        return row.noted("wrong: nothing is timed")
-    for name in [name for name, error in errors.items() if not error <= 1.0]:
-        how.say(f"{row.name}: {name} is left out: its result differs")
-        row = row.noted(f"{name}: its result differs")
-        del found[name]
-    key = "cpu" if how.clock == "cpu" else "wall"
-    times = {name: Timing.of([r[key]["first picture"] for r in reports]) for name, reports in found.items()}
-    phases = {name: _phases([report[key] for report in reports]) for name, reports in found.items()}
-    peaks = {name: _median([r["peak_bytes"] for r in reports]) for name, reports in found.items()}
-    own = times.pop("fastgen")
-    return replace(row, seconds=own, rivals=times, phases=phases, peak_bytes=peaks)
+PHASES = ("imports", "loaded", "first image", "second image")
+Order = dict[str, Any]
 
 
-def _phases(marks: list[dict[str, float]]) -> dict[str, float]:
-    """Median seconds that each phase took by itself."""
-    before, found = 0.0, {}
-    for phase in PHASES:
-        at = Timing.of([mark[phase] for mark in marks]).median
-        found[phase], before = at - before, at
-    return found
+def run_child(order: Order) -> dict[str, Any]:
+    """Run one fresh process: seconds since its start at the end of each phase, bytes, and its first result.
 
-
-def _median(values: list[int]) -> int:
-    return sorted(values)[len(values) // 2]
-
-
-def run_child(order: dict[str, Any]) -> dict[str, Any]:
-    """Run one fresh process: seconds since it was started at the end of each phase, bytes, and its first pictures.
-
-    Raises RuntimeError with the last line of what it said where it fails.
+    Raises RuntimeError with the last line of what it printed where it fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "first.pt"
-        told = {**order, "started": time.time(), "picture": str(picture)}
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": _search_path()}
+        result = Path(folder) / "first.pt"
+        told = {**order, "started": time.time(), "result": str(result)}
+        package = str(Path(child.__file__).parents[2])
+        path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
         command = [sys.executable, child.__file__, json.dumps(told)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise RuntimeError(lines[-1])
-        report = json.loads(done.stdout.splitlines()[-1])
-        report["images"] = torch.load(picture, weights_only=True)
-        return report
+        report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return {**report, "result": torch.load(result, weights_only=True)}
 
 
-def _search_path() -> str:
-    """Where this process finds fastgen and what else it was told of."""
-    package = Path(child.__file__).parents[2]
-    return os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
+def measure(
+    row: Row,
+    judge: Callable[[Any], float],
+    orders: Mapping[str, Order],
+    how: How,
+    start: Callable[[Order], dict[str, Any]] = run_child,
+) -> Row:
+    """`row` with times to the first image in fresh processes, in turns, and their peak memory: medians over rounds.
+
+    judge: of a result, as in a contest. orders: "fastgen" and its baselines -> what `child.py` is told. `phases` gets
+    the seconds that each phase took; `peak_bytes` the most that a whole process held, imports included: projects import
+    at different moments, so that nothing less can be compared. On CUDA it is GPU memory alone. After how.seconds no
+    further round begins. start: runs a child. A baseline that fails or differs is left out; RuntimeError where
+    fastgen's child fails.
+    """
+    reports: dict[str, list[dict[str, Any]]] = {name: [] for name in orders}
+    errors = dict.fromkeys(orders, 0.0)
+
+    def leave_out(name: str, why: str) -> None:
+        nonlocal row
+        how.say(f"{row.name}: {name} is left out: {why}")
+        row = row.noted(f"{name} is left out: {why}")
+        del reports[name]
+
+    began = time.perf_counter()
+    for turn in range(how.rounds):
+        if turn and time.perf_counter() - began > how.seconds:
+            break
+        for name in in_turn(list(reports), turn):
+            try:
+                report = start({**orders[name], "who": name})
+            except RuntimeError as error:
+                if name == "fastgen":
+                    raise
+                leave_out(name, str(error))
+                continue
+            errors[name] = max(errors[name], judge(report.pop("result")))
+            reports[name].append(report)
+    row = replace(
+        row, error=errors.pop("fastgen"), errors={name: errors[name] for name in reports if name in errors}
+    )
+    if row.wrong:
+        return row.noted("wrong: nothing is timed")
+    for name, off in row.errors.items():
+        if not off <= 1.0:
+            leave_out(name, f"its result differs ({off:.3g} of the bound)")
+    marks = {name: [report[how.clock] for report in found] for name, found in reports.items()}
+    times = {name: Timing.of([mark["first image"] for mark in found]) for name, found in marks.items()}
+    return replace(
+        row,
+        seconds=times.pop("fastgen"),
+        baselines=times,
+        phases={name: _phases(found) for name, found in marks.items()},
+        peak_bytes={n: median_low(report["peak_bytes"] for report in found) for n, found in reports.items()},
+    )
+
+
+def _phases(marks: list[dict[str, float]]) -> dict[str, float]:
+    """Median seconds that each phase took by itself."""
+    ends = [median(mark[phase] for mark in marks) for phase in PHASES]
+    return {phase: end - before for phase, end, before in zip(PHASES, ends, [0.0, *ends], strict=False)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,18 +11,18 @@ from torch import Tensor
 from fastgen_kernels import OPS, Case, Op
 from fastgen_kernels.op import UNIT_ROUNDOFF
 
-from .contest import Contest, compiled
+from ..engines.base import dtype_name
+from .contest import Contest, chosen, plain_pytorch
 from .environment import cache_bytes
 from .results import Row
-from .timing import Call
 
 Outputs = Tensor | Sequence[Tensor]
 
-RIVALS = ("eager", "compile")
-# What a rival may differ from fastgen's judged result, root mean square, in roundings of the output's size. A formula
-# in eager PyTorch rounds the result of every operation to the type, where the kernel rounds once; the longest
-# (reverse_step) has about 30 operations, and even errors that all add up are then below 32. It is to find a rival that
-# computes something else: a missing bias, another order of scale and shift are off by per cents and more, 32 float32
+BASELINES = ("eager", "compile")
+# How far a baseline may be from fastgen's judged result, root mean square, in roundings of the output's size. A
+# formula in eager PyTorch rounds the result of every operation to the type, where the kernel rounds once; the longest
+# (reverse_step) has about 30 operations, and even errors that all add up are then below 32. This finds a baseline that
+# computes something else: a missing bias or another order of scale and shift is off by per cents and more, 32 float32
 # roundings are 2e-6. In bfloat16 it is 12 %, and finds gross errors only; a formula is the same in both types.
 ROUNDINGS = 32.0
 TF32 = 2.0**-11  # what float32 products are rounded to on CUDA, where PyTorch's convolutions use tensor cores
@@ -46,26 +47,20 @@ def selected(
 
 
 def contest(
-    op: Op, case: Case, dtype: torch.dtype, device: torch.device, against: Sequence[str] = RIVALS
+    op: Op, case: Case, dtype: torch.dtype, device: torch.device, against: Sequence[str] = BASELINES
 ) -> Contest:
-    """One case beside its rivals, on the same arguments."""
+    """One case beside its baselines, on the same arguments."""
     arguments = case.make(torch.Generator().manual_seed(0), device, dtype)
-    formula = op.eager or op.reference
-    own = op.in_place(**arguments) if op.in_place is not None else lambda: op.function(**arguments)
-
-    def compile_formula() -> Call:
-        fast = compiled(formula, device.type == "cuda")
-        return lambda: fast(**arguments)
-
-    prepared = {"eager": lambda: lambda: formula(**arguments), "compile": compile_formula}
+    own = op.in_place(**arguments) if op.in_place is not None else partial(op.function, **arguments)
     moved, flops = op.bytes_moved(**arguments), op.flops(**arguments)
+    formulas = plain_pytorch(op.eager or op.reference, lambda formula: partial(formula, **arguments), device)
     return Contest(
-        row=Row("kernels", op.name, case.name, name_of(dtype), float("nan"), bytes=moved, flops=flops),
+        row=Row("kernels", op.name, case.name, dtype_name(dtype), bytes=moved, flops=flops),
         own=own,
         result=lambda: op.function(**arguments),
         judge=lambda outputs: max(op.errors(arguments, outputs).values()),
         device=device,
-        rivals={name: prepared[name] for name in against if name in prepared},
+        baselines=chosen(formulas, against),
         agrees=lambda outputs: deviation(outputs, op.function(**arguments), dtype, device),
         captured=True,
     )
@@ -91,11 +86,7 @@ def deviation(outputs: Outputs, ours: Outputs, dtype: torch.dtype, device: torch
 
 
 def copy_share(row: Row, copy: float, device: torch.device) -> float | None:
-    """Bytes a second as a share of a copy's; None where tensors stay in a GPU's cache."""
+    """Bytes per second as a share of a copy's; None where tensors stay in a GPU's cache."""
     if row.seconds is None or row.bytes < 2 * cache_bytes(device):
         return None
     return row.bytes / row.seconds.median / copy
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

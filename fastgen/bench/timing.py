@@ -1,4 +1,4 @@
-"""How a time is taken: rivals interleaved in one process, order turned around every round, medians with quartiles."""
+"""How a time is taken: calls in turns in one process, the order turned around every round; medians with quartiles."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import ConfigError
+
 Call = Callable[[], object]
 
-CLOCKS = ("wall", "cpu")
+CLOCKS = {"wall": "perf_counter", "cpu": "process_time"}
 WARM_UP_SECONDS = 0.05
 MAX_CALLS = 10_000
 LEAST_ROUNDS = 3  # for quartiles
@@ -20,7 +22,7 @@ LEAST_ROUNDS = 3  # for quartiles
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: median and quartiles over the rounds, how many calls a round had, and each round's mean."""
+    """Seconds per call: median and quartiles over the rounds, how many calls a round had, and each round's mean."""
 
     median: float
     low: float
@@ -30,18 +32,18 @@ class Timing:
 
     @classmethod
     def of(cls, samples: Sequence[float], calls: int = 1) -> Timing:
-        """Of one sample or more, seconds a call. Below three the range stands for the quartiles."""
-        if len(samples) < LEAST_ROUNDS:
-            low, high = min(samples), max(samples)
-        else:
+        """Of one sample or more, in seconds per call. With fewer than three, the range stands for the quartiles."""
+        low, high = min(samples), max(samples)
+        if len(samples) >= LEAST_ROUNDS:
             low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
         return cls(statistics.median(samples), low, high, calls, tuple(samples))
 
     def over(self, other: Timing) -> Timing:
-        """This time over `other`'s, round by round: what slows both in a round falls out. `calls` is 1."""
+        """This time divided by `other`'s, round by round: what slows both in a round cancels. `calls` is 1."""
         if len(self.samples) != len(other.samples):
-            raise ValueError(
-                f"rounds: expected as many as {len(other.samples)}, received {len(self.samples)}"
+            raise ConfigError(
+                f"expected {len(other.samples)} as in the other timing, got {len(self.samples)}",
+                argument="rounds",
             )
         return Timing.of([mine / its for mine, its in zip(self.samples, other.samples, strict=True)])
 
@@ -56,18 +58,18 @@ def interleaved(
     seconds: float = float("inf"),
     repeats: Mapping[str, int] | None = None,
 ) -> dict[str, Timing]:
-    """Time every one of `calls`, in turns, without gradients.
+    """Time every one of `calls` in turns, without gradients.
 
-    rounds: how often each gets its turn, 3 at least. sample_seconds: how long a turn should take; short calls are
-    repeated. clock: "wall", or "cpu", the seconds that this process had the processor, for machines that others use,
-    too; on CUDA a turn is timed by events on the current stream, whatever it says. seconds: no round begins after
-    so many, but for the first three. repeats: how many times a call does its work (1 where nothing is said); times
-    are of doing it once.
+    rounds: how many turns each gets, at least 3. sample_seconds: how long a turn should take; short calls are repeated.
+    clock: a key of CLOCKS; "cpu" counts the seconds that this process had the processor, for machines that others use
+    too. On CUDA a turn is timed by events on the current stream, whatever the clock. seconds: after so many no further
+    round begins, except for the first three. repeats: how many times a call does its work (by default 1); times are of
+    doing it once. Raises ConfigError.
     """
     if rounds < LEAST_ROUNDS:
-        raise ValueError(f"rounds: expected at least {LEAST_ROUNDS}, for quartiles, received {rounds}")
+        raise ConfigError(f"expected at least {LEAST_ROUNDS}, for quartiles, got {rounds}", argument="rounds")
     if clock not in CLOCKS:
-        raise ValueError(f"clock: expected one of {', '.join(CLOCKS)}, received {clock!r}")
+        raise ConfigError(f"expected one of {', '.join(CLOCKS)}, got {clock!r}", argument="clock")
     # Events are recorded on the current device, whichever the calls use.
     with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         start = time.perf_counter()
@@ -76,7 +78,7 @@ def interleaved(
         for turn in range(rounds):
             if turn >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
                 break
-            for name in list(calls) if turn % 2 == 0 else list(calls)[::-1]:
+            for name in in_turn(list(calls), turn):
                 samples[name].append(_sample(calls[name], device, counts[name], clock))
     done = {name: (repeats or {}).get(name, 1) for name in calls}
     return {
@@ -85,8 +87,9 @@ def interleaved(
     }
 
 
-def _now(clock: str) -> float:
-    return time.process_time() if clock == "cpu" else time.perf_counter()
+def in_turn(names: list[str], turn: int) -> list[str]:
+    """The order of a round: that of `names`, then the reverse, so that no name always follows the same one."""
+    return names[:: 1 if turn % 2 == 0 else -1]
 
 
 def _repeats(call: Call, device: torch.device, sample_seconds: float, clock: str) -> int:
@@ -106,7 +109,7 @@ def _repeats(call: Call, device: torch.device, sample_seconds: float, clock: str
 
 
 def _sample(call: Call, device: torch.device, count: int, clock: str) -> float:
-    """Seconds a call, over `count` of them."""
+    """Seconds per call, over `count` of them."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
@@ -116,7 +119,8 @@ def _sample(call: Call, device: torch.device, count: int, clock: str) -> float:
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1e3 / count
-    start = _now(clock)
+    now: Callable[[], float] = getattr(time, CLOCKS[clock])
+    start = now()
     for _ in range(count):
         call()
-    return (_now(clock) - start) / count
+    return (now() - start) / count

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from fastgen.bench import compare
+from fastgen.bench import tables
 from fastgen.bench.results import Results, Row
 from fastgen.bench.timing import Timing
 from fastgen.errors import ConfigError
@@ -16,16 +16,16 @@ HERE = {"device": "d", "threads": 2, "features": "avx2"}
 
 
 def run(own: Sequence[float], eager: Sequence[float] | None = None, **changes: object) -> Results:
-    rivals = {} if eager is None else {"eager": Timing.of(eager)}
-    row = Row("kernels", "op", "case", "float32", 0.5, Timing.of(own), rivals)
+    baselines = {} if eager is None else {"eager": Timing.of(eager)}
+    row = Row("kernels", "op", "case", "float32", 0.5, Timing.of(own), baselines)
     return Results(dict(HERE), [dataclasses.replace(row, **changes)])
 
 
 STEADY = (1.0, 1.01, 0.99, 1.02, 0.98)
 
 
-def verdict(old: Results, new: Results) -> compare.Verdict:
-    (found,) = compare.compare(old, new)
+def verdict(old: Results, new: Results) -> tables.Verdict:
+    (found,) = tables.compare(old, new)
     return found
 
 
@@ -57,26 +57,27 @@ def test_noise_is_called_unsure() -> None:
 
 def test_the_threshold_is_the_users() -> None:
     old, new = run(STEADY), run(scaled(STEADY, 1.1))
-    assert compare.compare(old, new, 0.15)[0].state == "same"
-    assert compare.compare(old, new, 0.05)[0].state == "slower"
+    assert tables.compare(old, new, 0.15)[0].state == "same"
+    assert tables.compare(old, new, 0.05)[0].state == "slower"
 
 
 def test_faster_wrong_and_gone() -> None:
     assert verdict(run(STEADY), run(scaled(STEADY, 0.5))).state == "faster"
     assert verdict(run(STEADY), run(STEADY, error=2.0, seconds=None)).state == "wrong"
     assert verdict(run(STEADY), run(STEADY, seconds=None)).state == "gone"
-    assert compare.compare(run(STEADY), Results(dict(HERE))) == []  # another suite ran
+    assert tables.compare(run(STEADY), Results(dict(HERE))) == []  # another suite ran
 
 
 def test_another_machine_is_refused() -> None:
     other = Results({**HERE, "threads": 8})
-    with pytest.raises(ConfigError, match="threads is 2 in the old results and 8 now"):
-        compare.compare(run(STEADY), other)
+    with pytest.raises(ConfigError) as error:
+        tables.compare(run(STEADY), other)
+    assert error.value.argument == "compare"
 
 
 def test_the_report_names_what_changed() -> None:
-    said = compare.report(compare.compare(run(STEADY, STEADY), run(scaled(STEADY, 1.3), STEADY)), 0.15)
+    said = tables.report(tables.compare(run(STEADY, STEADY), run(scaled(STEADY, 1.3), STEADY)), 0.15)
     assert said.splitlines()[0].startswith("slower   1.3")
     assert "over eager: kernels op case float32" in said
     assert said.splitlines()[-1] == "compared by more than 15%: 1 slower"
-    assert compare.report([], 0.15) == "compared by more than 15%: no case is in both runs"
+    assert tables.report([], 0.15) == "compared by more than 15%: no case is in both runs"

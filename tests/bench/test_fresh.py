@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastgen
-from fastgen.bench import diffusion, fresh
+from fastgen.bench import diffusion, families, fresh, verbs
 from fastgen.bench.contest import How
 from fastgen.bench.results import Row
 from tests.small import checkpoint
@@ -27,7 +27,7 @@ def starter(order_seen: list[str], images: dict[str, float] | None = None):  # t
         marks = {phase: scale * (i + 1) for i, phase in enumerate(fresh.PHASES)}
         value = (images or {}).get(who, 0.0)
         cpu = {phase: at / 2 for phase, at in marks.items()}
-        return {"wall": marks, "cpu": cpu, "peak_bytes": int(scale * 100), "images": torch.full((1,), value)}
+        return {"wall": marks, "cpu": cpu, "peak_bytes": int(scale * 100), "result": torch.full((1,), value)}
 
     return start
 
@@ -37,7 +37,7 @@ def test_processes_take_turns_and_report() -> None:
     how = How(rounds=3, say=lambda words: None)
     row = fresh.measure(ROW, lambda x: x.item(), {"fastgen": {}, "other": {}}, how, starter(seen))
     assert seen == ["fastgen", "other", "other", "fastgen", "fastgen", "other"]
-    assert row.seconds.median == 3.0  # the end of the third phase, the first picture
+    assert row.seconds.median == 3.0  # the end of the third phase, the first image
     assert row.ratio("other").median == 2.0
     assert row.phases["fastgen"] == dict.fromkeys(fresh.PHASES, 1.0)
     assert row.peak_bytes == {"fastgen": 100, "other": 200}
@@ -45,7 +45,7 @@ def test_processes_take_turns_and_report() -> None:
     assert cpu.seconds.median == 1.5
 
 
-def test_wrong_pictures_get_no_time() -> None:
+def test_wrong_images_get_no_time() -> None:
     said: list[str] = []
     how, orders = How(rounds=1, say=said.append), {"fastgen": {}, "other": {}}
     row = fresh.measure(ROW, lambda x: x.item(), orders, how, starter([], {"fastgen": 2.0}))
@@ -53,11 +53,11 @@ def test_wrong_pictures_get_no_time() -> None:
     assert row.seconds is None
     row = fresh.measure(ROW, lambda x: x.item(), orders, how, starter([], {"other": 2.0}))
     assert row.seconds is not None
-    assert not row.rivals
-    assert said == ["m: other is left out: its result differs"]
+    assert not row.baselines
+    assert said == ["m: other is left out: its result differs (2 of the bound)"]
 
 
-def test_a_rival_that_fails_is_named() -> None:
+def test_a_baseline_that_fails_is_named() -> None:
     said: list[str] = []
     how, orders = How(rounds=3, say=said.append), {"fastgen": {}, "broken": {}}
     row = fresh.measure(ROW, lambda x: 0.0, orders, how, starter([]))
@@ -74,9 +74,10 @@ def test_a_real_process(tmp_path: Path) -> None:
     """Draws what the engine draws, holds memory, and goes through its phases one after the other."""
     engine = fastgen.load(checkpoint(tmp_path / "model"), device="cpu")
     common = {"device": "cpu", "dtype": "float32", "folder": str(tmp_path / "model"), "who": "fastgen"}
-    order = diffusion.fresh(engine, tmp_path, 2, 3, ())["fastgen"]
+    _, orders = diffusion.fresh(engine, "m", tmp_path, 2, 3, ())
+    order = orders["fastgen"]
     report = fresh.run_child({**common, **order})
-    assert torch.allclose(report["images"], engine.sample(**order["arguments"]), atol=1e-5)
+    assert torch.allclose(report["result"], engine.sample(**order["arguments"]), atol=1e-5)
     marks = [report["wall"][phase] for phase in fresh.PHASES]
     assert marks == sorted(marks)
     assert 50 << 20 < report["peak_bytes"] < 4 << 30  # the whole process, PyTorch's libraries included
@@ -84,11 +85,20 @@ def test_a_real_process(tmp_path: Path) -> None:
         fresh.run_child({**common, **order, "who": "nobody"})
 
 
+def test_a_real_process_of_an_engine_with_verbs(tmp_path: Path) -> None:
+    engine = fastgen.load(families.on_disk("random:vector_flow", tmp_path), device="cpu")
+    contest, orders = verbs.fresh(engine, "m", tmp_path, 2, None, ())
+    common = {"device": "cpu", "dtype": "float32", "folder": engine.source, "who": "fastgen"}
+    report = fresh.run_child({**common, **orders["fastgen"]})
+    assert contest.row.case == "sample 2"
+    assert contest.judge(report["result"]) <= 1
+
+
 @pytest.mark.slow
 def test_diffusers_draws_the_same_in_its_own_process(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     engine = fastgen.load(checkpoint(tmp_path / "model"), device="cpu")
-    orders = diffusion.fresh(engine, tmp_path, 2, 3, ["diffusers"])
+    _, orders = diffusion.fresh(engine, "m", tmp_path, 2, 3, ["diffusers"])
     report = fresh.run_child({"device": "cpu", "dtype": "float32", "who": "diffusers", **orders["diffusers"]})
     own = engine.sample(**orders["fastgen"]["arguments"])
-    assert torch.allclose(report["images"], own, atol=1e-4)
+    assert torch.allclose(report["result"], own, atol=1e-4)

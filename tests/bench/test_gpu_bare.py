@@ -18,7 +18,7 @@ from .test_gpu_run import outcomes
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ("fastgen", "fastgen_kernels", "converters", "bench", "tests", "pyproject.toml", "Makefile")
-NOT_THERE = ("diffusers", "normflows", "nflows", "zuko")  # rivals that a machine with a GPU may lack
+NOT_THERE = ("diffusers", "normflows", "nflows", "zuko")  # baselines that a machine with a GPU may lack
 
 
 def bare(tmp_path: Path) -> tuple[Path, dict[str, str], str]:

@@ -49,9 +49,9 @@ def test_a_row(name: str) -> None:
     assert row.seconds is not None
     assert row.seconds.median > 0
     arguments = case.make(torch.Generator().manual_seed(0), CPU, torch.float32)
-    assert row.gb_per_second * 1e9 * row.seconds.median == pytest.approx(op.bytes_moved(**arguments))
-    assert row.tflop_per_second * 1e12 * row.seconds.median == pytest.approx(op.flops(**arguments))
-    assert kernels.copy_share(row, 1e10, CPU) == pytest.approx(row.gb_per_second / 10)
+    assert row.rate(row.bytes) * row.seconds.median == pytest.approx(op.bytes_moved(**arguments))
+    assert row.rate(row.flops) * row.seconds.median == pytest.approx(op.flops(**arguments))
+    assert kernels.copy_share(row, 1e10, CPU) == pytest.approx(row.rate(row.bytes) / 1e10)
     assert row.ratio("eager").median > 0
     assert row.ratio("compile") is None
     json.dumps(row.to_dict(), allow_nan=False)
@@ -74,7 +74,7 @@ def test_a_wrong_kernel_gets_no_speed(change) -> None:  # type: ignore[no-untype
     assert "WRONG" in tables.line(row, ["eager"])
 
 
-def test_the_eager_rival_is_the_fastest_formula() -> None:
+def test_the_eager_baseline_is_the_fastest_formula() -> None:
     called = []
 
     def formula(**arguments):  # type: ignore[no-untyped-def]
@@ -83,13 +83,13 @@ def test_the_eager_rival_is_the_fastest_formula() -> None:
 
     op = dataclasses.replace(STEP, eager=formula)
     row = kernels.contest(op, STEP.case("one"), torch.float32, CPU, ["eager"]).run(QUICK)
-    assert len(called) >= 2 + 3 * row.rivals["eager"].calls
+    assert len(called) >= 2 + 3 * row.baselines["eager"].calls
 
 
-def test_a_rival_that_computes_something_else_is_left_out() -> None:
+def test_a_baseline_that_computes_something_else_is_left_out() -> None:
     op = dataclasses.replace(STEP, eager=lambda **a: tuple(v * 1.01 for v in STEP.function(**a)))
     row = kernels.contest(op, STEP.case("one"), torch.float32, CPU, ["eager"]).run(QUICK)
-    assert not row.rivals
+    assert not row.baselines
     assert row.errors["eager"] > 1
 
 

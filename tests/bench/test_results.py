@@ -14,9 +14,11 @@ from fastgen.errors import ConfigError
 
 
 def results() -> Results:
-    own, rival = Timing.of([1.0, 2.0, 3.0], 5), Timing.of([2.0, 4.0, 6.0])
+    own, baseline = Timing.of([1.0, 2.0, 3.0], 5), Timing.of([2.0, 4.0, 6.0])
     rows = [
-        Row("kernels", "op", "a", "float32", 0.5, own, {"eager": rival}, {"eager": 0.1}, bytes=10, flops=20),
+        Row(
+            "kernels", "op", "a", "float32", 0.5, own, {"eager": baseline}, {"eager": 0.1}, bytes=10, flops=20
+        ),
         Row("kernels", "op", "b", "float32", float("nan"), notes=("wrong: nothing is timed",)),
         Row(
             "fresh",
@@ -50,25 +52,24 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("{", "not valid JSON"),
-        ('{"kernels": []}', "format 2, got None: measure again"),
-        ("[1]", "format 2, got None"),
-        ('{"format": 2}', "not results of"),
-        (
-            '{"format": 2, "environment": {}, "ceilings": {}, "left_out": {}, "rows": [{"suite": 1}]}',
-            "not results of",
-        ),
+        "{",
+        '{"kernels": []}',
+        "[1]",
+        '{"format": 2, "environment": {}, "ceilings": {}, "left_out": {}, "rows": []}',  # of an earlier version
+        '{"format": 3}',
+        '{"format": 3, "environment": {}, "ceilings": {}, "left_out": {}, "rows": [{"suite": 1}]}',
     ],
 )
-def test_another_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError) as error:
         Results.read(path)
+    assert error.value.argument == str(path)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"none\.json"):
         Results.read(tmp_path / "none.json")

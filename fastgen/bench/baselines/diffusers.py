@@ -19,6 +19,7 @@ from ...converters.base import Report
 from ...converters.diffusers.scheduler_write import from_settings
 from ...diffusion.schedule import NoiseSchedule
 from ...engines import DiffusionEngine
+from ...engines.base import dtype_name
 from ...engines.diffusion.module import Wrapped
 from ...engines.diffusion.plan import Plan
 from ...engines.diffusion.request import Request
@@ -28,27 +29,9 @@ from ..contest import NotApplicable
 # Solvers of which diffusers has the same; the converter says which class that is, and with which options. Not pndm,
 # whose steps differ, nor dpm++3m_sde, whose third order does, nor dpm2_a, which draws noise that it does not use.
 SOLVERS = (
-    "ddpm",
-    "ddim",
-    "dpm++2m",
-    "euler",
-    "heun",
-    "euler_a",
-    "dpm2",
-    "lms",
-    "dpm_multistep",
-    "dpm++3m",
-    "dpm++2m_sde",
-    "dpm_singlestep",
-    "dpm++2s",
-    "dpm++3s",
-    "unipc",
-    "deis",
-    "plms",
-    "sa",
-    "lcm",
-    "tcd",
-)
+    "ddpm", "ddim", "dpm++2m", "euler", "heun", "euler_a", "dpm2", "lms", "dpm_multistep", "dpm++3m", "dpm++2m_sde",
+    "dpm_singlestep", "dpm++2s", "dpm++3s", "unipc", "deis", "plms", "sa", "lcm", "tcd",
+)  # fmt: skip
 # Their state is that of the others times sqrt(1 + sigma^2).
 BY_SIGMA = ("euler", "heun", "euler_a", "dpm2", "lms")
 
@@ -110,8 +93,7 @@ def on_disk(engine: DiffusionEngine, request: Request, x: Tensor, folder: Path) 
             f"in a fresh process diffusers draws without noise and by time, not {plan.solver}"
         )
     convert(engine.source, folder / "diffusers", to="diffusers")
-    null = engine.settings.null_class
-    labels = None
+    labels, null = None, engine.settings.null_class
     if engine.settings.num_classes is not None:
         labels = torch.tensor([null if i is None else i for i in request.labels])
         if plan.guidance.scale != 1:
@@ -122,7 +104,7 @@ def on_disk(engine: DiffusionEngine, request: Request, x: Tensor, folder: Path) 
         "guidance_scale": plan.guidance.scale,
         "steps": plan.steps,
     }
-    given |= {"scheduler": cls, "config": config, "dtype": str(engine.dtype).removeprefix("torch.")}
+    given |= {"scheduler": cls, "config": config, "dtype": dtype_name(engine.dtype)}
     torch.save(given, folder / "inputs.pt")
     return {"folder": str(folder / "diffusers"), "inputs": str(folder / "inputs.pt")}
 
