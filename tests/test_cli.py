@@ -230,7 +230,7 @@ def test_unlike_pictures_of_one_sheet_are_repeated(model: str) -> None:
         (["{model}", "--steps", "0"], "steps"),
         (["{model}", "--steps", "10000"], "steps"),
         (["{model}", "--eta", "1"], "eta"),
-        (["{model}", "--option", "eta"], "--option eta"),
+        (["{model}", "--option", "eta"], "--option"),
         (["{model}", "--option", "foo=1"], "foo"),
         (["{model}", "--option", "self=1"], "self"),
         (["{model}", "--option", "settings=1"], "settings"),
@@ -239,7 +239,7 @@ def test_unlike_pictures_of_one_sheet_are_repeated(model: str) -> None:
         (["{model}", "--out", "no/where/a.png"], "no/where"),
         (["{model}", "--gif", "a.png"], ".gif"),
         (["{model}", "--out", "pictures.png"], "pictures.png"),
-        (["{model}", "--out", "file", "--overwrite"], "--out file"),
+        (["{model}", "--out", "file", "--overwrite"], "--out"),
         (
             ["{model}", "--option", 'timestep_spacing=["leading"]'],
             "timestep_spacing",

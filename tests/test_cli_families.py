@@ -18,8 +18,9 @@ from fastgen.architectures import ARCHITECTURES, Architecture
 from fastgen.checkpoint import Part, Spec, save
 from fastgen.cli import main, parser
 from fastgen.config import bounded
-from fastgen.engines.arguments import sample_count, sample_labels, sample_seeds
+from fastgen.engines.arguments import SeededRequest, sample_count, sample_labels, sample_seeds
 from fastgen.engines.base import Engine
+from fastgen.engines.verb import Verb
 from fastgen.errors import ConfigError
 from fastgen.families import FAMILIES, Family, Flag, Sampling
 from fastgen.images import read_metadata
@@ -41,28 +42,21 @@ class ToyNet(nn.Module):
 
 
 @dataclass(frozen=True)
-class ToyRequest:
-    seeds: tuple[int, ...]
-    labels: tuple[int | None, ...]
+class ToyRequest(SeededRequest):
     gain: float
-
-    def only(self, sample: int) -> ToyRequest:
-        return ToyRequest(self.seeds[sample : sample + 1], self.labels[sample : sample + 1], self.gain)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"seeds": list(self.seeds), "labels": list(self.labels), "gain": self.gain}
 
 
 class ToyEngine(Engine):
     """Draws noise that depends on the seed."""
 
-    def __init__(self, network: ToyNet, *, source: str, device: str, dtype: str) -> None:
-        super().__init__()
-        self.network, self.source, self.device = network, source, torch.device("cpu")
+    kind = "toy"
 
-    @classmethod
-    def from_spec(cls, network: ToyNet, spec: Spec, **options: Any) -> ToyEngine:
-        return cls(network, **options)
+    def verbs(self) -> dict[str, Verb]:
+        return {}
+
+    @property
+    def network(self) -> Any:
+        return next(iter(self.networks.values()))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,9 +76,6 @@ class ToyEngine(Engine):
         return ToyRequest(
             sample_seeds(count, seed, seeds), sample_labels(count, labels, 3, None, True), float(gain)
         )
-
-    def metadata(self, request: ToyRequest) -> dict[str, Any]:
-        return {"model": self.source, "sha256": None, "dtype": "float32", "request": request.to_dict()}
 
     def draw(self, request: ToyRequest) -> Tensor:
         draws = [torch.randn(self.shape, generator=torch.Generator().manual_seed(s)) for s in request.seeds]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from .arguments import add_model, load_model, positive
 
@@ -28,11 +27,6 @@ def run(args: argparse.Namespace) -> int:
     """Verify the model that `args` name; returns the exit code."""
     _, engine = load_model(args)
     _, plain = load_model(argparse.Namespace(**{**vars(args), "device": "cpu", "dtype": "float32"}))
-    found = engine.verify(reference=_network(plain), batch=args.batch, seed=args.seed)
+    found = engine.verify(reference=plain.networks, batch=args.batch, seed=args.seed)
     print(json.dumps(found.to_dict(), indent=2) if args.json else found)
     return 0 if found.passed else 1
-
-
-def _network(engine: Any) -> Any:
-    """The network that an engine's ``verify`` takes as the reference: its attribute `flow` or `network`."""
-    return engine.flow if hasattr(engine, "flow") else engine.network

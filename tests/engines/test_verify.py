@@ -164,7 +164,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "float32 weights" in capsys.readouterr().out
     assert main(["verify", folder, "--device", "cpu", "--json", "--batch", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
-    assert main(["verify"]) == 2
+    with pytest.raises(SystemExit) as stop:
+        main(["verify"])
+    assert stop.value.code == 2
     assert "MODEL" in capsys.readouterr().err
     assert main(["verify", str(tmp_path / "none")]) == 1
     assert str(tmp_path / "none") in capsys.readouterr().err
