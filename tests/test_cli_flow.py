@@ -206,6 +206,7 @@ def test_verify(images: str, moons: str) -> None:
         (["evaluate", "MOONS", "--data", "two-moons", "--columns", "1"], "--plot"),
         (["evaluate", "MOONS", "--plot", "d.png", "--subset", "0-9"], "--data"),
         (["evaluate", "LABELLED", "--data", "ZEROS", "--label", "1"], "--label"),
+        (["evaluate", "MOONS", "--data", "two-moons", "--label", "1"], "--label"),
         (["evaluate", "IMAGES", "--data", "digits", "--subset", "0-1", "--seed", str(2**64 - 1)], "--seed"),
         (["evaluate", "IMAGES", "--plot", "d.png"], "--plot"),
         (["evaluate", "zoo:ddpm-mnist", "--plot", "d.png"], "evaluate"),

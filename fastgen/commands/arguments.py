@@ -114,9 +114,13 @@ def load_model(
 
 
 def given_flags(args: argparse.Namespace, names: Sequence[str]) -> str:
-    """Those flags out of `names` (attributes of `args`) that were given, for a message."""
-    given = [name for name in names if getattr(args, name) not in (None, False)]
-    return ", ".join("--" + name.replace("_", "-") for name in given)
+    """Those flags out of `names` (attributes of `args`) that were given, for a message: ``--scale, --no-captions``."""
+    return flag_names([name for name in names if getattr(args, name) not in (None, False)])
+
+
+def flag_names(names: Sequence[str]) -> str:
+    """``["guidance_scale", "eta"]`` -> ``--guidance-scale, --eta``, for a message."""
+    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 def counted(count: int, what: str) -> str:

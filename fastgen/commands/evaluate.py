@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..families import Family
 from .arguments import add_model, counted, given_flags, integers, load_model, positive, span
 from .outputs import add_reporting
+from .plots import check_plot, columns_shown, write_plot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +27,7 @@ COMMAND = "evaluate"
 CHUNK = 256  # samples handed to the engine at a time, between two moves of the progress bar
 COUNT = 2000  # of samples, and of rows of data, that a plot shows
 PLOT_FLAGS = ("columns", "count", "temperature", "overwrite")
+DATA_FLAGS = ("labels", "subset", "samples")
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -66,57 +68,49 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     started = time.perf_counter()
     if args.data is None and args.plot is None:
         parser.error("the following arguments are required: --data or --plot")
-    if args.plot is None:
-        if wrong := given_flags(args, PLOT_FLAGS):
-            raise ConfigError(f"is what {wrong} belong to; give it, or leave them out", argument="--plot")
-    else:
-        from .plots import check_plot
-
+    for value, flag, own in ((args.plot, "--plot", PLOT_FLAGS), (args.data, "--data", DATA_FLAGS)):
+        if value is None and (wrong := given_flags(args, own)):
+            raise ConfigError(f"is missing, to which {wrong} belong", argument=flag)
+    if args.plot is not None:
         check_plot(args.plot, args.overwrite)
-    if args.data is None and (wrong := given_flags(args, ("labels", "subset", "samples"))):
-        raise ConfigError(f"is what {wrong} belong to; give it, or leave them out", argument="--data")
 
     def accept(family: Family) -> None:
         if not family.likelihood:
-            raise ConfigError(
-                f"{args.model} is a {family.name} model, which has no likelihood", argument=COMMAND
-            )
+            raise ConfigError(f"{args.model}, a {family.name} model, has no likelihood", argument=COMMAND)
 
     _, engine = load_model(args, accept)
     facts = engine.describe()
-    exact = facts["levels"] is None
-    if exact and args.samples is not None:
-        raise ConfigError(
-            "are dequantisations; the likelihood of real numbers is exact", argument="--samples"
-        )
-    if exact and args.plot is None and args.seed is not None:
-        raise ConfigError(
-            "is of dequantisation noise; the likelihood of real numbers is exact", argument="--seed"
-        )
-    if args.plot is not None:
-        _check_columns(args, engine)
+    exact, seed = facts["levels"] is None, args.seed or 0
+    for name in ("samples", "seed"):
+        if exact and getattr(args, name) is not None and not (name == "seed" and args.plot is not None):
+            raise ConfigError(
+                "is of dequantisation; the likelihood of real numbers is exact", argument=f"--{name}"
+            )
     dataset = None if args.data is None else load_data(engine, args.data, args.labels, args.subset)
-    if dataset is not None and dataset.num_classes and args.label is not None and args.plot is None:
+    if args.label is not None and not facts["classes"]:
+        raise ConfigError("this model has no classes", argument="--label")
+    if args.label is not None and args.plot is None and dataset is not None and dataset.num_classes:
         raise ConfigError("the data has labels of its own", argument="--label")
-    seed, last = args.seed or 0, MAX_SEED + 1 - (1 if dataset is None or exact else len(dataset))
-    if not 0 <= seed <= last:
+    if dataset is not None and not exact and not 0 <= seed <= (last := MAX_SEED + 1 - len(dataset)):
         raise ConfigError(
-            f"expected a number from 0 to {last}, for {counted(len(dataset or [0]), 'image')} with a seed each, "
+            f"expected a number from 0 to {last}, for {counted(len(dataset), 'image')} with a seed each, "
             f"got {seed}",
             argument="--seed",
         )
-    report: dict[str, Any] = {"model": engine.source, "sha256": engine.provenance.get("sha256")}
-    lines = []
+    report = {"model": engine.source, "sha256": engine.provenance.get("sha256")}
+    if args.plot is not None:
+        said = _plot(args, engine, dataset, seed)
+        report["plot"] = str(args.plot)
+        if not args.json:
+            print(said)
     if dataset is not None:
         progress = not (args.quiet or args.json)
-        found = evaluate(engine, dataset, args.samples or 1, seed, label=args.label, progress=progress)
-        report |= {**found, "given": "labels" if facts["classes"] else None}
-        lines.append(_words(report))
-    if args.plot is not None:
-        lines.append(_plot(args, engine, dataset, seed))
-        report["plot"] = str(args.plot)
-    report["seconds"] = round(time.perf_counter() - started, 3)
-    print(json.dumps(report) if args.json else "\n".join(lines))
+        report |= evaluate(engine, dataset, args.samples or 1, seed, label=args.label, progress=progress)
+        report["given"] = "labels" if facts["classes"] else None
+        if not args.json:
+            print(_words(report))
+    if args.json:
+        print(json.dumps({**report, "seconds": round(time.perf_counter() - started, 3)}))
     return 0
 
 
@@ -133,26 +127,19 @@ def _words(report: dict[str, Any]) -> str:
     )
 
 
-def _check_columns(args: argparse.Namespace, engine: Any) -> None:
-    """Whether `engine` has columns to plot, and those asked for."""
-    from .plots import columns_shown
-
-    if len(engine.shape) != 1:
-        raise ConfigError(
-            f"draws rows of numbers, {args.model} models images; `fastgen sample` shows them",
-            argument="--plot",
-        )
-    columns_shown(args.columns, engine.shape[0])
-
-
 def _plot(args: argparse.Namespace, engine: Any, dataset: Dataset | None, seed: int) -> str:
     """Draw samples, and what there is of data beside them; returns what was done, for people."""
-    from .plots import write_plot
-
+    if len(engine.shape) != 1:
+        raise ConfigError(
+            f"is of rows of numbers, {args.model} models images; `fastgen sample` shows them",
+            argument="--plot",
+        )
+    columns = columns_shown(args.columns, engine.shape[0])
     count = args.count or COUNT
     data = None if dataset is None else _rows(dataset, args.label)
     samples = engine.sample(count, seed=seed, labels=args.label, temperature=args.temperature)
-    write_plot(args.plot, engine, samples.numpy(force=True), data, args.columns, args.label)
+    heat = engine.shape[0] == 2 and args.columns is None
+    write_plot(args.plot, engine, samples.numpy(force=True), data, None if heat else columns, args.label)
     beside = "" if data is None else f", {counted(len(data), 'row')} of data"
     return f"{counted(count, 'sample')}{beside} -> {args.plot}"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..families import FAMILIES, Family, Flag
+from .arguments import flag_names
 
 
 def add_family_flags(parser: argparse.ArgumentParser, command: str) -> None:
@@ -41,11 +42,6 @@ def refuse_others(
     own = {flag.dest for flag in family.flags.get(command, ())}
     if others := [name for name in given(args, command) if name not in own]:
         parser.error(f"unrecognized arguments for a {family.name} model: {flag_names(others)}")
-
-
-def flag_names(names: list[str]) -> str:
-    """``["guidance_scale", "eta"]`` -> ``--guidance-scale, --eta``, for a message."""
-    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 def _flags(command: str) -> dict[str, Flag]:

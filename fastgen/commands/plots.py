@@ -9,15 +9,13 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import ConfigError
 from ..files import check_writable, write_atomic
 from .outputs import check_free
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 SUFFIXES = (".png", ".pdf", ".svg")
 GRID = 200  # points per side of a heat map
@@ -68,22 +66,21 @@ def write_plot(
     engine: Any,
     drawn: NDArray[Any],
     data: NDArray[Any] | None,
-    columns: tuple[int, ...] | None,
+    columns: list[int] | None,
     label: int | None,
 ) -> None:
     """Draw samples `drawn` [n, D] of `engine` beside `data` [m, D], if there is any, and write the file `path`.
 
-    columns: numbers of those to show, from 1; None: of two columns the density, a heat map, else the first
-    `MAX_COLUMNS`. label: the class whose density is shown. Raises ConfigError or WriteError.
+    columns: indices of those whose distributions are shown; None: the density of both columns, a heat map.
+    label: the class whose density is shown. Raises WriteError.
     """
     from matplotlib import pyplot
 
-    shown = columns_shown(columns, drawn.shape[1])
     with pyplot.rc_context({"font.size": 9}):
-        if drawn.shape[1] == 2 and columns is None:
+        if columns is None:
             figure = _heat_map(engine, drawn, data, label)
         else:
-            figure = _marginals(drawn[:, shown], None if data is None else data[:, shown], shown)
+            figure = _marginals(drawn[:, columns], None if data is None else data[:, columns], columns)
         buffer = io.BytesIO()
         kind = path.suffix.lower().removeprefix(".")
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
@@ -95,6 +92,7 @@ def _heat_map(
     engine: Any, drawn: NDArray[Any], data: NDArray[Any] | None, label: int | None = None
 ) -> Figure:
     """The density of a model of two columns: alone, under samples [n, 2] and, where there is any, under data [m, 2]."""
+    import numpy as np
     import torch
     from matplotlib import pyplot
 
@@ -128,6 +126,7 @@ def _marginals(drawn: NDArray[Any], data: NDArray[Any] | None, names: list[int])
 
     drawn: [n, D], data: [m, D], names: the columns' indices.
     """
+    import numpy as np
     from matplotlib import pyplot
 
     count = drawn.shape[1]
@@ -168,6 +167,8 @@ def _marginals(drawn: NDArray[Any], data: NDArray[Any] | None, names: list[int])
 
 def _ranges(values: NDArray[Any]) -> list[tuple[float, float]]:
     """What a panel shows of each column of values [n, D]."""
+    import numpy as np
+
     low, high = np.quantile(values.astype(np.float64), COVERED, axis=0)
     # around a single value there is room, whatever its unit
     margin = MARGIN * np.where(high > low, high - low, np.maximum(np.abs(high), 1e-30))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..config import shown
 from ..errors import ConfigError
 from ..families import GIF, Family, Sampling
-from .arguments import add_model, given_flags, integer_ranges, labels, load_model
-from .family_flags import add_family_flags, flag_names, given, refuse_others
+from .arguments import add_model, flag_names, given_flags, integer_ranges, labels, load_model
+from .family_flags import add_family_flags, given, refuse_others
 from .layout import GIF_FRAMES, Layout, add_layout
 from .outputs import (
     TABLES,
@@ -23,6 +23,7 @@ from .outputs import (
     image_files,
     is_table,
     report,
+    summary,
     write_gif,
     write_images,
     write_table,
@@ -120,18 +121,11 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             if gif is not None:
                 write_gif(frames, gif, layout)
     seed = metadata["request"].get("seed")  # a table keeps none
-    report(
-        metadata,
-        as_json=args.json,
-        count=len(samples),
-        unit=unit,
-        words=str(request) if seed is None else f"{request}, seed {seed}",
-        device=engine.device,
-        files=[*files, *more_files],
-        named=[args.out, *more_files],
-        load=loaded - started,
-        work=(COMMAND, drawn - loaded),
-    )
+    how = str(request) if seed is None else f"{request}, seed {seed}"
+    seconds = {"load": loaded - started, COMMAND: drawn - loaded}
+    said = summary(len(samples), unit, how, engine.device, drawn - loaded, [args.out, *more_files])
+    files += more_files
+    report(metadata, said, as_json=args.json, device=engine.device, files=files, seconds=seconds)
     return 0
 
 
@@ -188,33 +182,28 @@ def _kept_request(request: Any, sampling: Sampling, path: Path) -> dict[str, Any
 
 
 def _makes_rows(args: argparse.Namespace, shape: tuple[int, ...]) -> bool:
-    """Whether samples of `shape` are rows of numbers, else images; and whether `args` go with that."""
+    """Whether samples of `shape` are rows of numbers, else images. Raises ConfigError where `args` do not fit them."""
     size = "x".join(map(str, shape))
-    if len(shape) == 1:
-        if args.like is not None:
-            raise ConfigError(
-                "repeats an image; this model draws rows of numbers, and tables keep no request: give the --seed "
-                "that was printed with them",
-                argument="--like",
-            )
-        if not is_table(args.out):
-            raise ConfigError(
-                f"this model draws rows of {size} numbers; expected a table, name{' or name'.join(TABLES)}",
-                argument="--out",
-            )
-        if wrong := given_flags(args, ("columns", "scale", "no_captions")):
-            raise ConfigError(f"rows of numbers have no sheet; leave out {wrong}", argument=COMMAND)
-        return True
-    if len(shape) != 3 or shape[0] not in (1, 3):
+    if len(shape) == 3 and shape[0] in (1, 3):
+        if is_table(args.out):
+            raise ConfigError("this model draws images, which a sheet or a folder holds", argument="--out")
+        return False
+    if len(shape) != 1:
+        raise ConfigError(f"samples of {size} are no grey or RGB images; take the engine", argument=COMMAND)
+    if args.like is not None:
         raise ConfigError(
-            f"samples of this model, {size}, are no grey or RGB images; its engine gives them as tensors",
-            argument=COMMAND,
+            "this model draws rows of numbers, and tables keep no request: give the --seed that was printed with "
+            "them",
+            argument="--like",
         )
-    if is_table(args.out):
+    if not is_table(args.out):
         raise ConfigError(
-            "this model draws images; expected a sheet (name.png) or a folder", argument="--out"
+            f"this model draws rows of {size} numbers; expected name{' or name'.join(TABLES)}",
+            argument="--out",
         )
-    return False
+    if wrong := given_flags(args, ("columns", "scale", "no_captions")):
+        raise ConfigError(f"rows of numbers have no sheet; leave out {wrong}", argument=COMMAND)
+    return True
 
 
 def _request_of_rows(request: Any) -> dict[str, Any]:
