@@ -75,8 +75,9 @@ def contest(
     def rule() -> Closeness:
         index = spread(batch)
         double = copy.deepcopy(engine.network).double()
-        exact = plain(engine, part(request, index), double, torch.float64)()
-        return Closeness(exact, [plain(engine, request, engine.network, engine.dtype)()], index)
+        exact = drawing(engine, part(request, index), double, torch.float64)
+        plain = drawing(engine, request, engine.network, engine.dtype)
+        return Closeness(exact.judged(), [plain.judged()], index)
 
     dtype, evaluations = dtype_name(engine.dtype), request.evaluations()[0]
     return Contest(
@@ -107,13 +108,11 @@ def part(request: Request, index: Sequence[int]) -> Request:
     return replace(request, seeds=seeds, labels=labels, plans=tuple(request.plans[i] for i in index))
 
 
-def plain(
-    engine: DiffusionEngine, request: Request, network: Network, dtype: torch.dtype, own_noise: bool = False
-) -> Callable[[], Tensor]:
-    """A call that draws `request` in plain PyTorch: the table's arithmetic, one operation after the other.
+def drawing(engine: DiffusionEngine, request: Request, network: Network, dtype: torch.dtype) -> Drawing:
+    """`request` in plain PyTorch: the table's arithmetic, one operation after the other.
 
-    own_noise: it draws with torch.randn in every call, a batch at a time; else from the engine's noise, made before.
-    float32 [B, C, H, W] in [-1, 1]; float64 where dtype is.
+    Judged on the engine's noise, made before; timed with torch.randn in every call, once for the whole batch. The calls
+    return float32 [B, C, H, W] in [-1, 1]; float64 where dtype is.
     """
     state = torch.float64 if dtype == torch.float64 else torch.float32
     table = plan_of(request).table
@@ -125,12 +124,12 @@ def plain(
         return evaluate(inputs.to(dtype, memory_format=layout), t).to(state)
 
     @torch.no_grad()
-    def call() -> Tensor:
+    def call(own_noise: bool) -> Tensor:
         if not own_noise:
             return run(table, F, given, known).clamp(-1, 1)
         return run(table, F, torch.randn_like(given) * table.initial_scale, Randn(given, table)).clamp(-1, 1)
 
-    return call
+    return Drawing(lambda: call(False), lambda: call(True))
 
 
 class Randn(Sequence[Tensor]):
@@ -144,12 +143,6 @@ class Randn(Sequence[Tensor]):
 
     def __getitem__(self, row: Any) -> Any:
         return torch.randn_like(self.x) if self.needed[row] else self.x  # the latter is not read
-
-
-def drawing(engine: DiffusionEngine, request: Request, network: Network, dtype: torch.dtype) -> Drawing:
-    """`plain`, judged on the engine's noise, timed with noise of its own."""
-    judged = plain(engine, request, network, dtype)
-    return Drawing(judged, plain(engine, request, network, dtype, own_noise=True))
 
 
 def start(

@@ -21,7 +21,7 @@ from ..engines import DiffusionEngine
 from ..engines.base import dtype_name
 from ..errors import ConfigError, FastgenError
 from ..runtime.device import DTYPES
-from . import chains, diffusion, fresh, kernels, samplers
+from . import diffusion, fresh, kernels, samplers
 from .contest import Contest, How, NotApplicable, forget
 from .environment import copy_bandwidth, product_rate
 from .families import first_models, models, on_disk, without_model, workload
@@ -149,7 +149,7 @@ def finished(contests: Iterable[Contest], plan: Plan) -> Iterator[Row]:
 
 
 def kernel_units(plan: Plan, dtypes: Sequence[torch.dtype] = ()) -> Iterator[Unit]:
-    """Every case that was asked for; by default all production cases, and PatchGAN as a chain of operations.
+    """Every case that was asked for; by default all production cases.
 
     Cases grow: on a CPU the next one is taken to be four times as large; a GPU spends the time compiling.
     """
@@ -165,9 +165,6 @@ def kernel_units(plan: Plan, dtypes: Sequence[torch.dtype] = ()) -> Iterator[Uni
         for i, found in enumerate(kernels.selected([name], plan.cases, dtypes, plan.device.type)):
             title = found[1].name if len(dtypes) == 1 else f"{found[1].name} {dtype_name(found[2])}"
             yield Unit(name, title, partial(of_case, *found), growth**i)
-    if not plan.ops and not plan.cases:
-        chain = partial(chains.contests, plan.device, dtypes=dtypes, against=against)
-        yield Unit("patch_gan", "patch_gan", lambda: finished(chain(), plan))
 
 
 def ceilings(plan: Plan) -> None:
@@ -256,7 +253,7 @@ def tour(plan: Plan) -> Iterator[Unit]:
     """
     plan.steps = TOUR_STEPS
     first = first_models()
-    yield from (unit for unit in kernel_units(plan, plan.kernel_dtypes()[-1:]) if unit.group in OPS)
+    yield from kernel_units(plan, plan.kernel_dtypes()[-1:])
     yield from family_units(plan, TOUR_BATCHES, first)
     yield from fresh_units(plan, first[:1])
     if others := [model for model in models(plan.device.type) if model not in first]:

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..errors import ConfigError
 
-Call = Callable[[], object]
+Call = Callable[[], Any]
 
 CLOCKS = {"wall": "perf_counter", "cpu": "process_time"}
 WARM_UP_SECONDS = 0.05

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,7 +34,8 @@ def network(engine: DiffusionEngine) -> Callable[..., Tensor]:
         inputs.append(torch.zeros(2, dtype=torch.int64))
         names.append("label")
     batch = torch.export.Dim("batch", min=1, max=4096)
-    with tempfile.TemporaryDirectory() as folder, _quietly():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's remarks about names that it gives
         path = Path(folder) / "network.onnx"
         torch.onnx.export(
             net,
@@ -61,15 +60,3 @@ def network(engine: DiffusionEngine) -> Callable[..., Tensor]:
         return torch.from_numpy(session.run(None, arrays)[0]).to(x.device)
 
     return call
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the exporter's remarks about packages that are not there and names it gives."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
