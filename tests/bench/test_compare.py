@@ -70,7 +70,7 @@ def test_faster_wrong_and_gone() -> None:
 
 def test_another_machine_is_refused() -> None:
     other = Results({**HERE, "threads": 8})
-    with pytest.raises(ConfigError, match="threads is 2 in the old results and 8 now"):
+    with pytest.raises(ConfigError, match=r"threads.* 2 .* 8 "):
         compare.compare(run(STEADY), other)
 
 

@@ -11,6 +11,7 @@ import pytest
 from fastgen.bench.results import Results, Row
 from fastgen.bench.timing import Timing
 from fastgen.errors import ConfigError
+from tests.refusals import refused
 
 
 def results() -> Results:
@@ -50,25 +51,25 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "mentions"),
     [
-        ("{", "not valid JSON"),
-        ('{"kernels": []}', "format 2, got None: measure again"),
-        ("[1]", "format 2, got None"),
-        ('{"format": 2}', "not results of"),
+        ("{", []),
+        ('{"kernels": []}', [2, None]),
+        ("[1]", [2, None]),
+        ('{"format": 2}', []),
         (
             '{"format": 2, "environment": {}, "ceilings": {}, "left_out": {}, "rows": [{"suite": 1}]}',
-            "not results of",
+            [],
         ),
     ],
 )
-def test_another_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_another_file_is_refused(tmp_path: Path, text: str, mentions: list) -> None:
     path = tmp_path / "r.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    with refused(ConfigError, path, *mentions):
         Results.read(path)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with refused(ConfigError, tmp_path / "none.json"):
         Results.read(tmp_path / "none.json")

@@ -75,9 +75,7 @@ def test_quartiles() -> None:
     assert (two.low, two.median, two.high) == (1.0, 1.5, 2.0)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"), [({"rounds": 2}, "rounds: expected"), ({"clock": "sun"}, "clock: ")]
-)
+@pytest.mark.parametrize(("wrong", "message"), [({"rounds": 2}, "rounds: "), ({"clock": "sun"}, "clock: ")])
 def test_wrong_arguments(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         timing.interleaved({"a": lambda: None}, CPU, **wrong)
@@ -87,7 +85,7 @@ def test_a_ratio_is_taken_round_by_round() -> None:
     """Both are three times as slow in one round: the ratio does not see it, the medians' quotient may."""
     own, rival = timing.Timing.of([1.0, 3.0, 1.0]), timing.Timing.of([2.0, 6.0, 2.0])
     assert (rival.over(own).low, rival.over(own).median, rival.over(own).high) == (2.0, 2.0, 2.0)
-    with pytest.raises(ValueError, match="rounds: expected as many"):
+    with pytest.raises(ValueError, match="rounds: "):
         own.over(timing.Timing.of([1.0]))
 
 
