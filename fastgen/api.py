@@ -156,7 +156,7 @@ def convert(
     foreign = converted is not None
     if converted is None:
         assert isinstance(model, Path)
-        load_spec(model)  # says what is wrong where it is nobody's
+        load_spec(model)  # raises the error for a folder that is of no known project
     if (str(converted.spec.provenance["converted_from"]) if converted else "fastgen") == to and dtype is None:
         raise ConfigError(
             f"is a {to} model already; say to= (--to) what it shall become", argument=_name(source)

@@ -4,7 +4,7 @@ One file may hold several networks (generator and discriminator, the stages of a
 the part's name as a prefix, ``unet.conv_in.weight``. Files are replaced atomically, so that a folder can be
 loaded at every moment of a training run.
 
-Nobody vouches for a checkpoint: its config is bounded field by field, networks are built without memory first
+A checkpoint is untrusted: its config is bounded field by field, networks are built without memory first
 (`meta`) and compared with the weights' header, and only what the file really holds is allocated: its own bytes, twice
 as much where half-precision weights become float32.
 """
@@ -36,7 +36,7 @@ WEIGHTS_FILE = "model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_PARTS = 16
 PART_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # no dot: it ends the prefix of the part's tensors
-LOAD_ATTEMPTS = 6  # a reader meets a save now and then, hardly several in a row
+LOAD_ATTEMPTS = 6  # a read may overlap a save; it hardly overlaps several in a row
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def load(
         try:
             return spec, _load_tensors(folder, spec, builders(spec))
         except CheckpointError:
-            # `save` replaces the config before the weights: where that has not happened, no save is to blame.
+            # `save` replaces the config before the weights: if it did not, no save caused the error.
             if attempt == LOAD_ATTEMPTS - 1 or stamp == _stamp(Path(folder) / CONFIG_FILE):
                 raise
             time.sleep(0.05 * (attempt + 1))

@@ -80,7 +80,7 @@ def _forget_output() -> None:
 
 
 def _line(text: str) -> str:
-    """`text` on one line and harmless to a terminal: it may quote a file that nobody vouches for."""
+    """`text` on one line and harmless to a terminal: it may quote an untrusted file."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

@@ -44,7 +44,7 @@ def one_of(*choices: str, default: Any = dataclasses.MISSING, max_items: int = 1
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """JSON that nobody vouches for, UTF-8: no NaN, no key twice, no half characters, at most `MAX_DEPTH` deep.
+    """Untrusted JSON, UTF-8: no NaN, no key twice, no half of a surrogate pair, at most `MAX_DEPTH` deep.
 
     Raises ConfigError.
     """

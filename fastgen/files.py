@@ -67,13 +67,13 @@ def prepared(path: str | Path, data: bytes) -> Iterator[Callable[[], None]]:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_FLAGS, 0o666)
         try:
             with os.fdopen(handle, "wb") as file:
-                _lock(file.fileno())  # tells others that its writer lives
+                _lock(file.fileno())  # tells others that its writer is alive
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
                 yield replace
         finally:
-            with contextlib.suppress(OSError):  # it has its name, or the folder is gone
+            with contextlib.suppress(OSError):  # it is renamed already, or the folder is gone
                 os.unlink(temporary)
     except WriteError:
         raise  # of another file, written meanwhile
@@ -132,13 +132,13 @@ def check_writable(folder: str | Path) -> None:
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Remove what killed writers of `names` left in `folder`; the temporary file of one that lives is locked."""
+    """Remove what killed writers of `names` left in `folder`; the temporary file of a living writer is locked."""
     wanted = set(names)  # of .NAME.XXXXXXXX.tmp, as write_atomic calls it
     for path in _temporaries(folder):
         if path.name[1:].rsplit(".", 2)[0] not in wanted:
             continue
         with contextlib.suppress(OSError), path.open("rb") as file:
-            if _lock(file.fileno()):  # where nothing can be locked, nobody knows whether its writer lives
+            if _lock(file.fileno()):  # without locks it is unknown whether its writer is alive
                 path.unlink()
 
 

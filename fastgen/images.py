@@ -1,4 +1,4 @@
-"""Tensors to pictures: single files, sheets, animations, and the request that made them in a PNG's metadata."""
+"""Tensors to images: single files, sheets, animations, and the request that made them in a PNG's metadata."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METADATA_KEY = "fastgen"
 OUTPUT_TYPES = ("pt", "np", "pil")
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MAX_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}  # pixels; PNG has no such bound
-MAX_SHEET = 1 << 27  # pixels: larger pictures are taken for bombs by those who read them
+MAX_SHEET = 1 << 27  # pixels: readers refuse larger images as decompression bombs
 MAX_FRAMES = 1 << 28  # pixels of an animation, all of whose frames are held at once
 MAX_MILLISECONDS = 655_350  # GIF counts hundredths of a second in 16 bits
 GAP = 2  # pixels between the cells of a sheet
@@ -82,7 +82,7 @@ def grid(
     sheet = Image.new(pictures[0].mode, size, BACKGROUND if pictures[0].mode == "L" else (BACKGROUND,) * 3)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(text_height)
-    fitting: dict[str, str] = {}  # of the same few labels, again and again
+    fitting: dict[str, str] = {}  # captions repeat: each is shortened once
     white = 255 if sheet.mode == "L" else (255, 255, 255)
     for i, picture in enumerate(pictures):
         x = gap + i % columns * (width + gap)
@@ -220,12 +220,12 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     from PIL import Image
 
     try:
-        # `info` is what lies before the pixels, which are not decoded: their size is anybody's claim.
+        # `info` is what lies before the pixels, which are not decoded: their claimed size is not trusted.
         with open_ordinary(path, DataError) as file, Image.open(file, formats=["PNG"]) as picture:
             text = picture.info.get(METADATA_KEY)
     except DataError:
         raise
-    except Exception as error:  # Pillow fails in any way there is on a damaged file
+    except Exception as error:  # Pillow raises any type of error for a damaged file
         raise DataError(f"cannot be read as a picture: {error}", argument=path) from error
     if text is None:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Reading safetensors files that nobody vouches for: the header is checked before anything it claims is allocated.
+"""Reading untrusted safetensors files: the header is checked before anything it claims is allocated.
 
     8 bytes     n, little-endian
     n bytes     JSON: {name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {str: str}}
@@ -27,7 +27,7 @@ from .errors import CheckpointError, ConfigError
 from .files import open_ordinary
 
 MAX_HEADER_BYTES = 3 << 19  # 10,000 tensors of long names; parsed, a header takes about ten times its bytes
-BYTES_A_BRACKET = 16  # at least: {"dtype":"F32","shape":[],"data_offsets":[0,0]} has three
+BYTES_PER_BRACKET = 16  # at least: {"dtype":"F32","shape":[],"data_offsets":[0,0]} has three
 MAX_DIMENSIONS = 8
 QUOTE = ord('"')
 CHUNK = 1 << 18  # elements that are read, converted and judged at a time
@@ -137,7 +137,7 @@ class TensorFile:
             self._fill(raw)
             if raw is not part:
                 part.copy_(raw)
-            # Judged piece by piece: isfinite takes more memory than what it looks at.
+            # Checked in pieces: isfinite takes more memory than what it looks at.
             if self.flaw is None and dtype.is_floating_point and not part.isfinite().all():
                 what = "not finite" if not raw.isfinite().all() else f"too large for {dtype}"
                 self.flaw = f"{name} holds values that are {what}".replace("torch.", "")
@@ -172,7 +172,7 @@ class TensorFile:
     def _parsed(self, text: bytes, room: int) -> tuple[dict[str, Entry], dict[str, str]]:
         """Entries and metadata out of a header, whose tensors take `room` bytes."""
         brackets = sum(text[found.start()] != QUOTE for found in STRING_OR_BRACKET.finditer(text))
-        if brackets > 2 + len(text) // BYTES_A_BRACKET:  # each becomes an object of far more bytes
+        if brackets > 2 + len(text) // BYTES_PER_BRACKET:  # each becomes an object of far more bytes
             raise self._damaged(f"its header has {brackets} lists and objects, more than tensors need")
         try:
             raw = parse_json(text, "header")

@@ -1,1 +1,1 @@
-"""The sampling loop, graph capture, seeds and batching. Knows no network."""
+"""Capture of steps in graphs, batches that fit in memory, choice of device and dtype. Knows no network."""

@@ -1,4 +1,4 @@
-"""A function of a batch, called for any number of samples: in turns that fit in memory, captured by batch bucket."""
+"""A function of a batch, called for any number of samples: in parts that fit in memory, captured per batch size."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _Key = tuple[str, int, str]  # name, samples, types and shapes of the inputs
 class Batches:
     """Calls functions of tensors [B, ...] that return tensors [B, ...], sample by sample independent.
 
-    max_batch: samples a call; more are done in turns. backend: how a call is captured, see ``Graphs``: once for each
-    name, each power of two of samples, and the types and shapes of the inputs; what it read and wrote then are buffers
-    of its own, which are filled before and copied after. A captured function must touch nothing but device tensors, and
-    must be the same under one name until `clear`. Where memory runs out, half as many samples go on. Not thread-safe:
-    an engine's lock is.
+    max_batch: samples per call; more samples take several calls.
+    backend: how a call is captured, see ``Graphs``: once for each name, each power of two of samples, and the types and
+    shapes of the inputs; what it read and wrote then are buffers of its own, which are filled before and copied after.
+    A captured function must touch nothing but device tensors, and must be the same under one name until `clear`. Where
+    memory runs out, half as many samples go on. Not thread-safe: an engine's lock is.
     """
 
     def __init__(self, device: torch.device, *, max_batch: int = 64, backend: str = "auto") -> None:
@@ -51,11 +51,11 @@ class Batches:
             while done < total:
                 count = min(self.micro_batch, total - done)
                 try:
-                    part = self._turn(name, function, [value[done : done + count] for value in inputs])
+                    part = self._part(name, function, [value[done : done + count] for value in inputs])
                 except Exception as error:
                     if not out_of_memory(error):
                         raise
-                    said = str(error).strip().partition("\n")[0]
+                    reason = str(error).strip().partition("\n")[0]
                 else:
                     if count == total:
                         return part
@@ -68,7 +68,7 @@ class Batches:
                     done += count
                     continue
                 # Not in the handler: there the failed call's tensors are still alive.
-                self._halve(count, said)
+                self._halve(count, reason)
         finally:
             if self._last is not None:
                 self._last.record(torch.cuda.current_stream(self.device))
@@ -79,7 +79,7 @@ class Batches:
         self.graphs.clear()
         self._buffers.clear()
 
-    def _turn(self, name: str, function: Function, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    def _part(self, name: str, function: Function, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         if not self.graphs.freezes:
             return function(*inputs)
         count = len(inputs[0])
@@ -102,15 +102,15 @@ class Batches:
         self._buffers[key] = given, results
         self._buffers = {kept: held for kept, held in self._buffers.items() if kept in self.graphs}
 
-    def _halve(self, count: int, said: str) -> None:
-        """Half as many samples at a time as were tried, from now on. `said`: the words of the error."""
+    def _halve(self, count: int, reason: str) -> None:
+        """Half as many samples at a time as were tried, from now on. reason: the error's first line."""
         self.clear()
         if count <= 1:
-            raise OutOfMemoryError(f"not even one sample fits in the memory of {self.device}: {said}")
+            raise OutOfMemoryError(f"not even one sample fits in the memory of {self.device}: {reason}")
         self.micro_batch = max(1, count // 2)
         warnings.warn(
-            f"{self.device} ran out of memory at {count} samples a call; fastgen goes on with {self.micro_batch}. "
-            f"max_batch={self.micro_batch} avoids the attempt ({said})",
+            f"{self.device} ran out of memory at {count} samples per call; fastgen goes on with {self.micro_batch}. "
+            f"max_batch={self.micro_batch} avoids the attempt ({reason})",
             stacklevel=5,
         )
 

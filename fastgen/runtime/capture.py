@@ -1,4 +1,4 @@
-"""The capture seam: a step function becomes something that can be replayed.
+"""Capture: a step function becomes something that can be replayed.
 
 ``eager`` calls the function again; ``cuda`` captures a CUDA graph (`cuda_graph.py`). ``recorded`` is a CPU stand-in
 for a CUDA graph with the semantics that matter: the Python body runs once, replay repeats the recorded operations on
@@ -41,7 +41,10 @@ ALIASES = {aten.lift_fresh.default, aten.detach.default, aten.alias.default}
 
 
 def plainly(method: Callable[P, R]) -> Callable[P, R]:
-    """Without gradients, and alike whatever mode the caller is in: buffers outlive his inference_mode or autocast."""
+    """Run `method` without gradients, inference mode and autocast, whatever the caller's mode.
+
+    Buffers made in it outlive the caller's mode.
+    """
 
     @wraps(method)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -70,7 +73,7 @@ def recorded(step: Step) -> Step:
     return tape.replay
 
 
-# What a loop on a device captures its steps with, made once a loop.
+# How the steps of a loop on a device are captured; one capture function is made per loop.
 BACKENDS: dict[str, Callable[[torch.device], Callable[[Step], Step]]] = {
     "eager": lambda device: eager,
     "recorded": lambda device: recorded,

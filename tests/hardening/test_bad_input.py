@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import socket
 import struct
 import zipfile
@@ -26,6 +27,7 @@ from fastgen.files import remove_leftovers, write_atomic
 from fastgen.images import read_metadata
 from fastgen.tensor_file import MAX_HEADER_BYTES, TensorFile
 from fastgen.training.data import MAX_PIXELS, load, read_idx
+from tests.refusals import names, refused
 from tests.small import checkpoint
 
 from . import children, runs
@@ -62,14 +64,13 @@ class Bomb:
 
 def read_what_is_no_file(model: Path, name: str) -> None:
     os.chdir(model)  # a socket's name must be short
-    words = rf"{name}.*cannot be read|no {name}|{name}: no such file|{name}: no pictures"
     for kind, make in NOT_FILES.items():
         Path(name).unlink(missing_ok=True)
         make(Path(name))
         print(kind)
         with (
             guard(0),
-            pytest.raises(FastgenError, match=words),
+            pytest.raises(FastgenError, match=re.escape(name)),
         ):  # neither endless data nor a pipe that says nothing
             READERS[name](model)
         if kind == "folder":
@@ -105,73 +106,74 @@ def test_no_pickle_is_ever_opened(tmp_path: Path, name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "message"),
+    ("header", "mentions"),
     [
         (
             {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},
-            r"shape \[2\] of F32 are not 4 bytes",
+            ["[2]", "F32", 4],
         ),
-        ({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, "are not 8 bytes"),
-        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "begins at byte 4, expected 0"),
+        ({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, [2**40, "F32", 8]),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, ["'a'", 4, 0]),
         (
             {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
-            "its tensors take 4 bytes, the file has 8",
+            [4, 8],
         ),
         (
             {n: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for n in "ab"},
-            "'b' begins at byte 0, expected 8",
+            ["'b'", 0, 8],
         ),
-        ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [8, 0]}}, "is no shape"),
-        ({"a": {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}}, "is no shape"),
-        ({"a": {"dtype": "F32", "shape": [1] * 9, "data_offsets": [0, 4]}}, "is no shape"),
-        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}, "are no data_offsets"),
-        ({"a": {"dtype": "O8", "shape": [2], "data_offsets": [0, 8]}}, "expected a dtype out of F64"),
+        ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [8, 0]}}, ["'a'", "[-2]"]),
+        ({"a": {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}}, ["'a'", "[True, 2]"]),
+        ({"a": {"dtype": "F32", "shape": [1] * 9, "data_offsets": [0, 4]}}, ["'a'", "[1, 1, 1"]),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}, ["'a'", "data_offsets", "[0]"]),
+        ({"a": {"dtype": "O8", "shape": [2], "data_offsets": [0, 8]}}, ["'a'", "F64", "'O8'"]),
         (
             {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], "x": 1}},
-            "expected dtype, shape and data",
+            ["'a'", "data_offsets"],
         ),
-        ({"a": 1}, "expected dtype, shape and data_offsets"),
-        ({"__metadata__": {"a": 1}}, "no object of strings"),
-        ([], "its header is no object"),
+        ({"a": 1}, ["'a'", "data_offsets"]),
+        ({"__metadata__": {"a": 1}}, ["__metadata__"]),
+        ([], []),
     ],
 )
-def test_headers_that_lie(tmp_path: Path, header: object, message: str) -> None:
+def test_headers_that_lie(tmp_path: Path, header: object, mentions: list) -> None:
     text = json.dumps(header).encode()
     (tmp_path / "a").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
-    with pytest.raises(CheckpointError, match=message):
+    with refused(CheckpointError, tmp_path / "a", *mentions):
         TensorFile(tmp_path / "a")
 
 
-def read_tensors(path: Path, size: int) -> None:
-    with guard(size), pytest.raises(CheckpointError, match=r"at most|the file has"):
+def read_tensors(path: Path, size: int, mentions: list) -> None:
+    with guard(size), refused(CheckpointError, path, *mentions):
         TensorFile(path)
 
 
 def test_a_header_of_gigabytes(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    for claimed, size in ((2**63, 16), (MAX_HEADER_BYTES + 1, 1 << 33)):
+    for claimed, size, limit in ((2**63, 16, 16), (MAX_HEADER_BYTES + 1, 1 << 33, MAX_HEADER_BYTES)):
+        mentions = [claimed, limit]
         with path.open("wb") as file:
             file.write(struct.pack("<Q", claimed))
             file.truncate(size)  # a file with a hole
-        code, said = children.run(tmp_path / "output", read_tensors, path, 0)
+        code, said = children.run(tmp_path / "output", read_tensors, path, 0, mentions)
         assert code == 0, said
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "mentions"),
     [
-        ('{"a": 1, "a": 2}', "key a twice"),
-        ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "nested more than"),
-        ("[" * 200_000, "not valid JSON"),
-        ('{"a": NaN}', "NaN is no JSON number"),
-        ("[-Infinity]", "-Infinity is no JSON number"),
-        ('"\\ud800"', "not valid JSON"),
-        (b'"\xff"', "not valid JSON"),
-        ("9" * 5000, "not valid JSON"),
+        ('{"a": 1, "a": 2}', ["key a "]),
+        ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), [MAX_DEPTH]),
+        ("[" * 200_000, []),
+        ('{"a": NaN}', ["NaN"]),
+        ("[-Infinity]", ["-Infinity"]),
+        ('"\\ud800"', ["ud800"]),
+        (b'"\xff"', ["0xff"]),
+        ("9" * 5000, []),
     ],
 )
-def test_json_that_means_nothing_good(text: str | bytes, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_json_that_means_nothing_good(text: str | bytes, mentions: list) -> None:
+    with refused(ConfigError, "here", *mentions):
         parse_json(text, "here")
 
 
@@ -196,7 +198,7 @@ def test_pictures_of_too_many_pixels(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "a.png").write_bytes(png(side + 1, side))
-    with pytest.raises(DataError, match=rf"a\.png: {side + 1} x {side} are more than {MAX_PIXELS} pixels"):
+    with refused(DataError, folder / "a.png", side + 1, side, MAX_PIXELS):
         load(str(folder), size=(8, 8)).batch([0])
 
 
@@ -208,7 +210,7 @@ def test_a_request_is_read_without_decoding_pixels(tmp_path: Path) -> None:
 def test_a_bomb_in_a_pictures_text(tmp_path: Path) -> None:
     bomb = b"fastgen\0\0" + zlib.compress(b"1" * (64 << 20))
     (tmp_path / "a.png").write_bytes(png(8, 8, (b"zTXt", bomb)))
-    with pytest.raises(DataError, match=r"cannot be read as a picture|holds no fastgen request"):
+    with refused(DataError, tmp_path / "a.png"):
         read_metadata(tmp_path / "a.png")
 
 
@@ -220,12 +222,12 @@ def test_postscript_is_not_handed_to_anybody(tmp_path: Path) -> None:
     )
     with Image.open(folder / "a.png") as picture:
         assert picture.format == "EPS"  # as Pillow sees it, whatever its name
-    with pytest.raises(DataError, match="cannot be read as a picture"):
+    with refused(DataError, folder / "a.png"):
         load(str(folder), size=(8, 8)).batch([0])
 
 
-def read_bomb(path: Path) -> None:
-    with guard(path.stat().st_size), pytest.raises(DataError, match=r"expand to|its header says"):
+def read_bomb(path: Path, place: str) -> None:
+    with guard(path.stat().st_size), refused(DataError, place):
         load(str(path))
 
 
@@ -252,7 +254,8 @@ def test_data_that_expands(tmp_path: Path, kind: str) -> None:
             file.write(header)
             for _ in range(1 if kind == "npz that lies" else size >> 20):
                 file.write(bytes(1 << 20))
-    code, said = children.run(tmp_path / "output", read_bomb, path)
+    place = f"{path}: images" if kind == "npz" else str(path)
+    code, said = children.run(tmp_path / "output", read_bomb, path, place)
     assert code == 0, said
 
 
@@ -273,9 +276,7 @@ def test_a_training_that_diverges_keeps_its_last_save(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_train_step", diverges)
         assert main(arguments) == 1
-    assert "training has diverged: loss or weights of step 6 are not finite; its last save is kept" in (
-        capsys.readouterr().err
-    )
+    assert names(capsys.readouterr().err, tmp_path / "m", "step 6")
     runs.check_run(tmp_path / "m")
     assert len((tmp_path / "m" / "loss.csv").read_text().splitlines()) == 1 + 3
     assert main(runs.resume_arguments(tmp_path / "m")) == 0
@@ -287,7 +288,7 @@ def test_what_a_file_says_is_harmless_to_a_terminal(
     fastgen.save_image(torch.zeros(1, 8, 8), tmp_path / "a.png", metadata={"model": "\x1b[2J\nnowhere"})
     assert main(["sample", "--like", str(tmp_path / "a.png")]) == 1
     said = capsys.readouterr().err
-    assert "\\x1b[2J\\nnowhere: no such folder" in said
+    assert "\\x1b[2J\\nnowhere" in said
     assert said.count("\n") == 1
 
 
@@ -297,7 +298,7 @@ def test_a_count_in_a_picture_is_not_believed(tmp_path: Path, capsys: pytest.Cap
     metadata = {"model": str(model), "request": request}
     fastgen.save_image(torch.zeros(1, 8, 8), tmp_path / "a.png", metadata=metadata)
     assert main(["sample", "--like", str(tmp_path / "a.png"), "--device", "cpu"]) == 1
-    assert "seeds are no list" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, "a.png", "seeds")
 
 
 def test_leftovers_of_the_dead_go_and_of_the_living_stay(tmp_path: Path) -> None:

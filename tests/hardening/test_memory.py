@@ -142,10 +142,9 @@ def test_headers_that_grow(tmp_path: Path, kind: str) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text)
     code, said = children.run(tmp_path / "output", open_guarded, path)
     assert code == 0, said
-    if kind in ("lists", "objects"):
-        assert "lists and objects, more than tensors need" in said
-    else:
-        assert said == "None\n" if kind == "tensors" else "not a whole safetensors file" in said
+    assert said == "None\n" if kind == "tensors" else str(path) in said
+    if kind in ("lists", "objects"):  # which are counted, and not read
+        assert str(text.count(b"[") + text.count(b"{")) in said
 
 
 def test_a_file_of_ten_thousand_tensors(tmp_path: Path) -> None:

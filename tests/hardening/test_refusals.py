@@ -23,6 +23,7 @@ from fastgen.errors import ArgumentError, CheckpointError, ConfigError, DataErro
 from fastgen.files import exists, held, remove_leftovers, write_atomic
 from fastgen.images import MAX_SHEET, grid, sheet_size
 from fastgen.training import loop
+from tests.refusals import names, refused
 from tests.small import checkpoint, network, spec, unet_config
 
 from . import children, runs
@@ -45,7 +46,7 @@ def test_a_class_whose_name_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFi
     arguments = runs.train_arguments(tmp_path / "m", data)
     assert main([*arguments, "--size", "8"]) == 1
     said = capsys.readouterr()
-    assert "is not UTF-8, as names that are kept must be; rename it" in said.err
+    assert names(said.err, data, "UTF-8")
     assert not (tmp_path / "m").exists()
 
 
@@ -65,7 +66,7 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, provenance:
     folder, config = checkpoint(tmp_path / "m"), unet_config()
     before = runs.digests(folder)
     tensors = {f"unet.{n}": t for n, t in network(config, seed=3).state_dict().items()}
-    with pytest.raises(ConfigError, match="could not be loaded again"):
+    with refused(ConfigError, folder / "config.json"):
         save(folder, replace(spec(config), provenance=provenance), tensors)
     assert runs.digests(folder) == before
 
@@ -86,7 +87,7 @@ def test_one_run_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with held(folder) as alone:
         assert alone
         assert main(runs.resume_arguments(folder)) == 1
-        assert "another process is training in it" in capsys.readouterr().err
+        assert str(folder) in capsys.readouterr().err
     assert main(runs.resume_arguments(folder)) == 0
 
 
@@ -103,30 +104,29 @@ def test_memory_that_runs_out_in_training(
     monkeypatch.setattr(loop, "_train_step", starved)
     assert main(runs.train_arguments(tmp_path / "m", runs.pictures(tmp_path))) == 1
     said = capsys.readouterr().err
-    assert "memory ran out on cpu with batches of 4; its last save is kept" in said
-    assert "a smaller --batch-size" in said
+    assert names(said, tmp_path / "m", "cpu", 4, "--batch-size", "--resume")
     assert issubclass(OutOfMemoryError, fastgen.FastgenError)
 
 
 def test_a_file_where_the_run_should_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = runs.pictures(tmp_path)
     assert main(runs.train_arguments(data, data)) == 1
-    assert "is a file; FOLDER is where the model is kept" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, data, "--data")
 
 
 @pytest.mark.parametrize(
-    ("source", "message"), [("x" * 5000, "too long"), ("a\0b", "no such folder"), ("", "config.json")]
+    ("source", "argument"), [("x" * 5000, "x" * 5000 + "/config.json"), ("a\0b", "a\0b"), ("", ".")]
 )
-def test_names_that_cannot_be(source: str, message: str) -> None:
+def test_names_that_cannot_be(source: str, argument: str) -> None:
     for form in (source, Path(source)):
-        with pytest.raises(CheckpointError, match=message):
+        with refused(CheckpointError, argument):
             fastgen.load(form)
 
 
 def test_data_names_that_cannot_be() -> None:
     from fastgen.training.data import load
 
-    with pytest.raises(DataError, match="cannot be read"):
+    with refused(DataError, "x" * 5000):
         load("x" * 5000)
 
 
@@ -159,49 +159,47 @@ def test_a_folder_that_may_not_be_entered(tmp_path: Path) -> None:
 def test_an_argument_that_no_engine_takes(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m")
     (folder / "model.safetensors").unlink()  # it is not even looked for
-    with pytest.raises(
-        ArgumentError, match="unknown argument foo; beside its own it takes channels_last, max_"
-    ):
+    with refused(ArgumentError, "foo", "channels_last"):
         fastgen.load(folder, device="cpu", foo=1)
-    with pytest.raises(ArgumentError, match="unknown argument sha256"):
+    with refused(ArgumentError, "sha256"):
         fastgen.load(folder, sha256="0")
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [({"engine": "gan"}, "unknown engine 'gan'"), ({"parts": 2}, "has one network, this one has unet, two")],
+    ("change", "mentions"),
+    [({"engine": "gan"}, ["'gan'"]), ({"parts": 2}, ["unet, two"])],
 )
-def test_the_engine_is_known_before_weights_are_read(tmp_path: Path, change: dict, message: str) -> None:
+def test_the_engine_is_known_before_weights_are_read(tmp_path: Path, change: dict, mentions: list) -> None:
     folder = checkpoint(tmp_path / "m")
     (folder / "model.safetensors").unlink()
     raw = json.loads((folder / "config.json").read_text())
     if "parts" in change:
         change = {"parts": {**raw["parts"], "two": raw["parts"]["unet"]}}
     (folder / "config.json").write_text(json.dumps({**raw, **change}))
-    with pytest.raises(ConfigError, match=message):
+    with refused(ConfigError, folder, *mentions):
         fastgen.load(folder)
 
 
 def test_class_names_are_short(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"class_names\[1\]: at most 256 characters, got 257"):
+    with refused(ConfigError, "settings: class_names[1]", 256, 257):
         fastgen.load(checkpoint(tmp_path / "m", class_names=["a", "b" * 257, "c"]))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "mention"),
     [
-        (["--scale", "1000000"], "scale: expected 1 to 64"),
-        (["--scale", "64", "-n", "5000"], "pixels; enlarge less"),
-        (["--scale", "64", "-n", "64", "--columns", "64", "-o", "a.webp"], "at most 16383 pixels a side"),
-        (["--scale", "64", "-n", "300", "--gif", "a.gif"], "frames of"),
-        (["--columns", "10001"], "columns: expected 1 to 10000"),
-        (["-n", "100000000000", "--labels", "0"], "at most 1000000"),
+        (["--scale", "1000000"], "scale"),
+        (["--scale", "64", "-n", "5000"], "scale"),
+        (["--scale", "64", "-n", "64", "--columns", "64", "-o", "a.webp"], "16383"),
+        (["--scale", "64", "-n", "300", "--gif", "a.gif"], "a.gif"),
+        (["--columns", "10001"], "columns"),
+        (["-n", "100000000000", "--labels", "0"], "1000000"),
     ],
 )
 def test_sizes_are_known_before_anything_is_drawn(
     tmp_path: Path,
     arguments: list[str],
-    message: str,
+    mention: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -210,7 +208,7 @@ def test_sizes_are_known_before_anything_is_drawn(
     monkeypatch.setattr(fastgen.DiffusionEngine, "draw", lambda *given, **options: drawn.append(1))
     began = time.perf_counter()
     assert main(["sample", str(checkpoint(tmp_path / "m")), "--device", "cpu", *arguments]) == 1
-    assert message in capsys.readouterr().err
+    assert mention in capsys.readouterr().err
     assert not drawn
     assert time.perf_counter() - began < 30
 
@@ -226,34 +224,34 @@ def test_neither_a_pipe_nor_a_link_is_replaced(
         out.symlink_to(tmp_path / "nowhere")
     before = out.lstat()
     assert main(["sample", str(checkpoint(tmp_path / "m")), "--device", "cpu", "-o", str(out)]) == 1
-    assert "exists already" in capsys.readouterr().err
+    assert str(out) in capsys.readouterr().err
     assert out.lstat() == before
 
 
 @pytest.mark.parametrize(
-    ("write", "message"),
+    ("write", "about"),
     [
-        (lambda: fastgen.save_grid(PICTURES, "a.png", scale=1.5), "scale: expected a whole number"),
-        (lambda: fastgen.save_grid(PICTURES, "a.png", scale=True), "scale: expected a whole number"),
-        (lambda: fastgen.save_grid(PICTURES, "a.png", columns="3"), "columns: expected a whole number"),
-        (lambda: fastgen.save_grid(PICTURES, "a.png", scale=10**5), "pixels; enlarge less"),
-        (lambda: fastgen.save_grid(PICTURES.numpy(), "a.png"), "expected a float tensor .* got ndarray"),
-        (lambda: fastgen.save_image(PICTURES.numpy()[0], "a.png"), "expected a tensor .* got ndarray"),
-        (lambda: fastgen.save_grid(torch.zeros(1, 1, 0, 8), "a.png"), "expected a float tensor"),
-        (lambda: fastgen.save_grid(torch.zeros(1, 1, 1, 65501), "a.jpg"), "at most 65500 pixels a side"),
-        (lambda: fastgen.save_grid(torch.zeros(1, 1, 1, 16384), "a.webp"), "at most 16383 pixels a side"),
-        (lambda: fastgen.save_grid(PICTURES, "a.png", captions=[1, 2]), "expected a string a picture"),
-        (lambda: fastgen.save_grid(PICTURES, "a.png", metadata={"a": float("nan")}), "not to be written as"),
-        (lambda: fastgen.save_grid(PICTURES, "a.png", metadata={"a": PICTURES}), "not to be written as"),
-        (lambda: fastgen.save_gif([PICTURES], "a.xyz"), "ends in .gif"),
-        (lambda: fastgen.save_gif([PICTURES], "a.gif", milliseconds=10**7), "from 0 to 655350"),
-        (lambda: fastgen.save_gif([PICTURES], "a.gif", hold=-5), "from 0 to 655350"),
-        (lambda: fastgen.save_gif([torch.zeros(1, 1, 1, 65536)], "a.gif"), "at most 65535 pixels a side"),
+        (lambda: fastgen.save_grid(PICTURES, "a.png", scale=1.5), ("scale",)),
+        (lambda: fastgen.save_grid(PICTURES, "a.png", scale=True), ("scale",)),
+        (lambda: fastgen.save_grid(PICTURES, "a.png", columns="3"), ("columns", "'3'")),
+        (lambda: fastgen.save_grid(PICTURES, "a.png", scale=10**5), ("scale", MAX_SHEET)),
+        (lambda: fastgen.save_grid(PICTURES.numpy(), "a.png"), ("images", "ndarray")),
+        (lambda: fastgen.save_image(PICTURES.numpy()[0], "a.png"), ("image", "ndarray")),
+        (lambda: fastgen.save_grid(torch.zeros(1, 1, 0, 8), "a.png"), ("images", "[1, 1, 0, 8]")),
+        (lambda: fastgen.save_grid(torch.zeros(1, 1, 1, 65501), "a.jpg"), ("a.jpg", 65500)),
+        (lambda: fastgen.save_grid(torch.zeros(1, 1, 1, 16384), "a.webp"), ("a.webp", 16383)),
+        (lambda: fastgen.save_grid(PICTURES, "a.png", captions=[1, 2]), ("captions", 1)),
+        (lambda: fastgen.save_grid(PICTURES, "a.png", metadata={"a": float("nan")}), ("metadata",)),
+        (lambda: fastgen.save_grid(PICTURES, "a.png", metadata={"a": PICTURES}), ("metadata",)),
+        (lambda: fastgen.save_gif([PICTURES], "a.xyz"), ("a.xyz", ".gif")),
+        (lambda: fastgen.save_gif([PICTURES], "a.gif", milliseconds=10**7), ("milliseconds", 655350)),
+        (lambda: fastgen.save_gif([PICTURES], "a.gif", hold=-5), ("hold", 655350, -5)),
+        (lambda: fastgen.save_gif([torch.zeros(1, 1, 1, 65536)], "a.gif"), ("a.gif", 65535)),
     ],
 )
-def test_pictures_that_no_file_holds(write, message: str, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_pictures_that_no_file_holds(write, about: tuple, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=message):
+    with refused(ConfigError, *about):
         write()
     assert not list(tmp_path.iterdir())
 
