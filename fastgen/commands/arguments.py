@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import typing
-from typing import Any
-
-from ..errors import ConfigError
 
 
 def integer_ranges(text: str) -> list[int]:
@@ -53,14 +48,6 @@ def size(text: str) -> tuple[int, int]:
     return int(values[0]), int(values[-1])
 
 
-def integers(text: str) -> tuple[int, ...]:
-    """``32,64,96`` -> (32, 64, 96)."""
-    try:
-        return tuple(int(v) for v in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers like 32,64,96, got {text!r}") from None
-
-
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which model runs where."""
     parser.add_argument("model", nargs="?", metavar="MODEL", help="folder, zoo:NAME or hub id")
@@ -73,28 +60,3 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def counted(count: int, what: str) -> str:
     """``1 row``, ``2 rows``."""
     return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def assignments(texts: list[str], kind: type, flag: str) -> dict[str, Any]:
-    """``["steps=8", "hidden=64,96"]`` as values for dataclass `kind`, whose reader checks them.
-
-    A value is JSON, or numbers or words with commas between for a field that is a tuple. Raises ConfigError.
-    """
-    lists = {name for name, hint in typing.get_type_hints(kind).items() if "tuple" in str(hint)}
-    values: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"{flag} {text}: expected NAME=VALUE")
-        if name in values:
-            raise ConfigError(f"{flag} {name}: given twice")
-        values[name] = [json_or_text(v) for v in value.split(",")] if name in lists else json_or_text(value)
-    return values
-
-
-def json_or_text(text: str) -> Any:
-    """A JSON number or boolean, else the text itself."""
-    try:
-        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
-    except ValueError:
-        return text

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
+from ..families.values import integers
 from ..files import check_writable, write_atomic
-from .arguments import add_model, counted, integers, positive, span
+from .arguments import add_model, counted, positive, span
 from .evaluate import load_data, load_flow
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def _columns(asked: tuple[int, ...] | None, count: int) -> list[int]:
 def _rows(engine: FlowEngine, args: argparse.Namespace) -> NDArray[Any]:
     """At most `COUNT` rows of the data, of the class to show."""
     dataset = load_data(engine, args.data, None, args.subset)
-    values, labels = dataset.batch(range(len(dataset)))
+    values, labels, _ = dataset.batch(range(len(dataset)))
     if args.label is not None and labels is not None:
         values = values[labels == args.label]
         if not len(values):

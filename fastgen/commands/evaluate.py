@@ -144,7 +144,7 @@ def evaluate(
     kind = "exact"
     bar = tqdm(total=len(dataset), disable=not (progress and sys.stderr.isatty()), unit="sample")
     for start in range(0, len(dataset), CHUNK):
-        x, labels = dataset.batch(range(start, min(start + CHUNK, len(dataset))))
+        x, labels, _ = dataset.batch(range(start, min(start + CHUNK, len(dataset))))
         labels = labels if engine.flow.classes else None
         if engine.flow.levels is None:
             values.append(-engine.log_prob(x, labels=labels).double().cpu())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..engines.base import Engine
+    from .recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Family:
     name: ``Spec.engine`` of its checkpoints. engine: "module:class" of its Engine. flags: by command ("sample"), those
     that only some families have. models: for each architecture a model that the benchmark opens, as ``fastgen.load`` or
     ``fastgen.bench`` names it; the first one stands for the family in the tour. large: models that keep a CPU busy for
-    minutes, and are measured on a GPU.
+    minutes, and are measured on a GPU. recipes: how ``fastgen train`` makes its models, by architecture of the model's
+    first part, which is what ``--model`` takes.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Family:
     flags: Mapping[str, Sequence[Flag]] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
     large: Sequence[str] = ()
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
 
     def engine_class(self) -> type[Engine]:
         """The engine, imported now: it needs PyTorch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .family import Family
+from .flow_recipe import RECIPES
 
 FAMILY = Family(
     name="flow",
@@ -13,4 +14,5 @@ FAMILY = Family(
         "nice": "random:nice",
         "vector_flow": "random:vector_flow",
     },
+    recipes=RECIPES,
 )

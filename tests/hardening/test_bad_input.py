@@ -25,7 +25,9 @@ from fastgen.errors import CheckpointError, ConfigError, DataError, FastgenError
 from fastgen.files import remove_leftovers, write_atomic
 from fastgen.images import read_metadata
 from fastgen.tensor_file import MAX_HEADER_BYTES, TensorFile
-from fastgen.training.data import MAX_PIXELS, load, read_idx
+from fastgen.training.arrays import read_idx
+from fastgen.training.data import load
+from fastgen.training.folders import MAX_PIXELS
 from tests.small import checkpoint
 
 from . import children, runs
@@ -220,7 +222,7 @@ def test_postscript_is_not_handed_to_anybody(tmp_path: Path) -> None:
     )
     with Image.open(folder / "a.png") as picture:
         assert picture.format == "EPS"  # as Pillow sees it, whatever its name
-    with pytest.raises(DataError, match="cannot be read as a picture"):
+    with pytest.raises(DataError, match="cannot be read as an image"):
         load(str(folder), size=(8, 8)).batch([0])
 
 
@@ -267,7 +269,7 @@ def test_a_training_that_diverges_keeps_its_last_save(
         step(state, *given)  # type: ignore[arg-type]
         if state.step == 5:
             with torch.no_grad():
-                next(state.module.parameters()).fill_(float("nan"))
+                next(state.networks.parameters()).fill_(float("nan"))
 
     arguments = runs.train_arguments(tmp_path / "m", runs.pictures(tmp_path))
     with monkeypatch.context() as patch:

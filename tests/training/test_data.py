@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from fastgen.errors import DataError
-from fastgen.training.data import PictureFolder, load, read_idx
+from fastgen.training.arrays import read_idx
+from fastgen.training.data import load
+from fastgen.training.folders import ImageFolder
 from tests import real
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 7), dtype=np.uint8)
@@ -35,7 +37,7 @@ def test_idx_with_the_labels_beside_it(files: Path) -> None:
     data = load(str(files / "t-images-idx3-ubyte.gz"))
     assert data.shape == (1, 5, 7)
     assert data.num_classes == 3
-    images, labels = data.batch([4, 0])
+    images, labels, _ = data.batch([4, 0])
     assert np.array_equal(images[:, 0].numpy(), PIXELS[[4, 0]])
     assert labels is not None
     assert labels.tolist() == [1, 0]
@@ -78,9 +80,9 @@ def test_folder_with_classes(tmp_path: Path) -> None:
         Image.new("RGB", (30, 20), colour).save(tmp_path / name / "1.png")
     (tmp_path / "ant" / "notes.txt").write_text("no picture")
     data = load(str(tmp_path), size=(8, 8))
-    assert isinstance(data, PictureFolder)
+    assert isinstance(data, ImageFolder)
     assert data.class_names == ["ant", "bee"]
-    images, labels = data.batch([1, 0])
+    images, labels, _ = data.batch([1, 0])
     assert labels is not None
     assert labels.tolist() == [1, 0]
     assert images[0, :, 4, 4].tolist() == [255, 0, 0]
@@ -105,7 +107,7 @@ def test_folders_that_are_not_what_they_seem(tmp_path: Path) -> None:
     assert data.class_names == ["ant", "bee"]
     assert len(data) == 2
     Image.new("L", (8, 8)).save(tmp_path / "stray.png")
-    with pytest.raises(DataError, match="1 pictures lie beside folders of pictures, the first is stray"):
+    with pytest.raises(DataError, match="1 images lie beside folders of images, the first is stray"):
         load(str(tmp_path), size=(8, 8))
 
 
@@ -143,7 +145,7 @@ def test_rotation_of_the_camera_is_undone(tmp_path: Path) -> None:
         ("a.gz", gzip.compress(idx(PIXELS), mtime=0)[:60], "cannot be read"),
         ("a.idx", b"\0\0\x0d\x03" + b"\0" * 12, "not an IDX file of unsigned bytes"),
         ("a.idx", idx(PIXELS)[:-1], "header says 210 bytes of data, the file has 209"),
-        ("a.idx", idx(LABELS), "expected pictures"),
+        ("a.idx", idx(LABELS), "expected images"),
         ("a.gz", b"\x1f\x8b junk", "cannot be read"),
         ("a.npz", b"junk", "cannot be read as NPZ"),
     ],
@@ -162,7 +164,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
 
 def test_wrong_arrays(tmp_path: Path) -> None:
     cases = {
-        "expected uint8 pictures": {"images": np.zeros((2, 4, 4))},
+        "expected uint8 images": {"images": np.zeros((2, 4, 4))},
         "no array named images": {"pictures": PIXELS},
         "C = 1 or 3": {"images": np.zeros((2, 8, 8, 4), dtype=np.uint8)},
         "expected 6 integer labels": {"images": PIXELS, "labels": LABELS[:3]},
@@ -187,7 +189,7 @@ def test_wrong_requests(files: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         load(str(files / "nothing"))
     (files / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         load(str(files / "empty"))
 
 
@@ -205,6 +207,6 @@ def test_mnist_as_it_is_distributed() -> None:
 @pytest.mark.real
 def test_photographs_from_a_folder() -> None:
     data = load(str(real.folder() / "data/kodak"), size=(48, 64))
-    images, _ = data.batch(range(len(data)))
+    images, *_ = data.batch(range(len(data)))
     assert images.shape == (6, 3, 48, 64)
     assert (images.float().std(dim=(1, 2, 3)) > 20).all()

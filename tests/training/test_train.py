@@ -18,10 +18,12 @@ from fastgen.cli import main
 from fastgen.diffusion import NoiseSchedule
 from fastgen.training import loop
 from fastgen.training import run as training_run
-from fastgen.training.data import Arrays, describe
+from fastgen.training.arrays import Arrays
+from fastgen.training.data import describe
 from fastgen.training.diffusion import Denoising
 from fastgen.training.loop import LOSS_FILE, batches, rate
-from fastgen.training.run import STATE_FILE, RunConfig, saved_run
+from fastgen.training.run import STATE_FILE, saved_run
+from fastgen.training.settings import RunConfig
 
 FAST = [
     "--data",
@@ -68,17 +70,16 @@ def test_same_seed_same_weights(tmp_path: Path) -> None:
 
 
 def test_users_random_numbers_are_left_alone(tmp_path: Path) -> None:
-    from fastgen.training.diffusion import train as train_network
     from tests.small import network, spec, unet_config
 
     config = unet_config(dropout=0.2)
     data = Arrays(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
-    net = network(config)
+    net = torch.nn.ModuleDict({"unet": network(config)})
     torch.manual_seed(5)
     want = torch.rand(1)
     torch.manual_seed(5)
     run = training_run.Run(RunConfig(steps=2, batch_size=2), spec(config), describe(data))
-    train_network(net, run, NoiseSchedule(), data, tmp_path, null_class=3, progress=False)
+    loop.train(net, run, Denoising(NoiseSchedule(), 3), data, tmp_path, progress=False)
     assert torch.equal(torch.rand(1), want)
 
 
@@ -168,7 +169,7 @@ def test_an_error_before_the_first_step_leaves_nothing_behind(tmp_path: Path, ca
         "1",
     ]
     assert train(tmp_path / "m", *arguments) == 1
-    assert "cannot be read as a picture" in capsys.readouterr().err
+    assert "cannot be read as an image" in capsys.readouterr().err
     fastgen.save_image(torch.zeros(3, 8, 8), tmp_path / "pictures" / "a.png")
     assert train(tmp_path / "m", *arguments) == 0
 
@@ -191,7 +192,7 @@ def test_a_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert train(tmp_path / "new", "--resume") == 1
     assert "no training run to resume" in capsys.readouterr().err
     assert train(tmp_path / "new") == 1
-    assert "--data says what to train on" in capsys.readouterr().err
+    assert "--data: says what to train on" in capsys.readouterr().err
     assert file_sha256(tmp_path / WEIGHTS_FILE) == digest
 
 
@@ -231,7 +232,7 @@ def test_a_relative_path_is_found_from_elsewhere(tmp_path: Path, monkeypatch: py
 def test_previews_leave_the_average_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path / "without", *FAST, "--steps", "4")
     # on a GPU the default dtype is another one; an engine must not convert the network in training
-    monkeypatch.setattr("fastgen.engines.diffusion.choose_dtype", lambda dtype, device: torch.bfloat16)
+    monkeypatch.setattr("fastgen.engines.diffusion.engine.choose_dtype", lambda dtype, device: torch.bfloat16)
     train(tmp_path / "with", *FAST, "--steps", "4", "--preview-every", "1")
     for name in (WEIGHTS_FILE, LOSS_FILE):
         assert file_sha256(tmp_path / "with" / name) == file_sha256(tmp_path / "without" / name)
@@ -299,19 +300,19 @@ def test_previews_are_drawn(tmp_path: Path) -> None:
 def test_batches_are_shuffled_epochs_wherever_they_start() -> None:
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
     config = RunConfig(steps=10, batch_size=4)
-    whole = [x for x, _ in batches(Arrays(images), PICTURES, config, 0)]
+    whole = [x for x, *_ in batches(Arrays(images), PICTURES, config, 0)]
     seen = torch.cat(whole).flatten().add(1).mul(127.5).round().int()
     for epoch in seen.split(10):
         assert epoch.sort().values.tolist() == list(range(10))
     assert seen[:10].tolist() != seen[10:20].tolist()
-    late = [x for x, _ in batches(Arrays(images), PICTURES, config, 7)]
+    late = [x for x, *_ in batches(Arrays(images), PICTURES, config, 7)]
     assert all(torch.equal(a, b) for a, b in zip(late, whole[7:], strict=True))
 
 
 def test_flips_half() -> None:
     images = torch.zeros(64, 1, 1, 2, dtype=torch.uint8)
     images[..., 0] = 255
-    ((x, _),) = batches(Arrays(images), PICTURES, RunConfig(steps=1, batch_size=64, flip=True), 0)
+    ((x, *_),) = batches(Arrays(images), PICTURES, RunConfig(steps=1, batch_size=64, flip=True), 0)
     flipped = int((x[:, 0, 0, 0] < 0).sum())
     assert 16 <= flipped <= 48
 
