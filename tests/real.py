@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastgen.training.data import read_idx
+from fastgen.training.arrays import read_idx
 
 
 def folder() -> Path:

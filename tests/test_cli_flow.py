@@ -127,7 +127,7 @@ def test_evaluate_is_the_engines_number(images: str, moons: str, capsys: pytest.
 
     assert main(["evaluate", moons, "--data", "two-moons", "--subset", "0-299", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    rows, _ = load("two-moons", subset=(0, 299)).batch(range(300))
+    rows, *_ = load("two-moons", subset=(0, 299)).batch(range(300))
     nats = -fastgen.load(moons).log_prob(rows).double()  # type: ignore[union-attr]
     assert found["nats"] == pytest.approx(nats.mean().item(), rel=1e-6)
     assert found["standard_error"] == pytest.approx(nats.std().item() / math.sqrt(300), rel=1e-4)

@@ -12,8 +12,9 @@ from typing import Any
 
 from fastgen_kernels import OPS
 
-from ..commands.arguments import integers, positive
+from ..commands.arguments import positive
 from ..errors import FastgenError
+from ..families.values import integers
 from ..runtime.device import DTYPES, choose_device
 from . import plots, suites, tables
 from .baselines import BASELINES, missing

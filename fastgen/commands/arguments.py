@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..families import Family
-from ..families.values import named_values
 
 
 def integer_ranges(text: str) -> list[int]:
@@ -52,14 +50,6 @@ def size(text: str) -> tuple[int, int]:
     if len(values) > 2 or not all(v.isdigit() and int(v) > 0 for v in values):
         raise argparse.ArgumentTypeError(f"expected SIZE or HEIGHTxWIDTH, got {text!r}")
     return int(values[0]), int(values[-1])
-
-
-def integers(text: str) -> tuple[int, ...]:
-    """``32,64,96`` -> (32, 64, 96)."""
-    try:
-        return tuple(int(v) for v in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers like 32,64,96, got {text!r}") from None
 
 
 def labels(text: str) -> list[int | str]:
@@ -126,12 +116,3 @@ def flag_names(names: Sequence[str]) -> str:
 def counted(count: int, what: str) -> str:
     """``1 row``, ``2 rows``."""
     return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def assignments(texts: list[str], kind: type, flag: str) -> dict[str, Any]:
-    """``["steps=8", "hidden=64,96"]`` as values for dataclass `kind`, whose reader checks them.
-
-    A value is JSON, or numbers or words with commas between for a field that is a tuple. Raises ConfigError.
-    """
-    lists = {name for name, hint in typing.get_type_hints(kind).items() if "tuple" in str(hint)}
-    return named_values(texts, flag, lists)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..families import Family
-from .arguments import add_model, counted, given_flags, integers, load_model, positive, span
+from ..families.values import integers
+from .arguments import add_model, counted, given_flags, load_model, positive, span
 from .outputs import add_reporting
 from .plots import check_plot, columns_shown, write_plot
 
@@ -146,7 +147,7 @@ def _plot(args: argparse.Namespace, engine: Any, dataset: Dataset | None, seed: 
 
 def _rows(dataset: Dataset, label: int | None) -> NDArray[Any]:
     """At most `COUNT` rows of the data [n, D], those of class `label` where it has labels. Raises ConfigError."""
-    values, labels = dataset.batch(range(len(dataset)))
+    values, labels, _ = dataset.batch(range(len(dataset)))
     if label is not None and labels is not None:
         values = values[labels == label]
         if not len(values):
@@ -201,7 +202,7 @@ def evaluate(
     kind = "exact"
     bar = tqdm(total=len(dataset), disable=not (progress and sys.stderr.isatty()), unit="sample")
     for start in range(0, len(dataset), CHUNK):
-        x, own = dataset.batch(range(start, min(start + CHUNK, len(dataset))))
+        x, own, _ = dataset.batch(range(start, min(start + CHUNK, len(dataset))))
         labels = None if not facts["classes"] else label if own is None else own
         if facts["levels"] is None:
             values.append(-engine.log_prob(x, labels=labels).double().cpu())

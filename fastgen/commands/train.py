@@ -1,34 +1,36 @@
-"""``fastgen train``: a model from a folder of pictures, an IDX / NPZ file, a table, or a data set that has a name."""
+"""``fastgen train``: a model from a folder of images, an IDX / NPZ file, a table, or a data set that has a name.
+
+What can be trained, and how, is said by the recipes of FAMILIES.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import shlex
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..config import from_dict, to_dict
 from ..errors import CheckpointError, ConfigError
-from . import train_diffusion, train_flow
-from .arguments import integers, size, span
+from ..families import FAMILIES, Family, Flag
+from ..families.preview import previewer
+from ..families.recipe import Recipe, given
+from .arguments import size, span
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from ..training.data import Dataset
+    from ..training.batch import Dataset
     from ..training.run import Run
     from ..training.settings import RunConfig
 
-# How models are made and trained: each has `DEFAULTS`, of the flags it has, `NOT_FOR`, those it
-# has not, `run_defaults`, `new_spec` and `train`.
-FAMILIES: dict[str, ModuleType] = {"diffusion": train_diffusion, "flow": train_flow}
-MODELS = {"unet": "diffusion"} | dict.fromkeys(train_flow.MODELS, "flow")
-
-RUN_OPTIONS = {  # flags that set a field of RunConfig: (name, type, help)
+RUN_OPTIONS = {  # flags that set a field of RunConfig: (type, help)
     "steps": (int, "optimiser steps"),
-    "batch_size": (int, "samples a step"),
+    "batch_size": (int, "samples per step"),
     "lr": (float, "peak learning rate (AdamW, linear warm-up, cosine decay)"),
     "warmup": (int, "steps of warm-up"),
     "weight_decay": (float, "AdamW's decoupled decay; of flows 0 unless given"),
@@ -41,176 +43,259 @@ RUN_OPTIONS = {  # flags that set a field of RunConfig: (name, type, help)
     "save_every": (int, "steps between checkpoints"),
     "preview_every": (int, "steps between preview sheets, 0 = none"),
 }
+DATA_FLAGS = (
+    Flag(
+        "--data",
+        {
+            "help": "image folder, IDX or NPZ file, or `digits` (scikit-learn's); for vector_flow a table (CSV, NPY or "
+            "NPZ), `two-moons` or `mixture6`"
+        },
+    ),
+    Flag("--labels", {"help": "IDX file of labels, where it does not lie beside the images"}),
+    Flag("--subset", {"type": span, "metavar": "FIRST-LAST", "help": "use only these samples of a file"}),
+    Flag("--size", {"type": size, "metavar": "H[xW]", "help": "image size; folders are resized to it"}),
+    Flag("--channels", {"type": int, "choices": (1, 3), "help": "grey or RGB (folders; default RGB)"}),
+    Flag("--flip", {"action": "store_true", "help": "mirror half of the images"}),
+)
+PATHS = ("data", "labels", "target")  # fields of RunConfig
 COPIES = 5  # of the weights: themselves, gradients, AdamW's two moments, the average
-DATA_OPTIONS = ("data", "labels", "subset", "size", "channels", "flip")
-NETWORK_OPTIONS = sorted({name for family in FAMILIES.values() for name in family.DEFAULTS}, reverse=True)
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
     """Declare the subcommand."""
-    from ..training.settings import RunConfig
-
-    defaults = RunConfig()
     parser = subparsers.add_parser(
         "train",
-        help="train a model on your pictures or tables",
+        help="train a model on your images or tables",
         description="Train a diffusion model or a flow. FOLDER becomes a model that `fastgen sample FOLDER` takes at "
         "any moment of the run; with --resume an interrupted run goes on exactly where it was saved.",
     )
+    models = recipes()
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the model and the run are kept")
-    parser.add_argument("--model", choices=MODELS, help="what to train (default unet: a diffusion model)")
-    parser.add_argument(
-        "--data",
-        help="picture folder, IDX or NPZ file, or `digits` (scikit-learn's); for vector_flow a table (CSV, NPY or "
-        "NPZ), `two-moons` or `mixture6`",
-    )
-    parser.add_argument("--labels", help="IDX file of labels, where it does not lie beside the pictures")
-    parser.add_argument("--subset", type=span, metavar="FIRST-LAST", help="use only these samples of a file")
-    parser.add_argument("--size", type=size, metavar="H[xW]", help="picture size; folders are resized to it")
-    parser.add_argument("--channels", type=int, choices=(1, 3), help="grey or RGB (folders; default RGB)")
-    parser.add_argument("--flip", action="store_true", help="mirror half of the pictures")
+    parser.add_argument("--model", choices=models, help=f"what to train (default {next(iter(models))})")
     parser.add_argument("--resume", action="store_true", help="go on with the run in FOLDER")
-    for name, (kind, text) in RUN_OPTIONS.items():
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=kind, help=f"{text} (default {getattr(defaults, name)})")
-    parser.add_argument(
-        "--widths",
-        type=integers,
-        help="channels of a unet, finest level first (default 32,64,96), or of what lies within a flow's couplings",
-    )
-    train_diffusion.add_options(parser.add_argument_group("unet: network and noise"))
-    train_flow.add_options(parser.add_argument_group(", ".join(train_flow.MODELS)))
+    for flag in (*DATA_FLAGS, *run_flags()):
+        flag.add(parser)
+    for names, flags in own_flags(models).items():
+        group = parser.add_argument_group(", ".join(names))
+        for flag in flags:
+            flag.add(group)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=partial(run, parser=parser))
 
 
-def run(args: argparse.Namespace) -> int:
+def recipes() -> dict[str, tuple[Family, Recipe]]:
+    """What can be trained, by the names that --model takes; the first one is the default."""
+    return {name: (family, recipe) for family in FAMILIES.values() for name, recipe in family.recipes.items()}
+
+
+def run_flags() -> list[Flag]:
+    """Those that set a field of RunConfig, of every model."""
+    from ..training.settings import RunConfig
+
+    defaults = RunConfig()
+    return [
+        Flag(
+            "--" + name.replace("_", "-"),
+            {"type": kind, "help": f"{text} (default {getattr(defaults, name)})"},
+        )
+        for name, (kind, text) in RUN_OPTIONS.items()
+    ]
+
+
+def own_flags(models: dict[str, tuple[Family, Recipe]]) -> dict[tuple[str, ...], list[Flag]]:
+    """The flags that only some models have, by the names of these models."""
+    takers: dict[str, tuple[Flag, list[str]]] = {}
+    for name, (_, recipe) in models.items():
+        for flag in recipe.flags:
+            known, names = takers.setdefault(flag.name, (flag, []))
+            if known != flag:
+                raise ValueError(f"{flag.name} of {name} is another flag than that of {names[0]}")
+            names.append(name)
+    groups: dict[tuple[str, ...], list[Flag]] = {}
+    for flag, names in takers.values():
+        groups.setdefault(tuple(names), []).append(flag)
+    return groups
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Train as `args` ask; returns the exit code."""
+    models = recipes()
+    every = {flag.name: flag for _, recipe in models.values() for flag in recipe.flags}
+    if not args.resume:
+        model = args.model or next(iter(models))
+        recipe = models[model][1]
+        other = [flag for name, flag in every.items() if flag not in recipe.flags]
+        refused = [flag for flag in (*DATA_FLAGS, *run_flags()) if flag.name in recipe.refused]
+        if wrong := _given(args, [*other, *refused]):
+            parser.error(f"--model {model} does not take {', '.join(wrong)}")
+
     import torch
 
     from ..architectures import builders
     from ..runtime.device import choose_device
-    from ..training.run import check_state, saved_run
+    from ..training.state import check_state
 
     if args.folder.exists() and not args.folder.is_dir():
         raise ConfigError(
             "is a file; FOLDER is where the model is kept, --data says what to train on", argument=args.folder
         )
     device = choose_device(args.device)
-    run, dataset = _earlier_run(args) if args.resume else _new_run(args, device)
-    (build,) = builders(run.spec).values()
+    if args.resume:
+        run, dataset = _earlier_run(args, every.values())
+    else:
+        run, dataset = _new_run(args, recipe, device)
+    family, recipe = _recipe_of(run, args.folder)
+    built = builders(run.trained())
     with torch.device("meta"):
-        planned = build()
-    if args.resume:  # the run says how large its network is: see that its weights are, before they get room
-        check_state(args.folder, planned, run.config)
-    _check_memory(planned, device)
+        planned = torch.nn.ModuleDict({name: build() for name, build in built.items()})
+    if args.resume:  # the run says how large its networks are: see that its weights are, before they get room
+        check_state(args.folder, planned, run)
+    _check_memory(planned, run, device)
     torch.manual_seed(run.config.seed)  # the initial weights
-    network = build()
-    kind = "pictures" if len(dataset.shape) == 3 else "rows of"
+    networks = torch.nn.ModuleDict({name: build() for name, build in built.items()})
+    kind = "images" if len(dataset.shape) == 3 else "rows of"
     names = f", {dataset.num_classes} classes" if dataset.num_classes else ""
     print(
         f"{len(dataset)} {kind} {'x'.join(map(str, dataset.shape))}{names}; "
-        f"{sum(p.numel() for p in network.parameters()):,} parameters on {device}"
+        f"{sum(p.numel() for p in networks.parameters()):,} parameters on {device}"
     )
-    options = {"device": device, "resume": args.resume, "progress": not args.quiet}
-    try:
-        FAMILIES[run.spec.engine].train(network, run, dataset, args.folder, **options)
-    except KeyboardInterrupt as stop:
-        if saved_run(args.folder) is not None:
-            stop.args = (*stop.args, f"go on with: fastgen train {shlex.quote(str(args.folder))} --resume")
-        raise
+    _train(args, family, recipe, networks, run, dataset, device)
     print(f"saved {args.folder}; draw from it with: fastgen sample {args.folder}")
     return 0
 
 
-def _check_memory(network: torch.nn.Module, device: torch.device) -> None:
-    """Whether `network` (on `meta`) can be trained in the machine's memory at all. Raises ConfigError.
+def _train(
+    args: argparse.Namespace,
+    family: Family,
+    recipe: Recipe,
+    networks: nn.ModuleDict,
+    run: Run,
+    dataset: Dataset,
+    device: torch.device,
+) -> None:
+    from ..training import loop
+    from ..training.run import saved_run
+
+    objective = recipe.objective(networks, run, dataset)
+    preview = previewer(family, recipe, args.folder, run.spec, dataset) if recipe.previews else None
+    try:
+        loop.train(
+            networks,
+            run,
+            objective,
+            dataset,
+            args.folder,
+            device=device,
+            resume=args.resume,
+            progress=not args.quiet,
+            on_preview=preview,
+        )
+    except KeyboardInterrupt as stop:
+        if saved_run(args.folder) is not None:
+            stop.args = (*stop.args, f"go on with: fastgen train {shlex.quote(str(args.folder))} --resume")
+        raise
+
+
+def _recipe_of(run: Run, folder: Path) -> tuple[Family, Recipe]:
+    """The family and the recipe of a run's model. Raises CheckpointError."""
+    architecture = next(iter(run.spec.parts.values())).architecture
+    family = FAMILIES.get(run.spec.engine)
+    if family is None or architecture not in family.recipes:
+        raise CheckpointError(
+            f"its run makes a {run.spec.engine} model of a {architecture}, which nothing trains",
+            argument=folder,
+        )
+    return family, family.recipes[architecture]
+
+
+def _check_memory(networks: nn.ModuleDict, run: Run, device: torch.device) -> None:
+    """Whether `networks` (on `meta`) can be trained in the machine's memory at all. Raises ConfigError.
 
     On a GPU running out is an error that can be caught; a CPU's system ends the process without a word.
     """
     if device.type != "cpu":
         return
-    count = sum(p.numel() for p in network.parameters())
-    needed = COPIES * 4 * count  # bytes, float32
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
+    counts = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+    copies = {
+        name: COPIES if name in run.spec.parts else COPIES - 1 for name in counts
+    }  # auxiliary: no average
+    needed = 4 * sum(copies[name] * count for name, count in counts.items())  # bytes, float32
+    present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > present:
         raise ConfigError(
-            f"the network has {count:,} parameters, and training holds {COPIES} numbers for each: "
-            f"{needed / 2**30:.1f} GiB, this machine has {there / 2**30:.1f}; take smaller --widths",
+            f"{sum(counts.values()):,} parameters, of which training holds {COPIES} numbers each, take "
+            f"{needed / 2**30:.1f} GiB, this machine has {present / 2**30:.1f}; take smaller --widths",
             argument="train",
         )
 
 
-def _given(args: argparse.Namespace, names: list[str]) -> list[str]:
-    """The flags out of `names` that were given."""
-    values = {name: getattr(args, name) for name in names}
-    # `is`, not `in`: 0 equals False, and is an answer
-    given = [n for n, value in values.items() if value is not None and value is not False and value != []]
-    return ["--" + n.replace("_", "-") for n in given]
+def _given(args: argparse.Namespace, flags: Iterable[Flag]) -> list[str]:
+    """The names of those of `flags` that were given."""
+    return [flag.name for flag in flags if hasattr(args, flag.dest)]
 
 
-def _earlier_run(args: argparse.Namespace) -> tuple[Run, Dataset]:
-    """The run to resume, and the data it began with, pictures at the size they had."""
-    from ..training import data
+def _earlier_run(args: argparse.Namespace, own: Iterable[Flag]) -> tuple[Run, Dataset]:
+    """The run to resume, and the data it began with, images at the size they had."""
     from ..training.run import saved_run
 
-    if given := _given(args, ["model", *RUN_OPTIONS, *DATA_OPTIONS, *NETWORK_OPTIONS]):
+    names = ["--model"] if args.model is not None else []
+    if names := [*names, *_given(args, [*run_flags(), *DATA_FLAGS, *own])]:
         raise ConfigError(
-            f"a resumed run keeps its own settings; leave out {', '.join(given)}", argument="train"
+            f"a resumed run keeps its own settings; leave out {', '.join(names)}", argument="train"
         )
     run = saved_run(args.folder)
     if run is None:
         raise CheckpointError("no training run to resume in it", argument=args.folder)
-    (part,) = run.spec.parts.values()
-    if MODELS.get(part.architecture) != run.spec.engine:
-        raise CheckpointError(
-            f"its run makes a {run.spec.engine} model of a {part.architecture}, which nothing trains",
-            argument=args.folder,
-        )
-    config, shape = run.config, run.data["shape"]
-    subset = None if config.subset is None else (config.subset[0], config.subset[1])
-    size, channels = ((shape[1], shape[2]), shape[0]) if len(shape) == 3 else (None, None)
-    dataset = data.load(config.data, labels=config.labels, subset=subset, size=size, channels=channels)
-    return run, dataset
+    _recipe_of(run, args.folder)
+    shape = run.data["shape"]
+    of_images = {"size": (shape[1], shape[2]), "channels": shape[0]} if len(shape) == 3 else {}
+    return run, _load(run.config, **of_images)
 
 
-def _new_run(args: argparse.Namespace, device: torch.device) -> tuple[Run, Dataset]:
+def _new_run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> tuple[Run, Dataset]:
     from .. import __version__
     from ..training import data
+    from ..training.folders import check_name
     from ..training.run import Run
     from ..training.settings import RunConfig
 
-    model = args.model or "unet"
-    family = FAMILIES[MODELS[model]]
-    if wrong := _given(args, [*(n for n in NETWORK_OPTIONS if n not in family.DEFAULTS), *family.NOT_FOR]):
-        raise ConfigError(f"--model {model} does not take {', '.join(wrong)}", argument="train")
-    if args.data is None:
+    chosen = {**vars(args), "flip": hasattr(args, "flip")}
+    if "data" not in chosen:
         raise ConfigError(
-            "--data says what to train on (a folder, an IDX, NPZ, NPY or CSV file, or "
+            "says what to train on (a folder, an IDX, NPZ, NPY or CSV file, or "
             f"{', '.join(f'`{name}`' for name in data.NAMED)})",
-            argument="train",
+            argument="--data",
         )
-    chosen = {n: getattr(args, n) for n in (*RUN_OPTIONS, "labels", "subset") if getattr(args, n) is not None}
-    # Absolute, so that the run can be resumed from any folder.
-    chosen["data"] = args.data if args.data in data.NAMED else str(Path(args.data).absolute())
-    if args.labels is not None:
-        chosen["labels"] = str(Path(args.labels).absolute())
-    for name in ("data", "labels"):
-        if name in chosen:
-            data.check_name(chosen[name], f"--{name}")
-    chosen = {**family.run_defaults(model), **chosen, "flip": args.flip}
-    config = from_dict(RunConfig, chosen, "train").settled(device)
-    dataset = data.load(
-        config.data, labels=config.labels, subset=args.subset, size=args.size, channels=args.channels
+    fields = [*RUN_OPTIONS, *PATHS, "subset", "side_by_side", "flip"]
+    chosen = {name: chosen[name] for name in fields if name in chosen}
+    for name in (n for n in PATHS if n in chosen):
+        if chosen[name] not in data.NAMED:  # absolute, so that the run can be resumed from any folder
+            chosen[name] = str(Path(chosen[name]).absolute())
+        check_name(chosen[name], f"--{name}")
+    config = from_dict(RunConfig, {**recipe.run_defaults, **chosen}, "train").settled(device)
+    dataset = _load(config, **given(args, [flag for flag in DATA_FLAGS if flag.dest in ("size", "channels")]))
+    if config.flip and len(dataset.shape) != 3:
+        raise ConfigError("mirrors images; rows of a table have no mirror image", argument="--flip")
+    spec = recipe.new_spec(args, dataset, config, _provenance(config, __version__))
+    return Run(config, spec, data.describe(dataset), recipe.auxiliary(args, dataset, config)), dataset
+
+
+def _load(config: RunConfig, **shape: Any) -> Dataset:
+    """The run's data; `shape`: size and channels of images, where they are known. Raises DataError."""
+    from ..training import data
+
+    return data.load(
+        config.data,
+        labels=config.labels,
+        target=config.target,
+        side_by_side=config.side_by_side,
+        subset=None if config.subset is None else (config.subset[0], config.subset[1]),
+        **shape,
     )
-    if args.flip and len(dataset.shape) != 3:
-        raise ConfigError("--flip mirrors pictures; rows of a table have no mirror image", argument="train")
-    spec = family.new_spec(args, dataset, config, _provenance(config, __version__))
-    return Run(config, spec, data.describe(dataset)), dataset
 
 
 def _provenance(config: RunConfig, version: str) -> dict[str, Any]:
     """Where the model comes from, as its config says it; no path of this machine."""
-    run = {k: v for k, v in to_dict(config).items() if k not in ("data", "labels")}
+    run = {k: v for k, v in to_dict(config).items() if k not in PATHS}
     return {"trained_with": f"fastgen {version}", "data": Path(config.data).name, "run": run}

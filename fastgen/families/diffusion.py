@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import diffusion_sample
 from .family import Family
+from .unet_recipe import UNetRecipe
 
 FAMILY = Family(
     name="diffusion",
@@ -12,4 +13,5 @@ FAMILY = Family(
     sampling=diffusion_sample.SAMPLING,
     models={"unet": "zoo:ddpm-mnist"},
     large=("random:cifar10",),
+    recipes={"unet": UNetRecipe()},
 )

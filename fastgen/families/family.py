@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..engines.base import Engine
+    from .recipe import Recipe
     from .sampling import Sampling
 
 
@@ -39,7 +40,8 @@ class Family:
     ``sample`` draws, None where it cannot. likelihood: whether engines have log_prob and bits_per_dim, and their
     describe() has `levels` and `classes`, for ``fastgen evaluate``. models: for each architecture a model that the
     benchmark opens, as ``fastgen.load`` or ``fastgen.bench`` names it; the first one stands for the family in the tour.
-    large: models that keep a CPU busy for minutes, and are measured on a GPU.
+    large: models that keep a CPU busy for minutes, and are measured on a GPU. recipes: how ``fastgen train`` makes its
+    models, by architecture of the model's first part, which is what ``--model`` takes.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Family:
     likelihood: bool = False
     models: Mapping[str, str] = field(default_factory=dict)
     large: Sequence[str] = ()
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
 
     def engine_class(self) -> type[Engine]:
         """The engine, imported now: it needs PyTorch."""

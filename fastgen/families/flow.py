@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import flow_sample
 from .family import Family
+from .flow_recipe import RECIPES
 
 FAMILY = Family(
     name="flow",
@@ -17,4 +18,5 @@ FAMILY = Family(
         "nice": "random:nice",
         "vector_flow": "random:vector_flow",
     },
+    recipes=RECIPES,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import typing
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -46,6 +48,23 @@ def named_values(texts: Sequence[str], flag: str, lists: Collection[str] = ()) -
             raise ConfigError(f"{name} is given twice", argument=flag)
         values[name] = [json_or_text(v) for v in value.split(",")] if name in lists else json_or_text(value)
     return values
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """``32,64,96`` -> (32, 64, 96), for argparse."""
+    try:
+        return tuple(int(v) for v in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers like 32,64,96, got {text!r}") from None
+
+
+def assignments(texts: list[str], kind: type, flag: str) -> dict[str, Any]:
+    """``["steps=8", "hidden=64,96"]`` as values for dataclass `kind`, whose reader checks them.
+
+    A value is JSON, or numbers or words with commas between for a field that is a tuple. Raises ConfigError.
+    """
+    lists = {name for name, hint in typing.get_type_hints(kind).items() if "tuple" in str(hint)}
+    return named_values(texts, flag, lists)
 
 
 def json_or_text(text: str) -> Any:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..diffusion.schedule import NoiseSchedule
-from . import loop
-from .data import Dataset
-from .loop import Step
-from .run import Run
+from .batch import Dataset
+from .objective import OneNetwork, Step
 
 
 @dataclass(frozen=True)
-class Denoising:
+class Denoising(OneNetwork):
     """The objective of a network F(x, t, label), x [B, C, H, W] in [-1, 1].
 
     null_class: the label that stands for "no label"; the run's `label_dropout` of the labels become it.
@@ -28,12 +24,14 @@ class Denoising:
     unit: str = "loss"
 
     def inputs(self, batch: Tensor) -> Tensor:
+        """uint8 -> float32 in [-1, 1]."""
         return batch.float() / 127.5 - 1
 
-    def start(self, module: nn.Module, dataset: Dataset, step: Step) -> None:
+    def start(self, networks: nn.ModuleDict, dataset: Dataset, step: Step) -> None:
         """Nothing about a denoiser is decided by the data."""
 
     def loss(self, module: nn.Module, step: Step) -> Tensor:
+        """The mean squared error of the network's output at times and noise drawn for this step."""
         x, label, generator, schedule = step.x, step.label, step.generator, self.schedule
         t = torch.randint(schedule.num_train_timesteps, (len(x),), generator=generator)
         noise = torch.randn(x.shape, generator=generator).to(x.device)
@@ -46,17 +44,3 @@ class Denoising:
         with step.autocast():
             output = module(noisy, t, label)
         return nn.functional.mse_loss(output.float(), schedule.target(x, noise, t))
-
-
-def train(
-    module: nn.Module,
-    run: Run,
-    schedule: NoiseSchedule,
-    dataset: Dataset,
-    folder: str | Path,
-    *,
-    null_class: int | None = None,
-    **options: Any,
-) -> nn.Module:
-    """Train a denoiser by :class:`Denoising`; the other arguments, options and errors are those of ``loop.train``."""
-    return loop.train(module, run, Denoising(schedule, null_class), dataset, folder, **options)

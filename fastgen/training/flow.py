@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +12,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..models.flow.flow import Flow
 from ..models.flow.layers import Standardise
-from . import loop
-from .data import Dataset
-from .loop import Step
+from .batch import Dataset
+from .objective import OneNetwork, Step
 from .run import Run
 from .tables import Rows, check_spread
 
@@ -24,38 +21,41 @@ START_ROWS = 4096  # that ActNorms start from
 
 
 @dataclass(frozen=True)
-class MaximumLikelihood:
+class MaximumLikelihood(OneNetwork):
     """The objective of a :class:`Flow`: its mean negative log-likelihood, in `unit`.
 
-    bits/dim, of levels (uint8 pictures): the bound of one dequantisation sample, divided by log 2 and by the elements
-    of a picture; noise is drawn anew in every step. nats, of real numbers (rows of a table): exact, of a whole row.
+    bits/dim, of levels (uint8 images): the bound of one dequantisation sample, divided by log 2 and by the elements
+    of an image; noise is drawn anew in every step. nats, of real numbers (rows of a table): exact, of a whole row.
     """
 
     unit: str
 
     def inputs(self, batch: Tensor) -> Tensor:
+        """As they are: a flow of images takes their levels."""
         return batch
 
-    def start(self, module: nn.Module, dataset: Dataset, step: Step) -> None:
+    def start(self, networks: nn.ModuleDict, dataset: Dataset, step: Step) -> None:
         """ActNorm's start is the first batch's (Kingma & Dhariwal 2018, section 3.1).
 
         Rows are standardised by all of them, and ActNorms start from up to `START_ROWS`: a batch of rows is small, and
         a column may well be constant in it.
         """
+        (module,) = networks.values()
         assert isinstance(module, Flow)
         if module.levels is None:
             order = torch.randperm(len(dataset), generator=step.generator)[:START_ROWS].tolist()
-            rows, label = dataset.batch(order)
-            step = dataclasses.replace(step, x=rows.to(step.x.device), label=label)
+            rows = dataset.batch(order)
+            step = dataclasses.replace(step, x=rows.x.to(step.x.device), label=rows.label)
         for layer in module.preprocess:
             if isinstance(layer, Standardise):
-                rows, _ = dataset.batch(range(len(dataset)))
-                layer.initialize(rows.to(step.x.device))
+                everything = dataset.batch(range(len(dataset))).x
+                layer.initialize(everything.to(step.x.device))
         with torch.no_grad():
             x, _ = _dequantised(module, step)
             module.initialize(x, _condition(module, step))
 
     def loss(self, module: nn.Module, step: Step) -> Tensor:
+        """The mean negative log-likelihood of the batch."""
         assert isinstance(module, Flow)
         with step.autocast():
             x, log_q = _dequantised(module, step)
@@ -67,24 +67,22 @@ class MaximumLikelihood:
         return nats / (dimensions * math.log(2)) + math.log2(module.levels)
 
 
-def train(module: Flow, run: Run, dataset: Dataset, folder: str | Path, **options: Any) -> nn.Module:
-    """Train `module` by :class:`MaximumLikelihood`; other arguments, options and errors are those of ``loop.train``.
+def maximum_likelihood(module: Flow, run: Run, dataset: Dataset) -> MaximumLikelihood:
+    """The objective of `run`, which trains `module` on `dataset`.
 
-    Raises ConfigError where batches of pictures have one sample alone, or where the data is not what `module` models;
+    Raises ConfigError where batches of images have one sample alone, or where the data is not what `module` models;
     DataError where rows have a column that does not vary (or not by what float32 can hold).
     """
     _check(module, dataset)
-    if isinstance(
-        dataset, Rows
-    ):  # here, for what is read may be a part of a file, and to evaluate one row is enough
+    # Here, not where the data is read: that may be a part of a file, and `evaluate` takes a single row.
+    if isinstance(dataset, Rows):
         check_spread(dataset.values.double().numpy(), run.config.data)
     if module.levels is not None and run.config.batch_size < 2:
         raise ConfigError(
             "a flow starts from the spread of its first batch: expected at least 2 samples, got 1",
             argument="batch_size",
         )
-    objective = MaximumLikelihood("nats" if module.levels is None else "bits/dim")
-    return loop.train(module, run, objective, dataset, folder, **options)
+    return MaximumLikelihood("nats" if module.levels is None else "bits/dim")
 
 
 def _check(module: Flow, dataset: Dataset) -> None:

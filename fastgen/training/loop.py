@@ -1,31 +1,35 @@
-"""The loop that trains any reference network: shuffled epochs, warm-up and decay, clipping, an average of the weights,
-saves that a kill cannot harm, exact resumption. What a family of models adds is an :class:`Objective`.
+"""The loop that trains any networks: shuffled epochs, one optimiser per group of parameters, warm-up and decay,
+clipping, averages of the weights, saves that a kill cannot harm, exact resumption. What a family of models adds is an
+:class:`Objective`.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checkpoint import CONFIG_FILE, WEIGHTS_FILE, save
-from ..errors import CheckpointError, DataError, OutOfMemoryError, Terminated, TrainingError
+from ..errors import CheckpointError, ConfigError, DataError, OutOfMemoryError, Terminated, TrainingError
 from ..files import exists, held, make_folder, remove_leftovers, write_atomic
 from ..runtime.device import out_of_memory
-from .data import Dataset, describe
-from .run import STATE_FILE, Run, RunState, saved_run
+from .batch import Batch, Dataset
+from .data import describe
+from .objective import Objective, Step
+from .run import STATE_FILE, Run, saved_run
 from .settings import RunConfig
+from .state import MAX_GROUPS, RunState
 
 LOSS_FILE = "loss.csv"
 PREVIEWS = "previews"  # folder of the sheets that `on_preview` may draw
@@ -33,43 +37,8 @@ RUN_FILES = (STATE_FILE, CONFIG_FILE, WEIGHTS_FILE, LOSS_FILE)
 STOPS: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
-@dataclass(frozen=True)
-class Step:
-    """What a step of the run is made of.
-
-    x: the objective's inputs [B, ...], on the module's device. label: int64 [B], on the CPU, or None. generator: of the
-    CPU, seeded for the step; all that is random is drawn from it there, so that a GPU run sees what a CPU run sees.
-    """
-
-    x: Tensor
-    label: Tensor | None
-    generator: torch.Generator
-    config: RunConfig
-
-    def autocast(self) -> torch.autocast:
-        """The precision that the run's networks run in."""
-        return torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-
-
-class Objective(Protocol):
-    """What a family of models adds to the loop."""
-
-    @property
-    def unit(self) -> str:
-        """What `loss` counts in, for the progress bar."""
-
-    def inputs(self, batch: Tensor) -> Tensor:
-        """A batch of the data set, as it came, -> what the network is trained on; on the CPU."""
-
-    def start(self, module: nn.Module, dataset: Dataset, step: Step) -> None:
-        """Before the first step of a new run: what the data decides about the network."""
-
-    def loss(self, module: nn.Module, step: Step) -> Tensor:
-        """The number to descend, to be differentiated."""
-
-
 def train(
-    module: nn.Module,
+    networks: nn.ModuleDict,
     run: Run,
     objective: Objective,
     dataset: Dataset,
@@ -78,13 +47,14 @@ def train(
     device: str | torch.device = "cpu",
     resume: bool = False,
     progress: bool = True,
-    on_preview: Callable[[int, nn.Module], None] | None = None,
-) -> nn.Module:
-    """Train `module` by `objective` on `dataset` into `folder`; returns the averaged network.
+    on_preview: Callable[[int, nn.ModuleDict], None] | None = None,
+) -> nn.ModuleDict:
+    """Train `networks` by `objective` on `dataset` into `folder`; returns the averages of those that are published.
 
-    run: its configuration, the spec of the model it makes (one part: the averaged network) and a description of the
-    data; a resumed run is the folder's own. on_preview(step, averaged network) is called every `preview_every` steps
-    and at the end; it must not change the network.
+    networks: by name; the parts of the run's spec are averaged and published as its model, the others (a
+    discriminator) are kept in the run's state alone. run: its configuration, the spec of the model it makes and a
+    description of the data; a resumed run is the folder's own. on_preview(step, averages) is called every
+    `preview_every` steps and at the end; it must not change the networks.
 
     The same seed, data and machine give the same weights, interrupted and resumed or not, on a CPU (GPU libraries add
     in varying order): every step draws its noise and dropouts from a generator seeded by (seed, step). Ctrl-C
@@ -93,9 +63,12 @@ def train(
     Raises TrainingError where the loss is no number any more, which is never saved; WriteError where a save fails, and
     the one before it is whole; CheckpointError where `folder` holds a run or a model and `resume` is False, or no run
     and it is True, or another process trains there; DataError where the data of a resumed run is not as much, of
-    the shape and of the classes it began with; ConfigError for a run that could not be resumed; OutOfMemoryError.
+    the shape and of the classes it began with; ConfigError for a run that could not be resumed,
+    networks that the spec does not name, or groups that do not cover them; OutOfMemoryError.
     """
     folder, device = Path(folder), torch.device(device)
+    if missing := [name for name in run.spec.parts if name not in networks]:
+        raise ConfigError(f"has no {missing[0]}, which is a part of the model", argument="networks")
     with _folder(folder, resume), held(folder) as alone:
         if not alone:
             raise CheckpointError(
@@ -104,7 +77,7 @@ def train(
         run = _opened(folder, run, dataset, resume)
         run.encoded(folder)  # what could not be read back is refused before anything is trained
         try:
-            return _train(module, run, objective, dataset, folder, device, resume, progress, on_preview)
+            return _train(networks, run, objective, dataset, folder, device, resume, progress, on_preview)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, OutOfMemoryError) or not out_of_memory(error):
                 raise
@@ -131,7 +104,7 @@ def _folder(folder: Path, resume: bool) -> Iterator[None]:
 
 
 def _train(
-    module: nn.Module,
+    networks: nn.ModuleDict,
     run: Run,
     objective: Objective,
     dataset: Dataset,
@@ -139,20 +112,18 @@ def _train(
     device: torch.device,
     resume: bool,
     progress: bool,
-    on_preview: Callable[[int, nn.Module], None] | None,
-) -> nn.Module:
+    on_preview: Callable[[int, nn.ModuleDict], None] | None,
+) -> nn.ModuleDict:
     """:func:`train`, in a folder that is this process's own."""
     config = run.config
     layout: dict[str, Any] = {"memory_format": torch.channels_last}
-    module = module.to(device, **layout).train().requires_grad_(True)
+    networks = networks.to(device, **layout).train().requires_grad_(True)
     if not resume:
-        x, label = next(batches(dataset, objective, config, 0))
-        objective.start(module, dataset, Step(x.to(device), label, _generator(config.seed, 0), config))
-    ema = copy.deepcopy(module).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        module.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
-    )
-    state = RunState(run, module, ema, optimizer, [])
+        first = _moved(next(batches(dataset, objective, config, 0)), device)
+        objective.start(networks, dataset, _step(first, config, 0))
+    averages = copy.deepcopy(nn.ModuleDict({name: networks[name] for name in run.spec.parts}))
+    averages = averages.eval().requires_grad_(False)
+    state = RunState(run, networks, averages, optimizers(objective, networks, config), [])
     if resume:
         state.restore(folder)
     remove_leftovers(folder, RUN_FILES)  # of a save that was killed
@@ -168,19 +139,19 @@ def _train(
     bar = tqdm(total=last, initial=state.step, disable=not progress, unit="step", smoothing=0.05)
     with bar, torch.random.fork_rng(forked), _stop_between_steps() as stopped:
         if resume and on_preview and preview_due():
-            on_preview(state.step, ema)  # likewise: it follows the save
+            on_preview(state.step, averages)  # likewise: it follows the save
         saved = resume
-        for x, label in batches(dataset, objective, config, state.step):
-            _train_step(state, objective, x.to(device), label)
+        for batch in batches(dataset, objective, config, state.step):
+            _train_step(state, objective, _moved(batch, device))
             bar.update()
-            bar.set_postfix({objective.unit: f"{_recent(state.losses):.4f}"}, refresh=False)
+            bar.set_postfix(_recent(state, objective.unit), refresh=False)
             stop = stopped()
-            if not math.isfinite(state.losses[-1]):
+            if not all(map(math.isfinite, state.losses[-1])):
                 raise _diverged(state, folder)
             # A folder with a preview and no run could neither be resumed nor begun again.
-            first = preview_due() and not saved
-            if state.step % config.save_every == 0 or state.step == last or first or stop:
-                if not all(bool(torch.isfinite(w).all()) for w in module.parameters()):
+            unsaved_preview = preview_due() and not saved
+            if state.step % config.save_every == 0 or state.step == last or unsaved_preview or stop:
+                if not all(bool(torch.isfinite(w).all()) for w in networks.parameters()):
                     raise _diverged(state, folder)
                 state.save(folder)
                 _publish(state, folder)
@@ -188,8 +159,8 @@ def _train(
             if stop:
                 raise stop(f"step {state.step} of {last} is done and saved")
             if on_preview and preview_due():
-                on_preview(state.step, ema)
-    return ema
+                on_preview(state.step, averages)
+    return averages
 
 
 def _opened(folder: Path, run: Run, dataset: Dataset, resume: bool) -> Run:
@@ -198,8 +169,10 @@ def _opened(folder: Path, run: Run, dataset: Dataset, resume: bool) -> Run:
     if earlier is None:
         if resume:
             raise CheckpointError("no training run to resume in it", argument=folder)
-        if there := [name for name in (*RUN_FILES, PREVIEWS) if exists(folder / name)]:
-            raise CheckpointError(f"holds {', '.join(there)} already; choose another folder", argument=folder)
+        if present := [name for name in (*RUN_FILES, PREVIEWS) if exists(folder / name)]:
+            raise CheckpointError(
+                f"holds {', '.join(present)} already; choose another folder", argument=folder
+            )
         return run
     if not resume:
         raise CheckpointError("holds a training run; resume it, or choose another folder", argument=folder)
@@ -254,10 +227,37 @@ def _kept(folder: Path) -> str:
     return "its last save is kept" if exists(folder / STATE_FILE) else "nothing was saved"
 
 
-def batches(
-    dataset: Dataset, objective: Objective, config: RunConfig, start: int
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Batches `start`..`config.steps` of one endless stream of shuffled epochs: the objective's inputs, labels."""
+def optimizers(
+    objective: Objective, networks: nn.ModuleDict, config: RunConfig
+) -> dict[str, torch.optim.AdamW]:
+    """An AdamW for each of the objective's groups. Raises ConfigError where they do not split up all parameters."""
+    made = {}
+    free = {parameter: name for name, parameter in networks.named_parameters()}
+    for name, group in objective.groups(networks).items():
+        parameters = list(dict.fromkeys(p for module in group.modules for p in module.parameters()))
+        if not parameters or not all(p in free for p in parameters):
+            raise ConfigError(
+                f"{name} has no parameters, or one of another group or of no network", argument="groups"
+            )
+        for parameter in parameters:
+            del free[parameter]
+        made[name] = torch.optim.AdamW(
+            parameters,
+            lr=config.lr if group.lr is None else group.lr,
+            weight_decay=config.weight_decay if group.weight_decay is None else group.weight_decay,
+            betas=group.betas,
+            fused=True,
+        )
+    if free or len(made) > MAX_GROUPS:
+        raise ConfigError(
+            f"{next(iter(free.values()))} belongs to none" if free else f"at most {MAX_GROUPS}",
+            argument="groups",
+        )
+    return made
+
+
+def batches(dataset: Dataset, objective: Objective, config: RunConfig, start: int) -> Iterator[Batch]:
+    """Batches `start`..`config.steps` of one endless stream of shuffled epochs: the objective's inputs, on the CPU."""
     epoch, order = -1, torch.empty(0, dtype=torch.long)
     for step in range(start, config.steps):
         indices = []
@@ -266,31 +266,65 @@ def batches(
                 epoch = position // len(dataset)
                 order = torch.randperm(len(dataset), generator=_generator(config.seed, -1 - epoch))
             indices.append(int(order[position % len(dataset)]))
-        batch, labels = dataset.batch(indices)
-        x = objective.inputs(batch)
+        x, label, target = dataset.batch(indices)
+        x, target = objective.inputs(x), None if target is None else objective.inputs(target)
         if config.flip:
             mirror = torch.rand(len(x), generator=_generator(config.seed, step, salt=1)) < 0.5
-            x[mirror] = x[mirror].flip(-1)
-        yield x, labels
+            for images in (x,) if target is None else (x, target):
+                images[mirror] = images[mirror].flip(-1)
+        yield Batch(x, label, target)
 
 
-def _train_step(state: RunState, objective: Objective, x: Tensor, label: Tensor | None) -> None:
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    """Labels stay on the CPU, where an objective changes them."""
+    target = None if batch.target is None else batch.target.to(device)
+    return Batch(batch.x.to(device), batch.label, target)
+
+
+def _step(batch: Batch, config: RunConfig, number: int) -> Step:
+    return Step(batch.x, batch.label, _generator(config.seed, number), config, batch.target)
+
+
+def _train_step(state: RunState, objective: Objective, batch: Batch) -> None:
     config = state.run.config
     torch.manual_seed(_mix(config.seed, state.step, salt=2))  # dropout layers use the global generator
-    loss = objective.loss(state.module, Step(x, label, _generator(config.seed, state.step), config))
-    loss.backward()
-    if config.grad_clip:
-        nn.utils.clip_grad_norm_(state.module.parameters(), config.grad_clip)
-    for group in state.optimizer.param_groups:
-        group["lr"] = config.lr * rate(state.step, config)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    found: dict[str, list[Tensor]] = {name: [] for name in state.optimizers}
+    for name, loss in objective.losses(state.networks, _step(batch, config, state.step)):
+        if name not in found:
+            raise ConfigError(f"{name} is none of the groups {', '.join(found)}", argument="losses")
+        _update(state.optimizers[name], loss, rate(state.step, config), config.grad_clip)
+        found[name].append(loss.detach())
+    if idle := [name for name, losses in found.items() if not losses]:
+        raise ConfigError(f"the group {idle[0]} got none in step {state.step + 1}", argument="losses")
 
     # Early on the average forgets faster, or it would keep the random start for 1 / (1 - decay) steps.
     decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
+    published = state.published()
     with torch.no_grad():
-        torch._foreach_lerp_(list(state.ema.parameters()), list(state.module.parameters()), 1 - decay)
-    state.losses.append(loss.item())
+        torch._foreach_lerp_(list(state.averages.parameters()), list(published.parameters()), 1 - decay)
+        for average, buffer in zip(state.averages.buffers(), published.buffers(), strict=True):
+            average.copy_(buffer)  # what a batch norm has seen is an average already
+    values = torch.stack([loss.double() for losses in found.values() for loss in losses]).tolist()
+    counts = [len(losses) for losses in found.values()]
+    ends = list(itertools.accumulate(counts))
+    state.losses.append(tuple(sum(values[e - n : e]) / n for e, n in zip(ends, counts, strict=True)))
+
+
+def _update(optimizer: torch.optim.AdamW, loss: Tensor, factor: float, grad_clip: float) -> None:
+    """One step of a group's optimiser, at `factor` times its learning rate.
+
+    A generator's loss runs through the discriminator. `inputs` keeps gradients off the parameters of other groups, so
+    that nothing is left on them for their next update, and autograd does not even compute them: that saves what
+    freezing these parameters would save in the backward pass, and an objective need not freeze and thaw them.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    loss.backward(inputs=parameters)
+    if grad_clip:
+        nn.utils.clip_grad_norm_(parameters, grad_clip)
+    for group in optimizer.param_groups:
+        group["lr"] = optimizer.defaults["lr"] * factor
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def rate(step: int, config: RunConfig) -> float:
@@ -303,21 +337,26 @@ def rate(step: int, config: RunConfig) -> float:
 
 def _publish(state: RunState, folder: Path) -> None:
     """The model as it is now, and the losses that led there."""
-    spec = state.run.spec
-    (part,) = spec.parts
     dtype = torch.float16 if state.run.config.weights_dtype == "float16" else torch.float32
-    weights = {
-        name for name, _ in state.ema.named_parameters()
-    }  # buffers, such as an order of channels, stay exact
-    tensors = {n: t.to(dtype) if n in weights else t for n, t in state.ema.state_dict().items()}
-    save(folder, spec, {f"{part}.{name}": t for name, t in tensors.items()})
-    rows = "".join(f"{i + 1},{loss:.6f}\n" for i, loss in enumerate(state.losses))
-    write_atomic(folder / LOSS_FILE, ("step,loss\n" + rows).encode())
+    # buffers, such as an order of channels, stay exact
+    weights = {name for name, _ in state.averages.named_parameters()}
+    tensors = {n: t.to(dtype) if n in weights else t for n, t in state.averages.state_dict().items()}
+    save(folder, state.run.spec, tensors)
+    columns = list(state.optimizers) if len(state.optimizers) > 1 else ["loss"]
+    rows = (",".join([str(i + 1), *(f"{loss:.6f}" for loss in row)]) for i, row in enumerate(state.losses))
+    write_atomic(
+        folder / LOSS_FILE, "".join(f"{line}\n" for line in (",".join(["step", *columns]), *rows)).encode()
+    )
 
 
-def _recent(losses: list[float]) -> float:
-    tail = losses[-50:]
-    return sum(tail) / len(tail)
+def _recent(state: RunState, unit: str) -> dict[str, str]:
+    """The mean of the last losses of each group, for the progress bar."""
+    names = list(state.optimizers) if len(state.optimizers) > 1 else [unit]
+    tail = state.losses[-50:]
+    return {
+        name: f"{sum(column) / len(tail):.4f}"
+        for name, column in zip(names, zip(*tail, strict=True), strict=True)
+    }
 
 
 def _mix(seed: int, step: int, salt: int = 0) -> int:

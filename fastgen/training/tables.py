@@ -6,7 +6,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..files import open_ordinary
 from . import synthetic
+from .batch import Batch
 
 MAX_COLUMNS = 4096  # of a flow's features
 MAX_CSV_BYTES = 1 << 30
@@ -33,6 +34,7 @@ class Rows:
     values: Tensor
     labels: Tensor | None = None
     class_names: list[str] | None = None
+    paired: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.shape: tuple[int, ...] = (int(self.values.shape[1]),)
@@ -41,9 +43,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.values)
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    def batch(self, indices: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(indices)
-        return self.values[chosen], None if self.labels is None else self.labels[chosen]
+        return Batch(self.values[chosen], None if self.labels is None else self.labels[chosen])
 
     def part(self, keep: slice) -> Rows:
         """Some of the rows."""

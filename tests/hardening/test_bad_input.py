@@ -26,7 +26,9 @@ from fastgen.errors import CheckpointError, ConfigError, DataError, FastgenError
 from fastgen.files import remove_leftovers, write_atomic
 from fastgen.images import read_metadata
 from fastgen.tensor_file import MAX_HEADER_BYTES, TensorFile
-from fastgen.training.data import MAX_PIXELS, load, read_idx
+from fastgen.training.arrays import read_idx
+from fastgen.training.data import load
+from fastgen.training.folders import MAX_PIXELS
 from tests.refusals import names, refused
 from tests.small import checkpoint
 
@@ -270,7 +272,7 @@ def test_a_training_that_diverges_keeps_its_last_save(
         step(state, *given)  # type: ignore[arg-type]
         if state.step == 5:
             with torch.no_grad():
-                next(state.module.parameters()).fill_(float("nan"))
+                next(state.networks.parameters()).fill_(float("nan"))
 
     arguments = runs.train_arguments(tmp_path / "m", runs.pictures(tmp_path))
     with monkeypatch.context() as patch:

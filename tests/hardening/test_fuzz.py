@@ -128,7 +128,8 @@ def fuzz_states(folder: str, count: int) -> None:
     from fastgen.architectures import builders
     from fastgen.cli import main
     from fastgen.engines.diffusion.settings import DiffusionSettings
-    from fastgen.training.run import STATE_FILE, RunState, check_state, saved_run
+    from fastgen.training.run import STATE_FILE, saved_run
+    from fastgen.training.state import RunState, check_state
 
     run_folder = Path(folder) / "run"
     assert main(runs.train_arguments(run_folder, runs.pictures(Path(folder)))) == 0
@@ -148,12 +149,12 @@ def fuzz_states(folder: str, count: int) -> None:
             found = saved_run(run_folder)
             assert found is not None
             DiffusionSettings.from_spec(found.spec)
-            (build,) = builders(found.spec).values()
+            build = builders(found.trained())
             with torch.device("meta"):
-                check_state(run_folder, build(), found.config)
-            network = build()
-            optimizer = torch.optim.AdamW(network.parameters())
-            RunState(found, network, build(), optimizer, []).restore(run_folder)
+                check_state(run_folder, torch.nn.ModuleDict({n: b() for n, b in build.items()}), found)
+            networks, averages = (torch.nn.ModuleDict({n: b() for n, b in build.items()}) for _ in range(2))
+            optimizer = torch.optim.AdamW(networks.parameters())
+            RunState(found, networks, averages, {"loss": optimizer}, []).restore(run_folder)
         return True
 
     attempts(count, st.one_of(broken_tensors(whole), mutated(run).map(with_run)), read)

@@ -15,8 +15,9 @@ from fastgen.checkpoint import load, save
 from fastgen.config import to_dict
 from fastgen.errors import CheckpointError
 from fastgen.tensor_file import MAX_HEADER_BYTES, TensorFile
-from fastgen.training.run import Run, RunState, saved_run
+from fastgen.training.run import Run, saved_run
 from fastgen.training.settings import RunConfig
+from fastgen.training.state import RunState
 from tests.small import network, spec, unet_config
 
 from . import children
@@ -77,9 +78,11 @@ def restore_guarded(folder: Path) -> None:
 
 
 def small_state(run: Run) -> RunState:
-    (build,) = builders(run.spec).values()
-    module, ema = build(), build().requires_grad_(False)
-    return RunState(run, module, ema, torch.optim.AdamW(module.parameters(), foreach=False), [0.5])
+    networks, averages = (
+        torch.nn.ModuleDict({name: build() for name, build in builders(run.spec).items()}) for _ in range(2)
+    )
+    optimizer = torch.optim.AdamW(networks.parameters(), foreach=False)
+    return RunState(run, networks, averages.requires_grad_(False), {"loss": optimizer}, [(0.5,)])
 
 
 @pytest.mark.slow
@@ -87,9 +90,9 @@ def test_a_training_state_of_one_large_tensor(tmp_path: Path) -> None:
     config = unet_config(num_class_embeds=LARGE // 4 // 64)
     data = {"pictures": 1, "shape": [1, 8, 8], "num_classes": None, "class_names": None}
     state = small_state(Run(RunConfig(), spec(config), data))
-    for parameter in state.module.parameters():
+    for parameter in state.networks.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    state.optimizer.step()
+    state.optimizers["loss"].step()
     state.save(tmp_path)
     assert to_dict(state.run.config) == to_dict(saved_run(tmp_path).config)  # type: ignore[union-attr]
     code, said = children.run(tmp_path / "output", restore_guarded, tmp_path)

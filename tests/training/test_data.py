@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from fastgen.errors import DataError
-from fastgen.training.data import PictureFolder, load, read_idx
+from fastgen.training.arrays import read_idx
+from fastgen.training.data import load
+from fastgen.training.folders import ImageFolder
 from tests import real
 from tests.refusals import refused
 
@@ -36,7 +38,7 @@ def test_idx_with_the_labels_beside_it(files: Path) -> None:
     data = load(str(files / "t-images-idx3-ubyte.gz"))
     assert data.shape == (1, 5, 7)
     assert data.num_classes == 3
-    images, labels = data.batch([4, 0])
+    images, labels, _ = data.batch([4, 0])
     assert np.array_equal(images[:, 0].numpy(), PIXELS[[4, 0]])
     assert labels is not None
     assert labels.tolist() == [1, 0]
@@ -79,9 +81,9 @@ def test_folder_with_classes(tmp_path: Path) -> None:
         Image.new("RGB", (30, 20), colour).save(tmp_path / name / "1.png")
     (tmp_path / "ant" / "notes.txt").write_text("no picture")
     data = load(str(tmp_path), size=(8, 8))
-    assert isinstance(data, PictureFolder)
+    assert isinstance(data, ImageFolder)
     assert data.class_names == ["ant", "bee"]
-    images, labels = data.batch([1, 0])
+    images, labels, _ = data.batch([1, 0])
     assert labels is not None
     assert labels.tolist() == [1, 0]
     assert images[0, :, 4, 4].tolist() == [255, 0, 0]
@@ -206,6 +208,6 @@ def test_mnist_as_it_is_distributed() -> None:
 @pytest.mark.real
 def test_photographs_from_a_folder() -> None:
     data = load(str(real.folder() / "data/kodak"), size=(48, 64))
-    images, _ = data.batch(range(len(data)))
+    images, *_ = data.batch(range(len(data)))
     assert images.shape == (6, 3, 48, 64)
     assert (images.float().std(dim=(1, 2, 3)) > 20).all()

@@ -21,11 +21,13 @@ from fastgen.models.flow.flow import Flow
 from fastgen.models.flow.layers import ActNorm, Logit, Standardise
 from fastgen.models.flow.priors import StandardLogistic, StandardNormal
 from fastgen.models.flow.vector import VectorFlow, VectorFlowConfig
-from fastgen.training import flow, loop, synthetic
+from fastgen.training import loop, synthetic
 from fastgen.training.data import describe, load
-from fastgen.training.flow import MaximumLikelihood
-from fastgen.training.loop import LOSS_FILE, Step
-from fastgen.training.run import STATE_FILE, Run, RunConfig
+from fastgen.training.flow import MaximumLikelihood, maximum_likelihood
+from fastgen.training.loop import LOSS_FILE
+from fastgen.training.objective import Step
+from fastgen.training.run import STATE_FILE, Run
+from fastgen.training.settings import RunConfig
 from fastgen.training.tables import Rows
 from tests.refusals import names, refused
 
@@ -89,7 +91,7 @@ def test_the_start_of_a_table_is_all_of_its_rows() -> None:
     config = VectorFlowConfig(features=3, standardise=True, layers=("actnorm", "lu", "coupling"), steps=2)
     module = VectorFlow(config)
     batch = values[:40]
-    MaximumLikelihood("nats").start(module, Rows(values), step(batch))
+    MaximumLikelihood("nats").start(torch.nn.ModuleDict({"flow": module}), Rows(values), step(batch))
     first = module.preprocess[0]
     assert isinstance(first, Standardise)
     y = first(values.double())[0]
@@ -265,8 +267,7 @@ def test_data_that_the_flow_does_not_model(tmp_path: Path, changes: dict, mentio
     data = load("two-moons")
     run = Run(RunConfig(), load_spec_of(tmp_path), describe(data))
     with refused(ConfigError, "data", *mentions):
-        flow.train(VectorFlow(VectorFlowConfig(**{"features": 2, **changes})), run, data, tmp_path / "m")
-    assert not (tmp_path / "m").exists()
+        maximum_likelihood(VectorFlow(VectorFlowConfig(**{"features": 2, **changes})), run, data)
 
 
 def test_a_forged_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,29 +304,19 @@ def load_spec_of(folder: Path):  # type: ignore[no-untyped-def]
         ),
         (["--model", "vector_flow", "--data", "digits"], "--model glow, realnvp or nice"),
         (["--data", "mixture6"], "--model vector_flow"),
-        (
-            ["--model", "glow", "--data", "digits", "--attention", "1"],
-            "--attention",
-        ),
-        (["--model", "nice", "--data", "digits", "--label-dropout", "0.1"], "--label-dropout"),
-        (["--data", "digits", "--option", "steps=2"], "--option"),
         (["--model", "glow", "--data", "digits", "--option", "levels=32"], "levels"),
         (["--model", "glow", "--data", "digits", "--option", "depth=2"], "depth"),
-        (["--model", "glow", "--data", "digits", "--option", "linear"], "--option linear"),
+        (["--model", "glow", "--data", "digits", "--option", "linear"], "linear"),
         (
             ["--model", "glow", "--data", "digits", "--option", "alpha=1", "--option", "alpha=2"],
-            "--option alpha",
+            "alpha",
         ),
         (
             ["--model", "glow", "--data", "digits", "--widths", "8", "--option", "hidden_channels=8"],
-            "--option hidden_channels",
+            "hidden_channels",
         ),
         (["--model", "glow", "--data", "digits", "--option", "num_scales=9"], "num_scales"),
-        (["--model", "vector_flow", "--data", "two-moons", "--flip"], "--flip"),
-        (
-            ["--model", "vector_flow", "--data", "two-moons", "--size", "8"],
-            "two-moons",
-        ),
+        (["--model", "vector_flow", "--data", "two-moons", "--size", "8"], "two-moons"),
         (
             ["--model", "vector_flow", "--data", "two-moons", "--preview-every", "5"],
             "--preview-every",
@@ -338,6 +329,28 @@ def test_wrong_arguments(
 ) -> None:
     assert train(tmp_path / "m", *arguments, "--steps", "1", "--quiet") == 1
     assert mention in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "flag"),
+    [
+        ("glow", ["--data", "digits", "--attention", "1"], "--attention"),
+        ("nice", ["--data", "digits", "--label-dropout", "0.1"], "--label-dropout"),
+        ("unet", ["--data", "digits", "--option", "steps=2"], "--option"),
+        ("vector_flow", ["--data", "two-moons", "--flip"], "--flip"),
+        ("vector_flow", ["--data", "two-moons", "--size", "8"], "--size"),
+        ("vector_flow", ["--data", "two-moons", "--channels", "1"], "--channels"),
+        ("glow", ["--data", "digits", "--target", "folder"], "--target"),
+    ],
+)
+def test_flags_of_other_models_are_no_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, arguments: list[str], flag: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path / "m", "--model", model, *arguments)
+    assert stop.value.code == 2
+    assert flag in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "m").exists()
 
 

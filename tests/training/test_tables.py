@@ -24,7 +24,7 @@ def csv(path: Path, head: str = "", values: np.ndarray = VALUES) -> str:
 def test_csv_with_and_without_names(tmp_path: Path, head: str) -> None:
     data = load(csv(tmp_path / "t.csv", head))
     assert (len(data), data.shape, data.num_classes) == (6, (3,), None)
-    values, labels = data.batch([4, 0])
+    values, labels, _ = data.batch([4, 0])
     assert labels is None
     assert np.array_equal(values.numpy(), VALUES[[4, 0]])  # 9 digits hold every float32
 
@@ -40,7 +40,7 @@ def test_npz_with_labels_and_a_subset(tmp_path: Path) -> None:
     np.savez(tmp_path / "t.npz", x=VALUES, y=np.array([0, 1, 2, 0, 1, 2]))
     data = load(str(tmp_path / "t.npz"), subset=(2, 4))
     assert describe(data) == {"rows": 3, "shape": [3], "num_classes": 3, "class_names": None}
-    values, labels = data.batch([0])
+    values, labels, _ = data.batch([0])
     assert np.array_equal(values.numpy(), VALUES[2:3])
     assert labels is not None
     assert labels.tolist() == [2]

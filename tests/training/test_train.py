@@ -18,10 +18,12 @@ from fastgen.cli import main
 from fastgen.diffusion import NoiseSchedule
 from fastgen.training import loop
 from fastgen.training import run as training_run
-from fastgen.training.data import Arrays, describe
+from fastgen.training.arrays import Arrays
+from fastgen.training.data import describe
 from fastgen.training.diffusion import Denoising
 from fastgen.training.loop import LOSS_FILE, batches, rate
-from fastgen.training.run import STATE_FILE, RunConfig, saved_run
+from fastgen.training.run import STATE_FILE, saved_run
+from fastgen.training.settings import RunConfig
 from tests.refusals import names
 
 FAST = [
@@ -69,17 +71,16 @@ def test_same_seed_same_weights(tmp_path: Path) -> None:
 
 
 def test_users_random_numbers_are_left_alone(tmp_path: Path) -> None:
-    from fastgen.training.diffusion import train as train_network
     from tests.small import network, spec, unet_config
 
     config = unet_config(dropout=0.2)
     data = Arrays(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
-    net = network(config)
+    net = torch.nn.ModuleDict({"unet": network(config)})
     torch.manual_seed(5)
     want = torch.rand(1)
     torch.manual_seed(5)
     run = training_run.Run(RunConfig(steps=2, batch_size=2), spec(config), describe(data))
-    train_network(net, run, NoiseSchedule(), data, tmp_path, null_class=3, progress=False)
+    loop.train(net, run, Denoising(NoiseSchedule(), 3), data, tmp_path, progress=False)
     assert torch.equal(torch.rand(1), want)
 
 
@@ -295,19 +296,19 @@ def test_previews_are_drawn(tmp_path: Path) -> None:
 def test_batches_are_shuffled_epochs_wherever_they_start() -> None:
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
     config = RunConfig(steps=10, batch_size=4)
-    whole = [x for x, _ in batches(Arrays(images), PICTURES, config, 0)]
+    whole = [x for x, *_ in batches(Arrays(images), PICTURES, config, 0)]
     seen = torch.cat(whole).flatten().add(1).mul(127.5).round().int()
     for epoch in seen.split(10):
         assert epoch.sort().values.tolist() == list(range(10))
     assert seen[:10].tolist() != seen[10:20].tolist()
-    late = [x for x, _ in batches(Arrays(images), PICTURES, config, 7)]
+    late = [x for x, *_ in batches(Arrays(images), PICTURES, config, 7)]
     assert all(torch.equal(a, b) for a, b in zip(late, whole[7:], strict=True))
 
 
 def test_flips_half() -> None:
     images = torch.zeros(64, 1, 1, 2, dtype=torch.uint8)
     images[..., 0] = 255
-    ((x, _),) = batches(Arrays(images), PICTURES, RunConfig(steps=1, batch_size=64, flip=True), 0)
+    ((x, *_),) = batches(Arrays(images), PICTURES, RunConfig(steps=1, batch_size=64, flip=True), 0)
     flipped = int((x[:, 0, 0, 0] < 0).sum())
     assert 16 <= flipped <= 48
 

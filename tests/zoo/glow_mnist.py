@@ -42,7 +42,7 @@ def bits(engine: Any, subset: tuple[int, int], samples: int) -> dict[str, Any]:
 
 def marginal(engine: Any, subset: tuple[int, int]) -> dict[str, float]:
     """Without the labels: p(x) is the mean of p(x | y) over the ten; the largest of them says which digit it is."""
-    images, labels = _digits(subset).batch(range(subset[1] - subset[0] + 1))
+    images, labels, _ = _digits(subset).batch(range(subset[1] - subset[0] + 1))
     dimensions = math.prod(engine.flow.data_shape)
     bound = torch.stack([engine.bits_per_dim(images, labels=y).values for y in range(CLASSES)], dim=1)
     log_p = -bound * dimensions * math.log(2)

@@ -1,0 +1,108 @@
+"""How a diffusion model with a U-Net is made and trained (``fastgen train --model unet``)."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING, Any
+
+from ..config import from_dict, to_dict
+from ..errors import ConfigError, DataError
+from .family import Flag
+from .recipe import WIDTHS, Recipe, given
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..checkpoint import Spec
+    from ..training.batch import Dataset
+    from ..training.diffusion import Denoising
+    from ..training.run import Run
+    from ..training.settings import RunConfig
+
+DEFAULTS: dict[str, Any] = {
+    "widths": (32, 64, 96),
+    "layers": 1,
+    "attention": 0,
+    "dropout": 0.0,
+    "prediction_type": "v_prediction",
+    "beta_schedule": "squaredcos_cap_v2",
+}
+
+
+class UNetRecipe(Recipe):
+    """A U-Net that denoises images, of one class or several."""
+
+    flags = (
+        WIDTHS,
+        Flag("--layers", {"type": int, "help": "residual blocks per level (default 1)"}),
+        Flag(
+            "--attention",
+            {
+                "type": int,
+                "help": "how many of the coarsest levels attend (default 0; the middle always does)",
+            },
+        ),
+        Flag("--dropout", {"type": float, "help": "share of activations dropped (default 0)"}),
+        Flag("--prediction-type", {"help": "epsilon, sample or v_prediction (default v_prediction)"}),
+        Flag("--beta-schedule", {"help": "the noise schedule (default squaredcos_cap_v2)"}),
+    )
+
+    def new_spec(
+        self, args: argparse.Namespace, dataset: Dataset, config: RunConfig, provenance: dict[str, Any]
+    ) -> Spec:
+        """See ``Recipe``."""
+        from ..checkpoint import Part, Spec
+        from ..engines.diffusion.settings import DiffusionSettings
+        from ..models.unet import UNetConfig
+
+        if len(dataset.shape) != 3:
+            raise DataError(
+                "a unet is trained on images, these are rows of numbers; --model vector_flow takes them",
+                argument=config.data,
+            )
+        chosen = DEFAULTS | given(args, self.flags)
+        channels, height, width = dataset.shape
+        classes, widths = dataset.num_classes, chosen["widths"]
+        levels, common = len(widths), math.gcd(*widths)
+        if not 0 <= chosen["attention"] <= levels:
+            raise ConfigError(
+                f"expected 0 to {levels} (levels), got {chosen['attention']}", argument="--attention"
+            )
+        attended = [i >= levels - chosen["attention"] for i in range(levels)]
+        unet = {
+            "sample_size": [height, width],
+            "in_channels": channels,
+            "out_channels": channels,
+            "block_out_channels": list(widths),
+            "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attended],
+            "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)],
+            "layers_per_block": chosen["layers"],
+            "attention_head_dim": math.gcd(common, 32),
+            "norm_num_groups": math.gcd(common, 8),
+            "dropout": chosen["dropout"],
+            "num_class_embeds": None if classes is None else classes + 1,  # the last is the null class
+        }
+        unet = to_dict(from_dict(UNetConfig, unet, "train"))
+        settings = DiffusionSettings(
+            schedule={"beta_schedule": chosen["beta_schedule"], "prediction_type": chosen["prediction_type"]},
+            num_classes=classes,
+            null_class=classes,
+            class_names=None if dataset.class_names is None else tuple(dataset.class_names),
+            guidance_scale=1.0 if classes is None else 1.5,
+        )
+        return Spec("diffusion", {"unet": Part("unet", unet)}, to_dict(settings), provenance)
+
+    def objective(self, networks: nn.ModuleDict, run: Run, dataset: Dataset) -> Denoising:
+        """See ``Recipe``."""
+        from ..diffusion.schedule import NoiseSchedule
+        from ..engines.diffusion.settings import DiffusionSettings
+        from ..training.diffusion import Denoising
+
+        settings = DiffusionSettings.from_spec(run.spec)
+        schedule = settings.noise_schedule
+        if not isinstance(schedule, NoiseSchedule):
+            raise ConfigError(
+                f"training needs a NoiseSchedule, got the process {schedule.name}", argument="schedule"
+            )
+        return Denoising(schedule, settings.null_class)
