@@ -110,7 +110,9 @@ def load_accepted(
                 f"unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(FAMILIES)}", argument=name
             )
         accept_family(FAMILIES[spec.engine])
-        check_options(FAMILIES[spec.engine].engine_class(), options)
+        engine = FAMILIES[spec.engine].engine_class()
+        engine.check_parts(spec)
+        check_options(engine, options)
 
     spec, modules = _read(model, variant, assume, accept)
     engine = FAMILIES[spec.engine].engine_class()

@@ -214,7 +214,7 @@ def test_verify(images: str, moons: str) -> None:
         (["evaluate", "MOONS", "--plot", "d.txt"], "--plot"),
         (["evaluate", "MOONS", "--columns", "1,3", "--plot", "d.png"], "--columns"),
         (["evaluate", "LABELLED", "--plot", "d.png"], "labels"),
-        (["train", "new", "--model", "glow"], "train"),
+        (["train", "new", "--model", "glow"], "--data"),
     ],
 )
 def test_what_is_refused(

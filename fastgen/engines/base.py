@@ -51,6 +51,7 @@ class Engine:
 
     kind: ClassVar[str]
     settings_type: ClassVar[type] = NoSettings
+    one_network: ClassVar[bool] = False  # whether a model has one, of any name
     operation: ClassVar[str] = "operations"  # what `describe` calls the kernels' path
     # Whether `_prepare` keeps values that are computed from the weights.
     folds: ClassVar[bool] = False
@@ -106,6 +107,14 @@ class Engine:
         """From the filled networks of a checkpoint, by part. options: those of the engine. Raises ConfigError."""
         settings = cls.settings_of(spec)
         return cls(networks, settings, **cls.records(spec), **options)
+
+    @classmethod
+    def check_parts(cls, spec: Spec) -> None:
+        """Before weights are read: whether these are the engine's networks. Raises ConfigError."""
+        if cls.one_network and len(spec.parts) != 1:
+            raise ConfigError(
+                f"a {cls.kind} model has one network, this one has {', '.join(spec.parts)}", argument="parts"
+            )
 
     @classmethod
     def settings_of(cls, spec: Spec) -> Any:
@@ -319,12 +328,8 @@ class Engine:
                 self._restart()
 
 
-def only_part(networks: Networks, spec: Spec) -> tuple[str, nn.Module]:
-    """(part, network) of a model that has one network. Raises ConfigError where it has several."""
-    if len(networks) != 1:
-        raise ConfigError(
-            f"a {spec.engine} model has one network, this one has {', '.join(networks)}", argument="parts"
-        )
+def only_part(networks: Networks) -> tuple[str, nn.Module]:
+    """(part, network) of a model that has one network."""
     ((name, network),) = networks.items()
     return name, network
 

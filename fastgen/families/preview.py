@@ -27,10 +27,9 @@ def previewer(
         from ..training.loop import PREVIEWS
 
         # A copy in the networks' own dtype: an engine moves what it is given, and these are still in training.
-        (network,) = copy.deepcopy(averages).values()
-        device = next(network.parameters()).device
-        kind: Any = family.engine_class()
-        engine = kind.from_spec(network, spec, device=device, dtype="float32")
+        networks = copy.deepcopy(averages)
+        device = next(networks.parameters()).device
+        engine: Any = family.engine_class().from_spec(networks, spec, device=device, dtype="float32")
         images, columns = recipe.sheet(engine, dataset)
         make_folder(folder / PREVIEWS)
         path = folder / PREVIEWS / f"step-{step:07d}.png"

@@ -316,7 +316,6 @@ def load_spec_of(folder: Path):  # type: ignore[no-untyped-def]
             "hidden_channels",
         ),
         (["--model", "glow", "--data", "digits", "--option", "num_scales=9"], "num_scales"),
-        (["--model", "vector_flow", "--data", "two-moons", "--size", "8"], "two-moons"),
         (
             ["--model", "vector_flow", "--data", "two-moons", "--preview-every", "5"],
             "--preview-every",

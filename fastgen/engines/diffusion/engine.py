@@ -39,6 +39,7 @@ class DiffusionEngine(Engine):
     """Samples from a denoising network. Made by :func:`fastgen.load`. Threads and forks: see ``Engine``."""
 
     kind = "diffusion"
+    one_network = True
     operation = "reverse_step"
     settings_type = DiffusionSettings
     settings: DiffusionSettings
@@ -84,7 +85,7 @@ class DiffusionEngine(Engine):
     def from_spec(cls, networks: nn.ModuleDict, spec: Spec, **options: Any) -> Self:
         """From a checkpoint's filled network, by part. options: those of ``DiffusionEngine``. Raises ConfigError."""
         settings = cls.settings_of(spec)
-        name, network = only_part(networks, spec)
+        name, network = only_part(networks)
         config = part_config(spec.parts[name], f"parts.{name}")
         settings.check_network(config)
         shape = (config.in_channels, *config.sample_size)

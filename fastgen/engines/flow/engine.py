@@ -46,6 +46,7 @@ class FlowEngine(Engine):
     """
 
     kind = "flow"
+    one_network = True
     operation = "affine_coupling"
     settings_type = FlowSettings
     settings: FlowSettings
@@ -94,7 +95,7 @@ class FlowEngine(Engine):
     @classmethod
     def from_spec(cls, networks: nn.ModuleDict, spec: Spec, **options: Any) -> Self:
         """From the filled network of a checkpoint, by part. options: those of ``FlowEngine``. Raises ConfigError."""
-        name, network = only_part(networks, spec)
+        name, network = only_part(networks)
         if not isinstance(network, Flow):
             raise ConfigError(f"{spec.parts[name].architecture} is not a flow", argument=f"parts.{name}")
         return cls(network, cls.settings_of(spec), **cls.records(spec), **options)
