@@ -158,7 +158,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "float32 weights" in capsys.readouterr().out
     assert main(["verify", folder, "--device", "cpu", "--json", "--batch", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
-    assert main(["verify"]) == 2
-    assert "MODEL is missing" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["verify"])
+    assert stop.value.code == 2
+    assert "MODEL" in capsys.readouterr().err
     assert main(["verify", str(tmp_path / "none")]) == 1
     assert "no such folder" in capsys.readouterr().err

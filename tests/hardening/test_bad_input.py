@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import fastgen
-from fastgen.cli import main
+from fastgen.cli import main, parser
 from fastgen.config import MAX_DEPTH, parse_json
 from fastgen.errors import CheckpointError, ConfigError, DataError, FastgenError
 from fastgen.files import remove_leftovers, write_atomic
@@ -291,13 +291,15 @@ def test_what_a_file_says_is_harmless_to_a_terminal(
     assert said.count("\n") == 1
 
 
-def test_a_count_in_a_picture_is_not_believed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_count_in_an_image_is_not_believed(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "m")
     request = {"seeds": None, "seed": 0, "n": 10**12, "labels": None, "solver": "ddim", "steps": 2}
     metadata = {"model": str(model), "request": request}
     fastgen.save_image(torch.zeros(1, 8, 8), tmp_path / "a.png", metadata=metadata)
-    assert main(["sample", "--like", str(tmp_path / "a.png"), "--device", "cpu"]) == 1
-    assert "seeds are no list" in capsys.readouterr().err
+    args = parser().parse_args(["sample", "--like", str(tmp_path / "a.png"), "--device", "cpu"])
+    with pytest.raises(ConfigError) as refusal:
+        args.run(args)
+    assert refusal.value.argument == str(tmp_path / "a.png")  # not `n`, which would have been believed
 
 
 def test_leftovers_of_the_dead_go_and_of_the_living_stay(tmp_path: Path) -> None:
