@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import fastgen
-from fastgen.cli import main
+from fastgen.cli import main, parser
 from fastgen.config import MAX_DEPTH, parse_json
 from fastgen.errors import CheckpointError, ConfigError, DataError, FastgenError
 from fastgen.files import remove_leftovers, write_atomic
@@ -294,7 +294,7 @@ def test_what_a_file_says_is_harmless_to_a_terminal(
     assert said.count("\n") == 1
 
 
-def test_a_count_in_a_picture_is_not_believed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_count_in_an_image_is_not_believed(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "m")
     request = {"seeds": None, "seed": 0, "n": 10**12, "labels": None, "solver": "ddim", "steps": 2}
     metadata = {"model": str(model), "request": request}
