@@ -192,7 +192,7 @@ def test_a_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert train(tmp_path / "new", "--resume") == 1
     assert "no training run to resume" in capsys.readouterr().err
     assert train(tmp_path / "new") == 1
-    assert "--data: says what to train on" in capsys.readouterr().err
+    assert "--data says what to train on" in capsys.readouterr().err
     assert file_sha256(tmp_path / WEIGHTS_FILE) == digest
 
 
