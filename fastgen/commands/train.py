@@ -263,9 +263,9 @@ def _new_run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> 
     chosen = {**vars(args), "flip": hasattr(args, "flip")}
     if "data" not in chosen:
         raise ConfigError(
-            "says what to train on (a folder, an IDX, NPZ, NPY or CSV file, or "
+            "--data says what to train on (a folder, an IDX, NPZ, NPY or CSV file, or "
             f"{', '.join(f'`{name}`' for name in data.NAMED)})",
-            argument="--data",
+            argument="train",
         )
     fields = [*RUN_OPTIONS, *PATHS, "subset", "side_by_side", "flip"]
     chosen = {name: chosen[name] for name in fields if name in chosen}

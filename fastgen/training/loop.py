@@ -67,14 +67,14 @@ def train(
     networks that the spec does not name, or groups that do not cover them; OutOfMemoryError.
     """
     folder, device = Path(folder), torch.device(device)
-    if missing := [name for name in run.spec.parts if name not in networks]:
-        raise ConfigError(f"has no {missing[0]}, which is a part of the model", argument="networks")
     with _folder(folder, resume), held(folder) as alone:
         if not alone:
             raise CheckpointError(
                 "another process is training in it; wait for it, or choose another folder", argument=folder
             )
         run = _opened(folder, run, dataset, resume)
+        if missing := [name for name in run.spec.parts if name not in networks]:
+            raise ConfigError(f"has no {missing[0]}, which is a part of the model", argument="networks")
         run.encoded(folder)  # what could not be read back is refused before anything is trained
         try:
             return _train(networks, run, objective, dataset, folder, device, resume, progress, on_preview)
