@@ -28,7 +28,7 @@ from .converters import (
     save,
 )
 from .errors import ArgumentError, CheckpointError, ConfigError
-from .families import FAMILIES
+from .families import FAMILIES, Family
 from .files import exists
 from .zoo import ZOO
 from .zoo import folder as zoo_folder
@@ -74,6 +74,32 @@ def load(
     ``engine.describe()`` says what was chosen. Raises CheckpointError or ConfigError (both ValueErrors), or
     ArgumentError (a TypeError).
     """
+    return load_accepted(
+        source,
+        lambda family: None,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        local_files_only=local_files_only,
+        variant=variant,
+        assume=assume,
+        **options,
+    )
+
+
+def load_accepted(
+    source: str | Path | nn.Module,
+    accept_family: Callable[[Family], None],
+    *,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    revision: str | None,
+    local_files_only: bool,
+    variant: str | None = None,
+    assume: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """As `load`. accept_family: called with the model's family before weights are read; it may raise."""
     model = _find(source, revision, local_files_only, variant)
     name = _name(source)
 
@@ -83,14 +109,12 @@ def load(
             raise ConfigError(
                 f"unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(FAMILIES)}", argument=name
             )
+        accept_family(FAMILIES[spec.engine])
         check_options(FAMILIES[spec.engine].engine_class(), options)
 
     spec, modules = _read(model, variant, assume, accept)
-    return (
-        FAMILIES[spec.engine]
-        .engine_class()
-        .from_spec(nn.ModuleDict(modules), spec, device=device, dtype=dtype, source=name, **options)
-    )
+    engine = FAMILIES[spec.engine].engine_class()
+    return engine.from_spec(nn.ModuleDict(modules), spec, device=device, dtype=dtype, source=name, **options)
 
 
 def convert(
@@ -185,7 +209,7 @@ def _foreign(
     if converter is not None:
         return converter.read(model, variant, assume)
     if variant is not None:
-        raise ConfigError(_no_variant(variant, model))
+        raise ConfigError(_no_variant(variant, model), argument="variant")
     if assume:
         raise ConfigError(f"{model} is a fastgen model, which says everything itself", argument="assume")
     return None
@@ -213,7 +237,7 @@ def _read(
 
 
 def _no_variant(variant: str, folder: Path) -> str:
-    return f"variant: {variant!r} was asked for, but {folder} is a fastgen model, which has none"
+    return f"{variant!r} was asked for, but {folder} is a fastgen model, which has none"
 
 
 def check_options(engine: type, options: Mapping[str, Any]) -> None:
@@ -222,8 +246,8 @@ def check_options(engine: type, options: Mapping[str, Any]) -> None:
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in OURS]
     if unknown := sorted(set(options) - set(known)):
         raise ArgumentError(
-            f"unknown argument {', '.join(unknown)}; beside its own it takes {', '.join(known)}",
-            argument="load",
+            f"unknown argument; besides its own, load takes {', '.join(known)}",
+            argument=", ".join(unknown),
         )
 
 
@@ -275,12 +299,13 @@ def _download(name: str, revision: str | None, local_files_only: bool, variant: 
         return folder
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"{name}: no such folder, not in the local Hugging Face cache, and "
+            "no such folder, not in the local Hugging Face cache, and "
             + (
                 "local_files_only=True forbids a download"
                 if local_files_only
                 else "the hub cannot be reached"
-            )
+            ),
+            argument=name,
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(

@@ -88,14 +88,15 @@ def save(folder: str | Path, spec: Spec, tensors: Mapping[str, Tensor]) -> Spec:
 
 def encoded(spec: Spec, folder: Path) -> bytes:
     """The ``config.json`` of `spec`, as the strict reader has seen it. Raises ConfigError where it refuses it."""
-    where = f"{folder / CONFIG_FILE}: could not be loaded again"
+    path = folder / CONFIG_FILE
     try:
         data = (json.dumps(dataclasses.asdict(spec), indent=2) + "\n").encode()
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{error}", argument=where) from error
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{len(data)} bytes are more than {MAX_CONFIG_BYTES}", argument=where)
-    spec_from_json(parse_json(data, where), where)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise ValueError(f"{len(data)} bytes are more than {MAX_CONFIG_BYTES}")
+        spec_from_json(parse_json(data, str(path)), str(path))
+    except (TypeError, ValueError) as error:  # ConfigError and CheckpointError are ValueErrors
+        why = str(error).removeprefix(f"{path}: ")
+        raise ConfigError(f"could not be loaded again: {why}", argument=path) from error
     return data
 
 
@@ -113,7 +114,7 @@ def load_spec(folder: str | Path) -> Spec:
     try:
         raw = parse_json(data, str(path))
     except ConfigError as error:
-        raise CheckpointError(str(error)) from error
+        raise CheckpointError(str(error).removeprefix(f"{path}: "), argument=path) from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"expected an object, got {type(raw).__name__}", argument=path)
     return spec_from_json(raw, str(path))
@@ -208,11 +209,11 @@ def spec_from_json(raw: Mapping[str, Any], where: str) -> Spec:
     parts = raw.pop("parts", None)
     if not isinstance(parts, dict) or not 1 <= len(parts) <= MAX_PARTS:
         raise ConfigError(
-            f"parts: expected an object with at least one network, at most {MAX_PARTS}", argument=where
+            f"expected an object with at least one network, at most {MAX_PARTS}", argument=f"{where}: parts"
         )
     for name in parts:
         if not PART_NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):  # its networks become a ModuleDict
-            raise ConfigError(f"parts: {shown(name)} is no name of a network", argument=where)
+            raise ConfigError(f"{shown(name)} is no name of a network", argument=f"{where}: parts")
     spec = from_dict(_Header, raw, where)
     return Spec(
         engine=spec.engine,

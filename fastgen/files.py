@@ -30,10 +30,10 @@ def open_ordinary(path: str | Path, error: type[FastgenError]) -> io.BufferedRea
     try:
         descriptor = os.open(path, os.O_RDONLY | OPEN_FLAGS)
     except (OSError, ValueError) as problem:  # ValueError: a null character in the name
-        raise error(f"{path}: cannot be read: {_reason(problem)}") from problem
+        raise error(f"cannot be read: {_reason(problem)}", argument=path) from problem
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise error(f"{path}: cannot be read: it is no ordinary file")
+        raise error("cannot be read: it is no ordinary file", argument=path)
     return os.fdopen(descriptor, "rb")
 
 
@@ -43,9 +43,9 @@ def read_ordinary(path: str | Path, limit: int, error: type[FastgenError]) -> by
         try:
             data = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
         except OSError as problem:
-            raise error(f"{path}: cannot be read: {_reason(problem)}") from problem
+            raise error(f"cannot be read: {_reason(problem)}", argument=path) from problem
     if len(data) > limit:
-        raise error(f"{path}: is longer than {limit} bytes, too long to be what it should be")
+        raise error(f"is longer than {limit} bytes, too long to be what it should be", argument=path)
     return data
 
 

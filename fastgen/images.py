@@ -72,7 +72,7 @@ def grid(
     _check(images)
     n, _, *shape = images.shape
     if captions is not None and (len(captions) != n or not all(isinstance(c, str) for c in captions)):
-        raise ConfigError(f"expected a string a picture ({n}), got {shown(captions)}", argument="captions")
+        raise ConfigError(f"expected one string per image ({n}), got {shown(captions)}", argument="captions")
     size = sheet_size(n, (shape[0], shape[1]), columns=columns, captions=captions is not None, scale=scale)
     pictures = to_pil(images)
     columns = _columns(n, columns)
@@ -108,8 +108,9 @@ def sheet_size(
     size = across * (shape[1] * scale + GAP) + GAP, -(-n // across) * (height + line + GAP) + GAP
     if math.prod(size) > MAX_SHEET:
         raise ConfigError(
-            f"a sheet of {size[0]} x {size[1]} is more than {MAX_SHEET} pixels; enlarge less (scale), "
-            "or write fewer pictures a sheet, or single files"
+            f"a sheet of {size[0]} x {size[1]} is more than {MAX_SHEET} pixels; enlarge less, "
+            "or write fewer images per sheet, or single files",
+            argument="scale",
         )
     return size
 

@@ -35,7 +35,7 @@ def sample(*arguments: str) -> int:
 
 def test_sheet(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(model, "-n", "4", "--labels", "ant,cat", "--seed", "7", "-o", "a.png") == 0
-    assert "4 pictures, dpm++2m x 2 on cpu" in capsys.readouterr().out
+    assert "4 images, dpm++2m x 2 on cpu" in capsys.readouterr().out
     kept = read_metadata("a.png")
     assert kept["request"]["seeds"] == [7, 8, 9, 10]
     assert kept["request"]["labels"] == [0, 2, 0, 2]
@@ -156,7 +156,7 @@ def test_like_trusts_nobody(model: str, change: dict, capsys: pytest.CaptureFixt
 def test_like_is_never_a_fresh_request(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     save_image(torch.zeros(1, 8, 8), "b.png", metadata={})
     assert main(["sample", model, "--like", "b.png"]) == 1
-    assert "its fastgen request is damaged" in capsys.readouterr().err
+    assert "b.png" in capsys.readouterr().err
     assert not Path("b-again.png").exists()
 
 
@@ -174,7 +174,7 @@ def test_like_refuses_another_model(model: str, capsys: pytest.CaptureFixture[st
     state = {f"unet.{n}": t for n, t in network(config, seed=3).state_dict().items()}
     save(model, spec(config), state)
     assert main(["sample", "--like", "a.png"]) == 1
-    assert "was drawn by weights with sha256" in capsys.readouterr().err
+    assert "sha256" in capsys.readouterr().err
 
 
 def test_solver_options(model: str) -> None:
@@ -216,57 +216,57 @@ def test_unlike_pictures_of_one_sheet_are_repeated(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "mention"),
     [
-        (["nowhere"], "no such folder"),
-        (["zoo:cats"], "not in the zoo"),
-        (["{model}", "-n", "0"], "--count: expected at least 1"),
-        (["{model}", "--labels", "3"], "numbers from 0 to 2 or one of ant, bee, cat, got 3"),
-        (["{model}", "--labels", "dog"], "got 'dog'"),
+        (["nowhere"], "nowhere"),
+        (["zoo:cats"], "zoo:cats"),
+        (["{model}", "-n", "0"], "--count"),
+        (["{model}", "--labels", "3"], "ant, bee, cat"),
+        (["{model}", "--labels", "dog"], "'dog'"),
         (
             ["{model}", "--solver", "magic"],
-            "or a Table, got 'magic'",
+            "'magic'",
         ),
-        (["{model}", "--steps", "0"], "steps: expected an int from 1 to"),
-        (["{model}", "--steps", "10000"], "steps: expected an int from 1 to"),
-        (["{model}", "--eta", "1"], "unknown argument eta"),
-        (["{model}", "--option", "eta"], "expected NAME=VALUE"),
-        (["{model}", "--option", "foo=1"], "is not an option of a solver"),
-        (["{model}", "--option", "self=1"], "is not an option of a solver"),
-        (["{model}", "--option", "settings=1"], "is not an option of a solver"),
-        (["{model}", "--option", "steps=2"], "is not an option of a solver"),
-        (["{model}", "--out", "a.exe"], "expected a sheet"),
-        (["{model}", "--out", "no/where/a.png"], "there is no folder"),
-        (["{model}", "--gif", "a.png"], "ends in .gif"),
-        (["{model}", "--out", "pictures.png"], "pictures.png: is a folder"),
-        (["{model}", "--out", "file", "--overwrite"], "expected a sheet"),
+        (["{model}", "--steps", "0"], "steps"),
+        (["{model}", "--steps", "10000"], "steps"),
+        (["{model}", "--eta", "1"], "eta"),
+        (["{model}", "--option", "eta"], "--option eta"),
+        (["{model}", "--option", "foo=1"], "foo"),
+        (["{model}", "--option", "self=1"], "self"),
+        (["{model}", "--option", "settings=1"], "settings"),
+        (["{model}", "--option", "steps=2"], "--option"),
+        (["{model}", "--out", "a.exe"], "a.exe"),
+        (["{model}", "--out", "no/where/a.png"], "no/where"),
+        (["{model}", "--gif", "a.png"], ".gif"),
+        (["{model}", "--out", "pictures.png"], "pictures.png"),
+        (["{model}", "--out", "file", "--overwrite"], "--out file"),
         (
             ["{model}", "--option", 'timestep_spacing=["leading"]'],
-            "timestep_spacing: expected one value, or one a sample (16), got 1",
+            "timestep_spacing",
         ),
-        (["{model}", "--device", "tpu"], "device: expected auto"),
-        (["{model}", "--dtype", "int4"], "dtype: expected auto"),
-        (["{model}", "--seed", "-1"], "integers from 0 to 2^64 - 1, got -1"),
+        (["{model}", "--device", "tpu"], "device"),
+        (["{model}", "--dtype", "int4"], "dtype"),
+        (["{model}", "--seed", "-1"], "got -1"),
         (["{model}", "--guidance-scale", "-1"], "guidance_scale"),
-        (["{model}", "--guidance-interval", "0.5"], "guidance_interval: expected (low, high)"),
-        (["{model}", "--guidance-interval", "0.5,x"], "--guidance-interval: expected a number, got str 'x'"),
-        (["{model}", "--guidance-rescale", "2"], "guidance_rescale: expected a number from 0 to 1"),
-        (["{model}", "--guidance-scale", "1,x"], "--guidance-scale: expected a number, got str 'x'"),
-        (["{model}", "--guidance-sigmas", "3,1"], "guidance_sigmas: expected low < high"),
-        (["{model}", "--eta", "high"], "--eta: expected a number"),
-        (["{model}", "--option", "classifier_classes=2"], "is not an option of a solver"),
-        (["{model}", "--steps", "3,four"], "--steps: expected a whole number, got str 'four'"),
-        (["--like", "missing.png"], "cannot be read"),
-        ([], "which MODEL?"),
+        (["{model}", "--guidance-interval", "0.5"], "guidance_interval"),
+        (["{model}", "--guidance-interval", "0.5,x"], "--guidance-interval"),
+        (["{model}", "--guidance-rescale", "2"], "guidance_rescale"),
+        (["{model}", "--guidance-scale", "1,x"], "--guidance-scale"),
+        (["{model}", "--guidance-sigmas", "3,1"], "guidance_sigmas"),
+        (["{model}", "--eta", "high"], "--eta"),
+        (["{model}", "--option", "classifier_classes=2"], "classifier_classes"),
+        (["{model}", "--steps", "3,four"], "--steps"),
+        (["--like", "missing.png"], "missing.png"),
+        ([], "MODEL"),
     ],
 )
 def test_wrong_use_is_one_clear_line(
-    model: str, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    model: str, capsys: pytest.CaptureFixture[str], arguments: list[str], mention: str
 ) -> None:
     before = sorted(Path().iterdir())
     assert main(["sample", *[a.format(model=model) for a in arguments]]) == 1
     captured = capsys.readouterr()
-    assert message in captured.err
+    assert mention in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
     assert sorted(Path().iterdir()) == before
@@ -274,20 +274,20 @@ def test_wrong_use_is_one_clear_line(
 
 def test_like_takes_no_other_request(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", model, "--like", "a.png", "--steps", "3"]) == 1
-    assert "leave out --steps" in capsys.readouterr().err
+    assert "--steps" in capsys.readouterr().err
 
 
 def test_nothing_is_overwritten(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("a.png").write_text("mine")
     assert sample(model, "-o", "a.png") == 1
-    assert "a.png is there already" in capsys.readouterr().err
+    assert "a.png" in capsys.readouterr().err
     assert Path("a.png").read_text() == "mine"
     assert sample(model, "-n", "1", "-o", "a.png", "--overwrite") == 0
     sample(model, "--seeds", "1", "-o", "out")
     Path("out/00001-seed2.png").write_text("mine")
     first = Path("out/00000-seed1.png").read_bytes()
     assert sample(model, "--seeds", "3,2", "-o", "out", "--solver", "ddpm") == 1
-    assert "out/00001-seed2.png is there already" in capsys.readouterr().err
+    assert "out/00001-seed2.png" in capsys.readouterr().err
     assert sorted(p.name for p in Path("out").iterdir()) == ["00000-seed1.png", "00001-seed2.png"]
     assert Path("out/00000-seed1.png").read_bytes() == first
 

@@ -1,4 +1,4 @@
-"""The command line on flows: sample, evaluate, density, info."""
+"""The command line on flows: sample, evaluate, info."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import fastgen
-from fastgen.cli import main
+from fastgen.cli import main, parser
+from fastgen.errors import ConfigError, DataError
 from fastgen.training.data import load
 
 COMMON = ["--steps", "3", "--warmup", "1", "--batch-size", "16", "--quiet"]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
+def images(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A flow of 8x8 digits that knows their classes."""
-    folder = tmp_path_factory.mktemp("pictures") / "m"
+    folder = tmp_path_factory.mktemp("images") / "m"
     arguments = ["--model", "glow", "--data", "digits", "--widths", "8", "--option", "steps_per_scale=1"]
     assert main(["train", str(folder), *arguments, "--preview-every", "0", *COMMON]) == 0
     return str(folder)
@@ -55,12 +57,10 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "m")
 
 
-def test_a_sheet_and_the_same_again(
-    pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sheet_and_the_same_again(images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = tmp_path / "a.png"
-    assert main(["sample", pictures, "-o", str(sheet), "--seed", "4", "--temperature", "0.7", "-n", "6"]) == 0
-    assert "6 pictures, temperature 0.7 on cpu" in capsys.readouterr().out
+    assert main(["sample", images, "-o", str(sheet), "--seed", "4", "--temperature", "0.7", "-n", "6"]) == 0
+    assert "6 images, temperature 0.7 on cpu" in capsys.readouterr().out
     assert main(["sample", "--like", str(sheet), "-o", str(tmp_path / "b.png"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["request"] == {
@@ -69,12 +69,12 @@ def test_a_sheet_and_the_same_again(
         "temperature": 0.7,
     }
     assert sheet.read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert main(["sample", pictures, "-o", str(tmp_path / "c.png"), "--seed", "4", "-n", "6"]) == 0
+    assert main(["sample", images, "-o", str(tmp_path / "c.png"), "--seed", "4", "-n", "6"]) == 0
     assert sheet.read_bytes() != (tmp_path / "c.png").read_bytes()
 
 
-def test_single_files_each_of_which_can_be_repeated(pictures: str, tmp_path: Path) -> None:
-    assert main(["sample", pictures, "-o", str(tmp_path / "all"), "--seeds", "3,9", "--labels", "7"]) == 0
+def test_single_files_each_of_which_can_be_repeated(images: str, tmp_path: Path) -> None:
+    assert main(["sample", images, "-o", str(tmp_path / "all"), "--seeds", "3,9", "--labels", "7"]) == 0
     files = sorted((tmp_path / "all").iterdir())
     assert [f.name for f in files] == ["00000-seed3.png", "00001-seed9.png"]
     assert main(["sample", "--like", str(files[1]), "-o", str(tmp_path / "one.png")]) == 0
@@ -101,12 +101,12 @@ def test_rows_can_be_drawn_again(moons: str, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_table_is_like_no_picture(
-    pictures: str, moons: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: str, moons: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["sample", pictures, "-o", str(tmp_path / "a.png"), "-n", "1"]) == 0
+    assert main(["sample", images, "-o", str(tmp_path / "a.png"), "-n", "1"]) == 0
     capsys.readouterr()
     assert main(["sample", moons, "--like", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.csv")]) == 1
-    assert "tables carry no request" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("fastgen: error: --like: ")
 
 
 def test_rows_of_classes(labelled: str, tmp_path: Path) -> None:
@@ -114,12 +114,10 @@ def test_rows_of_classes(labelled: str, tmp_path: Path) -> None:
     assert np.load(tmp_path / "rows.npz")["labels"].tolist() == [1, 0, 1, 0, 1, 0]
 
 
-def test_evaluate_is_the_engines_number(
-    pictures: str, moons: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_is_the_engines_number(images: str, moons: str, capsys: pytest.CaptureFixture[str]) -> None:
     data = load("digits", subset=(0, 299)).batch(range(300))
-    engine = fastgen.load(pictures)
-    call = ["evaluate", pictures, "--data", "digits", "--subset", "0-299", "--samples", "2", "--json"]
+    engine = fastgen.load(images)
+    call = ["evaluate", images, "--data", "digits", "--subset", "0-299", "--samples", "2", "--json"]
     assert main(call) == 0
     found = json.loads(capsys.readouterr().out)
     expected = engine.bits_per_dim(data[0], 2, labels=data[1], seed=0)  # type: ignore[union-attr]
@@ -141,19 +139,19 @@ def test_evaluate_is_the_engines_number(
 
 def test_density_of_two_columns(moons: str, tmp_path: Path) -> None:
     out = tmp_path / "d.png"
-    assert main(["density", moons, "--data", "two-moons", "-o", str(out), "-n", "300"]) == 0
+    assert main(["evaluate", moons, "--data", "two-moons", "--plot", str(out), "-n", "300"]) == 0
     found = colours(out)
     assert {"samples", "data"} <= found
-    assert main(["density", moons, "-o", str(tmp_path / "alone.png"), "-n", "300"]) == 0
+    assert main(["evaluate", moons, "--plot", str(tmp_path / "alone.png"), "-n", "300"]) == 0
     assert "data" not in colours(tmp_path / "alone.png")
 
 
 def test_density_of_more_columns(labelled: str, tmp_path: Path) -> None:
     data = str(Path(labelled).parent / "t.npz")
-    call = ["density", labelled, "--label", "1", "-n", "200", "--data", data]
-    assert main([*call, "-o", str(tmp_path / "d.png")]) == 0
+    call = ["evaluate", labelled, "--label", "1", "-n", "200", "--data", data]
+    assert main([*call, "--plot", str(tmp_path / "d.png")]) == 0
     assert {"samples", "data"} <= colours(tmp_path / "d.png")
-    assert main([*call, "--columns", "1,3", "-o", str(tmp_path / "d.pdf")]) == 0
+    assert main([*call, "--columns", "1,3", "--plot", str(tmp_path / "d.pdf")]) == 0
     assert (tmp_path / "d.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -174,7 +172,7 @@ def test_density_without_matplotlib(
     moons: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(["density", moons, "-o", str(tmp_path / "d.png")]) == 1
+    assert main(["evaluate", moons, "--plot", str(tmp_path / "d.png")]) == 1
     assert "needs matplotlib: pip install matplotlib" in capsys.readouterr().err
 
 
@@ -184,79 +182,107 @@ def test_info(moons: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert (facts["engine"], facts["networks"]) == ("flow", {"flow": "vector_flow"})
 
 
-def test_verify(pictures: str, moons: str) -> None:
-    for model in (pictures, moons):
+def test_verify(images: str, moons: str) -> None:
+    for model in (images, moons):
         assert main(["verify", model]) == 0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "argument"),
     [
-        (["sample", "MOONS"], "draws rows of 2 numbers; write them with --out name.csv or name.npz"),
-        (
-            ["sample", "MOONS", "-o", "a.csv", "--columns", "3"],
-            "rows of numbers have no sheet; leave out --columns",
-        ),
-        (["sample", "PICTURES", "-o", "a.csv"], "this flow draws pictures"),
-        (
-            ["sample", "PICTURES", "--steps", "3", "--gif", "a.gif"],
-            "draws in one pass; leave out --steps, --gif",
-        ),
-        (["sample", "PICTURES", "--temperature", "-1"], "temperature: expected a number from 0"),
-        (["sample", "PICTURES", "--labels", "12"], "labels: expected numbers from 0 to 9"),
-        (
-            ["sample", "zoo:ddpm-mnist", "--temperature", "1"],
-            "--temperature and tables (.csv, .npz) are for flows",
-        ),
-        (["sample", "zoo:ddpm-mnist", "-o", "a.npz"], "--temperature and tables (.csv, .npz) are for flows"),
-        (["evaluate", "zoo:ddpm-mnist", "--data", "digits"], "is a diffusion model"),
-        (["evaluate", "MOONS", "--data", "mixture6"], "its rows have 6 columns, the model's 2"),
-        (["evaluate", "MOONS", "--data", "two-moons", "--samples", "3"], "--samples are dequantisations"),
-        (
-            ["evaluate", "PICTURES", "--data", "two-moons"],
-            "rows of 2 numbers, which have no size or channels",
-        ),
-        (["evaluate", "LABELLED", "--data", "TABLE"], "labels: this model needs one a sample"),
-        (["evaluate", "--data", "digits"], "evaluate: which MODEL?"),
-        (["evaluate", "MOONS", "--data", "digits"], "holds pictures, the model rows of 2 numbers"),
-        (["evaluate", "MOONS", "--data", "two-moons", "--seed", "3"], "--seed is of dequantisation noise"),
-        (
-            ["evaluate", "PICTURES", "--data", "digits", "--subset", "0-1", "--seed", str(2**64 - 1)],
-            f"--seed: expected a number from 0 to {2**64 - 2}, for 2 pictures",
-        ),
-        (["density", "PICTURES"], "models pictures"),
-        (["density", "LABELLED", "--label", "1", "--data", "ZEROS"], "no row of the data has label 1"),
-        (["density", "MOONS", "-o", "d.txt"], "expected a name that ends in .png, .pdf or .svg"),
-        (["density", "MOONS", "--columns", "1,3"], "different ones from 1 to 2, got 1,3"),
-        (["density", "LABELLED"], "labels: this model needs one a sample"),
-        (["train", "new", "--model", "glow"], "--data says what to train on"),
+        (["sample", "MOONS"], "--out"),
+        (["sample", "MOONS", "-o", "a.csv", "--columns", "3"], "sample"),
+        (["sample", "IMAGES", "-o", "a.csv"], "--out"),
+        (["sample", "IMAGES", "--temperature", "-1"], "temperature"),
+        (["sample", "IMAGES", "--labels", "12"], "labels"),
+        (["sample", "zoo:ddpm-mnist", "-o", "a.npz"], "--out"),
+        (["evaluate", "zoo:ddpm-mnist", "--data", "digits"], "evaluate"),
+        (["evaluate", "MOONS", "--data", "mixture6"], "--data"),
+        (["evaluate", "MOONS", "--data", "two-moons", "--samples", "3"], "--samples"),
+        (["evaluate", "IMAGES", "--data", "two-moons"], "two-moons"),
+        (["evaluate", "LABELLED", "--data", "TABLE"], "labels"),
+        (["evaluate", "MOONS", "--data", "digits"], "--data"),
+        (["evaluate", "MOONS", "--data", "two-moons", "--seed", "3"], "--seed"),
+        (["evaluate", "MOONS", "--data", "two-moons", "--columns", "1"], "--plot"),
+        (["evaluate", "MOONS", "--plot", "d.png", "--subset", "0-9"], "--data"),
+        (["evaluate", "LABELLED", "--data", "ZEROS", "--label", "1"], "--label"),
+        (["evaluate", "IMAGES", "--data", "digits", "--subset", "0-1", "--seed", str(2**64 - 1)], "--seed"),
+        (["evaluate", "IMAGES", "--plot", "d.png"], "--plot"),
+        (["evaluate", "zoo:ddpm-mnist", "--plot", "d.png"], "evaluate"),
+        (["evaluate", "LABELLED", "--label", "1", "--data", "ZEROS", "--plot", "d.png"], "--data"),
+        (["evaluate", "MOONS", "--plot", "d.txt"], "--plot"),
+        (["evaluate", "MOONS", "--columns", "1,3", "--plot", "d.png"], "--columns"),
+        (["evaluate", "LABELLED", "--plot", "d.png"], "labels"),
+        (["train", "new", "--model", "glow"], "train"),
     ],
 )
-def test_what_does_not_go(
-    pictures: str,
+def test_what_is_refused(
+    images: str,
     moons: str,
     labelled: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     arguments: list[str],
-    message: str,
+    argument: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "table.csv").write_text("1,2,3\n4,5,7\n")
     zeros = str(Path(labelled).parent / "zeros.npz")  # a table without a row of class 1
     np.savez(zeros, x=np.eye(3), labels=np.array([0, 0, 0]))
-    names = {"PICTURES": pictures, "MOONS": moons, "LABELLED": labelled, "TABLE": "table.csv", "ZEROS": zeros}
-    assert main([names.get(a, a) for a in arguments]) == 1
-    assert message in capsys.readouterr().err
+    names = {"IMAGES": images, "MOONS": moons, "LABELLED": labelled, "TABLE": "table.csv", "ZEROS": zeros}
+    args = parser().parse_args([names.get(a, a) for a in arguments])
+    with pytest.raises((ConfigError, DataError)) as refusal:
+        args.run(args)
+    assert refusal.value.argument == argument
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "flags"),
+    [
+        (["sample", "IMAGES", "--steps", "3", "--gif", "a.gif"], "--steps, --gif"),
+        (["sample", "zoo:ddpm-mnist", "--temperature", "1"], "--temperature"),
+        (["evaluate", "--data", "digits"], "MODEL"),
+        (["evaluate", "IMAGES"], "--data"),
+    ],
+)
+def test_flags_that_are_missing_or_of_another_family(
+    images: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    flags: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastgen.architectures.builders", None)  # it is known before weights are read
+    with pytest.raises(SystemExit) as stop:
+        main([images if a == "IMAGES" else a for a in arguments])
+    assert stop.value.code == 2
+    usage, error = capsys.readouterr().err.rstrip().rsplit("\n", 1)
+    assert usage.startswith("usage: fastgen ")
+    assert flags in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_label_of_data_that_has_none(
+    labelled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "table.csv").write_text("1,2,3\n4,5,7\n")
+    call = ["evaluate", labelled, "--data", str(tmp_path / "table.csv"), "--label", "1", "--json"]
+    assert main([*call, "--plot", str(tmp_path / "d.png")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = torch.tensor([[1.0, 2, 3], [4, 5, 7]])
+    nats = -fastgen.load(labelled).log_prob(rows, labels=1).double().mean()
+    assert found["nats"] == pytest.approx(nats.item(), rel=1e-6)
+    assert found["plot"] == str(tmp_path / "d.png")
+
+
 def test_nothing_is_overwritten(moons: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, command in (("a.csv", "sample"), ("d.png", "density")):
+    for name, command, flag in (("a.csv", "sample", "--out"), ("d.png", "evaluate", "--plot")):
         (tmp_path / name).write_text("mine")
-        assert main([command, moons, "-o", str(tmp_path / name)]) == 1
-        assert "is there already" in capsys.readouterr().err
+        assert main([command, moons, flag, str(tmp_path / name)]) == 1
+        assert "exists already" in capsys.readouterr().err
         assert (tmp_path / name).read_text() == "mine"
 
 
@@ -270,12 +296,10 @@ def test_nothing_is_overwritten(moons: str, tmp_path: Path, capsys: pytest.Captu
     ],
 )
 def test_a_forged_picture_is_refused(
-    pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request_: dict
+    images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request_: dict
 ) -> None:
-    import torch
-
     picture = tmp_path / "a.png"
-    metadata = {"model": pictures, "sha256": None, "request": request_}
+    metadata = {"model": images, "sha256": None, "request": request_}
     fastgen.save_image(torch.zeros(1, 8, 8), picture, metadata=metadata)
     assert main(["sample", "--like", str(picture)]) == 1
     assert "damaged" in (said := capsys.readouterr().err) or "temperature: expected" in said

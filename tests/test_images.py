@@ -12,6 +12,7 @@ from PIL import Image
 import fastgen
 from fastgen.errors import ConfigError, DataError
 from fastgen.images import grid, read_metadata, to_output, to_uint8
+from tests.refusals import refused
 
 
 def test_range_and_rounding() -> None:
@@ -42,7 +43,7 @@ def test_captions_make_room(tmp_path: Path) -> None:
     images = torch.zeros(2, 3, 8, 8)
     plain, captioned = grid(images), grid(images, captions=["7", "ü"])
     assert captioned.height > plain.height
-    with pytest.raises(ConfigError, match="captions"):
+    with refused(ConfigError, "captions", 2):
         grid(images, captions=["7"])
 
 
@@ -54,17 +55,17 @@ def test_metadata_round_trip(tmp_path: Path) -> None:
 
 def test_pictures_without_metadata(tmp_path: Path) -> None:
     fastgen.save_image(torch.zeros(1, 2, 2), tmp_path / "a.png")
-    with pytest.raises(DataError, match="holds no fastgen request"):
+    with refused(DataError, tmp_path / "a.png", "metadata="):
         read_metadata(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="cannot be read"):
+    with refused(DataError, tmp_path / "b.png"):
         read_metadata(tmp_path / "b.png")
 
 
 def test_a_bomb_is_a_damaged_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fastgen.save_image(torch.zeros(1, 64, 64), tmp_path / "a.png", metadata={})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match="cannot be read"):
+    with refused(DataError, tmp_path / "a.png"):
         read_metadata(tmp_path / "a.png")
 
 
@@ -73,7 +74,7 @@ def test_gif_has_the_frames(tmp_path: Path) -> None:
     fastgen.save_gif(frames, tmp_path / "a.gif")
     with Image.open(tmp_path / "a.gif") as animation:
         assert animation.n_frames == 3
-    with pytest.raises(ConfigError, match="frames"):
+    with refused(ConfigError, "frames"):
         fastgen.save_gif([], tmp_path / "b.gif")
 
 
@@ -84,7 +85,7 @@ def test_output_types() -> None:
     assert array.shape == (2, 4, 5, 3)
     np.testing.assert_allclose(array, (x.numpy().transpose(0, 2, 3, 1) + 1) / 2)
     assert [p.size for p in to_output(x, "pil")] == [(5, 4)] * 2
-    with pytest.raises(ConfigError, match="output_type"):
+    with refused(ConfigError, "output_type", "jpg"):
         to_output(x, "jpg")
 
 
@@ -93,10 +94,10 @@ def test_output_types() -> None:
     [torch.zeros(1, 2, 4, 4), torch.zeros(3, 4, 4), torch.zeros(0, 1, 4, 4), torch.zeros(1, 1, 4, 4).int()],
 )
 def test_wrong_tensors(bad: torch.Tensor, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="images: expected a float tensor"):
+    with refused(ConfigError, "images", list(bad.shape)):
         fastgen.save_grid(bad, tmp_path / "a.png")
 
 
 def test_wrong_suffix(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"ends in \.png"):
+    with refused(ConfigError, tmp_path / "a.exe", ".png"):
         fastgen.save_image(torch.zeros(1, 2, 2), tmp_path / "a.exe")

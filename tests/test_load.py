@@ -10,6 +10,7 @@ import pytest
 
 import fastgen
 from fastgen.zoo import ZOO, folder
+from tests.refusals import refused
 from tests.small import checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -34,9 +35,9 @@ def test_hub_id_from_the_cache(hub: Path) -> None:
 
 
 def test_hub_misses_say_what_to_do(hub: Path) -> None:
-    with pytest.raises(fastgen.CheckpointError, match=r"owner/other: no such folder.*forbids a download"):
+    with refused(fastgen.CheckpointError, "owner/other", "local_files_only=True"):
         fastgen.load("owner/other", local_files_only=True)
-    with pytest.raises(fastgen.CheckpointError, match="owner/model"):
+    with refused(fastgen.CheckpointError, "owner/model"):
         fastgen.load("owner/model", local_files_only=True, revision="v9")
 
 
@@ -50,17 +51,17 @@ def test_a_folder_goes_before_the_hub(hub: Path) -> None:
 
 
 def test_names_that_are_nothing(tmp_path: Path) -> None:
-    with pytest.raises(fastgen.CheckpointError, match="not in the zoo; there is zoo:ddpm-mnist"):
+    with refused(fastgen.CheckpointError, "zoo:ddpm-cats", "zoo:ddpm-mnist"):
         fastgen.load("zoo:ddpm-cats")
-    with pytest.raises(fastgen.CheckpointError, match="no such folder"):
+    with refused(fastgen.CheckpointError, "no-such-thing", "config.json"):
         fastgen.load("no-such-thing")
-    with pytest.raises(fastgen.CheckpointError, match="no such folder"):
+    with refused(fastgen.CheckpointError, tmp_path / "owner" / "model", "config.json"):
         fastgen.load(tmp_path / "owner" / "model")
 
 
 def test_a_revision_is_not_ignored(tmp_path: Path) -> None:
     for source in ("zoo:ddpm-mnist", checkpoint(tmp_path / "m")):
-        with pytest.raises(fastgen.ConfigError, match="is not a model on the hub"):
+        with refused(fastgen.ConfigError, "revision", "v1"):
             fastgen.load(source, revision="v1")
 
 
@@ -69,7 +70,7 @@ def test_unknown_engine(tmp_path: Path) -> None:
     raw = json.loads((tmp_path / "config.json").read_text())
     raw["engine"] = "steam"
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(fastgen.ConfigError, match="unknown engine 'steam'; known: diffusion"):
+    with refused(fastgen.ConfigError, tmp_path, "steam", "diffusion"):
         fastgen.load(tmp_path)
 
 

@@ -1,13 +1,14 @@
-"""Argument types that several subcommands share."""
+"""Arguments that several subcommands share: their types, and the model."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import typing
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import ConfigError
+from ..families import Family
+from ..families.values import named_values
 
 
 def integer_ranges(text: str) -> list[int]:
@@ -61,13 +62,61 @@ def integers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"expected numbers like 32,64,96, got {text!r}") from None
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def labels(text: str) -> list[int | str]:
+    """``0-2,5`` -> [0, 1, 2, 5]; ``ant,bee`` -> ["ant", "bee"]: names, of which the engine knows which exist."""
+    try:
+        return list(integer_ranges(text))
+    except argparse.ArgumentTypeError:
+        return [name.strip() for name in text.split(",")]
+
+
+def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """The arguments that say which model runs where."""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder, zoo:NAME or hub id")
+    parser.add_argument(
+        "model", nargs="?" if optional else None, metavar="MODEL", help="folder, zoo:NAME or hub id"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
     parser.add_argument("--dtype", help="auto, float32, bfloat16 or float16 (default auto)")
+    add_hub(parser)
+
+
+def add_hub(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say how a model comes from the hub."""
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--local-files-only", action="store_true", help="the hub's cache, never the network")
+
+
+def load_model(
+    args: argparse.Namespace, accept: Callable[[Family], None] | None = None
+) -> tuple[Family, Any]:
+    """The family and the engine of the model that `args` name, see `add_model`.
+
+    accept: called with the family before weights are read; it may refuse it. Raises what ``fastgen.load`` does.
+    """
+    from ..api import load_accepted
+
+    families: list[Family] = []
+
+    def accept_family(family: Family) -> None:
+        families.append(family)
+        if accept is not None:
+            accept(family)
+
+    engine = load_accepted(
+        args.model,
+        accept_family,
+        device=args.device,
+        dtype=args.dtype or "auto",
+        revision=args.revision,
+        local_files_only=args.local_files_only,
+    )
+    return families[0], engine
+
+
+def given_flags(args: argparse.Namespace, names: Sequence[str]) -> str:
+    """Those flags out of `names` (attributes of `args`) that were given, for a message."""
+    given = [name for name in names if getattr(args, name) not in (None, False)]
+    return ", ".join("--" + name.replace("_", "-") for name in given)
 
 
 def counted(count: int, what: str) -> str:
@@ -81,20 +130,4 @@ def assignments(texts: list[str], kind: type, flag: str) -> dict[str, Any]:
     A value is JSON, or numbers or words with commas between for a field that is a tuple. Raises ConfigError.
     """
     lists = {name for name, hint in typing.get_type_hints(kind).items() if "tuple" in str(hint)}
-    values: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"{flag} {text}: expected NAME=VALUE")
-        if name in values:
-            raise ConfigError(f"{flag} {name}: given twice")
-        values[name] = [json_or_text(v) for v in value.split(",")] if name in lists else json_or_text(value)
-    return values
-
-
-def json_or_text(text: str) -> Any:
-    """A JSON number or boolean, else the text itself."""
-    try:
-        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
-    except ValueError:
-        return text
+    return named_values(texts, flag, lists)

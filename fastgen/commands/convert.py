@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from ..config import parse_json
-from ..errors import ConfigError
+from ..families.values import named_values
+from .arguments import add_hub
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -34,22 +33,10 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="what a file of weights does not say, as scale_map=exp (may be repeated); the report names what "
         "was assumed",
     )
-    parser.add_argument("--revision", help="branch, tag or commit on the hub")
-    parser.add_argument("--local-files-only", action="store_true", help="the hub's cache, never the network")
+    add_hub(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a model of the same form")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)
-
-
-def _assumed(text: str) -> tuple[str, Any]:
-    """NAME=VALUE; a value is JSON, or else text."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"expected NAME=VALUE, got {text!r}", argument="--assume")
-    try:
-        return name, parse_json(value, "--assume")
-    except ConfigError:
-        return name, value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         revision=args.revision,
         local_files_only=args.local_files_only,
         overwrite=args.overwrite,
-        assume=dict(map(_assumed, args.assume)),
+        assume=named_values(args.assume, "--assume"),
     )
     if args.json:
         print(json.dumps({**dataclasses.asdict(report), "folder": str(args.destination)}))

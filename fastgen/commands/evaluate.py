@@ -1,4 +1,4 @@
-"""``fastgen evaluate``: how likely a flow finds data that it was not trained on."""
+"""``fastgen evaluate``: how likely a model finds data that it was not trained on, and what it has learnt of a table."""
 
 from __future__ import annotations
 
@@ -7,146 +7,216 @@ import json
 import math
 import sys
 import time
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .arguments import add_model, counted, positive, span
+from ..families import Family
+from .arguments import add_model, counted, given_flags, integers, load_model, positive, span
+from .outputs import add_reporting
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from ..engines.flow.engine import FlowEngine
     from ..training.data import Dataset
 
+COMMAND = "evaluate"
 CHUNK = 256  # samples handed to the engine at a time, between two moves of the progress bar
+COUNT = 2000  # of samples, and of rows of data, that a plot shows
+PLOT_FLAGS = ("columns", "count", "temperature", "overwrite")
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
-        "evaluate",
-        help="how likely a flow finds your data",
-        description="Bits per dimension of pictures, nats of rows of a table, with the standard error of the mean. For "
-        "pictures it is a bound by dequantisation, the tighter the more --samples; for rows it is exact. Where the "
-        "flow knows classes it is the likelihood given the label.",
+        COMMAND,
+        help="how likely a model finds your data, and a plot of what it has learnt of a table",
+        description="Of models that have a likelihood: bits per dimension of images, nats of rows of a table, with the "
+        "standard error of the mean. For images it is a bound by dequantisation, the tighter the more --samples; for "
+        "rows it is exact. Where the model knows classes it is the likelihood given the label. --plot draws what the "
+        "model has learnt of rows: of two columns a heat map of the density, with samples and, if they are given, data "
+        "on it; of more the distributions of single columns and pairs of them, samples beside data.",
     )
     add_model(parser)
-    parser.add_argument("--data", required=True, help="as for `fastgen train`")
-    parser.add_argument("--labels", help="IDX file of labels, where it does not lie beside the pictures")
+    parser.add_argument("--data", help="as for `fastgen train`")
+    parser.add_argument("--labels", help="IDX file of labels, where it does not lie beside the images")
     parser.add_argument("--subset", type=span, metavar="FIRST-LAST", help="use only these samples of a file")
     parser.add_argument(
-        "--samples", type=positive, metavar="K", help="dequantisation samples a picture (default 1)"
+        "--samples", type=positive, metavar="K", help="dequantisation samples per image (default 1)"
     )
-    parser.add_argument("--seed", type=int, help="of the dequantisation noise (default 0)")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=run)
+    parser.add_argument("--label", type=int, help="the class that is plotted, and of data without labels")
+    parser.add_argument(
+        "--seed", type=int, help="of the dequantisation noise, or of the plotted samples (default 0)"
+    )
+    plot = parser.add_argument_group("plot of rows (needs matplotlib)")
+    plot.add_argument("--plot", type=Path, metavar="FILE", help="PNG, PDF or SVG to write")
+    plot.add_argument("--columns", type=integers, metavar="1,2,5", help="which to show, the first is 1")
+    plot.add_argument("-n", "--count", type=positive, help=f"samples to show (default {COUNT})")
+    plot.add_argument("--temperature", type=float, help="of the samples (default 1)")
+    add_reporting(parser)
+    parser.set_defaults(run=partial(run, parser))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Evaluate as `args` ask; returns the exit code."""
     from ..engines.arguments import MAX_SEED
 
     started = time.perf_counter()
-    engine = load_flow(args, "evaluate")
-    if engine.flow.levels is None and args.samples is not None:
+    if args.data is None and args.plot is None:
+        parser.error("the following arguments are required: --data or --plot")
+    if args.plot is None:
+        if wrong := given_flags(args, PLOT_FLAGS):
+            raise ConfigError(f"is what {wrong} belong to; give it, or leave them out", argument="--plot")
+    else:
+        from .plots import check_plot
+
+        check_plot(args.plot, args.overwrite)
+    if args.data is None and (wrong := given_flags(args, ("labels", "subset", "samples"))):
+        raise ConfigError(f"is what {wrong} belong to; give it, or leave them out", argument="--data")
+
+    def accept(family: Family) -> None:
+        if not family.likelihood:
+            raise ConfigError(
+                f"{args.model} is a {family.name} model, which has no likelihood", argument=COMMAND
+            )
+
+    _, engine = load_model(args, accept)
+    facts = engine.describe()
+    exact = facts["levels"] is None
+    if exact and args.samples is not None:
         raise ConfigError(
-            "--samples are dequantisations; the likelihood of real numbers is exact", argument="evaluate"
+            "are dequantisations; the likelihood of real numbers is exact", argument="--samples"
         )
-    if engine.flow.levels is None and args.seed is not None:
+    if exact and args.plot is None and args.seed is not None:
         raise ConfigError(
-            "--seed is of dequantisation noise; the likelihood of real numbers is exact", argument="evaluate"
+            "is of dequantisation noise; the likelihood of real numbers is exact", argument="--seed"
         )
-    dataset = load_data(engine, args.data, args.labels, args.subset)
-    seed, last = args.seed or 0, MAX_SEED + 1 - len(dataset)
+    if args.plot is not None:
+        _check_columns(args, engine)
+    dataset = None if args.data is None else load_data(engine, args.data, args.labels, args.subset)
+    if dataset is not None and dataset.num_classes and args.label is not None and args.plot is None:
+        raise ConfigError("the data has labels of its own", argument="--label")
+    seed, last = args.seed or 0, MAX_SEED + 1 - (1 if dataset is None or exact else len(dataset))
     if not 0 <= seed <= last:
         raise ConfigError(
-            f"expected a number from 0 to {last}, for {counted(len(dataset), 'picture')} with a seed each, "
+            f"expected a number from 0 to {last}, for {counted(len(dataset or [0]), 'image')} with a seed each, "
             f"got {seed}",
             argument="--seed",
         )
-    report = evaluate(engine, dataset, args.samples or 1, seed, progress=not (args.quiet or args.json))
-    report |= {
-        "model": engine.source,
-        "sha256": engine.provenance.get("sha256"),
-        "given": "labels" if engine.flow.classes else None,
-        "seconds": round(time.perf_counter() - started, 3),
-    }
-    if args.json:
-        print(json.dumps(report))
-        return 0
+    report: dict[str, Any] = {"model": engine.source, "sha256": engine.provenance.get("sha256")}
+    lines = []
+    if dataset is not None:
+        progress = not (args.quiet or args.json)
+        found = evaluate(engine, dataset, args.samples or 1, seed, label=args.label, progress=progress)
+        report |= {**found, "given": "labels" if facts["classes"] else None}
+        lines.append(_words(report))
+    if args.plot is not None:
+        lines.append(_plot(args, engine, dataset, seed))
+        report["plot"] = str(args.plot)
+    report["seconds"] = round(time.perf_counter() - started, 3)
+    print(json.dumps(report) if args.json else "\n".join(lines))
+    return 0
+
+
+def _words(report: dict[str, Any]) -> str:
+    """The result of `evaluate` for people."""
     unit = "bits_per_dim" if "bits_per_dim" in report else "nats"
     error = report["standard_error"]
     spread = "" if error is None else f" +- {error:.4f}"
     draws = "" if unit == "nats" or report["samples"] == 1 else f" of {report['samples']} samples"
     given = " given the label" if report["given"] else ""
-    print(
-        f"{counted(report['count'], 'picture' if unit == 'bits_per_dim' else 'row')}: {report[unit]:.4f}{spread} "
+    return (
+        f"{counted(report['count'], 'image' if unit == 'bits_per_dim' else 'row')}: {report[unit]:.4f}{spread} "
         f"{unit.replace('bits_per_dim', 'bits/dim')} ({report['kind']}{draws}{given})"
     )
-    return 0
 
 
-def load_flow(args: argparse.Namespace, command: str) -> FlowEngine:
-    """The engine that `args` name. Raises ConfigError where it is no flow."""
-    from ..api import load
-    from ..engines.flow.engine import FlowEngine
+def _check_columns(args: argparse.Namespace, engine: Any) -> None:
+    """Whether `engine` has columns to plot, and those asked for."""
+    from .plots import columns_shown
 
-    if args.model is None:
-        raise ConfigError("which MODEL? A folder, a hub id or zoo:NAME", argument=command)
-    engine = load(
-        args.model,
-        device=args.device,
-        dtype=args.dtype or "auto",
-        revision=args.revision,
-        local_files_only=args.local_files_only,
-    )
-    if not isinstance(engine, FlowEngine):
-        kind = engine.describe()["engine"]
-        raise ConfigError(f"{args.model} is a {kind} model; densities are what flows have", argument=command)
-    return engine
+    if len(engine.shape) != 1:
+        raise ConfigError(
+            f"draws rows of numbers, {args.model} models images; `fastgen sample` shows them",
+            argument="--plot",
+        )
+    columns_shown(args.columns, engine.shape[0])
+
+
+def _plot(args: argparse.Namespace, engine: Any, dataset: Dataset | None, seed: int) -> str:
+    """Draw samples, and what there is of data beside them; returns what was done, for people."""
+    from .plots import write_plot
+
+    count = args.count or COUNT
+    data = None if dataset is None else _rows(dataset, args.label)
+    samples = engine.sample(count, seed=seed, labels=args.label, temperature=args.temperature)
+    write_plot(args.plot, engine, samples.numpy(force=True), data, args.columns, args.label)
+    beside = "" if data is None else f", {counted(len(data), 'row')} of data"
+    return f"{counted(count, 'sample')}{beside} -> {args.plot}"
+
+
+def _rows(dataset: Dataset, label: int | None) -> NDArray[Any]:
+    """At most `COUNT` rows of the data [n, D], those of class `label` where it has labels. Raises ConfigError."""
+    values, labels = dataset.batch(range(len(dataset)))
+    if label is not None and labels is not None:
+        values = values[labels == label]
+        if not len(values):
+            raise ConfigError(f"no row of the data has label {label}", argument="--data")
+    step = max(1, len(values) // COUNT)
+    rows: NDArray[Any] = values[::step][:COUNT].numpy()
+    return rows
 
 
 def load_data(
-    engine: FlowEngine, source: str, labels: str | None = None, subset: tuple[int, int] | None = None
+    engine: Any, source: str, labels: str | None = None, subset: tuple[int, int] | None = None
 ) -> Dataset:
     """Data of the shape that `engine` models. Raises DataError or ConfigError."""
     from ..training import data
 
-    shape = engine.flow.data_shape
+    shape, levels = engine.shape, engine.describe()["levels"]
     size, channels = ((shape[1], shape[2]), shape[0]) if len(shape) == 3 else (None, None)
     dataset = data.load(source, labels=labels, subset=subset, size=size, channels=channels)
     if len(shape) == 1 and len(dataset.shape) == 3:
-        raise ConfigError(f"--data {source}: holds pictures, the model rows of {shape[0]} numbers")
+        raise ConfigError(f"{source} holds images, the model rows of {shape[0]} numbers", argument="--data")
     if tuple(dataset.shape) != tuple(shape):
         raise ConfigError(
-            f"--data {source}: its rows have {dataset.shape[0]} columns, the model's {shape[0]}"
+            f"{source}: its rows have {dataset.shape[0]} columns, the model's {shape[0]}", argument="--data"
         )
-    if engine.flow.levels not in (None, 256):
+    if levels not in (None, 256):
         raise ConfigError(
-            f"--data {source}: has 256 levels, the model {engine.flow.levels}; FlowEngine.bits_per_dim takes levels "
-            "as integers"
+            f"{source} has 256 levels, the model {levels}; the engine's bits_per_dim takes levels as integers",
+            argument="--data",
         )
     return dataset
 
 
 def evaluate(
-    engine: FlowEngine, dataset: Dataset, samples: int = 1, seed: int = 0, progress: bool = False
+    engine: Any,
+    dataset: Dataset,
+    samples: int = 1,
+    seed: int = 0,
+    *,
+    label: int | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """The mean of ``engine.bits_per_dim`` over `dataset` (of rows: of the negative log-density, ``nats``).
 
-    Also its standard error (None for one sample), `kind` (see ``BitsPerDim``), `samples` and `count`.
+    Also its standard error (None for one sample), `kind` (see ``BitsPerDim``), `samples` and `count`. label: the class
+    of all samples, where `dataset` has no labels.
     """
     import torch
     from tqdm import tqdm
 
+    facts = engine.describe()
     values: list[Tensor] = []
     kind = "exact"
     bar = tqdm(total=len(dataset), disable=not (progress and sys.stderr.isatty()), unit="sample")
     for start in range(0, len(dataset), CHUNK):
-        x, labels = dataset.batch(range(start, min(start + CHUNK, len(dataset))))
-        labels = labels if engine.flow.classes else None
-        if engine.flow.levels is None:
+        x, own = dataset.batch(range(start, min(start + CHUNK, len(dataset))))
+        labels = None if not facts["classes"] else label if own is None else own
+        if facts["levels"] is None:
             values.append(-engine.log_prob(x, labels=labels).double().cpu())
         else:
             found = engine.bits_per_dim(x, samples, labels=labels, seed=seed + start)
@@ -156,7 +226,7 @@ def evaluate(
     bar.close()
     whole = torch.cat(values)
     error = float(whole.std() / math.sqrt(len(whole))) if len(whole) > 1 else None
-    unit = "nats" if engine.flow.levels is None else "bits_per_dim"
+    unit = "nats" if facts["levels"] is None else "bits_per_dim"
     return {
         unit: float(whole.mean()),
         "standard_error": error,

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from .arguments import add_model
+from .arguments import add_model, load_model
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -16,7 +16,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="what a model is, what this machine has",
         description="Without arguments: the models that ship with fastgen.",
     )
-    add_model(parser)
+    add_model(parser, optional=True)
     parser.add_argument(
         "--doctor", action="store_true", help="GPU, triton, CPU features, versions, which path runs"
     )
@@ -33,15 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if args.solvers:
         facts["solvers"] = solvers()
     if args.model is not None:
-        from ..api import load
-
-        facts["model"] = load(
-            args.model,
-            device=args.device,
-            dtype=args.dtype or "auto",
-            revision=args.revision,
-            local_files_only=args.local_files_only,
-        ).describe()
+        facts["model"] = load_model(args)[1].describe()
     if not facts:
         from ..zoo import ZOO
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from typing import Any
 
-from .arguments import add_model, positive
+from .arguments import add_model, load_model, positive
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -26,16 +26,13 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify the model that `args` name; returns the exit code."""
-    if args.model is None:
-        print("fastgen verify: error: MODEL is missing: a folder, zoo:NAME or hub id", file=sys.stderr)
-        return 2
-    from ..api import load
-    from ..engines.flow.engine import FlowEngine
-
-    options = {"revision": args.revision, "local_files_only": args.local_files_only}
-    engine = load(args.model, device=args.device, dtype=args.dtype or "auto", **options)
-    plain = load(args.model, device="cpu", dtype="float32", **options)
-    reference = plain.flow if isinstance(plain, FlowEngine) else plain.network
-    found = engine.verify(reference=reference, batch=args.batch, seed=args.seed)
+    _, engine = load_model(args)
+    _, plain = load_model(argparse.Namespace(**{**vars(args), "device": "cpu", "dtype": "float32"}))
+    found = engine.verify(reference=_network(plain), batch=args.batch, seed=args.seed)
     print(json.dumps(found.to_dict(), indent=2) if args.json else found)
     return 0 if found.passed else 1
+
+
+def _network(engine: Any) -> Any:
+    """The network that an engine's ``verify`` takes as the reference: its attribute `flow` or `network`."""
+    return engine.flow if hasattr(engine, "flow") else engine.network

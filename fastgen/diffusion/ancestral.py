@@ -15,7 +15,6 @@ sigma is k = sigma / alpha here; and where flow matching starts, alpha = 0 and k
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -26,7 +25,7 @@ from .lambdas import point_at_log_snr
 from .points import Point
 from .processes import AnyProcess
 from .runge_kutta import runge_kutta_step
-from .sigmas import SigmaOptions, sigma_ladder
+from .sigmas import SigmaOptions, sigma_points
 from .table import X0, H, Table, TableBuilder, X, Z
 
 
@@ -82,11 +81,11 @@ def middle_of(schedule: AnyProcess, step: Move) -> Point | None:
 
 def euler_a(schedule: AnyProcess, steps: int, options: AncestralOptions) -> Table:
     """Euler ancestral: DDIM with eta on the points of Euler, at noise levels between timesteps too."""
-    ladder = sigma_ladder(schedule, steps, options)
+    points = sigma_points(schedule, steps, options)
     rows = TableBuilder("euler_a", clip=options.clip, threshold=options.threshold)
-    for now, after in zip(ladder.points, ladder.knots[1:], strict=True):
+    for now, after in points.steps:
         rows.evaluate(now, euler_step(move(now, after, options.eta), options))
-    return rows.table(initial_scale=ladder.initial_scale)
+    return rows.table(initial_scale=points.initial_scale)
 
 
 def dpm2_a(schedule: AnyProcess, steps: int, options: AncestralOptions) -> Table:
@@ -94,9 +93,9 @@ def dpm2_a(schedule: AnyProcess, steps: int, options: AncestralOptions) -> Table
 
     At most 2 * steps - 1 rows.
     """
-    ladder = sigma_ladder(schedule, steps, options, whole_karras=True)
+    points = sigma_points(schedule, steps, options, whole_karras=True)
     rows = TableBuilder("dpm2_a", clip=options.clip, threshold=options.threshold)
-    for now, after in itertools.pairwise(ladder.knots):
+    for now, after in points.steps:
         step = move(now, after, options.eta)
         middle = middle_of(schedule, step)
         if middle is None:
@@ -112,7 +111,7 @@ def dpm2_a(schedule: AnyProcess, steps: int, options: AncestralOptions) -> Table
             options.clipped,
             functools.partial(np.add, options.s_noise * step.up * Z),
         )
-    return rows.table(initial_scale=ladder.initial_scale)
+    return rows.table(initial_scale=points.initial_scale)
 
 
 def dpmpp_2s_a(schedule: AnyProcess, steps: int, options: AncestralOptions) -> Table:
@@ -120,18 +119,18 @@ def dpmpp_2s_a(schedule: AnyProcess, steps: int, options: AncestralOptions) -> T
 
     At most 2 * steps - 1 rows. The slot holds what the step takes of the state before it.
     """
-    ladder = sigma_ladder(schedule, steps, options)
+    points = sigma_points(schedule, steps, options)
     rows = TableBuilder("dpm++2s_a", clip=options.clip, threshold=options.threshold)
-    for now, after in zip(ladder.points, ladder.knots[1:], strict=True):
+    for now, after in points.steps:
         step = move(now, after, options.eta)
         middle = middle_of(schedule, step)
         if middle is None:
             rows.evaluate(now, euler_step(step, options))
             continue
-        there = move(now, middle, eta=0.0)
-        rows.evaluate(now, _toward_x0(there), slot=0, history=step.down / now.sigma * X)
+        half = move(now, middle, eta=0.0)
+        rows.evaluate(now, _toward_x0(half), slot=0, history=step.down / now.sigma * X)
         rows.evaluate(middle, H[0] + after.alpha * (1.0 - step.ratio) * X0 + options.s_noise * step.up * Z)
-    return rows.table(initial_scale=ladder.initial_scale)
+    return rows.table(initial_scale=points.initial_scale)
 
 
 def dpmpp_sde(schedule: AnyProcess, steps: int, options: AncestralOptions) -> Table:
@@ -144,23 +143,23 @@ def dpmpp_sde(schedule: AnyProcess, steps: int, options: AncestralOptions) -> Ta
 
     At most 2 * steps - 1 rows. The slot holds the state before the step and its share of the noise.
     """
-    ladder = sigma_ladder(schedule, steps, options)
+    points = sigma_points(schedule, steps, options)
     rows = TableBuilder("dpm++sde", clip=options.clip, threshold=options.threshold)
-    for now, after in zip(ladder.points, ladder.knots[1:], strict=True):
+    for now, after in points.steps:
         step = move(now, after, options.eta)
         if after.sigma == 0.0 or now.alpha == 0.0:
             rows.evaluate(now, euler_step(step, options))
             continue
         middle = point_at_log_snr(schedule, now, (now.log_snr + after.log_snr) / 2)
-        there = move(now, middle, options.eta)
+        half = move(now, middle, options.eta)
         k, k_middle, k_after = (point.sigma / point.alpha for point in (now, middle, after))
         noise = options.s_noise * step.up / math.sqrt(k - k_after) * Z
         kept = step.down / now.sigma * X + math.sqrt(k - k_middle) * noise
-        rows.evaluate(now, _toward_x0(there) + options.s_noise * there.up * Z, slot=0, history=kept)
+        rows.evaluate(now, _toward_x0(half) + options.s_noise * half.up * Z, slot=0, history=kept)
         rows.evaluate(
             middle, H[0] + after.alpha * (1.0 - step.ratio) * X0 + math.sqrt(k_middle - k_after) * noise
         )
-    return rows.table(initial_scale=ladder.initial_scale)
+    return rows.table(initial_scale=points.initial_scale)
 
 
 def _toward_x0(step: Move) -> np.ndarray:

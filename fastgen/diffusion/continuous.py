@@ -1,4 +1,4 @@
-"""What processes in continuous time share: a ladder of noise levels by their own rule, or by one of the formulas."""
+"""What processes in continuous time share: step points by a rule of their own, or by one of the formulas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import from_dict, shown, to_dict, validate
 from ..errors import ConfigError
-from .points import Ladder, Point, clean
+from .points import Point, StepPoints, clean
 from .spacings import FORMULAS, SpacingOptions
 
 MAX_STEPS = 10_000
@@ -79,7 +79,7 @@ class ContinuousProcess:
         """`count` levels from `high` down to `low` by the formula that `options` choose, float64 [count]."""
         return options.formula_levels(low, high, count)
 
-    def ladder(
+    def step_points(
         self,
         steps: int,
         options: SpacingOptions,
@@ -89,8 +89,8 @@ class ContinuousProcess:
         sigma_min: float | None = None,
         sigma_max: float | None = None,
         to_zero: bool = True,
-    ) -> Ladder:
-        """The points of `steps` steps down to the clean sample, or, with to_zero=False, to the lowest level.
+    ) -> StepPoints:
+        """The step points of `steps` steps down to the clean sample, or, with to_zero=False, to the lowest level.
 
         One of use_karras_sigmas and the like spreads the levels by its formula between the largest and smallest
         natural ones, or sigma_max and sigma_min. finite: see `natural`. Raises ConfigError for what has no meaning
@@ -120,7 +120,7 @@ class ContinuousProcess:
             )
         points = tuple(self.point(float(level)) for level in levels)
         end = clean() if to_zero else points[-1]
-        return Ladder(points[:steps], end, initial_scale=points[0].sigma)
+        return StepPoints(points[:steps], end, initial_scale=points[0].sigma)
 
 
 def geometric(high: float, low: float, count: int) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Solvers for distilled models, which jump to the clean sample at once and take noise anew: LCM and TCD.
+"""Solvers for distilled models, which jump to the clean sample at once and add fresh noise.
 
-Both visit a few of the timesteps at which the model was distilled.
+`lcm` and `tcd` visit a few of the timesteps at which the model was distilled; `consistency` runs on every process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import numpy as np
 from ..config import bounded
 from ..errors import ConfigError
 from .clipping import ClipOptions
+from .consistency_model import ConsistencyModel
+from .processes import AnyProcess
 from .schedule import MAX_TIMESTEPS, NoiseSchedule
+from .sigmas import SigmaOptions, sigma_points
 from .table import X0, Table, TableBuilder, X, Z
 
 SIGMA_DATA = 0.5
@@ -25,7 +28,7 @@ class TCDOptions(ClipOptions):
 
     original_inference_steps: how many timesteps the model was distilled at, T // original_inference_steps apart; the
         most steps there can be
-    eta: gamma of the paper: how much of every step is noise taken anew, from 0 (none, deterministic) to 1
+    eta: gamma of the paper: how much of every step is fresh noise, from 0 (none, deterministic) to 1
     """
 
     original_inference_steps: int = bounded(1, MAX_TIMESTEPS, default=50)
@@ -102,3 +105,33 @@ def tcd(schedule: NoiseSchedule, steps: int, options: TCDOptions) -> Table:
         x = alpha_s * X0 + sigma_s * point.epsilon(clipped=options.clipped)
         rows.evaluate(point, kept * x + math.sqrt(max(1.0 - kept**2, 0.0)) * Z)
     return rows.table()
+
+
+@dataclass(frozen=True)
+class ConsistencyOptions(SigmaOptions):
+    """Options of `consistency`: those of `SigmaOptions`, and
+
+    clip_sample: on, as in diffusers' clip_denoised
+    s_noise: standard deviation of the fresh noise
+    """
+
+    clip_sample: bool = True
+    s_noise: float = bounded(0.0, 10.0, default=1.0)
+
+
+def consistency(schedule: AnyProcess, steps: int, options: ConsistencyOptions) -> Table:
+    """Multistep consistency sampling, Song et al. 2023, "Consistency Models" (arXiv:2303.01469), algorithm 1.
+
+    A step goes to the clean sample, and from there to the next level by fresh noise:
+    x' = alpha' x_0 + sqrt(sigma'^2 - sigma_min^2) z; the last step ends at x_0 itself.
+
+    sigma_min is that of a `ConsistencyModel`, whose clean sample is its state at that level, and 0 for other processes,
+    whose x_0 need not be a good jump.
+    """
+    points = sigma_points(schedule, steps, options)
+    lowest = schedule.sigma_min if isinstance(schedule, ConsistencyModel) else 0.0
+    rows = TableBuilder("consistency", clip=options.clip, threshold=options.threshold)
+    for now, after in points.steps:
+        std = math.sqrt(max(after.sigma**2 - lowest**2, 0.0))
+        rows.evaluate(now, after.alpha * X0 + options.s_noise * std * Z)
+    return rows.table(initial_scale=points.initial_scale)

@@ -13,13 +13,12 @@ import numpy as np
 from ..config import bounded, one_of
 from ..errors import ConfigError
 from .dpm_steps import ALGORITHMS, SOLVER_TYPES, check_end, estimate, noise_to, step_factors
-from .lambdas import LambdaOptions, lambda_ladder
-from .points import Ladder
+from .exponential import FEW_STEPS, step_orders
+from .lambdas import LambdaOptions, lambda_points
+from .points import StepPoints
 from .processes import AnyProcess
 from .schedule import NoiseSchedule
 from .table import H, Table, TableBuilder, X
-
-FEW_STEPS = 15  # below this many steps a lower order at the end is the more stable
 
 
 @dataclass(frozen=True)
@@ -100,44 +99,36 @@ def _multistep(
 ) -> Table:
     # diffusers rounds the timesteps of Karras' and log-SNR levels, but on the cosine schedule cuts them off.
     cosine = isinstance(schedule, NoiseSchedule) and schedule.beta_schedule == "squaredcos_cap_v2"
-    ladder = lambda_ladder(schedule, steps, options, rounded=not cosine)
-    check_end(algorithm, ladder)
-    orders = step_orders(steps, order, options, ladder)
+    points = lambda_points(schedule, steps, options, rounded=not cosine)
+    check_end(algorithm, points)
+    falling = options.lower_order_final and steps < FEW_STEPS
+    orders = step_orders(points, order, falling=falling)
+    if options.euler_at_final:
+        orders[-1] = 1
     slots = order - 1
     rows = TableBuilder(name, clip=options.clip, threshold=options.threshold)
-    for i, (now, after) in enumerate(zip(ladder.points, ladder.knots[1:], strict=True)):
+    for i, (now, after) in enumerate(points.steps):
         newest = estimate(now, algorithm, options.clipped)
         earlier = [H[(i - k) % slots] for k in range(1, orders[i])]
-        differences = backward_differences(ladder, i, [newest, *earlier])
+        differences = backward_differences(points, i, [newest, *earlier])
         kind = "heun" if orders[i] == 3 else options.solver_type
         linear, weights = step_factors(now, after, algorithm, kind, eta)
         x = linear * X + sum(c * d for c, d in zip(weights, differences, strict=False))
         x = x + noise_to(now, after, algorithm, eta)
         keep = any(orders[i + k] > k for k in range(1, slots + 1) if i + k < steps)
         rows.evaluate(now, x, slot=i % slots if keep else -1, history=newest if keep else None)
-    return rows.table(initial_scale=ladder.initial_scale)
+    return rows.table(initial_scale=points.initial_scale)
 
 
-def step_orders(steps: int, order: int, options: MultistepOptions, ladder: Ladder) -> list[int]:
-    """The order of every step: it grows from 1 as estimates come in, and falls at the end as the options say."""
-    few = options.lower_order_final and steps < FEW_STEPS
-    orders = [min(order, i + 1) for i in range(steps)]
-    if few and steps > 1:
-        orders[-2] = min(orders[-2], 2)
-    if few or options.euler_at_final or ladder.end.sigma == 0.0:
-        orders[-1] = 1
-    return orders
-
-
-def backward_differences(ladder: Ladder, i: int, estimates: list[np.ndarray]) -> list[np.ndarray]:
-    """D0, D1, D2 at step i from the estimates at its knot and those before it, the newest first.
+def backward_differences(points: StepPoints, i: int, estimates: list[np.ndarray]) -> list[np.ndarray]:
+    """D0, D1, D2 at step i from the estimates at its start and those before it, the newest first.
 
     Divided differences in lambda times powers of the step h, extrapolated from the newest two or three estimates
     (Lu et al. 2022, arXiv:2211.01095, appendix B).
     """
     if len(estimates) == 1:
         return estimates
-    lambdas = ladder.log_snrs
+    lambdas = points.log_snrs
     h, h0 = lambdas[i + 1] - lambdas[i], lambdas[i] - lambdas[i - 1]
     first = h / h0 * (estimates[0] - estimates[1])
     if len(estimates) == 2:

@@ -1,7 +1,7 @@
 """DPM-Solver, singlestep: the evaluations of a step lie within it, and nothing is kept from one step to the next.
 
-Lu et al. 2022, arXiv:2206.00927 (algorithms 1 and 2 of the appendix) and arXiv:2211.01095 (2S, 3S), on the knots of
-the ladder as in diffusers: an order-3 step spans three of them.
+Lu et al. 2022, arXiv:2206.00927 (algorithms 1 and 2 of the appendix) and arXiv:2211.01095 (2S, 3S), between the
+step points as in diffusers: a step of order 3 spans three of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from ..config import bounded, one_of
 from ..errors import ConfigError
 from .dpm_steps import SOLVER_TYPES, check_end, estimate, noise_to, step_factors
-from .lambdas import LambdaOptions, lambda_ladder
+from .lambdas import LambdaOptions, lambda_points
 from .points import Point
 from .processes import AnyProcess
 from .table import H, Table, TableBuilder, X
@@ -96,56 +96,56 @@ def _singlestep(
             "apart from two states at once; use solver_order=2, or dpm++3m_sde",
             argument="solver_order",
         )
-    ladder = lambda_ladder(schedule, steps, options)
-    check_end(algorithm, ladder)
-    counts = evaluation_counts(steps, order, options.lower_order_final, ladder.end.sigma == 0.0)
+    points = lambda_points(schedule, steps, options)
+    check_end(algorithm, points)
+    counts = evaluation_counts(steps, order, options.lower_order_final, points.end.sigma == 0.0)
     rows = TableBuilder(name, clip=options.clip, threshold=options.threshold)
     start = 0
     for count in counts:
-        knots = ladder.knots[start : start + count + 1]
-        _rows_of_step(rows, knots, algorithm, options.solver_type, eta, options.clipped)
+        spanned = points.all[start : start + count + 1]
+        _rows_of_step(rows, spanned, algorithm, options.solver_type, eta, options.clipped)
         start += count
-    return rows.table(initial_scale=ladder.initial_scale)
+    return rows.table(initial_scale=points.initial_scale)
 
 
 def _rows_of_step(
     rows: TableBuilder,
-    knots: tuple[Point, ...],
+    spanned: tuple[Point, ...],
     algorithm: str,
     solver_type: str,
     eta: float,
     clipped: bool,
 ) -> None:
-    """One step: a row at every knot but the last."""
-    m = [estimate(point, algorithm, clipped) for point in knots[:-1]]
-    noise = [noise_to(knots[0], point, algorithm, eta) for point in knots[1:]]
-    linear, gain = _update(knots[:2], algorithm, solver_type, eta)
+    """One step, from spanned[0] to spanned[-1]: a row at every point but the last."""
+    m = [estimate(point, algorithm, clipped) for point in spanned[:-1]]
+    noise = [noise_to(spanned[0], point, algorithm, eta) for point in spanned[1:]]
+    linear, gain = _update(spanned[:2], algorithm, solver_type, eta)
     x = linear * X + gain[0] * m[0] + noise[0]
     if len(m) == 1:
-        rows.evaluate(knots[0], x)
+        rows.evaluate(spanned[0], x)
         return
-    linear_2, gain_2 = _update(knots[:3], algorithm, solver_type, eta)
+    linear_2, gain_2 = _update(spanned[:3], algorithm, solver_type, eta)
     if len(m) == 2:
-        rows.evaluate(knots[0], x, slot=0, history=linear_2 * X + gain_2[0] * m[0])
-        rows.evaluate(knots[1], H[0] + gain_2[1] * m[1] + noise[1])
+        rows.evaluate(spanned[0], x, slot=0, history=linear_2 * X + gain_2[0] * m[0])
+        rows.evaluate(spanned[1], H[0] + gain_2[1] * m[1] + noise[1])
         return
     # Two states at once, of the second row's end and of the third's: both are found from x and the first estimate.
-    linear_3, gain_3 = _update(knots, algorithm, solver_type, eta)
-    rows.evaluate(knots[0], x, slot=0, history=m[0])
+    linear_3, gain_3 = _update(spanned, algorithm, solver_type, eta)
+    rows.evaluate(spanned[0], x, slot=0, history=m[0])
     start = (X - gain[0] * H[0]) / linear
     second = linear_2 * start + gain_2[0] * H[0] + gain_2[1] * m[1]
     third = linear_3 * start + gain_3[0] * H[0] + gain_3[1] * m[1]
-    rows.evaluate(knots[1], second, slot=0, history=third)
-    rows.evaluate(knots[2], H[0] + gain_3[2] * m[2])
+    rows.evaluate(spanned[1], second, slot=0, history=third)
+    rows.evaluate(spanned[2], H[0] + gain_3[2] * m[2])
 
 
 def _update(
-    knots: tuple[Point, ...], algorithm: str, solver_type: str, eta: float
+    spanned: tuple[Point, ...], algorithm: str, solver_type: str, eta: float
 ) -> tuple[float, list[float]]:
-    """From knots[0] to knots[-1]: the factors of x and of the estimates at knots[:-1], one to three of them."""
-    start, *between, end = (point.log_snr for point in knots)
+    """From spanned[0] to spanned[-1]: the factors of x and of the estimates at spanned[:-1], one to three of them."""
+    start, *between, end = (point.log_snr for point in spanned)
     r = [(log_snr - start) / (end - start) for log_snr in between]
-    m = np.eye(len(knots) - 1)
+    m = np.eye(len(spanned) - 1)
     if len(m) == 1:
         differences = [m[0]]
     elif len(m) == 2:
@@ -157,6 +157,6 @@ def _update(
             bend = (second - first) / (r[1] - r[0])
             differences = [m[0], first - r[0] * bend, 2.0 * bend]
         solver_type = "heun"  # both kinds of third order weigh differences with c1
-    linear, weights = step_factors(knots[0], knots[-1], algorithm, solver_type, eta)
+    linear, weights = step_factors(spanned[0], spanned[-1], algorithm, solver_type, eta)
     gains = sum(c * d for c, d in zip(weights, differences, strict=False))
     return linear, list(gains)

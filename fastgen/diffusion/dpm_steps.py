@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from .exponential import phi
-from .points import Ladder, Point
+from .points import Point, StepPoints
 from .table import X0, Z
 
 ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
@@ -72,9 +72,9 @@ def coefficients(h: float) -> tuple[float, float, float]:
     return h * phi(1, -h), h * phi(2, -h), h * phi(3, -h)
 
 
-def check_end(algorithm_type: str, ladder: Ladder) -> None:
+def check_end(algorithm_type: str, points: StepPoints) -> None:
     """ConfigError where a noise prediction would divide by the noise of a clean end."""
-    if predicts_noise(algorithm_type) and ladder.end.sigma == 0.0:
+    if predicts_noise(algorithm_type) and points.end.sigma == 0.0:
         raise ConfigError(
             f"zero cannot be reached with algorithm_type={algorithm_type}; use sigma_min, or "
             f"algorithm_type={algorithm_type}++",

@@ -1,4 +1,4 @@
-"""Euler and Heun on the probability flow: Karras et al. 2022, arXiv:2206.00364.
+"""Euler and Heun on the probability flow, with churn: Karras et al. 2022, arXiv:2206.00364.
 
     dz / dw = (z - x_0) / w,   z = x / scale,   w = sigma / scale
 
@@ -6,6 +6,8 @@
 so that these are the solvers of all processes. diffusers keeps z and divides it by sqrt(w^2 + 1) for the network;
 a table of a variance-preserving process keeps that quotient, the x of all our solvers, so that no row scales the
 network's input.
+
+Churn adds noise before a step, which then starts at a higher noise level (algorithm 2).
 """
 
 from __future__ import annotations
@@ -13,15 +15,34 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ..config import bounded, one_of
 from ..errors import ConfigError
-from .churn import ChurnOptions, arrivals, initial_scale
+from .lambdas import point_at_log_snr
+from .points import Point, StepPoints
 from .processes import AnyProcess
 from .runge_kutta import runge_kutta_step, to_clean
-from .sigmas import SigmaOptions, sigma_ladder
-from .table import Table, TableBuilder, X
+from .sigmas import SigmaOptions, sigma_points
+from .table import Table, TableBuilder, X, Z
 
 HEUN = ((1.0,), (1 / 2, 1 / 2))  # Butcher's tableau
+MAX_GAMMA = math.sqrt(2.0) - 1.0  # of the churn: no more fresh noise than there is already
+
+
+@dataclass(frozen=True)
+class ChurnOptions:
+    """Stochasticity, with the names of Karras et al. 2022, algorithm 2.
+
+    S_churn: the noise-to-signal ratio grows by 1 + min(S_churn / steps, sqrt(2) - 1) before a step; 0 = none
+    S_tmin, S_tmax: only where it lies between these; S_tmax None = no limit
+    S_noise: standard deviation of the new noise, slightly above 1 against lost detail
+    """
+
+    S_churn: float = bounded(0.0, 1e6, default=0.0)
+    S_tmin: float = bounded(0.0, 1e9, default=0.0)
+    S_tmax: float | None = bounded(0.0, 1e9, default=None)
+    S_noise: float = bounded(0.0, 10.0, default=1.0)
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,7 @@ def euler(schedule: AnyProcess, steps: int, options: EulerOptions) -> Table:
             f"continuous is for v_prediction models, this one predicts {schedule.prediction_type}",
             argument="timestep_type",
         )
-    ladder = sigma_ladder(
+    points = sigma_points(
         schedule,
         steps,
         options,
@@ -64,16 +85,16 @@ def euler(schedule: AnyProcess, steps: int, options: EulerOptions) -> Table:
         sigma_max=options.sigma_max,
         to_zero=options.final_sigmas_type == "zero",
     )
-    begins = arrivals(schedule, ladder, options)
+    starts = churned_starts(schedule, points, options)
     rows = TableBuilder("euler", clip=options.clip, threshold=options.threshold)
-    for i, after in enumerate(ladder.knots[1:]):
-        now = begins[i].point
+    for i, after in enumerate(points.all[1:]):
+        now = starts[i].point
         if continuous:
             now = replace(now, time=0.25 * math.log(now.level))
         step = after.level - now.level
         x = after.scale * (X / now.scale + step * now.slope(options.clipped))
-        rows.evaluate(now, begins[i + 1].of(x))
-    return rows.table(initial_scale=initial_scale(ladder, begins[0]))
+        rows.evaluate(now, starts[i + 1].state(x))
+    return rows.table(initial_scale=initial_scale(points, starts[0]))
 
 
 def heun(schedule: AnyProcess, steps: int, options: HeunOptions) -> Table:
@@ -81,13 +102,51 @@ def heun(schedule: AnyProcess, steps: int, options: HeunOptions) -> Table:
 
     Two rows a step, but for the last, which goes to sigma = 0 by an Euler step: 2 * steps - 1 network evaluations.
     """
-    ladder, clipped = sigma_ladder(schedule, steps, options), options.clipped
-    begins = arrivals(schedule, ladder, options)
+    points, clipped = sigma_points(schedule, steps, options), options.clipped
+    starts = churned_starts(schedule, points, options)
     rows = TableBuilder("heun", clip=options.clip, threshold=options.threshold)
-    for i, after in enumerate(ladder.knots[1:]):
-        now = begins[i].point
+    for i, after in enumerate(points.all[1:]):
+        now = starts[i].point
         if after.level == 0.0:
             rows.evaluate(now, to_clean(now, after, clipped))
             break
-        runge_kutta_step(rows, (now, after), after, HEUN, clipped, begins[i + 1].of)
-    return rows.table(initial_scale=initial_scale(ladder, begins[0]))
+        runge_kutta_step(rows, (now, after), after, HEUN, clipped, starts[i + 1].state)
+    return rows.table(initial_scale=initial_scale(points, starts[0]))
+
+
+@dataclass(frozen=True)
+class ChurnedStart:
+    """Where a step starts: at `point`, from the state x at the end of the last step, as keep x + std z."""
+
+    point: Point
+    keep: float = 1.0
+    std: float = 0.0
+
+    def state(self, x: np.ndarray) -> np.ndarray:
+        """The state at `point` as a coefficient vector; x: the state at the end of the last step."""
+        return self.keep * x + self.std * Z
+
+
+def churned_starts(process: AnyProcess, points: StepPoints, options: ChurnOptions) -> list[ChurnedStart]:
+    """The start of every step with its churn, and last the end of the run: [steps + 1].
+
+    On any process: x = alpha x_0 + sigma epsilon at ratio r = sigma / alpha becomes (alpha' / alpha) x + std z at
+    r' = r (1 + gamma), with std = alpha' sqrt(r'^2 - r^2).
+    """
+    gamma = min(options.S_churn / len(points), MAX_GAMMA)
+    highest = math.inf if options.S_tmax is None else options.S_tmax
+    found = []
+    for point in points.starts:
+        ratio = point.sigma / point.alpha if point.alpha > 0.0 else math.inf
+        if gamma == 0.0 or math.isinf(ratio) or not options.S_tmin <= ratio <= highest:
+            found.append(ChurnedStart(point))
+            continue
+        start = point_at_log_snr(process, point, point.log_snr - math.log1p(gamma))
+        std = start.alpha * ratio * math.sqrt(gamma * (2.0 + gamma))
+        found.append(ChurnedStart(start, start.alpha / point.alpha, options.S_noise * std))
+    return [*found, ChurnedStart(points.end)]
+
+
+def initial_scale(points: StepPoints, first: ChurnedStart) -> float:
+    """Standard deviation of the state where the first step starts."""
+    return math.hypot(first.keep * points.initial_scale, first.std)

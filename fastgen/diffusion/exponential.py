@@ -19,9 +19,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .lambdas import LambdaOptions
-from .points import Ladder, Point
+from .points import Point, StepPoints
 from .table import X0, H, Table, TableBuilder, X, Z
 
+FEW_STEPS = 15  # with fewer steps than this, lower orders at the end are the more stable
 SERIES = 2.0  # up to here phi's series loses no digits, beyond it its recursion loses none
 Weigh = Callable[[int], np.ndarray]
 
@@ -39,7 +40,7 @@ def phi(k: int, z: float) -> float:
 def adams_weights(
     log_snrs: np.ndarray, step: int, newest: int, count: int, rate: float, slope: float | None = None
 ) -> np.ndarray:
-    """The weights of the estimates at knots newest, newest - 1, ... in a step from knot `step` to the next: [count].
+    """The weights of the estimates at points newest, newest - 1, ... in the step from point `step`: [count].
 
     sum w_j P(u_j) = int_0^h e^(-rate (h - u)) P(u) du for every polynomial P of degree < count. slope: what stands for
     the integral of P(u) = u with two estimates, where a method has an approximation of its own. A step of no length has
@@ -58,24 +59,25 @@ def adams_weights(
     return np.linalg.solve(np.vander(nodes / unit, count, increasing=True).T, moments)
 
 
-def adams_orders(ladder: Ladder, highest: int, *, falling: bool = False) -> np.ndarray:
+def step_orders(points: StepPoints, highest: int, *, falling: bool = False) -> np.ndarray:
     """The order of every step, int [steps]: as many estimates as there are, one in a step to the clean end.
 
-    falling: end with orders ..., 3, 2, 1. The first point does not count where lambda is -inf there.
+    falling: end with orders ..., 3, 2, 1. An estimate from pure noise, where lambda is -inf (flow matching with
+    sigma_max=1), is on no polynomial in lambda and is not counted.
     """
-    begun = 0 if math.isfinite(ladder.log_snrs[0]) else 1
-    steps = np.arange(len(ladder))
-    orders = np.clip(steps + 1 - begun, 1, highest)
+    uncounted = 0 if math.isfinite(points.log_snrs[0]) else 1
+    steps = np.arange(len(points))
+    orders = np.minimum(np.maximum(steps + 1 - uncounted, 1), highest)
     if falling:
-        orders = np.minimum(orders, len(ladder) - steps)
-    if ladder.end.sigma == 0.0:
+        orders = np.minimum(orders, len(points) - steps)
+    if points.end.sigma == 0.0:
         orders[-1] = 1
     return orders
 
 
 def adams_table(
     name: str,
-    ladder: Ladder,
+    points: StepPoints,
     options: LambdaOptions,
     slots: int,
     predict: Weigh,
@@ -84,18 +86,18 @@ def adams_table(
     data: bool = True,
     taus: Sequence[float] | None = None,
 ) -> Table:
-    """The rows of a predictor down `ladder`, and of a corrector if there is one.
+    """The rows of a predictor on all steps of `points`, and of a corrector if there is one.
 
     slots: how many past estimates are kept. predict(i): the weights of the newest estimate, the one before, ... in the
-    step from knot i. correct(i): the weights of the estimate at knot i, the one before, ... in the step that led there;
-    empty where it is not corrected. data: estimates of x_0, else of the noise. taus: the noise of every step, [steps]:
-    0 the probability flow, 1 the reverse SDE (Xue et al. 2023, arXiv:2309.05019); None = 0.
+    step from point i. correct(i): the weights of the estimate at point i, the one before, ... in the step that ended
+    there; empty where it is not corrected. data: estimates of x_0, else of the noise. taus: the noise of every step,
+    [steps]: 0 the probability flow, 1 the reverse SDE (Xue et al. 2023, arXiv:2309.05019); None = 0.
     """
     rows = TableBuilder(name, clip=options.clip, threshold=options.threshold)
-    taus = [0.0] * len(ladder) if taus is None else taus
-    h = np.diff(ladder.log_snrs)
+    taus = [0.0] * len(points) if taus is None else taus
+    h = np.diff(points.log_snrs)
     used = np.zeros(0)
-    for i, (now, after) in enumerate(zip(ladder.points, ladder.knots[1:], strict=True)):
+    for i, (now, after) in enumerate(points.steps):
         estimate = X0 if data else now.epsilon(clipped=options.clipped)
         known = [estimate, *(H[(i - k) % slots] for k in range(1, slots + 1))]
         x = X
@@ -111,9 +113,9 @@ def adams_table(
         used = predict(i)
         kept, std = _kept_and_noise(now, after, float(h[i]), data, taus[i])
         x = kept * x + _factor(after, data, taus[i]) * sum(w * m for w, m in zip(used, known, strict=False))
-        last = i + 1 == len(ladder)
+        last = i + 1 == len(points)
         rows.evaluate(now, x + std * Z, slot=-1 if last else i % slots, history=None if last else estimate)
-    return rows.table(initial_scale=ladder.initial_scale)
+    return rows.table(initial_scale=points.initial_scale)
 
 
 def _factor(after: Point, data: bool, tau: float) -> float:

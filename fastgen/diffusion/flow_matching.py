@@ -16,8 +16,7 @@ import numpy as np
 from ..config import bounded, one_of
 from ..errors import ConfigError
 from .continuous import ContinuousProcess
-from .points import Point
-from .prediction import estimates
+from .points import Point, estimates
 from .spacings import SpacingOptions
 
 NEARLY = 1e-6  # from pure noise, where log-SNR must be finite

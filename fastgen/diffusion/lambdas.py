@@ -1,7 +1,7 @@
-"""The points of solvers that count in lambda = log(alpha / sigma): DPM-Solver and its kin, with their papers' knots.
+"""The step points of solvers that count in lambda = log(alpha / sigma): DPM-Solver and related ones.
 
 On a :class:`NoiseSchedule` the rules are those of diffusers' DPM-Solver: timesteps are whole, and the state reaches a
-last knot at which the network is not asked.
+last point at which the network is not evaluated.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from ..config import one_of
 from ..errors import ConfigError
 from .continuous import ContinuousProcess
-from .points import Ladder, Point, clean
+from .points import Point, StepPoints, clean
 from .processes import AnyProcess
 from .schedule import NoiseSchedule
 from .spacings import FORMULAS, SpacingOptions
@@ -33,7 +33,7 @@ class LambdaOptions(SpacingOptions):
     final_sigmas_type: str = one_of("zero", "sigma_min", default="zero")
 
 
-def lambda_ladder(
+def lambda_points(
     schedule: AnyProcess,
     steps: int,
     options: LambdaOptions,
@@ -41,8 +41,8 @@ def lambda_ladder(
     rounded: bool = True,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
-) -> Ladder:
-    """The points of `steps` steps.
+) -> StepPoints:
+    """The step points of `steps` steps.
 
     Levels by a formula run over the whole schedule, from its largest to its smallest (or from sigma_max to sigma_min),
     and the network is then told whole timesteps, as by diffusers: rounded for Karras' and log-SNR levels (rounded:
@@ -54,7 +54,7 @@ def lambda_ladder(
     """
     to_zero = options.final_sigmas_type == "zero"
     if isinstance(schedule, ContinuousProcess):
-        return schedule.ladder(
+        return schedule.step_points(
             steps, options, finite=True, to_zero=to_zero, sigma_min=sigma_min, sigma_max=sigma_max
         )
     alpha, sigma = schedule.alpha_sigma(0)
@@ -68,7 +68,7 @@ def lambda_ladder(
         )
     else:
         points = _at_timesteps(schedule, steps, options)
-    return Ladder(points, clean() if to_zero else Point(alpha, sigma, scale=alpha))
+    return StepPoints(points, clean() if to_zero else Point(alpha, sigma, scale=alpha))
 
 
 def _at_timesteps(schedule: NoiseSchedule, steps: int, options: LambdaOptions) -> tuple[Point, ...]:
@@ -76,7 +76,7 @@ def _at_timesteps(schedule: NoiseSchedule, steps: int, options: LambdaOptions) -
         schedule.num_train_timesteps, steps, options.timestep_spacing, options.steps_offset, skip_end=True
     )
     kept = schedule.alphas_cumprod[visited]
-    if kept[0] == 0.0:  # the stand-in must stay below the next knot, or the first step would go backwards
+    if kept[0] == 0.0:  # the stand-in must stay below the next one, or the first step would go backwards
         kept[0] = min([TERMINAL_ALPHA_BAR, *(kept[1:2] / 2)])
     return tuple(
         schedule.point_at(float(t), math.sqrt(bar), math.sqrt(1.0 - bar))

@@ -12,14 +12,13 @@ import numpy as np
 
 from ..config import bounded, one_of
 from ..errors import ConfigError
+from .adams import EVEN_WEIGHTS
 from .clipping import ClipOptions
 from .points import Pair, Point
 from .schedule import NoiseSchedule, zero_snr_message
 from .table import F, H, Table, TableBuilder, X
 from .timesteps import SPACINGS, timesteps
 
-# Adams-Bashforth: weights of the newest estimate, the one before, ...
-ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 WARM_UP = 3  # Runge-Kutta steps, which leave the three estimates that the fourth-order method looks back at
 
 
@@ -126,7 +125,7 @@ def _multistep(walk: _Walk, rows: TableBuilder, begin: int, remembered: int) -> 
         t = walk.visited[i]
         newest = walk.estimate(t)
         past = [newest, *(H[(remembered - k) % 3] for k in range(1, 4))]
-        weights = ADAMS[min(remembered, 3)]
+        weights = EVEN_WEIGHTS[min(remembered, 3)]
         of_x, of_noise = walk.transfer(t, walk.following(i))
         x = of_x * X + of_noise * sum(w * e for w, e in zip(weights, past, strict=False))
         rows.evaluate(walk.point(t), x, slot=remembered % 3, history=newest)

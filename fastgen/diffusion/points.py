@@ -1,4 +1,4 @@
-"""The noise levels a solver walks down, in the form that all diffusion processes share.
+"""Step points: the falling sequence of noise levels that a solver visits, in the form that all processes share.
 
 Every process here mixes the clean sample with noise, x = alpha x_0 + sigma epsilon, and they differ in how alpha and
 sigma go together, what the network is asked with, and what it answers:
@@ -7,17 +7,26 @@ sigma go together, what the network is asked with, and what it answers:
     variance exploding    alpha = 1                 Song et al. 2021; Karras et al. 2022
     flow matching         alpha = 1 - sigma         Lipman et al. 2023; Liu et al. 2023
 
-A solver gets a :class:`Ladder` of points and never asks which process it walks in. Two views of one run:
+A solver gets a :class:`StepPoints` and never asks which process they belong to. What diffusers and k-diffusion call
+the sigmas of a run, its `timesteps` and its noise levels are here three properties of the same points. Two families of
+solvers use two different variables:
 
     z = x / scale,  w = sigma / scale:   dz / dw = (z - x_0) / w          Euler, Heun, LMS, Runge-Kutta
     lambda = log(alpha / sigma):         x / sigma, grows with x_0        DPM-Solver, UniPC, DEIS, SA-Solver
 
 The scale is alpha where signal and noise fall and rise on their own (so that w is Karras' sigma), and 1 in flow
-matching, where dx / dsigma is the velocity.
+matching, where dx / dsigma is the velocity. `estimates` says what the network's output F means:
+
+    epsilon        F = epsilon
+    sample         F = x_0
+    v_prediction   F = alpha epsilon - sigma x_0     alpha^2 + sigma^2 = 1 (Salimans & Ho 2022, appendix D)
+    velocity       F = epsilon - x_0                 alpha + sigma = 1 (flow matching, Lipman et al. 2023)
+    score          F = -epsilon / sigma              (Song et al. 2021)
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +34,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..errors import ConfigError
 from .table import X0, F, X
 
 Pair = tuple[float, float]  # the coefficients of x and of F
@@ -81,34 +91,41 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """The points of one run: `points` noisy to clean, where the network is asked, and `end`, where the run ends.
+class StepPoints:
+    """The points that one run visits, noisy to clean.
 
-    initial_scale: the standard deviation of the state at the first point.
+    starts: where each step starts and the network is evaluated, [steps]
+    end: where the last step ends; the network is not evaluated there
+    initial_scale: the standard deviation of the state at the first point
     """
 
-    points: tuple[Point, ...]
+    starts: tuple[Point, ...]
     end: Point
     initial_scale: float = 1.0
 
     def __len__(self) -> int:
-        """Steps from a point to the next."""
-        return len(self.points)
+        """The number of steps."""
+        return len(self.starts)
 
     @cached_property
-    def knots(self) -> tuple[Point, ...]:
-        """All points and the end: [steps + 1]."""
-        return (*self.points, self.end)
+    def all(self) -> tuple[Point, ...]:
+        """The starts and the end: [steps + 1]."""
+        return (*self.starts, self.end)
+
+    @cached_property
+    def steps(self) -> tuple[tuple[Point, Point], ...]:
+        """Every step as (start, end): [steps]."""
+        return tuple(itertools.pairwise(self.all))
 
     @cached_property
     def levels(self) -> np.ndarray:
-        """w of all knots, float64 [steps + 1], falling."""
-        return np.array([point.level for point in self.knots])
+        """w of all points, float64 [steps + 1], falling."""
+        return np.array([point.level for point in self.all])
 
     @cached_property
     def log_snrs(self) -> np.ndarray:
-        """lambda of all knots, float64 [steps + 1], rising; inf at a clean end."""
-        return np.array([point.log_snr for point in self.knots])
+        """lambda of all points, float64 [steps + 1], rising; inf at a clean end."""
+        return np.array([point.log_snr for point in self.all])
 
 
 class Process(Protocol):
@@ -137,3 +154,21 @@ def clean(scale: float = 1.0) -> Point:
 def shown(point: Point) -> Point:
     """`point` as an end whose state is z, not x: what k-diffusion and diffusers hand out where noise is left."""
     return replace(point, alpha=point.alpha / point.scale, sigma=point.level, scale=1.0)
+
+
+def estimates(prediction_type: str, alpha: float, sigma: float) -> tuple[Pair, Pair]:
+    """((p, q), (r, s)) of x_0 = p x + q F and epsilon = r x + s F.
+
+    alpha and sigma must be above 0 where a formula divides by them. ConfigError for an unknown prediction type.
+    """
+    if prediction_type == "epsilon":
+        return (1.0 / alpha, -sigma / alpha), (0.0, 1.0)
+    if prediction_type == "sample":
+        return (0.0, 1.0), (1.0 / sigma, -alpha / sigma)
+    if prediction_type == "v_prediction":
+        return (alpha, -sigma), (sigma, alpha)
+    if prediction_type == "velocity":
+        return (1.0, -sigma), (1.0, alpha)
+    if prediction_type == "score":
+        return (1.0 / alpha, sigma**2 / alpha), (0.0, -sigma)
+    raise ConfigError(f"unknown, got {prediction_type!r}", argument="prediction_type")

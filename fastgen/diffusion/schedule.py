@@ -20,8 +20,7 @@ from torch import Tensor
 
 from ..config import bounded, from_dict, one_of, to_dict
 from ..errors import ConfigError
-from .points import Point
-from .prediction import estimates
+from .points import Point, estimates
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")

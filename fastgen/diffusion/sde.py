@@ -21,8 +21,7 @@ import numpy as np
 from ..config import bounded, one_of
 from ..errors import ConfigError
 from .continuous import ContinuousProcess, geometric
-from .points import Point
-from .prediction import estimates
+from .points import Point, estimates
 
 
 @dataclass(frozen=True)

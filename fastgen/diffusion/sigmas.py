@@ -1,4 +1,4 @@
-"""Noise levels for solvers that count in w = sigma / alpha, Karras' sigma, and the timesteps they belong to.
+"""The step points of solvers that count in w = sigma / alpha, Karras' sigma, and the timesteps they belong to.
 
 On a :class:`NoiseSchedule` the rules are those of diffusers' Euler, Heun and their kin: levels are interpolated in the
 training schedule at the timesteps visited, or spread between the largest and the smallest of them by a formula, and
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from .continuous import ContinuousProcess
-from .points import Ladder, clean, shown
+from .points import StepPoints, clean, shown
 from .schedule import NoiseSchedule
 from .spacings import FORMULAS, SpacingOptions
 from .timesteps import timesteps
@@ -25,7 +25,7 @@ class SigmaOptions(SpacingOptions):
     """Options of solvers that count in sigma: those of `SpacingOptions`. linspace is not rounded to whole timesteps."""
 
 
-def sigma_ladder(
+def sigma_points(
     schedule: NoiseSchedule | ContinuousProcess,
     steps: int,
     options: SigmaOptions,
@@ -35,8 +35,8 @@ def sigma_ladder(
     sigma_max: float | None = None,
     to_zero: bool = True,
     whole_karras: bool = False,
-) -> Ladder:
-    """The points of `steps` steps.
+) -> StepPoints:
+    """The step points of `steps` steps.
 
     log_linear: levels even in log(w) over the whole schedule, whatever the timesteps are, down to its smallest.
     sigma_min, sigma_max: the ends of the formulas' levels instead of the smallest and largest visited. to_zero: end
@@ -45,7 +45,7 @@ def sigma_ladder(
     levels do not fall.
     """
     if isinstance(schedule, ContinuousProcess):
-        return schedule.ladder(
+        return schedule.step_points(
             steps, options, log_linear=log_linear, sigma_min=sigma_min, sigma_max=sigma_max, to_zero=to_zero
         )
     times, levels = _visited(schedule, steps, options, log_linear, sigma_min, sigma_max)
@@ -58,7 +58,7 @@ def sigma_ladder(
     first = points[0]
     # The standard deviation of the noise alone, but for leading spacing, where it is 1.
     scale = 1.0 if options.timestep_spacing == "leading" else max(p.level for p in points) * first.alpha
-    return Ladder(tuple(points), shown(schedule.point(last, 0.0)) if last else clean(), scale)
+    return StepPoints(tuple(points), shown(schedule.point(last, 0.0)) if last else clean(), scale)
 
 
 def _visited(

@@ -16,14 +16,23 @@ from typing import Any
 
 from ..config import from_dict
 from ..errors import ConfigError
+from .adams import (
+    DEISOptions,
+    IPNDMOptions,
+    LMSOptions,
+    SAOptions,
+    UniPCOptions,
+    deis,
+    ipndm,
+    lms,
+    sa_solver,
+    unipc,
+)
 from .ancestral import AncestralOptions, dpm2_a, dpmpp_2s_a, dpmpp_sde, euler_a
-from .consistency import ConsistencyOptions, consistency
 from .continuous import ContinuousProcess
 from .ddim import DDIMOptions, ddim
 from .ddpm import DDPMOptions, ddpm
-from .deis import DEISOptions, deis
-from .distilled import LCMOptions, TCDOptions, lcm, tcd
-from .dpm2 import DPM2Options, dpm2
+from .distilled import ConsistencyOptions, LCMOptions, TCDOptions, consistency, lcm, tcd
 from .dpm_multistep import (
     DPMMultistepOptions,
     MultistepOptions,
@@ -36,9 +45,6 @@ from .dpm_multistep import (
 )
 from .dpm_singlestep import DPMSinglestepOptions, SinglestepOptions, dpm_singlestep, dpmpp_2s, dpmpp_3s
 from .euler import EulerOptions, HeunOptions, euler, heun
-from .ipndm import IPNDMOptions, ipndm
-from .lms import LMSOptions, lms
-from .ode import RungeKuttaOptions, midpoint, rk4
 from .pndm import PNDMOptions, plms, pndm
 from .predictor_corrector import (
     EulerMaruyamaOptions,
@@ -47,11 +53,10 @@ from .predictor_corrector import (
     predictor_corrector,
 )
 from .processes import AnyProcess
-from .sa import SAOptions, sa_solver
+from .runge_kutta import RungeKuttaOptions, dpm2, midpoint, rk4
 from .schedule import NoiseSchedule
 from .sde import SDE
 from .table import Table
-from .unipc import UniPCOptions, unipc
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ SOLVERS: dict[str, Solver] = {
         sde=True,
     ),
     "euler_a": Solver("euler_a", "Song et al. 2021, arXiv:2010.02502", AncestralOptions, euler_a),
-    "dpm2": Solver("dpm2", "Karras et al. 2022, arXiv:2206.00364", DPM2Options, dpm2),
+    "dpm2": Solver("dpm2", "Karras et al. 2022, arXiv:2206.00364", RungeKuttaOptions, dpm2),
     "dpm2_a": Solver("dpm2_a", "Karras et al. 2022, arXiv:2206.00364", AncestralOptions, dpm2_a),
     "lms": Solver("lms", "Crowson 2022, github.com/crowsonkb/k-diffusion", LMSOptions, lms),
     "dpm_multistep": Solver(

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from ..errors import ArgumentError, ConfigError
 
 MAX_SEED = (1 << 64) - 1
 MAX_COUNT = 1_000_000  # of samples a call, which holds all of them
+
+
+@dataclass(frozen=True)
+class SeededRequest:
+    """A complete request for samples: one seed and one label (None: no label) per sample.
+
+    A subclass adds what else an engine is asked for, the same for all samples.
+    """
+
+    seeds: tuple[int, ...]
+    labels: tuple[int | None, ...]
+
+    def only(self, sample: int) -> Self:
+        """The request for one of the samples."""
+        return dataclasses.replace(self, seeds=(self.seeds[sample],), labels=(self.labels[sample],))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keyword arguments of ``sample`` that repeat it, as JSON types."""
+        return {"seeds": list(self.seeds), "labels": list(self.labels), **self._own()}
+
+    def _own(self) -> dict[str, Any]:
+        """What a subclass adds."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("seeds", "labels")]
+        return {name: getattr(self, name) for name in names}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self._own().items())
 
 
 def sample_count(n: Any, seeds: Any, labels: Any) -> int:
@@ -27,7 +56,7 @@ def sample_count(n: Any, seeds: Any, labels: Any) -> int:
 def sample_seeds(count: int, seed: Any, seeds: Any) -> tuple[int, ...]:
     """One seed a sample: `seeds`, or `seed` and those after it, or random ones. Raises ConfigError, ArgumentError."""
     if seed is not None and seeds is not None:
-        raise ArgumentError("seed and seeds: give one of them")
+        raise ArgumentError("give one of them", argument="seed, seeds")
     if seeds is None:
         # 53 bits survive every JSON reader
         first = secrets.randbits(53) if seed is None else _seed("seed", seed)
@@ -76,13 +105,13 @@ def sample_labels(
     """
     given = [labels] * count if labels is None or _single(labels) else _list("labels", labels)
     if len(given) != count:
-        raise ConfigError(f"expected one, or one a sample ({count}), got {len(given)}", argument="labels")
+        raise ConfigError(f"expected one, or one per sample ({count}), got {len(given)}", argument="labels")
     if classes is None:
         if any(label is not None for label in given):
             raise ConfigError("this model has no classes", argument="labels")
         return (None,) * count
     if not unlabelled and any(label is None for label in given):
-        raise ConfigError(f"this model needs one a sample, from 0 to {classes - 1}", argument="labels")
+        raise ConfigError(f"this model needs one per sample, from 0 to {classes - 1}", argument="labels")
     return tuple(None if label is None else _label(label, classes, names or ()) for label in given)
 
 

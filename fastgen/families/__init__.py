@@ -6,7 +6,8 @@ benchmark) reads it from there.
 
 from . import diffusion, flow
 from .family import Family, Flag
+from .sampling import GIF, Sampling
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (diffusion.FAMILY, flow.FAMILY)}
 
-__all__ = ["FAMILIES", "Family", "Flag"]
+__all__ = ["FAMILIES", "GIF", "Family", "Flag", "Sampling"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..engines.base import Engine
+    from .sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,18 @@ class Family:
     """One generative family.
 
     name: ``Spec.engine`` of its checkpoints. engine: "module:class" of its Engine. flags: by command ("sample"), those
-    that only some families have. models: for each architecture a model that the benchmark opens, as ``fastgen.load`` or
-    ``fastgen.bench`` names it; the first one stands for the family in the tour. large: models that keep a CPU busy for
-    minutes, and are measured on a GPU.
+    that only some families have; two families may declare the same flag if it is equal. sampling: how the command
+    ``sample`` draws, None where it cannot. likelihood: whether engines have log_prob and bits_per_dim, and their
+    describe() has `levels` and `classes`, for ``fastgen evaluate``. models: for each architecture a model that the
+    benchmark opens, as ``fastgen.load`` or ``fastgen.bench`` names it; the first one stands for the family in the tour.
+    large: models that keep a CPU busy for minutes, and are measured on a GPU.
     """
 
     name: str
     engine: str
     flags: Mapping[str, Sequence[Flag]] = field(default_factory=dict)
+    sampling: Sampling | None = None
+    likelihood: bool = False
     models: Mapping[str, str] = field(default_factory=dict)
     large: Sequence[str] = ()
 

@@ -41,16 +41,21 @@ class Run:
 
         Raises ConfigError or CheckpointError where the reader refuses it, or the model's own config.
         """
-        where = f"{folder / STATE_FILE}: could not be resumed"
+        path = folder / STATE_FILE
         encoded(self.spec, folder)
         run = {"config": to_dict(self.config), "spec": dataclasses.asdict(self.spec), "data": self.data}
         text = json.dumps(run)
         # quoted once more, it has to leave room for the names of the tensors
         if len(json.dumps(text)) > MAX_HEADER_BYTES // 2:
             raise ConfigError(
-                f"its settings take {len(text)} bytes; are there so many classes?", argument=where
+                f"could not be resumed: its settings take {len(text)} bytes; are there so many classes?",
+                argument=path,
             )
-        _run(text, where)
+        try:
+            _run(text, str(path))
+        except CheckpointError as error:
+            why = str(error).removeprefix(f"{path}: ")
+            raise CheckpointError(f"could not be resumed: {why}", argument=path) from error
         return text
 
 

@@ -241,7 +241,7 @@ def test_what_the_file_does_not_say_is_diffusers_default(tmp_path: Path) -> None
         ("fastgen.json", {"solver_options": [1]}, "solver_options: expected an object, got list"),
         ("fastgen.json", {"solver_options": "eta=1"}, "solver_options: expected an object, got str"),
         ("fastgen.json", {"steps": "many"}, "steps: expected int, got str 'many'"),
-        ("fastgen.json", {"num_classes": 3}, "num_classes is 3, the network embeds None"),
+        ("fastgen.json", {"num_classes": 3}, "num_classes: is 3, the network embeds None"),
     ],
 )
 def test_what_is_not_supported_is_named(folder: Path, file: str, values: dict, message: str) -> None:

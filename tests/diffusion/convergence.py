@@ -144,7 +144,7 @@ def alpha_sigma_of_song(t: float) -> tuple[float, float]:
     return point.alpha, point.sigma
 
 
-def arrival(
+def end_state(
     table: Table, x0: Function, x: np.ndarray, noise: np.ndarray, at: Times = alpha_sigma
 ) -> np.ndarray:
     """The state when the run reaches t = 0, whether or not it goes on from there to the clean sample."""
@@ -161,7 +161,7 @@ def arrival(
 
 
 @functools.cache
-def exact_arrival(t: float) -> tuple[np.ndarray, np.ndarray]:
+def exact_end_state(t: float) -> tuple[np.ndarray, np.ndarray]:
     """Points at time t, [N, 2], and where the probability flow takes them by t = 0."""
     start = np.random.default_rng(0).normal(size=(12, 2))
 
@@ -181,8 +181,8 @@ def exact_arrival(t: float) -> tuple[np.ndarray, np.ndarray]:
 
 def path_error(table: Table) -> float:
     """Largest distance of a point's end from the exact one, of a solver without noise."""
-    start, exact = exact_arrival(float(table.time[0]))
-    found = arrival(table, mixture_x0, start, np.zeros((len(table), 1)))
+    start, exact = exact_end_state(float(table.time[0]))
+    found = end_state(table, mixture_x0, start, np.zeros((len(table), 1)))
     return float(np.abs(found - exact).max())
 
 
@@ -190,9 +190,9 @@ def weak_error(table: Table, at: Times = alpha_sigma, end: float = 0.0) -> float
     """Error of the mean or of the standard deviation at the end, whichever is larger, of a solver with noise."""
     alpha, sigma = at(float(table.time[0]))
     units = np.eye(len(table) + 1)
-    mean = arrival(table, gaussian_x0, np.full(len(units), alpha * MU), np.zeros_like(units), at)
+    mean = end_state(table, gaussian_x0, np.full(len(units), alpha * MU), np.zeros_like(units), at)
     start = alpha * MU + math.hypot(alpha * S, sigma) * units[0]
-    spread = math.sqrt(float(((arrival(table, gaussian_x0, start, units[1:], at) - mean) ** 2).sum()))
+    spread = math.sqrt(float(((end_state(table, gaussian_x0, start, units[1:], at) - mean) ** 2).sum()))
     alpha, sigma = at(end)
     return max(abs(float(mean[0]) - alpha * MU), abs(spread - math.hypot(alpha * S, sigma)))
 
@@ -221,9 +221,9 @@ def measure(name: str) -> Measured:
     if "timestep_spacing" in known:
         options["timestep_spacing"] = "linspace"
     options |= {key: value for key, value in expected.options.items() if key in known}
-    # n steps between n + 1 knots, or n evaluations at n of them: either way timesteps are whole.
-    knots = options.get("final_sigmas_type") == "sigma_min"
-    counts = expected.counts or tuple(n if knots else n + 1 for n in (20, 40, 80, 160, 320))
+    # n steps between n + 1 step points, or n evaluations at n of them: either way timesteps are whole.
+    counts_points = options.get("final_sigmas_type") == "sigma_min"
+    counts = expected.counts or tuple(n if counts_points else n + 1 for n in (20, 40, 80, 160, 320))
     song = solver.name == "euler_maruyama"
     tables = [solver(SONG if song else schedule(), count, **options) for count in counts]
     stochastic = any(table.stochastic for table in tables)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from fastgen.diffusion import SOLVERS, NoiseSchedule
-from fastgen.diffusion.lambdas import lambda_ladder
-from fastgen.diffusion.sigmas import sigma_ladder
+from fastgen.diffusion.lambdas import lambda_points
+from fastgen.diffusion.sigmas import sigma_points
 
 from .golden import Golden, Measured, Options, measure, product
 
@@ -32,7 +32,7 @@ def widest_step(name: str) -> Callable[..., float]:
 
     def lost(schedule: NoiseSchedule, steps: int, options: Options) -> float:
         chosen: Any = SOLVERS[name].options_type(**options)
-        sigmas = sigma_ladder(schedule, steps, chosen).levels[:-1]
+        sigmas = sigma_points(schedule, steps, chosen).levels[:-1]
         if steps == 1:
             return 0.0
         ratio = sigmas[:-1] / sigmas[1:]
@@ -49,7 +49,7 @@ def middle_of_step(name: str) -> Callable[..., float]:
 
     def lost(schedule: NoiseSchedule, steps: int, options: Options) -> float:
         chosen: Any = SOLVERS[name].options_type(**options)
-        sigmas = sigma_ladder(schedule, steps, chosen).levels[:-1]
+        sigmas = sigma_points(schedule, steps, chosen).levels[:-1]
         if steps == 1:
             return 0.0
         middle = sigmas[1:] if name == "dpm2_a" else np.sqrt(sigmas[:-1] * sigmas[1:])
@@ -68,20 +68,20 @@ def dpm_lost(default_order: int) -> Callable[..., float]:
     """
 
     def lost(schedule: NoiseSchedule, steps: int, options: Options) -> float:
-        known = SOLVERS["dpm++3m"].check({k: v for k, v in options.items() if k in _LADDER})
-        ladder = lambda_ladder(schedule, steps, known)
+        known = SOLVERS["dpm++3m"].check({k: v for k, v in options.items() if k in _POINT_OPTIONS})
+        points = lambda_points(schedule, steps, known)
         found = 0.0
         if options.get("algorithm_type", "").endswith("dpmsolver"):
-            found = ladder.end.alpha / ladder.points[0].alpha
+            found = points.end.alpha / points.starts[0].alpha
         if steps >= 3 and options.get("solver_order", default_order) == 3:
-            h = np.diff(ladder.log_snrs)
+            h = np.diff(points.log_snrs)
             found = max(found, float((1.0 / h[h > 1e-9] ** 2).max()))
         return found
 
     return lost
 
 
-_LADDER = (
+_POINT_OPTIONS = (
     "timestep_spacing",
     "steps_offset",
     "final_sigmas_type",

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fastgen.diffusion import SOLVERS, NoiseSchedule, solver_table
 from fastgen.diffusion.consistency_model import ConsistencyModel
-from fastgen.diffusion.lambdas import lambda_ladder
+from fastgen.diffusion.lambdas import lambda_points
 from fastgen.diffusion.processes import AnyProcess
-from fastgen.diffusion.sigmas import sigma_ladder
+from fastgen.diffusion.sigmas import sigma_points
 
 from .diffusers_oracle import Network, basis_run, deviation, table_matrix
 from .golden import PREDICTIONS, SCHEDULES, SPACINGS, TOLERANCE, Measured, product
@@ -85,8 +85,8 @@ def tolerance(name: str, process: AnyProcess, steps: int, options: dict[str, Any
     """
     if name not in ("unipc", "deis", "sa") or steps == 1:
         return TOLERANCE
-    ladder = lambda_ladder(process, steps, SOLVERS[name].check(options))
-    log_snrs = ladder.log_snrs[np.isfinite(ladder.log_snrs)]
+    points = lambda_points(process, steps, SOLVERS[name].check(options))
+    log_snrs = points.log_snrs[np.isfinite(points.log_snrs)]
     h = np.diff(log_snrs)
     size = 1.0 if name == "unipc" else 1.0 + np.abs(log_snrs).max()
     lost = (size / h[h > 1e-9].min(initial=1.0)) ** (order(name, options) - 1)
@@ -157,9 +157,9 @@ def adams_bashforth(
     **options: Any,
 ) -> Tensor:
     """`ipndm` as a straight loop: Adams-Bashforth on dz / dw = (z - x_0) / w."""
-    ladder = sigma_ladder(process, steps, SOLVERS["ipndm"].check(options))
-    z, past = x / ladder.points[0].scale, []
-    for now, after in zip(ladder.points, ladder.knots[1:], strict=True):
+    points = sigma_points(process, steps, SOLVERS["ipndm"].check(options))
+    z, past = x / points.starts[0].scale, []
+    for now, after in points.steps:
         x = now.scale * z
         x0 = now.x0[0] * x + now.x0[1] * network(now.input_scale * x, now.time)
         past.append((z - x0) / now.level)

@@ -30,9 +30,9 @@ class Denoiser:
         self.kind, self.network, self.clip, self.whole = schedule.prediction_type, network, clip, whole
         self.visited: dict[float, float] = {}  # the times of levels interpolated between timesteps
 
-    def __call__(self, y: Tensor, sigma: float, knot: bool = True) -> Tensor:
+    def __call__(self, y: Tensor, sigma: float, step_point: bool = True) -> Tensor:
         t = float(np.interp(math.log(sigma), np.log(self.levels), np.arange(len(self.levels))))
-        if knot:
+        if step_point:
             t = self.visited.get(sigma, float(round(t)) if self.whole else t)
         root = math.sqrt(sigma**2 + 1.0)
         out = self.network(y / root, t)
@@ -104,7 +104,7 @@ def dpm2_a(denoise: Any, y: Tensor, sigmas: Any, draw: Any, s_noise: float, eta:
             continue
         middle = math.sqrt(sigma * down)
         between = y + (middle - sigma) * slope
-        slope = (between - denoise(between, middle, knot=False)) / middle
+        slope = (between - denoise(between, middle, step_point=False)) / middle
         y = y + (down - sigma) * slope + s_noise * up * draw()
     return y
 
@@ -121,7 +121,7 @@ def dpmpp_2s_a(denoise: Any, y: Tensor, sigmas: Any, draw: Any, s_noise: float, 
         between = middle / sigma * y + (1.0 - math.exp(-h / 2)) * x0
         y = (
             down / sigma * y
-            + (1.0 - math.exp(-h)) * denoise(between, middle, knot=False)
+            + (1.0 - math.exp(-h)) * denoise(between, middle, step_point=False)
             + s_noise * up * draw()
         )
     return y
@@ -136,7 +136,7 @@ def dpmpp_sde(denoise: Any, y: Tensor, sigmas: Any, draw: Any, s_noise: float, e
         down, up = ancestral(sigma, middle, eta)
         between = down / sigma * y + (1.0 - down / sigma) * x0 + s_noise * up * z
         down, up = ancestral(sigma, after, eta)
-        x0 = denoise(between, middle, knot=False)
+        x0 = denoise(between, middle, step_point=False)
         path = (math.sqrt(sigma - middle) * z + math.sqrt(middle - after) * draw()) / math.sqrt(sigma - after)
         y = down / sigma * y + (1.0 - down / sigma) * x0 + s_noise * up * path
     return y

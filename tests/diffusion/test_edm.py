@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastgen.diffusion import EDM, SOLVERS, FlowMatching, NoiseSchedule, SubVPSDE, process_from_config, run
-from fastgen.diffusion.sigmas import SigmaOptions, sigma_ladder
+from fastgen.diffusion.sigmas import SigmaOptions, sigma_points
 from fastgen.errors import ConfigError
 
 from .diffusers_oracle import continuous_run, table_matrix
@@ -79,11 +79,11 @@ def test_churn_keeps_to_any_process(
 
 
 def test_levels_are_equation_5() -> None:
-    ladder = sigma_ladder(EDM(), 18, SigmaOptions())
+    points = sigma_points(EDM(), 18, SigmaOptions())
     i = np.arange(18)
     want = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-    np.testing.assert_allclose(ladder.levels, [*want, 0.0], rtol=1e-13)
-    np.testing.assert_allclose([p.time for p in ladder.points], np.log(want) / 4, rtol=1e-12)
+    np.testing.assert_allclose(points.levels, [*want, 0.0], rtol=1e-13)
+    np.testing.assert_allclose([p.time for p in points.starts], np.log(want) / 4, rtol=1e-12)
 
 
 def test_denoiser_networks_are_used_as_they_are() -> None:

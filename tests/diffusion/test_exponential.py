@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fastgen.diffusion import NoiseSchedule, run, solver_table
-from fastgen.diffusion.exponential import adams_orders, adams_weights, phi
+from fastgen.diffusion.exponential import adams_weights, phi, step_orders
 from fastgen.diffusion.flow_matching import FlowMatching
-from fastgen.diffusion.lambdas import LambdaOptions, lambda_ladder
+from fastgen.diffusion.lambdas import LambdaOptions, lambda_points
 
 EPS = float(np.finfo(float).eps)
 
@@ -31,7 +31,7 @@ def test_phi_to_rounding(z: float) -> None:
 @pytest.mark.parametrize("rate", [1.0, -1.0, 2.0])
 @pytest.mark.parametrize("step", [2e-3, 0.1, 1.0, 6.0])
 def test_weights_integrate_polynomials(rate: float, step: float) -> None:
-    """sum w_j u_j^k = int_0^h e^(-rate (h - u)) u^k du, however short the step, with and without the newest knot."""
+    """sum w_j u_j^k = int_0^h e^(-rate (h - u)) u^k du, however short the step, with and without the newest point."""
     rng = np.random.default_rng(0)
     log_snrs = np.cumsum(step * rng.uniform(0.6, 1.4, 6)) - 5.0
     for newest, count in ((4, 1), (4, 3), (4, 4), (5, 2), (5, 5)):
@@ -53,11 +53,11 @@ def test_steps_of_no_and_of_infinite_length() -> None:
 
 def test_orders_grow_and_end() -> None:
     schedule = NoiseSchedule()
-    to_zero = lambda_ladder(schedule, 6, LambdaOptions())
-    assert adams_orders(to_zero, 3).tolist() == [1, 2, 3, 3, 3, 1]
-    to_least = lambda_ladder(schedule, 6, LambdaOptions(final_sigmas_type="sigma_min"))
-    assert adams_orders(to_least, 3).tolist() == [1, 2, 3, 3, 3, 3]
-    assert adams_orders(to_least, 1).tolist() == [1] * 6
+    to_zero = lambda_points(schedule, 6, LambdaOptions())
+    assert step_orders(to_zero, 3).tolist() == [1, 2, 3, 3, 3, 1]
+    to_least = lambda_points(schedule, 6, LambdaOptions(final_sigmas_type="sigma_min"))
+    assert step_orders(to_least, 3).tolist() == [1, 2, 3, 3, 3, 3]
+    assert step_orders(to_least, 1).tolist() == [1] * 6
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -67,9 +67,9 @@ def test_deis_in_the_form_of_its_paper(order: int) -> None:
     Zhang & Chen 2022, by quadrature; the solver integrates in lambda.
     """
     table = solver_table("deis", NoiseSchedule(), 20, solver_order=order, final_sigmas_type="sigma_min")
-    ladder = lambda_ladder(NoiseSchedule(), 20, LambdaOptions(final_sigmas_type="sigma_min"))
+    points = lambda_points(NoiseSchedule(), 20, LambdaOptions(final_sigmas_type="sigma_min"))
     i = 9
-    rho = [point.level for point in ladder.knots[i - order + 1 : i + 2]][::-1]  # the end, now, before, ...
+    rho = [point.level for point in points.all[i - order + 1 : i + 2]][::-1]  # the end, now, before, ...
     coefficients = []
     for j in range(1, order + 1):
 
@@ -78,7 +78,7 @@ def test_deis_in_the_form_of_its_paper(order: int) -> None:
             return math.prod(math.log(r / rho[k]) / math.log(rho[j] / rho[k]) for k in others)
 
         coefficients.append(float(mpmath.quad(lagrange, [rho[1], rho[0]])))
-    now, after = ladder.points[i], ladder.knots[i + 1]
+    now, after = points.starts[i], points.all[i + 1]
     row = table.a[i] / after.alpha
     slots = max(order - 1, 1)
     assert row[0] * now.alpha == pytest.approx(1.0, rel=1e-13)

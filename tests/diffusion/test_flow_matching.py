@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastgen.diffusion import SOLVERS, FlowMatching, run
-from fastgen.diffusion.sigmas import SigmaOptions, sigma_ladder
+from fastgen.diffusion.sigmas import SigmaOptions, sigma_points
 from fastgen.errors import ConfigError
 
 from .diffusers_oracle import continuous_run, table_matrix
@@ -119,7 +119,7 @@ def test_trailing_levels_are_those_of_flux() -> None:
     """The pipeline's own sigmas, linspace(1, 1 / n, n), shifted by e^mu."""
     process = FlowMatching(use_dynamic_shifting=True, image_seq_len=4096)
     assert process.mu == pytest.approx(1.15)
-    found = sigma_ladder(process, 4, SigmaOptions(timestep_spacing="trailing")).levels
+    found = sigma_points(process, 4, SigmaOptions(timestep_spacing="trailing")).levels
     plain = np.array([1.0, 0.75, 0.5, 0.25])
     want = math.exp(1.15) / (math.exp(1.15) + 1.0 / plain - 1.0)
     np.testing.assert_allclose(found, [*want, 0.0], rtol=1e-14)

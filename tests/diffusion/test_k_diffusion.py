@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from fastgen.diffusion import EDM, SOLVERS, VESDE, FlowMatching, NoiseSchedule, SubVPSDE, Table, run
-from fastgen.diffusion.lambdas import lambda_ladder
+from fastgen.diffusion.lambdas import lambda_points
 from fastgen.diffusion.processes import AnyProcess
-from fastgen.diffusion.sigmas import SigmaOptions, sigma_ladder
+from fastgen.diffusion.sigmas import SigmaOptions, sigma_points
 
 from .diffusers_oracle import deviation
 from .golden import SCHEDULES, Golden, Measured, matrix_deviation, measure, product, trajectories
@@ -78,12 +78,12 @@ PROCESSES = {
 def test_noise_has_its_level_in_every_process(name: str, process: AnyProcess) -> None:
     """With a perfect network and x_0 = 0 the state is a sum of independent normals, and its variance must be sigma^2.
 
-    So it is at every knot, whatever the process, eta or number of steps.
+    So it is at every step point, whatever the process, eta or number of steps.
     """
     solver = SOLVERS[name]
     for eta in (0.0, 0.6, 1.0):
         options = solver.check({"eta": eta})
-        ladder = (sigma_ladder if isinstance(options, SigmaOptions) else lambda_ladder)(process, 9, options)
+        points = (sigma_points if isinstance(options, SigmaOptions) else lambda_points)(process, 9, options)
         table = solver(process, 9, eta=eta)
         seen: list[np.ndarray] = []
 
@@ -97,10 +97,10 @@ def test_noise_has_its_level_in_every_process(name: str, process: AnyProcess) ->
 
         units = np.eye(1 + len(table))
         end = run(table, perfect, table.initial_scale * units[0], units[1:])
-        at = [int(np.flatnonzero(table.time == point.time)[0]) for point in ladder.points]
+        at = [int(np.flatnonzero(table.time == point.time)[0]) for point in points.starts]
         found = [float((seen[row] ** 2).sum()) for row in at]
-        first = found[0] / ladder.points[0].sigma ** 2  # the start is not always sigma: 1 in discrete time
+        first = found[0] / points.starts[0].sigma ** 2  # the start is not always sigma: 1 in discrete time
         assert first == pytest.approx(1.0, rel=1e-3)
-        kept = [point.sigma**2 for point in ladder.points]
+        kept = [point.sigma**2 for point in points.starts]
         np.testing.assert_allclose(found, kept, rtol=max(1e-9, 2 * abs(first - 1.0)), err_msg=f"eta {eta}")
         assert np.abs(end).max() < 1e-9

@@ -16,7 +16,7 @@ from fastgen.diffusion.consistency_model import ConsistencyModel
 from fastgen.diffusion.distilled import distilled_timesteps
 from fastgen.diffusion.flow_matching import FlowMatching
 from fastgen.diffusion.processes import process_from_config
-from fastgen.diffusion.sigmas import SigmaOptions, sigma_ladder
+from fastgen.diffusion.sigmas import SigmaOptions, sigma_points
 from fastgen.diffusion.timesteps import timesteps
 from fastgen.errors import ConfigError
 from fastgen_kernels.reverse_step import row
@@ -76,12 +76,12 @@ def test_pseudo_numerical_methods(name: str, spacing: str) -> None:
 @pytest.mark.parametrize("order", [1, 2, 4])
 @pytest.mark.parametrize("process", [V, FlowMatching(shift=2.0)], ids=["noise-schedule", "flow"])
 def test_ipndm(process: Any, order: int) -> None:
-    ladder = sigma_ladder(process, 8, SigmaOptions())
+    points = sigma_points(process, 8, SigmaOptions())
     loop = adams_bashforth(
-        process, 8, random_network(1, 2), start() * ladder.initial_scale, solver_order=order
+        process, 8, random_network(1, 2), start() * points.initial_scale, solver_order=order
     )
     # The loop's (z - x_0) / w loses the digits of z / x_0, on a noise schedule at most 1 / alpha of the first point's.
-    limit = 1e-12 if isinstance(process, FlowMatching) else 1e-15 * ladder.levels[0]
+    limit = 1e-12 if isinstance(process, FlowMatching) else 1e-15 * points.levels[0]
     assert deviation(ours("ipndm", process, 8, solver_order=order).numpy(), loop.numpy()) < limit
 
 
@@ -108,9 +108,9 @@ def test_consistency_steps_of_any_process() -> None:
     """x' = alpha' x_0 + sigma' z."""
     schedule = NoiseSchedule()
     table = solver_table("consistency", schedule, 5, s_noise=0.5)
-    knots = sigma_ladder(schedule, 5, SigmaOptions()).knots[1:]
-    assert table.a[:, 1] == pytest.approx([point.alpha for point in knots])
-    assert table.a[:, 3] == pytest.approx([0.5 * point.sigma for point in knots])
+    ends = sigma_points(schedule, 5, SigmaOptions()).ends[1:]
+    assert table.a[:, 1] == pytest.approx([point.alpha for point in ends])
+    assert table.a[:, 3] == pytest.approx([0.5 * point.sigma for point in ends])
     assert not np.any(table.a[:, [0, 2]])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastgen.diffusion import SOLVERS, NoiseSchedule, run
-from fastgen.diffusion.sigmas import SigmaOptions, sigma_ladder
+from fastgen.diffusion.sigmas import SigmaOptions, sigma_points
 
 from .process_oracles import PROCESSES, SHAPE, deviation, network, tolerance
 
@@ -26,7 +26,7 @@ def test_noise_schedules(prediction: str) -> None:
     """RK4 in z = x / alpha on a discrete schedule: the same loop with the schedule's own conversions of F."""
     schedule = NoiseSchedule(prediction_type=prediction)
     options = SigmaOptions(use_karras_sigmas=True)
-    levels = sigma_ladder(schedule, 8, options).levels
+    levels = sigma_points(schedule, 8, options).levels
 
     def d(z: np.ndarray, w: float) -> np.ndarray:
         alpha = 1.0 / np.hypot(1.0, w)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastgen.diffusion import NoiseSchedule, solver_table
-from fastgen.diffusion.respacing import respaced
+from fastgen.diffusion.timesteps import respaced
 from fastgen.errors import ConfigError
 
 

@@ -99,7 +99,7 @@ def test_zero_terminal_snr(name: str, prediction: str) -> None:
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", [name for name in GOLDEN if name != "lms"])  # 2 ms a weight, in diffusers
 def test_thousand_steps(name: str, spacing: str) -> None:
-    """The first set of options; DPM-Solver's 1001 knots fit into 1000 timesteps with trailing spacing only."""
+    """The first set of options; DPM-Solver's 1001 step points fit into 1000 timesteps with trailing spacing only."""
     golden = GOLDEN[name]
     schedule = NoiseSchedule(prediction_type="v_prediction")
     if not golden.spacings:

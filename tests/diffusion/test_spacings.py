@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fastgen.diffusion import EDM, VESDE, VPSDE, FlowMatching, NoiseSchedule, SubVPSDE, solver_table
-from fastgen.diffusion.lambdas import LambdaOptions, lambda_ladder
-from fastgen.diffusion.sigmas import SigmaOptions, sigma_ladder
+from fastgen.diffusion.lambdas import LambdaOptions, lambda_points
+from fastgen.diffusion.sigmas import SigmaOptions, sigma_points
 from fastgen.errors import ConfigError
 
 PROCESSES = [
@@ -26,11 +26,11 @@ PROCESSES = [
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_even_in_log_snr(process: Any) -> None:
-    for ladder in (
-        sigma_ladder(process, 9, SigmaOptions(use_lu_lambdas=True)),
-        lambda_ladder(process, 9, LambdaOptions(use_lu_lambdas=True)),
+    for points in (
+        sigma_points(process, 9, SigmaOptions(use_lu_lambdas=True)),
+        lambda_points(process, 9, LambdaOptions(use_lu_lambdas=True)),
     ):
-        steps = np.diff(ladder.log_snrs[:-1])
+        steps = np.diff(points.log_snrs[:-1])
         # Levels near 1 of flow matching carry their rounding into log(1 - sigma), 1e-6 at the least.
         np.testing.assert_allclose(steps, steps.mean(), rtol=1e-9)
         assert 0.0 < steps.mean() < np.inf

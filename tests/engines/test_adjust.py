@@ -193,17 +193,17 @@ def test_a_batch_mean_is_over_those_that_ask_for_it() -> None:
 def test_what_does_not_fit_a_row_is_refused() -> None:
     rows = TableBuilder("clipped", clip=1.0, threshold=(0.9, 2.0))
     rows.add(0, (1.0, 0.0), X)
-    with pytest.raises(ValueError, match="clip of its own"):
+    with pytest.raises(ValueError, match=r"^threshold: "):
         rows.table()
     rows = TableBuilder("ratio", threshold=(1.5, 2.0))
     rows.add(0, (1.0, 0.0), X)
-    with pytest.raises(ValueError, match="ratio above 0"):
+    with pytest.raises(ValueError, match="threshold: "):
         rows.table()
     rows = TableBuilder("mode")
     rows.add(0, (1.0, 0.0), X, langevin=3)
-    with pytest.raises(ValueError, match="langevin: expected 0, 1 or 2"):
+    with pytest.raises(ValueError, match=r"^langevin: .*3"):
         rows.table()
     rows = TableBuilder("score")
     rows.add(0, (1.0, 0.0), X, langevin=1)
-    with pytest.raises(ValueError, match="x0 is the score"):
+    with pytest.raises(ValueError, match=r"^langevin: "):
         rows.table(learned=1)

@@ -13,6 +13,8 @@ import torch
 import fastgen
 from fastgen.engines.diffusion.engine import DiffusionEngine
 from fastgen.engines.diffusion.loop import Loop
+from fastgen.errors import ArgumentError
+from tests.refusals import refused
 from tests.small import checkpoint, network, spec, unet_config
 
 ATOL = 2e-5  # float error of a few network evaluations at another batch size
@@ -71,48 +73,48 @@ def test_labels_and_guidance_matter(engine: DiffusionEngine) -> None:
 
 def test_names_that_users_know(engine: DiffusionEngine) -> None:
     assert torch.equal(engine.sample(seed=1, steps=3), engine.sample(seed=1, num_inference_steps=3))
-    with pytest.raises(TypeError, match="same argument"):
+    with refused(ArgumentError, "steps, num_inference_steps"):
         engine.sample(steps=3, num_inference_steps=3)
     assert not torch.equal(
         engine.sample(seed=1, solver="ddim", eta=1.0), engine.sample(seed=1, solver="ddim")
     )
-    with pytest.raises(TypeError, match=r"unknown argument eta; .* dpm\+\+2m takes .*timestep_spacing"):
+    with refused(ArgumentError, "eta", "dpm++2m", "timestep_spacing"):
         engine.sample(solver="dpm++2m", eta=0.5)
-    with pytest.raises(TypeError, match="unknown argument gudance; besides"):
+    with refused(ArgumentError, "gudance"):
         engine.sample(gudance=3)
-    with pytest.raises(TypeError, match="unknown argument settings"):
+    with refused(ArgumentError, "settings"):
         engine.sample(settings=1)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "about"),
     [
-        ({"n": 0}, "n: expected an int from 1 to 1000000"),
-        ({"n": 2.0}, "n: expected an int"),
-        ({"n": 2, "seeds": [1, 2, 3]}, "seeds: expected 2, got 3"),
-        ({"seeds": []}, "seeds: expected at least 1"),
-        ({"seed": -1}, "2\\^64 - 1, got -1"),
-        ({"seed": 2**64}, "2\\^64 - 1"),
-        ({"seed": 2**64 - 1, "n": 2}, "2\\^64 - 1"),
-        ({"seed": 1.5}, "integers"),
-        ({"labels": 3}, "numbers from 0 to 2 or one of ant, bee, cat, got 3"),
-        ({"labels": -1}, "labels"),
-        ({"labels": "dog"}, "one of ant, bee, cat, got 'dog'"),
-        ({"labels": [0, 1], "n": 3}, "one a sample \\(3\\), got 2"),
-        ({"solver": "oracle"}, "solver: expected one of ddpm, ddim"),
-        ({"steps": 0}, "steps: expected an int from 1 to num_train_timesteps = 1000"),
-        ({"steps": 10_000}, "steps"),
-        ({"steps": True}, "steps"),
-        ({"guidance_scale": float("nan")}, "guidance_scale"),
-        ({"guidance_scale": -1}, "guidance_scale"),
-        ({"solver": "ddim", "eta": -0.1}, "eta"),
-        ({"timestep_spacing": "even"}, "timestep_spacing"),
-        ({"thresholding": 1}, "thresholding"),
-        ({"output_type": "jpeg"}, "output_type"),
+        ({"n": 0}, ("n", 1_000_000)),
+        ({"n": 2.0}, ("n", 2.0)),
+        ({"n": 2, "seeds": [1, 2, 3]}, ("seeds", 2, 3)),
+        ({"seeds": []}, ("seeds", 0)),
+        ({"seed": -1}, ("seed", -1)),
+        ({"seed": 2**64}, ("seed", 2**64)),
+        ({"seed": 2**64 - 1, "n": 2}, ("seeds", 2**64)),
+        ({"seed": 1.5}, ("seed", 1.5)),
+        ({"labels": 3}, ("labels", "ant, bee, cat", 3)),
+        ({"labels": -1}, ("labels", -1)),
+        ({"labels": "dog"}, ("labels", "ant, bee, cat", "'dog'")),
+        ({"labels": [0, 1], "n": 3}, ("labels", 3, 2)),
+        ({"solver": "oracle"}, ("solver", "ddpm, ddim", "oracle")),
+        ({"steps": 0}, ("steps", "num_train_timesteps", 1000)),
+        ({"steps": 10_000}, ("steps", 10_000)),
+        ({"steps": True}, ("steps", True)),
+        ({"guidance_scale": float("nan")}, ("guidance_scale", "nan")),
+        ({"guidance_scale": -1}, ("guidance_scale", -1)),
+        ({"solver": "ddim", "eta": -0.1}, ("solver ddim: eta", -0.1)),
+        ({"timestep_spacing": "even"}, ("solver dpm++2m: timestep_spacing", "even")),
+        ({"thresholding": 1}, ("solver dpm++2m: thresholding", 1)),
+        ({"output_type": "jpeg"}, ("output_type", "jpeg")),
     ],
 )
-def test_wrong_values_are_named(engine: DiffusionEngine, arguments: dict, message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
+def test_wrong_values_are_named(engine: DiffusionEngine, arguments: dict, about: tuple) -> None:
+    with refused(fastgen.ConfigError, *about):
         engine.sample(**arguments)
 
 
@@ -154,31 +156,34 @@ def test_integers_of_other_libraries(engine: DiffusionEngine, arguments: dict) -
     ],
 )
 def test_what_is_no_integer_is_refused(engine: DiffusionEngine, arguments: dict) -> None:
-    with pytest.raises(fastgen.ConfigError, match=next(iter(arguments))):
+    argument = next(iter(arguments))
+    if argument == "timestep_spacing":  # an option is named with its solver
+        argument = "solver dpm++2m: timestep_spacing"
+    with refused(fastgen.ConfigError, argument):
         engine.sample(**arguments)
 
 
 def test_equal_keys_are_not_equal_arguments(engine: DiffusionEngine) -> None:
     engine.sample(seed=0, steps=1, clip_sample=True)
-    with pytest.raises(fastgen.ConfigError, match="steps"):
+    with refused(fastgen.ConfigError, "steps"):
         engine.sample(seed=0, steps=True, clip_sample=True)
-    with pytest.raises(fastgen.ConfigError, match="clip_sample"):
+    with refused(fastgen.ConfigError, "solver dpm++2m: clip_sample"):
         engine.sample(seed=0, steps=1, clip_sample=1)
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "about"),
     [
-        ({"null_class": 9}, "class 9 is not one of the 4"),
-        ({"num_classes": 5, "null_class": None}, "class 4 is not one of the 4"),
-        ({"num_classes": None, "null_class": None}, "num_classes is None, the network embeds 4"),
-        ({"null_class": None, "guidance_scale": 3.0}, "needs a null_class"),
-        ({"variance": "learned_range"}, "must have 2 output channels, it has 1"),
-        ({"class_names": ["one"]}, "1 class_names for 3 classes"),
+        ({"null_class": 9}, ("settings: null_class", 9, 4)),
+        ({"num_classes": 5, "null_class": None}, ("settings: num_classes", 4)),
+        ({"num_classes": None, "null_class": None}, ("settings: num_classes", None, 4)),
+        ({"null_class": None, "guidance_scale": 3.0}, ("settings: guidance_scale", "null_class")),
+        ({"variance": "learned_range"}, ("settings: variance", "learned_range", 2, 1)),
+        ({"class_names": ["one"]}, ("settings: class_names", 1, 3)),
     ],
 )
-def test_settings_must_fit_the_network(settings: dict, message: str) -> None:
-    with pytest.raises(fastgen.ConfigError, match=message):
+def test_settings_must_fit_the_network(settings: dict, about: tuple) -> None:
+    with refused(fastgen.ConfigError, *about):
         engine_of(**settings)
 
 
@@ -206,9 +211,9 @@ def test_a_stream_may_end_in_another_thread(engine: DiffusionEngine) -> None:
 
 def test_options_of_the_engine_are_checked(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m")
-    with pytest.raises(fastgen.ConfigError, match="max_batch: expected an int of at least 1, got 0"):
+    with refused(fastgen.ConfigError, "max_batch", 0):
         fastgen.load(folder, max_batch=0)
-    with pytest.raises(fastgen.ConfigError, match="graph: expected True, False or 'recorded', got 'cuda'"):
+    with refused(fastgen.ConfigError, "graph", "recorded", "cuda"):
         fastgen.load(folder, graph="cuda")
 
 
@@ -217,23 +222,23 @@ def test_a_missing_triton_is_our_error(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("fused kernels need triton")
 
     monkeypatch.setattr("fastgen_kernels.select", missing)
-    with pytest.raises(fastgen.FastgenError, match="need triton"):
+    with refused(fastgen.FastgenError, None, "triton"):
         engine_of()
 
 
 def test_models_without_classes() -> None:
     plain = engine_of(plain=True)
     assert plain.sample(seed=0).shape == (1, 1, 8, 8)
-    with pytest.raises(ValueError, match="no classes"):
+    with refused(fastgen.ConfigError, "labels"):
         plain.sample(labels=1)
-    with pytest.raises(ValueError, match="no null class"):
+    with refused(fastgen.ConfigError, "guidance_scale", 1):
         plain.sample(guidance_scale=2)
 
 
 def test_models_without_a_null_class() -> None:
     engine = engine_of(num_classes=4, null_class=None)
     assert engine.sample(seed=0, labels=3).shape == (1, 1, 8, 8)
-    with pytest.raises(ValueError, match="needs one a sample"):
+    with refused(fastgen.ConfigError, "labels", 3):
         engine.sample(seed=0)
 
 
@@ -250,7 +255,7 @@ def test_a_stream_given_up_frees_the_engine(engine: DiffusionEngine) -> None:
     want = engine.sample(2, seed=5)
     stream = engine.stream(2, seed=6)
     next(stream)
-    with pytest.raises(fastgen.FastgenError, match="busy in this thread"):
+    with refused(fastgen.FastgenError):
         engine.sample()
     stream.close()
     assert torch.equal(engine.sample(2, seed=5), want)
@@ -335,8 +340,8 @@ def test_sample_and_stream_take_the_same_arguments() -> None:
 
 def test_device_and_dtype_are_checked(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m")
-    with pytest.raises(ValueError, match="device: expected auto, cpu or cuda"):
+    with refused(fastgen.ConfigError, "device", "tpu"):
         fastgen.load(folder, device="tpu")
-    with pytest.raises(ValueError, match="dtype: expected auto, float32"):
+    with refused(fastgen.ConfigError, "dtype", "int8"):
         fastgen.load(folder, dtype="int8")
     assert fastgen.load(folder, dtype="bfloat16").sample(seed=0).dtype == torch.float32

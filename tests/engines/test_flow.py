@@ -25,6 +25,7 @@ from fastgen.models.flow.layers import ActNorm, Affine
 from fastgen.models.flow.priors import StandardNormal
 from fastgen_kernels import normals
 from tests.engines.flows import CASES, Case, filled, make
+from tests.refusals import refused
 
 LOG_2 = math.log(2)
 
@@ -203,13 +204,13 @@ def test_bits_per_dim_takes_pictures_or_levels_and_repeats() -> None:
     torch.testing.assert_close(
         first.values[3:], engine.bits_per_dim(k[3:], 2, seed=10).values, rtol=1e-5, atol=1e-5
     )
-    with pytest.raises(ConfigError, match=r"x: expected pictures in \[-1, 1\] of 256 levels"):
+    with refused(ConfigError, "x", 256):
         engine.bits_per_dim(k.float() * (2 / 255) - 1 + 0.001)
-    with pytest.raises(ConfigError, match=r"x: expected pictures in \[-1, 1\] of 256 levels"):
+    with refused(ConfigError, "x", 256):
         engine.bits_per_dim(k + 1000)
-    with pytest.raises(ConfigError, match=r"x: expected pictures in \[-1, 1\] of 256 levels"):
+    with refused(ConfigError, "x", 256):
         engine.bits_per_dim(k + 2**32)
-    with pytest.raises(ConfigError, match="samples: expected an int from 1"):
+    with refused(ConfigError, "samples", 0):
         engine.bits_per_dim(k, 0)
 
 
@@ -224,9 +225,7 @@ def test_every_level_survives_the_pictures_type(levels: int, dtype: torch.dtype)
 
 
 def test_a_type_that_cannot_tell_levels_apart_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match="x: bfloat16 cannot tell 256 levels apart; hand over the levels as integers"
-    ):
+    with refused(ConfigError, "x", "bfloat16", 256):
         to_levels(torch.zeros(1).bfloat16(), 256)
 
 
@@ -281,7 +280,7 @@ def test_output_types() -> None:
     assert array.shape == (2, 8, 8, 3)
     assert len(engine.sample(2, seed=0, output_type="pil")) == 2
     vectors = engine_of(make("vector_flow, halves"))
-    with pytest.raises(ConfigError, match="output_type: np is for pictures"):
+    with refused(ConfigError, "output_type", "np", "pt"):
         vectors.sample(1, output_type="np")
 
 
@@ -330,11 +329,11 @@ def test_a_checkpoint_loads(tmp_path: Any) -> None:
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Any) -> None:
     checkpoint(tmp_path / "m", class_names=["a"])
-    with pytest.raises(ConfigError, match="1 class_names for no classes"):
+    with refused(ConfigError, "settings: class_names", 1):
         fastgen.load(tmp_path / "m", device="cpu")
     checkpoint(tmp_path / "n", num_classes=4)
-    with pytest.raises(ConfigError, match="num_classes is 4, the flow knows no classes"):
+    with refused(ConfigError, "settings: num_classes", 4):
         fastgen.load(tmp_path / "n", device="cpu")
     checkpoint(tmp_path / "o", temperature=-1.0)
-    with pytest.raises(ConfigError, match="temperature: expected 0"):
+    with refused(ConfigError, "settings: temperature", -1.0):
         fastgen.load(tmp_path / "o", device="cpu")

@@ -17,6 +17,7 @@ from fastgen.models.flow.flow import Flow
 from fastgen.models.flow.layers import Layer
 from fastgen.models.flow.priors import StandardNormal
 from tests.engines.flows import CASES, Case, make, own_flow
+from tests.refusals import refused
 
 
 def calls(engine: FlowEngine, case: Case, count: int) -> dict[str, list[Tensor]]:
@@ -99,7 +100,7 @@ class Peeking(Layer):
 
 def test_a_layer_that_waits_for_the_device_cannot_be_captured() -> None:
     flow = Flow((4,), [], [[Peeking()]], lambda i, latent, kept: StandardNormal(latent))
-    with pytest.raises(CaptureError, match="the host would have to wait"):
+    with refused(CaptureError, None, "_local_scalar_dense"):
         FlowEngine.from_module(flow, graph="recorded").sample(1)
     FlowEngine.from_module(flow, graph=False).sample(1)
 

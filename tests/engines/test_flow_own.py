@@ -20,6 +20,7 @@ from fastgen.models.flow.layers import ActNorm, Affine, Layer, Scaling, Squeeze
 from fastgen.models.flow.linear import LUConv, PlainConv
 from fastgen.models.flow.priors import StandardNormal
 from tests.engines.flows import Shift, own_flow
+from tests.refusals import refused
 
 
 def test_layers_of_ones_own_run_as_they_are() -> None:
@@ -160,15 +161,15 @@ def test_a_singular_matrix_is_refused_at_load_and_when_it_becomes_so() -> None:
     engine = FlowEngine.from_module(flow)
     with torch.no_grad():
         flow.scales[0][3].weight.zero_()  # type: ignore[index, union-attr]
-    refused: tuple[Callable[[], Any], ...] = (
+    calls: tuple[Callable[[], Any], ...] = (
         lambda: engine.sample(1),
         lambda: engine.sample(1),  # and never with the weights of before
         lambda: FlowEngine.from_module(flow),
         engine.refresh,
         lambda: engine.sample(1),
     )
-    for call in refused:
-        with pytest.raises(CheckpointError, match=r"scales\.0\.3.*singular"):
+    for call in calls:
+        with refused(CheckpointError, "scales.0.3", "4x4"):
             call()
     with torch.no_grad():
         flow.scales[0][3].weight.copy_(torch.eye(4))  # type: ignore[index, union-attr]
@@ -182,7 +183,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(kind: type[Layer]) -> N
     with torch.no_grad():
         next(flow.scales[0][0].parameters()).fill_(math.nan)  # type: ignore[index, union-attr]
     for call in (lambda: engine.sample(1), lambda: FlowEngine.from_module(flow)):
-        with pytest.raises(CheckpointError, match=r"scales\.0\.0: its weights are not finite"):
+        with refused(CheckpointError, "scales.0.0"):
             call()
 
 
@@ -190,13 +191,13 @@ def test_a_map_whose_inverse_overflows_is_refused_by_name() -> None:
     flow = flow_of(ActNorm(4)).float()
     with torch.no_grad():
         flow.scales[0][0].scale.fill_(1e-42)  # type: ignore[index, union-attr]
-    with pytest.raises(CheckpointError, match=r"scales\.0\.0: .* overflows in float32"):
+    with pytest.raises(CheckpointError, match=r"scales\.0\.0: .*float32.*float64"):
         FlowEngine.from_module(flow)
     assert FlowEngine.from_module(flow, dtype="float64").sample(1).isfinite().all()  # type: ignore[union-attr]
 
 
 def test_a_map_of_zero_is_refused_by_name() -> None:
-    with pytest.raises(CheckpointError, match=r"scales\.0\.0: .* got scale 0"):
+    with refused(CheckpointError, "scales.0.0", 0.0, 1.0):
         FlowEngine.from_module(flow_of(Affine(0.0, 1.0)))
 
 

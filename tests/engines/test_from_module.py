@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastgen import ConfigError, DiffusionEngine
 from fastgen.diffusion import NoiseSchedule
 from fastgen_kernels import normals
+from tests.refusals import refused
 
 SHAPE = (2, 6, 10)
 LINEAR = {"beta_schedule": "linear"}
@@ -245,7 +246,7 @@ def test_times_that_are_indices() -> None:
 
     engine = DiffusionEngine.from_module(Looks(), LINEAR, "epsilon", SHAPE, integer_time=True)
     assert engine.sample(seed=0, steps=5).isfinite().all()
-    with pytest.raises(ConfigError, match=r"a trial call .* raised RuntimeError"):
+    with refused(ConfigError, "net", "RuntimeError"):
         DiffusionEngine.from_module(Looks(), LINEAR, "epsilon", SHAPE)
 
 
@@ -255,7 +256,7 @@ def test_times_between_steps_are_refused_where_they_are_indices() -> None:
     table = request.plans[0].table
     between = SimpleNamespace(name=table.name, time=table.time + 0.5)
     engine.network.check_times(table)
-    with pytest.raises(ConfigError, match=r"solver dpm\+\+2m asks .* which integer_time=True excludes"):
+    with refused(ConfigError, "solver", "dpm++2m", "integer_time=True"):
         engine.network.check_times(between)
 
 
@@ -268,32 +269,32 @@ def test_learned_variance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "about"),
     [
-        ({"net": lambda x, t: x}, "net: expected a torch.nn.Module, got function"),
+        ({"net": lambda x, t: x}, ("net", "function")),
         (
             {"net": Own(classes=3)},
-            r"net: a trial call net\(x \[2, 2, 6, 10\] float32, t \[2\]\) raised TypeError",
+            ("net", "net(x [2, 2, 6, 10] float32, t [2])", "TypeError"),
         ),
-        ({"net": Own(out_channels=4)}, r"returned shape \[2, 4, 6, 10\], expected \[2, 2, 6, 10\]"),
-        ({"net": Answers(lambda x, t: None)}, "raised TypeError"),
-        ({"shape": (6, 10)}, r"shape: expected \(C, H, W\)"),
-        ({"shape": (2, 6, 10.0)}, r"shape: expected \(C, H, W\)"),
-        ({"schedule": {"beta_schedul": "linear"}}, "unknown key beta_schedul"),
-        ({"prediction_type": "noise"}, "prediction_type: expected one of epsilon, sample, v_prediction"),
-        ({"net": Own().double()}, "its parameters are torch.float64; give dtype, one of float32"),
-        ({"net": Own(classes=4), "num_classes": 400}, r"label \[399, 399\]\) raised IndexError"),
-        ({"net": Own(classes=4), "num_classes": 4, "null_class": 4}, r"label \[4, 3\]\) raised IndexError"),
-        ({"null_class": 3}, "there are no classes"),
-        ({"num_classes": 3, "net": Own(3), "class_names": ["a"]}, "1 class_names for 3 classes"),
-        ({"step": 3}, "unknown argument step;.*steps"),
-        ({"steps": 0}, "steps: expected 1 to"),
-        ({"integer_time": 1}, "integer_time: expected True or False"),
-        ({"graph": "yes"}, "graph: expected True, False or 'recorded'"),
-        ({"dtype": "float8"}, "dtype: expected"),
+        ({"net": Own(out_channels=4)}, ("net", "[2, 4, 6, 10]", "[2, 2, 6, 10]")),
+        ({"net": Answers(lambda x, t: None)}, ("net", "TypeError")),
+        ({"shape": (6, 10)}, ("shape", "(6, 10)")),
+        ({"shape": (2, 6, 10.0)}, ("shape", "(2, 6, 10.0)")),
+        ({"schedule": {"beta_schedul": "linear"}}, ("schedule", "beta_schedul;")),
+        ({"prediction_type": "noise"}, ("prediction_type", "epsilon, sample, v_prediction", "noise")),
+        ({"net": Own().double()}, ("net", "torch.float64", "dtype", "float32")),
+        ({"net": Own(classes=4), "num_classes": 400}, ("net", "label [399, 399]", "IndexError")),
+        ({"net": Own(classes=4), "num_classes": 4, "null_class": 4}, ("net", "label [4, 3]", "IndexError")),
+        ({"null_class": 3}, ("settings: null_class", 3, "num_classes")),
+        ({"num_classes": 3, "net": Own(3), "class_names": ["a"]}, ("settings: class_names", 1, 3)),
+        ({"step": 3}, ("step", "steps")),
+        ({"steps": 0}, ("from_module: steps", 0)),
+        ({"integer_time": 1}, ("integer_time", 1)),
+        ({"graph": "yes"}, ("graph", "recorded", "yes")),
+        ({"dtype": "float8"}, ("dtype", "float8")),
     ],
 )
-def test_what_does_not_fit_is_refused(changes: dict, message: str) -> None:
+def test_what_does_not_fit_is_refused(changes: dict, about: tuple) -> None:
     values = {"net": Own(), "schedule": LINEAR, "prediction_type": "epsilon", "shape": SHAPE, **changes}
-    with pytest.raises(ConfigError, match=message):
+    with refused(ConfigError, *about):
         DiffusionEngine.from_module(**values)

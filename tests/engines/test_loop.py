@@ -14,6 +14,7 @@ from fastgen.engines.diffusion.loop import Loop
 from fastgen.engines.diffusion.queue import SampleRequest as Request
 from fastgen.errors import ConfigError
 from fastgen_kernels import normals
+from tests.refusals import refused
 from tests.small import TinyNet
 
 SCHEDULE = NoiseSchedule(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
@@ -189,12 +190,12 @@ def test_unlike_weights_step_together() -> None:
 def test_a_request_that_cannot_be_packed_is_refused_and_blocks_nobody() -> None:
     table = TABLES["ddim"]
     huge = dataclasses.replace(table, p=table.p * 1e300)
-    with pytest.raises(ConfigError, match=r"ddim: coefficient p: expected numbers up to 3\.4e\+38"):
+    with refused(ConfigError, "ddim", "3.4e+38"):
         Request(huge, seed=0)
-    with pytest.raises(ConfigError, match="guidance_scale: expected a weight for each"):
+    with refused(ConfigError, "guidance_scale", 4, 2):
         Request(table, seed=0, guidance_scale=(1.0, 2.0))
     session = loop(max_batch=2)
-    with pytest.raises(ConfigError, match="initial: expected shape"):
+    with refused(ConfigError, "initial", "[1, 6, 6]", "[1, 2, 3]"):
         session.add(Request(table, seed=0, initial=torch.zeros(1, 2, 3)))
     # One that was not seen before: it is dropped, alone.
     bad = Request(TABLES["ddpm"], seed=1)

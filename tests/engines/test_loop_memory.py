@@ -18,6 +18,7 @@ from fastgen.errors import ConfigError, OutOfMemoryError
 from fastgen.runtime import cuda_graph, device
 from fastgen.runtime.graphs import Graphs
 from tests.engines.test_loop import TABLES, draw, loop
+from tests.refusals import refused
 from tests.small import TinyNet
 
 CPU = torch.device("cpu")
@@ -63,7 +64,7 @@ def test_the_pictures_stay_the_same(backend: str, most: int) -> None:
     requests = unlike(11)
     want = draw(loop(), requests)
     session = hungry(most, backend=backend)
-    with pytest.warns(UserWarning, match=r"ran out of memory at 8 samples a step.*max_batch="):
+    with pytest.warns(UserWarning, match=r" 8 .*max_batch="):
         got = draw(session, requests)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     assert 1 <= session.micro_batch <= most
@@ -83,7 +84,7 @@ def test_memory_that_runs_out_in_the_midst_of_a_run() -> None:
     for _ in range(3):
         session.step()
     session.network.most = 3  # type: ignore[attr-defined]
-    with pytest.warns(UserWarning, match="ran out of memory at 8"):
+    with pytest.warns(UserWarning, match=r" 8 .*max_batch=4"):
         session.step()
     while session.step():
         done.update(session.finished())
@@ -97,7 +98,7 @@ def test_requests_that_join_sleepers_wait_behind_them() -> None:
     want = draw(loop(), requests)
     session = hungry(2)
     tickets = [session.add(request) for request in requests[:6]]
-    with pytest.warns(UserWarning, match="ran out of memory at 6"):
+    with pytest.warns(UserWarning, match=r" 6 .*max_batch=3"):
         session.step()
     tickets += [session.add(request) for request in requests[6:]]
     done: dict[int, Tensor] = {}
@@ -110,7 +111,7 @@ def test_requests_that_join_sleepers_wait_behind_them() -> None:
 def test_not_even_one_sample_fits(backend: str) -> None:
     session = hungry(0, backend=backend)
     session.add(Request(TABLES["ddim"], seed=1))
-    with pytest.raises(OutOfMemoryError, match=r"not even one sample of shape \[1, 6, 6\] fits .*allocate"):
+    with refused(OutOfMemoryError, None, "[1, 6, 6]", "allocate"):
         session.step()
     session.clear()
     session.network = TinyNet()
@@ -181,11 +182,11 @@ def test_the_least_recently_used_graph_leaves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "message"),
-    [("cuda", "captures steps of a CUDA device"), ("turbo", "expected one of auto, eager, recorded, cuda")],
+    ("backend", "mentions"),
+    [("cuda", ["cuda", "cpu"]), ("turbo", ["auto, eager, recorded, cuda", "turbo"])],
 )
-def test_a_backend_that_does_not_fit_is_refused(backend: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_a_backend_that_does_not_fit_is_refused(backend: str, mentions: list[str]) -> None:
+    with refused(ConfigError, "backend", *mentions):
         Graphs(backend, CPU)
 
 

@@ -21,6 +21,7 @@ from fastgen.diffusion import (
 )
 from fastgen.engines.diffusion.settings import DiffusionSettings
 from fastgen_kernels import normals
+from tests.refusals import refused
 
 from ..small import unet_config
 
@@ -97,23 +98,21 @@ def test_process_objects_are_taken_too() -> None:
     engine = DiffusionEngine.from_module(Net(), FlowMatching(shift=2.0), "velocity", SHAPE)
     assert engine.settings.noise_schedule == FlowMatching(shift=2.0)
     assert engine.settings.schedule["process"] == "flow"  # and can be saved
-    with pytest.raises(ConfigError, match="prediction_type: expected one of velocity, sample, got 'epsilon'"):
+    with refused(ConfigError, "prediction_type", "velocity, sample", "epsilon"):
         DiffusionEngine.from_module(Net(), FlowMatching(), "epsilon", SHAPE)
-    with pytest.raises(ConfigError, match="process: expected one of"):
+    with refused(ConfigError, "process", "edm, flow", "flows"):
         DiffusionEngine.from_module(Net(), {"process": "flows"}, "velocity", SHAPE)
     for schedule in (
         FlowMatching(prediction_type="sample"),
         {"process": "flow", "prediction_type": "sample"},
     ):
-        with pytest.raises(
-            ConfigError, match="prediction_type: the schedule says sample, the argument velocity"
-        ):
+        with refused(ConfigError, "prediction_type", "sample", "velocity"):
             DiffusionEngine.from_module(Net(), schedule, "velocity", SHAPE)
 
 
 def test_solvers_of_discrete_time_are_refused() -> None:
     engine = DiffusionEngine.from_module(Net(), EDM(), "edm", SHAPE)
-    with pytest.raises(ConfigError, match=r"ddpm steps between the timesteps of a NoiseSchedule.*edm"):
+    with refused(ConfigError, "solver", "ddpm", "edm"):
         engine.sample(1, solver="ddpm")
 
 
@@ -145,9 +144,7 @@ def test_a_compiled_scheduler_is_a_solver() -> None:
     assert float((got - x.clamp(-1, 1)).abs().max()) <= limit
     assert table.stochastic
     flow = DiffusionEngine.from_module(net, FlowMatching(), "velocity", SHAPE)
-    with pytest.raises(
-        ConfigError, match="configured for a network that predicts epsilon, this model's predicts vel"
-    ):
+    with refused(ConfigError, "solver", "epsilon", "prediction_type=velocity"):
         flow.sample(1, solver=table)
 
 
@@ -155,8 +152,8 @@ def test_networks_with_fourier_features_need_sigma() -> None:
     fourier = unet_config(num_class_embeds=None, time_embedding_type="fourier")
     DiffusionSettings(schedule=VESDE().to_config()).check_network(fourier)
     for schedule in ({}, {"process": "ve", "time": "unit"}, {"process": "flow"}):
-        with pytest.raises(ConfigError, match=r"time_embedding_type.*the processes ve"):
+        with refused(ConfigError, "time_embedding_type", "fourier", " ve "):
             DiffusionSettings(schedule=schedule).check_network(fourier)
     learned = unet_config(num_class_embeds=None, time_embedding_type="learned", num_train_timesteps=1000)
-    with pytest.raises(ConfigError, match="whole timesteps only, and the process edm none"):
+    with refused(ConfigError, "time_embedding_type", "edm", "positional"):
         DiffusionSettings(schedule={"process": "edm"}).check_network(learned)

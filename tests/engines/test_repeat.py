@@ -18,6 +18,7 @@ from fastgen.diffusion.table_json import table_from_dict, table_to_dict
 from fastgen.engines.diffusion.engine import DiffusionEngine
 from fastgen.errors import ArgumentError
 from tests.engines.test_session import make
+from tests.refusals import refused
 from tests.small import SCHEDULE
 
 TABLE = solver_table("ddim", NoiseSchedule(**SCHEDULE), 4)
@@ -67,12 +68,12 @@ def test_numbers_of_other_libraries_are_numbers(number: Any) -> None:
 
 
 def test_the_classifier_s_classes_are_no_argument() -> None:
-    with pytest.raises(ArgumentError, match="unknown argument classifier_classes"):
+    with refused(ArgumentError, "classifier_classes"):
         make().sample(classifier_classes=3)
 
 
 def test_an_interval_that_guides_nothing_is_said() -> None:
-    with pytest.warns(UserWarning, match="none of the 5 network evaluations"):
+    with pytest.warns(UserWarning, match=" 5 "):
         make().request(labels=1, guidance_scale=2.0, guidance_interval=(0.85, 0.9))
 
 
@@ -92,33 +93,35 @@ def test_unlike_weights_of_long_runs_are_drawn_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("name", "value", "found"),
     [
-        ("noise_step", [-1, 1, 2, 3], "noise_step: expected 0 to 2"),
-        ("noise_step", [0, 1, 2, 1 << 32], "noise_step: expected 0 to 2"),
-        ("noise_step", [0, 0.5, 2, 3], "noise_step: expected whole numbers"),
-        ("slot", [0.5, 0, 0, 0], "slot: expected whole numbers"),
-        ("p", [1e300, 1, 1, 1], r"coefficient p: expected numbers up to 3\.4e\+38"),
-        ("a", [[1e300] * 8] * 4, r"coefficient a: expected numbers up to"),
-        ("initial_scale", 10**400, "initial_scale: expected a number from 0"),
-        ("initial_scale", 1e300, "initial_scale: expected a number from 0"),
-        ("initial_scale", -1.0, "initial_scale: expected a number from 0"),
+        ("noise_step", [-1, 1, 2, 3], -1),
+        ("noise_step", [0, 1, 2, 1 << 32], 1 << 32),
+        ("noise_step", [0, 0.5, 2, 3], 0.5),
+        ("slot", [0.5, 0, 0, 0], 0.5),
+        ("p", [1e300, 1, 1, 1], "3.4e+38"),
+        ("a", [[1e300] * 8] * 4, "3.4e+38"),
+        ("initial_scale", 10**400, "1000000"),
+        ("initial_scale", 1e300, "1e+300"),
+        ("initial_scale", -1.0, -1.0),
     ],
 )
-def test_a_table_that_nobody_vouches_for_is_checked(name: str, value: Any, message: str) -> None:
-    with pytest.raises(fastgen.ConfigError, match=message):
+def test_a_table_that_nobody_vouches_for_is_checked(name: str, value: Any, found: object) -> None:
+    with refused(fastgen.ConfigError, "solver", name, found):
         table_from_dict({**table_to_dict(TABLE), name: value}, "solver")
-    with pytest.raises(fastgen.ConfigError, match=message):
+    with refused(fastgen.ConfigError, "solver", name, found):
         make().request(solver={**table_to_dict(TABLE), name: value})
-    with pytest.raises(fastgen.ConfigError, match=message):  # an object of one's own
+    with refused(
+        fastgen.ConfigError, "ddim" if name in ("p", "a") else name, name, found
+    ):  # an object of one's own
         make().request(solver=dataclasses.replace(TABLE, **{name: value}))
 
 
 @pytest.mark.parametrize("name", ["a", "slot", "initial_scale"])
 def test_objects_are_no_numbers(name: str) -> None:
-    with pytest.raises(fastgen.ConfigError, match=name):
+    with refused(fastgen.ConfigError, name):
         dataclasses.replace(TABLE, **{name: object()})
-    with pytest.raises(fastgen.ConfigError, match="solver: expected a name, a Table"):
+    with refused(fastgen.ConfigError, "solver", "object"):
         make().request(solver={**table_to_dict(TABLE), name: object()})
 
 

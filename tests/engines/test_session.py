@@ -17,6 +17,8 @@ from fastgen.diffusion.table_json import table_from_dict, table_to_dict
 from fastgen.engines.diffusion.engine import DiffusionEngine
 from fastgen.engines.diffusion.previews import steps_of
 from fastgen.engines.diffusion.session import Session
+from fastgen.errors import ArgumentError
+from tests.refusals import refused
 from tests.small import SCHEDULE, TinyNet, checkpoint
 
 SHAPE = (1, 6, 6)
@@ -60,11 +62,11 @@ def test_lists_say_how_many() -> None:
     assert len(engine.sample(solver=["ddim", "euler", "ddpm"])) == 3
     assert len(engine.sample(steps=np.array([2, 3]))) == 2
     assert len(engine.sample(eta=(0.0, 0.5), labels=1)) == 2
-    with pytest.raises(fastgen.ConfigError, match=r"steps: expected one value, or one a sample \(3\), got 2"):
+    with refused(fastgen.ConfigError, "steps", 3, 2):
         engine.sample(3, steps=[2, 3])
-    with pytest.raises(fastgen.ConfigError, match=r"steps: expected one value, or one a sample \(2\), got 3"):
+    with refused(fastgen.ConfigError, "steps", 2, 3):
         engine.sample(solver=["ddim", "euler"], steps=[2, 3, 4])
-    with pytest.raises(TypeError, match=r"unknown argument eta; .* solver euler takes"):
+    with refused(ArgumentError, "eta", "euler"):
         engine.sample(solver=["ddim", "euler"], eta=0.5)
 
 
@@ -92,7 +94,7 @@ def test_alike_samples_share_a_table_and_a_plan() -> None:
 
 
 def test_true_and_one_stay_different() -> None:
-    with pytest.raises(fastgen.ConfigError, match="clip_sample"):
+    with refused(fastgen.ConfigError, "solver ddim: clip_sample"):
         make().sample(2, clip_sample=[True, 1])
 
 
@@ -109,9 +111,9 @@ def test_a_table_is_a_solver() -> None:
     assert torch.equal(
         engine.sample(**kept)[0], engine.sample(seed=3, labels=1, solver=table, guidance_scale=2.0)[0]
     )
-    with pytest.raises(fastgen.ConfigError, match=r"steps: the table dpm\+\+2m has 6, got 5"):
+    with refused(fastgen.ConfigError, "steps", "dpm++2m", 6, 5):
         engine.sample(solver=table, steps=5)
-    with pytest.raises(TypeError, match="unknown argument eta: a solver that is given as a table"):
+    with refused(ArgumentError, "eta"):
         engine.sample(solver=table, eta=1.0)
 
 
@@ -125,25 +127,25 @@ def test_a_table_survives_json_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "about"),
     [
-        ({"name": 3}, "expected a name"),
-        ({"time": []}, "1 to 100000 rows"),
-        ({"time": "x"}, "time: expected a list"),
-        ({"a": [[1.0] * 9] * 2}, "a: expected rows of one length, at most 8"),
-        ({"a": [[1.0] * 8]}, "a: expected shape"),
-        ({"p": [1.0, None]}, "p: expected numbers"),
-        ({"p": [1.0, "inf"]}, "coefficient p of row 1 .* is not finite"),
-        ({"slot": [7, 0]}, "slot: expected -1 to 3"),
-        ({"slot": [2**60, 0]}, "integers below"),
-        ({"initial_scale": -1.0}, "initial_scale"),
-        ({"learned": True}, "learned"),
-        ({"other": 1}, "expected a table with"),
+        ({"name": 3}, ("solver", 3)),
+        ({"time": []}, ("solver: time", 100000, "[]")),
+        ({"time": "x"}, ("solver: time", "x")),
+        ({"a": [[1.0] * 9] * 2}, ("solver: a", 8)),
+        ({"a": [[1.0] * 8]}, ("solver", "a: ", "(2, 8)", "(1, 8)")),
+        ({"p": [1.0, None]}, ("solver: p",)),
+        ({"p": [1.0, "inf"]}, ("solver", " p ", " row 1 ")),
+        ({"slot": [7, 0]}, ("solver", "slot: ", 3, 7)),
+        ({"slot": [2**60, 0]}, ("solver: slot", "2^53")),
+        ({"initial_scale": -1.0}, ("solver", "initial_scale: ", -1.0)),
+        ({"learned": True}, ("solver", "learned")),
+        ({"other": 1}, ("solver", "initial_scale")),
     ],
 )
-def test_a_damaged_table_is_refused(change: dict, message: str) -> None:
+def test_a_damaged_table_is_refused(change: dict, about: tuple) -> None:
     good = table_to_dict(solver_table("ddim", NoiseSchedule(), 2))
-    with pytest.raises(fastgen.ConfigError, match=message):
+    with refused(fastgen.ConfigError, *about):
         make().sample(solver={**good, **change})
 
 
@@ -214,7 +216,7 @@ def test_cancelling_and_priorities() -> None:
         assert torch.equal(finished[0].image, make().sample(seed=3)[0])
         assert not session.cancel(high)
         assert session.stats()["cancelled"] == 2
-        with pytest.raises(fastgen.ConfigError, match="priority"):
+        with refused(fastgen.ConfigError, "priority"):
             session.add(seed=1, priority=0.5)
 
 
@@ -259,10 +261,10 @@ def test_a_session_closes_cleanly() -> None:
     with engine.session() as session:
         session.add(3, seed=1)
         session.step()
-        with pytest.raises(fastgen.FastgenError, match="busy in this thread"):
+        with refused(fastgen.FastgenError):
             engine.sample()
     for use in (lambda: session.add(seed=1), session.step):
-        with pytest.raises(fastgen.FastgenError, match="session is closed"):
+        with refused(fastgen.FastgenError, None, "engine.session()"):
             use()
     assert list(session) == []
     assert torch.equal(engine.sample(2, seed=5, labels=1), want)
@@ -301,7 +303,7 @@ def test_closing_while_another_thread_iterates_ends_its_iteration() -> None:
 def test_a_request_that_is_wrong_changes_nothing() -> None:
     with make().session() as session:
         (ticket,) = session.add(seed=1)
-        with pytest.raises(fastgen.ConfigError, match="steps"):
+        with refused(fastgen.ConfigError, "steps", 0):
             session.add(seed=2, steps=0)
         assert [t for t, _ in session] == [ticket]
 

@@ -18,6 +18,7 @@ from fastgen.engines import layers
 from fastgen.engines.diffusion import verification
 from fastgen.models.blocks import NormAct
 from tests.engines.test_from_module import Own
+from tests.refusals import refused
 from tests.small import checkpoint
 
 
@@ -136,9 +137,9 @@ def test_the_engine_draws_as_before(tmp_path: Path) -> None:
     before = engine.sample(3, seed=1, labels=0)
     engine.verify()
     assert torch.equal(engine.sample(3, seed=1, labels=0), before)
-    with pytest.raises(ConfigError, match="batch: expected an int from 1 to max_batch = 64, got int 0"):
+    with refused(ConfigError, "batch", 64, 0):
         engine.verify(batch=0)
-    with pytest.raises(ConfigError, match="seed: expected an int from 0"):
+    with refused(ConfigError, "seed", 2**63):
         engine.verify(seed=1 << 63)
 
 
@@ -164,6 +165,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", folder, "--device", "cpu", "--json", "--batch", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
     assert main(["verify"]) == 2
-    assert "MODEL is missing" in capsys.readouterr().err
+    assert "MODEL" in capsys.readouterr().err
     assert main(["verify", str(tmp_path / "none")]) == 1
-    assert "no such folder" in capsys.readouterr().err
+    assert str(tmp_path / "none") in capsys.readouterr().err

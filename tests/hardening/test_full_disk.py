@@ -138,7 +138,7 @@ def test_sample_on_a_full_disk(tmp_path: Path, model: Path, way: str, names: lis
     # where the limit is on every file of the process, the sheet is the first that is too large
     limited = outcome[1].split()[-1] == "limit"
     refused(outcome, Path("x.png") if limited and "x.png" in names else folder, reason(outcome[1]))
-    assert "The same pictures again: --seed " in outcome[1]
+    assert "The same images again: --seed " in outcome[1]
 
 
 @pytest.mark.parametrize("way", WAYS)

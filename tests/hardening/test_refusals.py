@@ -207,7 +207,7 @@ def test_sizes_are_known_before_anything_is_drawn(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     drawn: list[int] = []
-    monkeypatch.setattr("fastgen.commands.sample._draw", lambda *given: drawn.append(1))
+    monkeypatch.setattr(fastgen.DiffusionEngine, "draw", lambda *given, **options: drawn.append(1))
     began = time.perf_counter()
     assert main(["sample", str(checkpoint(tmp_path / "m")), "--device", "cpu", *arguments]) == 1
     assert message in capsys.readouterr().err
@@ -226,7 +226,7 @@ def test_neither_a_pipe_nor_a_link_is_replaced(
         out.symlink_to(tmp_path / "nowhere")
     before = out.lstat()
     assert main(["sample", str(checkpoint(tmp_path / "m")), "--device", "cpu", "-o", str(out)]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert out.lstat() == before
 
 

@@ -27,6 +27,7 @@ from fastgen.training.flow import MaximumLikelihood
 from fastgen.training.loop import LOSS_FILE, Step
 from fastgen.training.run import STATE_FILE, Run, RunConfig
 from fastgen.training.tables import Rows
+from tests.refusals import names, refused
 
 COMMON = ["--warmup", "2", "--precision", "fp32", "--quiet"]
 PICTURES = [
@@ -143,14 +144,14 @@ def test_a_column_that_is_almost_always_zero_trains(tmp_path: Path) -> None:
 
 def test_a_part_that_does_not_vary_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path / "m", *TABLE, "--subset", "5-5", "--steps", "1") == 1
-    assert "two-moons: column 1 is constant, and has no density" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, "two-moons", "column 1")
     assert not (tmp_path / "m").exists()
 
 
 def test_a_flow_without_couplings_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*TABLE[:4], "--option", "layers=actnorm,lu", "--option", "steps=1", *COMMON]
     assert train(tmp_path / "m", *arguments, "--steps", "1") == 0
-    assert "has no coupling" in capsys.readouterr().err
+    assert "coupling" in capsys.readouterr().err
 
 
 def test_a_network_larger_than_the_machine_is_refused(
@@ -159,7 +160,7 @@ def test_a_network_larger_than_the_machine_is_refused(
     sizes = {"SC_PHYS_PAGES": 16, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr("os.sysconf", sizes.__getitem__)
     assert train(tmp_path / "m", *TABLE, "--steps", "1", "--widths", "512") == 1
-    assert "GiB, this machine has 0.0; take smaller --widths" in capsys.readouterr().err
+    assert "--widths" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
 
 
@@ -253,17 +254,17 @@ def test_previews_are_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "mentions"),
     [
-        ({"features": 3}, r"its samples are \[2\], the flow models \[3\]"),
-        ({"num_classes": 3}, "has no classes, the flow knows 3"),
-        ({"context_features": 3}, "has no context, which the flow needs"),
+        ({"features": 3}, [[2], [3]]),
+        ({"num_classes": 3}, [3]),
+        ({"context_features": 3}, ["Flow.log_prob"]),
     ],
 )
-def test_data_that_the_flow_does_not_model(tmp_path: Path, changes: dict, message: str) -> None:
+def test_data_that_the_flow_does_not_model(tmp_path: Path, changes: dict, mentions: list) -> None:
     data = load("two-moons")
     run = Run(RunConfig(), load_spec_of(tmp_path), describe(data))
-    with pytest.raises(ConfigError, match=message):
+    with refused(ConfigError, "data", *mentions):
         flow.train(VectorFlow(VectorFlowConfig(**{"features": 2, **changes})), run, data, tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
@@ -277,13 +278,13 @@ def test_a_forged_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert data.count(quoted) == 1
     path.write_bytes(data.replace(quoted, b'\\"engine\\": \\"gan\\" '))
     assert train(tmp_path, "--resume") == 1
-    assert "makes a gan model of a vector_flow, which nothing trains" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, tmp_path, "gan", "vector_flow")
 
 
 def test_one_picture_has_no_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows have one in any batch: they start from all of the table."""
     assert train(tmp_path / "m", *PICTURES, "--steps", "1", "--batch-size", "1") == 1
-    assert "batch_size: a flow starts from the spread of its first batch" in capsys.readouterr().err
+    assert "batch_size" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
     assert train(tmp_path / "rows", *TABLE, "--steps", "1", "--batch-size", "1") == 0
 
@@ -294,49 +295,49 @@ def load_spec_of(folder: Path):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "mention"),
     [
         (
             ["--model", "glow", "--data", "two-moons"],
-            "holds rows of a table; --model vector_flow is trained on them",
+            "--model vector_flow",
         ),
-        (["--model", "vector_flow", "--data", "digits"], "holds pictures; --model glow, realnvp or nice"),
-        (["--data", "mixture6"], "a unet is trained on pictures"),
+        (["--model", "vector_flow", "--data", "digits"], "--model glow, realnvp or nice"),
+        (["--data", "mixture6"], "--model vector_flow"),
         (
             ["--model", "glow", "--data", "digits", "--attention", "1"],
-            "--model glow does not take --attention",
+            "--attention",
         ),
-        (["--model", "nice", "--data", "digits", "--label-dropout", "0.1"], "does not take --label-dropout"),
-        (["--data", "digits", "--option", "steps=2"], "--model unet does not take --option"),
-        (["--model", "glow", "--data", "digits", "--option", "levels=32"], "levels: the data decides it"),
-        (["--model", "glow", "--data", "digits", "--option", "depth=2"], "unknown key depth; known:"),
-        (["--model", "glow", "--data", "digits", "--option", "linear"], "expected NAME=VALUE"),
+        (["--model", "nice", "--data", "digits", "--label-dropout", "0.1"], "--label-dropout"),
+        (["--data", "digits", "--option", "steps=2"], "--option"),
+        (["--model", "glow", "--data", "digits", "--option", "levels=32"], "levels"),
+        (["--model", "glow", "--data", "digits", "--option", "depth=2"], "depth"),
+        (["--model", "glow", "--data", "digits", "--option", "linear"], "--option linear"),
         (
             ["--model", "glow", "--data", "digits", "--option", "alpha=1", "--option", "alpha=2"],
-            "alpha: given twice",
+            "--option alpha",
         ),
         (
             ["--model", "glow", "--data", "digits", "--widths", "8", "--option", "hidden_channels=8"],
-            "--widths and --option hidden_channels are the same",
+            "--option hidden_channels",
         ),
-        (["--model", "glow", "--data", "digits", "--option", "num_scales=9"], "num_scales: expected 1 to 8"),
-        (["--model", "vector_flow", "--data", "two-moons", "--flip"], "--flip mirrors pictures"),
+        (["--model", "glow", "--data", "digits", "--option", "num_scales=9"], "num_scales"),
+        (["--model", "vector_flow", "--data", "two-moons", "--flip"], "--flip"),
         (
             ["--model", "vector_flow", "--data", "two-moons", "--size", "8"],
-            "rows of 2 numbers, which have no size",
+            "two-moons",
         ),
         (
             ["--model", "vector_flow", "--data", "two-moons", "--preview-every", "5"],
-            "--preview-every draws sheets",
+            "--preview-every",
         ),
-        (["--model", "glow", "--data", "digits", "--batch-size", "1"], "at least 2 samples"),
+        (["--model", "glow", "--data", "digits", "--batch-size", "1"], "batch_size"),
     ],
 )
 def test_wrong_arguments(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], mention: str
 ) -> None:
     assert train(tmp_path / "m", *arguments, "--steps", "1", "--quiet") == 1
-    assert message in capsys.readouterr().err
+    assert mention in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
 
 

@@ -10,6 +10,7 @@ import pytest
 from fastgen.errors import DataError
 from fastgen.training import synthetic
 from fastgen.training.data import NAMED, describe, load
+from tests.refusals import refused
 
 VALUES = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 
@@ -51,7 +52,7 @@ def test_nothing_of_a_table_is_a_comment(tmp_path: Path, head: str) -> None:
     csv(tmp_path / "t.csv", head)
     text = (tmp_path / "t.csv").read_text()
     (tmp_path / "t.csv").write_text(text + "#1,2,3\n")
-    with pytest.raises(DataError, match="expected numbers with commas between"):
+    with refused(DataError, tmp_path / "t.csv", "#1"):
         load(str(tmp_path / "t.csv"))
 
 
@@ -62,39 +63,39 @@ def with_value(value: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "mentions"),
     [
-        (with_value(np.nan), "row 3, column 2 is nan; 1 values are not finite"),
-        (with_value(np.inf), "row 3, column 2 is inf"),
-        (VALUES * [1, 1e-33, 1], "column 2 has no value beyond .*float32 needs 1e-30"),
-        (with_value(1e200), "float32 cannot tell them apart"),
-        (VALUES * [1, 0, 1], "column 2 is constant, and has no density"),
-        (VALUES.astype(np.float64) * 0.01 + [0, 0, 1.6e9], "column 3 varies by .* around values of 1.6e.09"),
-        (VALUES[:, :1], "has 1 columns; a flow needs at least 2"),
-        (VALUES[:0], r"expected rows of numbers \[N, D\]"),
-        (VALUES.astype(np.complex64), "expected rows of numbers"),
+        (with_value(np.nan), ["row 3, column 2", "nan"]),
+        (with_value(np.inf), ["row 3, column 2", "inf"]),
+        (VALUES * [1, 1e-33, 1], ["column 2", "1e-30"]),
+        (with_value(1e200), ["column 2", "1e+200"]),
+        (VALUES * [1, 0, 1], ["column 2"]),
+        (VALUES.astype(np.float64) * 0.01 + [0, 0, 1.6e9], ["column 3", "1.6e+09"]),
+        (VALUES[:, :1], [1, 2]),
+        (VALUES[:0], [[0, 3]]),
+        (VALUES.astype(np.complex64), ["complex64"]),
     ],
 )
-def test_what_has_no_density(tmp_path: Path, values: np.ndarray, message: str) -> None:
+def test_what_has_no_density(tmp_path: Path, values: np.ndarray, mentions: list) -> None:
     np.save(tmp_path / "t.npy", values)
-    with pytest.raises(DataError, match=message):
+    with refused(DataError, tmp_path / "t.npy", *mentions):
         load(str(tmp_path / "t.npy"))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content"),
     [
-        ("t.csv", b"a,b\n1,2\n3,x\n", "expected numbers with commas between"),
-        ("t.csv", b"1,2\n3\n", "expected numbers with commas between"),
-        ("t.csv", b"\xff\xfe1,2", "is not text in UTF-8"),
-        ("t.csv", b"", "expected"),
-        ("t.npy", b"junk", "cannot be read as NPY"),
-        ("t.npy", b"", "cannot be read as NPY"),
+        ("t.csv", b"a,b\n1,2\n3,x\n"),
+        ("t.csv", b"1,2\n3\n"),
+        ("t.csv", b"\xff\xfe1,2"),
+        ("t.csv", b""),
+        ("t.npy", b"junk"),
+        ("t.npy", b""),
     ],
 )
-def test_damaged_tables(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_damaged_tables(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with refused(DataError, tmp_path / name):
         load(str(tmp_path / name))
 
 
@@ -102,22 +103,22 @@ def test_a_cut_off_array_and_a_pickle(tmp_path: Path) -> None:
     np.save(tmp_path / "t.npy", VALUES)
     data = (tmp_path / "t.npy").read_bytes()
     (tmp_path / "t.npy").write_bytes(data[:-4])
-    with pytest.raises(DataError, match="68 bytes follow: no plain numbers, or cut off"):
+    with refused(DataError, tmp_path / "t.npy", 68):
         load(str(tmp_path / "t.npy"))
     np.save(tmp_path / "t.npy", np.array([[{"a": 1}]], dtype=object))
-    with pytest.raises(DataError, match="no plain numbers"):
+    with refused(DataError, tmp_path / "t.npy", "object"):
         load(str(tmp_path / "t.npy"))
 
 
 def test_wrong_requests(tmp_path: Path) -> None:
     path = csv(tmp_path / "t.csv")
-    for keywords, message in (
-        ({"size": (2, 2)}, "rows of 3 numbers, which have no size or channels"),
-        ({"channels": 1}, "which have no size or channels"),
-        ({"labels": "x"}, "has labels of its own, or none"),
-        ({"subset": (3, 9)}, "does not lie within 0-5"),
+    for keywords, mentions in (
+        ({"size": (2, 2)}, [3]),
+        ({"channels": 1}, [3]),
+        ({"labels": "x"}, ["IDX"]),
+        ({"subset": (3, 9)}, ["3-9", "0-5"]),
     ):
-        with pytest.raises(DataError, match=message):
+        with refused(DataError, path, *mentions):
             load(path, **keywords)  # type: ignore[arg-type]
 
 

@@ -22,6 +22,7 @@ from fastgen.training.data import Arrays, describe
 from fastgen.training.diffusion import Denoising
 from fastgen.training.loop import LOSS_FILE, batches, rate
 from fastgen.training.run import STATE_FILE, RunConfig, saved_run
+from tests.refusals import names
 
 FAST = [
     "--data",
@@ -168,7 +169,7 @@ def test_an_error_before_the_first_step_leaves_nothing_behind(tmp_path: Path, ca
         "1",
     ]
     assert train(tmp_path / "m", *arguments) == 1
-    assert "cannot be read as a picture" in capsys.readouterr().err
+    assert "a.png" in capsys.readouterr().err
     fastgen.save_image(torch.zeros(3, 8, 8), tmp_path / "pictures" / "a.png")
     assert train(tmp_path / "m", *arguments) == 0
 
@@ -177,7 +178,7 @@ def test_a_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[
     train(tmp_path, *FAST, "--steps", "2")
     digest = file_sha256(tmp_path / WEIGHTS_FILE)
     assert train(tmp_path, *FAST, "--steps", "2") == 1
-    assert "holds a training run; resume it, or choose another folder" in capsys.readouterr().err
+    assert str(tmp_path) in capsys.readouterr().err
     for flag in (
         ["--preview-every", "0"],
         ["--steps", "5"],
@@ -187,11 +188,11 @@ def test_a_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[
         ["--data", "digits"],
     ):
         assert train(tmp_path, "--resume", *flag) == 1
-        assert f"leave out {flag[0]}" in capsys.readouterr().err
+        assert flag[0] in capsys.readouterr().err
     assert train(tmp_path / "new", "--resume") == 1
-    assert "no training run to resume" in capsys.readouterr().err
+    assert str(tmp_path / "new") in capsys.readouterr().err
     assert train(tmp_path / "new") == 1
-    assert "--data says what to train on" in capsys.readouterr().err
+    assert "--data" in capsys.readouterr().err
     assert file_sha256(tmp_path / WEIGHTS_FILE) == digest
 
 
@@ -200,10 +201,7 @@ def test_a_model_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / STATE_FILE).unlink()  # as a model is published
     digest = file_sha256(tmp_path / WEIGHTS_FILE)
     assert train(tmp_path, *FAST, "--steps", "2") == 1
-    assert (
-        "holds config.json, model.safetensors, loss.csv already; choose another folder"
-        in capsys.readouterr().err
-    )
+    assert names(capsys.readouterr().err, tmp_path, "config.json, model.safetensors, loss.csv")
     assert file_sha256(tmp_path / WEIGHTS_FILE) == digest
 
 
@@ -216,7 +214,7 @@ def test_other_pictures_are_not_taken_for_the_runs_own(tmp_path: Path, capsys) -
     (tmp_path / "pictures" / "cat").mkdir()
     (tmp_path / "pictures" / "bee" / "2.png").rename(tmp_path / "pictures" / "cat" / "2.png")
     assert train(tmp_path / "m", "--resume") == 1
-    assert "its run began with num_classes 2, the data now has 3" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, tmp_path / "m", "num_classes 2", 3)
 
 
 def test_a_relative_path_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +249,7 @@ def test_other_files_are_not_overwritten(
 ) -> None:
     (tmp_path / name).write_text("mine")
     assert train(tmp_path, *FAST, "--steps", "1") == 1
-    assert f"holds {name} already" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, tmp_path, name)
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -260,31 +258,29 @@ def test_a_damaged_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     path = tmp_path / STATE_FILE
     path.write_bytes(path.read_bytes()[:100])
     assert train(tmp_path, "--resume") == 1
-    assert "not a whole safetensors file" in capsys.readouterr().err
+    assert str(path) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "mention"),
     [
-        (["--steps", "0"], "steps: expected 1 to"),
-        (["--lr", "nan"], "lr: expected a finite number"),
-        (["--precision", "int8"], "precision: expected one of auto, fp32, bf16"),
-        (["--widths", "8,8000"], r"block_out_channels\[1\]: expected 1 to 4096, got 8000"),
-        (["--widths", "8,8,8,8,8"], "must be divisible by 16"),
-        (["--beta-schedule", "cosine"], "beta_schedule: expected one of linear"),
-        (["--data", "nowhere"], "no such file or folder"),
-        (["--attention", "-1"], "--attention: expected 0 to 2"),
-        (["--labels", "x"], "digits: has labels of its own"),
-        (["--layers", "99"], "layers_per_block: expected 1 to 8"),
+        (["--steps", "0"], "steps"),
+        (["--lr", "nan"], "lr"),
+        (["--precision", "int8"], "precision"),
+        (["--widths", "8,8000"], "block_out_channels[1]"),
+        (["--widths", "8,8,8,8,8"], "16"),
+        (["--beta-schedule", "cosine"], "beta_schedule"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--attention", "-1"], "--attention"),
+        (["--labels", "x"], "digits"),
+        (["--layers", "99"], "layers_per_block"),
     ],
 )
 def test_wrong_arguments(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], mention: str
 ) -> None:
-    import re
-
     assert train(tmp_path / "m", *FAST, "--steps", "1", *arguments) == 1
-    assert re.search(message, capsys.readouterr().err)
+    assert mention in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
 
 

@@ -82,8 +82,9 @@ class Wrapped(nn.Module):
         if self.integer_time and (table.time % 1 != 0).any():
             between = float(table.time[table.time % 1 != 0][0])
             raise ConfigError(
-                f"solver {table.name} asks the network at t = {between:g}, which integer_time=True excludes: take "
-                "another solver or timestep_spacing"
+                f"{table.name} asks the network at t = {between:g}, which integer_time=True excludes: take "
+                "another solver or timestep_spacing",
+                argument="solver",
             )
 
 
@@ -147,8 +148,9 @@ def module_settings(
     if unknown := sorted(set(defaults) - set(DEFAULTS)):
         parameters = [name for name in inspect.signature(module_settings).parameters if name != "defaults"]
         raise ConfigError(
-            f"unknown argument {', '.join(unknown)}; besides {', '.join(parameters)} and those that say where it runs, "
-            f"from_module takes {', '.join(DEFAULTS)}"
+            f"unknown argument; besides {', '.join(parameters)} and those that say where it runs, "
+            f"from_module takes {', '.join(DEFAULTS)}",
+            argument=", ".join(unknown),
         )
     if not isinstance(schedule, (NoiseSchedule, ContinuousProcess)):
         told = schedule.get("prediction_type", prediction_type) if isinstance(schedule, Mapping) else None

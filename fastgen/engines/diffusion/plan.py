@@ -124,8 +124,8 @@ def _called(plan: Plan) -> tuple[float, ...]:
 def _of_table(table: Table, steps: Any, options: Mapping[str, Any], guidance: Guidance) -> Plan:
     if options:
         raise ArgumentError(
-            f"unknown argument {', '.join(map(named, sorted(options)[:5]))}: a solver that is given as a table has its "
-            "options in it"
+            "unknown argument: a solver that is given as a table has its options in it",
+            argument=", ".join(map(named, sorted(options)[:5])),
         )
     if steps is not None and as_index(steps) != len(table):
         raise ConfigError(
@@ -145,8 +145,8 @@ def _of_name(
     known = [option.name for option in SOLVERS[solver].options]
     if unknown := sorted(set(options) - set(known)):
         raise ArgumentError(
-            f"unknown argument {', '.join(map(named, unknown[:5]))}; besides those of sample(), solver {solver} takes "
-            f"{', '.join(known)}"
+            f"unknown argument; besides those of sample(), solver {solver} takes {', '.join(known)}",
+            argument=", ".join(map(named, unknown[:5])),
         )
     if solver == settings.solver:
         options = {**(settings.solver_options or {}), **options}

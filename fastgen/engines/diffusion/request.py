@@ -102,7 +102,7 @@ def resolve(
     """
     if "num_inference_steps" in arguments:
         if arguments.get("steps") is not None:
-            raise ArgumentError("steps and num_inference_steps are the same argument: give one")
+            raise ArgumentError("are the same argument: give one", argument="steps, num_inference_steps")
         arguments["steps"] = arguments.pop("num_inference_steps")
     arguments = {name: _plain(value) for name, value in arguments.items()}
     lists = {
@@ -114,7 +114,7 @@ def resolve(
     for name, values in lists.items():
         if len(values) != count:
             raise ConfigError(
-                f"expected one value, or one a sample ({count}), got {len(values)}", argument=name
+                f"expected one value, or one per sample ({count}), got {len(values)}", argument=name
             )
 
     made: dict[Any, Plan] = {}

@@ -50,16 +50,18 @@ class DiffusionSettings:
         _ = self.noise_schedule
         if self.null_class is None and self.guidance_scale != 1:
             raise ConfigError(
-                "guidance_scale other than 1 needs a null_class to be guided away from", argument="settings"
+                "other than 1 needs a null_class to be guided away from", argument="settings: guidance_scale"
             )
         if self.null_class is not None and self.num_classes is None:
             raise ConfigError(
-                f"null_class is {self.null_class}, but there are no classes (num_classes)",
-                argument="settings",
+                f"is {self.null_class}, but there are no classes (num_classes)",
+                argument="settings: null_class",
             )
         names = self.class_names
         if names is not None and len(names) != self.num_classes:
-            raise ConfigError(f"{len(names)} class_names for {self.num_classes} classes", argument="settings")
+            raise ConfigError(
+                f"{len(names)} for {self.num_classes or 'no'} classes", argument="settings: class_names"
+            )
         return self
 
     def check_network(self, config: Any) -> None:
@@ -95,22 +97,22 @@ class DiffusionSettings:
         embedded = config.num_class_embeds
         if (self.num_classes is None) != (embedded is None):
             raise ConfigError(
-                f"num_classes is {self.num_classes}, the network embeds {embedded} classes",
-                argument="settings",
+                f"is {self.num_classes}, the network embeds {embedded} classes",
+                argument="settings: num_classes",
             )
         if self.num_classes is not None:
             highest = max(self.num_classes - 1, self.null_class or 0)
             if highest >= embedded:
                 raise ConfigError(
                     f"class {highest} is not one of the {embedded} that the network embeds",
-                    argument="settings",
+                    argument=f"settings: {'num_classes' if highest < self.num_classes else 'null_class'}",
                 )
         wanted = config.in_channels * (1 if self.variance is None else 2)
         if config.out_channels != wanted:
             raise ConfigError(
                 f"with variance {self.variance} and {config.in_channels} input channels the network must "
                 f"have {wanted} output channels, it has {config.out_channels}",
-                argument="settings",
+                argument="settings: variance",
             )
 
     @staticmethod

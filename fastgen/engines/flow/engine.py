@@ -167,6 +167,13 @@ class FlowEngine(Engine):
         request = self.request(
             n, seed=seed, seeds=seeds, labels=labels, context=context, temperature=temperature
         )
+        return self.draw(request, context=context, output_type=output_type)
+
+    def draw(
+        self, request: FlowRequest, *, context: Tensor | None = None, output_type: str = "pt"
+    ) -> Tensor | np.ndarray | list:
+        """As `sample`, of what `request` returned; a request does not hold the context."""
+        self._check_output(output_type)
         count = len(request.seeds)
         condition = self._condition(count, None if self.flow.classes is None else request.labels, context)
         numbers = signed_seeds(request.seeds).to(self.device)

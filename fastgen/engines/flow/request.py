@@ -13,7 +13,7 @@ from torch import Tensor
 from ...config import at_most, bounded, shown
 from ...errors import ConfigError
 from ...models.flow.flow import Flow
-from ..arguments import sample_count, sample_labels, sample_seeds
+from ..arguments import SeededRequest, sample_count, sample_labels, sample_seeds
 
 MAX_TEMPERATURE = 100.0
 
@@ -34,34 +34,21 @@ class FlowSettings:
         """Compare with the flow's classes. Raises ConfigError."""
         if self.num_classes is not None and self.num_classes != flow.classes:
             raise ConfigError(
-                f"num_classes is {self.num_classes}, the flow knows {flow.classes or 'no'} classes",
-                argument="settings",
+                f"is {self.num_classes}, the flow knows {flow.classes or 'no'} classes",
+                argument="settings: num_classes",
             )
         if self.class_names is not None and len(self.class_names) != flow.classes:
             raise ConfigError(
-                f"{len(self.class_names)} class_names for {flow.classes or 'no'} classes", argument="settings"
+                f"{len(self.class_names)} for {flow.classes or 'no'} classes",
+                argument="settings: class_names",
             )
 
 
 @dataclass(frozen=True)
-class FlowRequest:
+class FlowRequest(SeededRequest):
     """A complete request for samples: it alone repeats them on the same model, but for a context."""
 
-    seeds: tuple[int, ...]
-    labels: tuple[int | None, ...]
     temperature: float
-
-    def only(self, sample: int) -> FlowRequest:
-        """The request for one of the samples."""
-        return FlowRequest((self.seeds[sample],), (self.labels[sample],), self.temperature)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The keyword arguments of ``sample`` that repeat it, as JSON types."""
-        return {
-            "seeds": list(self.seeds),
-            "labels": list(self.labels),
-            "temperature": self.temperature,
-        }
 
 
 def resolve(
