@@ -3,8 +3,8 @@
     python -m bench.gallery --out docs/images/gallery.png
     python -m bench.gallery --solvers ddim dpm++2m unipc --steps 2,5,10 --out few.png
 
-A row a solver with its default options, a column a number of steps. Where the defaults suit this model badly, a second
-row has better ones. All samples of the sheet share the engine's batches.
+A row per solver with its default options, a column per number of steps. Where the defaults suit this model badly, a
+second row has better ones. All samples of the sheet share the engine's batches.
 """
 
 from __future__ import annotations

@@ -78,11 +78,11 @@ def page(evidence: Mapping[str, Any]) -> str:
     """Markdown: tests, checks, probes, kernels of a step, old kernels beside new ones."""
     lines = []
     if found := evidence.get("tests"):
-        said = (
+        summary = (
             ", ".join(f"{count} {outcome}" for outcome, count in sorted(found["counts"].items()))
             or "none ran"
         )
-        lines.append(f"\n### Tests on the device\n\nOf {found['collected']}: {said}.\n")
+        lines.append(f"\n### Tests on the device\n\nOf {found['collected']}: {summary}.\n")
         if found["failed"]:
             lines.append("\n" + "".join(f"- failed: `{name}`\n" for name in found["failed"]))
     if checks := [item for item in evidence.get("check", []) if item["outcome"] != "passed"]:

@@ -80,8 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
             "bench.gpu_run: error: PyTorch sees no CUDA device here; --dry tries the plumbing",
             file=sys.stderr,
         )
-        said = [sys.executable, "-c", "import torch; print(torch.__version__); torch.cuda.init()"]
-        for command in (said, ["nvidia-smi"]) if shutil.which("nvidia-smi") else (said,):
+        probe = [sys.executable, "-c", "import torch; print(torch.__version__); torch.cuda.init()"]
+        for command in (probe, ["nvidia-smi"]) if shutil.which("nvidia-smi") else (probe,):
             with suppress(subprocess.TimeoutExpired):
                 subprocess.run(command, check=False, timeout=60)  # what may be wrong
         return 2

@@ -39,7 +39,7 @@ def contests(device: torch.device) -> dict[str, tuple[Contest, Callable[[], obje
 
 
 def plainly(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds a call, over a quarter of a second of calls."""
+    """Seconds per call, over a quarter of a second of calls."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     for _ in range(3):
         call()
@@ -61,7 +61,7 @@ def _finish(device: torch.device) -> None:
 
 @torch.no_grad()
 def main() -> int:
-    """Print a line a case; the exit code is 1 where figures do not agree."""
+    """Print one line per case; the exit code is 1 where figures do not agree."""
     device, off = choose_device("auto"), False
     how = How(rounds=5, clock="cpu")
     for name, (contest, call) in contests(device).items():

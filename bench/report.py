@@ -32,7 +32,7 @@ def recorded(folder: Path = FOLDER) -> dict[str, Results]:
 
 
 def page(results: dict[str, Results]) -> str:
-    """Tables of everything, a section a machine."""
+    """Tables of everything, one section per machine."""
     return "".join(section(name, found) for name, found in results.items())
 
 

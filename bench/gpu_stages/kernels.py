@@ -55,7 +55,7 @@ def run(stage: Stage) -> None:
             continue
         with stage.attempt(name):
             began = time.perf_counter()
-            for row in suites.finished([make()], plan):
+            for row in suites.finished((make() for _ in range(1)), plan):
                 stage.add_row(row, began)
 
 

@@ -82,7 +82,7 @@ def conv_kernel(
             inside = (m < pixels) & (ih >= 0) & (ih < height) & (iw >= 0) & (iw < width)
             offset = (tap // 3 * width + tap % 3) * cin + (i * BK - tap * cin + k)
             known = n < cout
-        else:  # several taps a step, and terms beyond the last
+        else:  # several taps per step, and terms beyond the last
             tap = (i * BK + k) // cin
             ih = h + (tap // 3)[None, :]
             iw = w + (tap % 3)[None, :]
@@ -130,7 +130,7 @@ def finish_kernel(
 
 @dataclass(frozen=True)
 class Tile:
-    """What a program computes: `pixels` x `channels` outputs, `terms` terms of their sums a step."""
+    """What a program computes: `pixels` x `channels` outputs, `terms` terms of their sums per step."""
 
     pixels: int
     channels: int

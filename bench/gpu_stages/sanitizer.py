@@ -28,7 +28,7 @@ def run(stage: Stage) -> None:
     # PyTorch's allocator hands out parts of large blocks, in which an access beyond a tensor is not seen.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     watched = [] if stage.dry else [str(tool), "--tool", "memcheck", "--error-exitcode", "9"]
-    # Line by line into the log, so that a run that is ended by its deadline leaves what it said.
+    # Line by line into the log, so that a run that is ended by its deadline leaves its output.
     process = subprocess.Popen(
         [*watched, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -74,19 +74,19 @@ def failed_capture(stage: Stage) -> None:
     def adds() -> None:
         x.add_(1.0)
 
-    said = ""
+    message = ""
     try:
         capture(waits)
     except CaptureError as error:
-        said = str(error)
+        message = str(error)
     drawn: Tensor = torch.randn(8, device=stage.device)
     if stage.device.type == "cuda":
         torch.cuda.empty_cache()
     replay = capture(adds)
     x.zero_()
     replay()
-    works = bool(said) and bool(drawn.isfinite().all()) and x.tolist() == [1.0] * 4
-    stage.add("check", "a failed capture", outcome="passed" if works else "failed", said=said[:500])
+    works = bool(message) and bool(drawn.isfinite().all()) and x.tolist() == [1.0] * 4
+    stage.add("check", "a failed capture", outcome="passed" if works else "failed", message=message[:500])
 
 
 def captured_sampler(stage: Stage) -> None:

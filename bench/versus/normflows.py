@@ -1,9 +1,9 @@
-"""The flow engine against normflows: a Glow on 32x32 pictures (3 scales of 8 steps), same weights, rounds interleaved.
+"""The flow engine against normflows: a Glow on 32x32 images (3 scales of 8 steps), same weights, rounds interleaved.
 
     python -m bench.versus.normflows --clock cpu --json bench/results/cpu-normflows.json
 
 normflows runs as a careful user runs it: eval mode, without gradients, in the faster of the two memory formats (and
-compiled, with --compile, where that is faster still). Log-densities and decoded pictures are compared before anything
+compiled, with --compile, where that is faster still). Log-densities and decoded images are compared before anything
 is timed; where they differ no speed is reported. For bfloat16 the engine's coupling networks are held against
 normflows in float32, and beside it, as "autocast", against normflows under bfloat16 autocast, which rounds the state
 and the 1x1 convolutions as well.
@@ -15,9 +15,7 @@ import argparse
 import copy
 import json
 import platform
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -29,20 +27,21 @@ import torch
 from torch import Tensor, nn
 
 import fastgen
+from fastgen.bench.contest import fastest
+from fastgen.bench.timing import CLOCKS, interleaved
 from fastgen.engines import FlowEngine
 from fastgen.models.flow.glow import Glow, GlowConfig
 from fastgen.runtime.device import cpu_features
 
-# wall: seconds gone by; cpu: seconds this process had the processor, for machines that others use, too
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+CPU = torch.device("cpu")
 SCALES, STEPS, SHAPE = 3, 8, (3, 32, 32)
 VERBS = ("log_prob", "sample")
 # float32: sums of 3072 terms of about 1, in other orders, after some 70 layers that pass rounding on; relative to the
-# log-density. bfloat16 rounds what the networks say to 8 bits: that is stated, not bounded tightly.
+# log-density. bfloat16 rounds the results of the networks to 8 bits: that is stated, not bounded tightly.
 PARITY = {"float32": 1e-4, "bfloat16": 1e-2}
 
 
-def baseline(hidden: int) -> nf.MultiscaleFlow:
+def their_glow(hidden: int) -> nf.MultiscaleFlow:
     """normflows' Glow with random weights of a trained one's size."""
     channels, height, width = SHAPE
     q0, merges, flows = [], [], []
@@ -116,12 +115,12 @@ def same_weights(model: nf.MultiscaleFlow, hidden: int) -> Glow:
 def forms(model: nf.MultiscaleFlow, x: Tensor, compiled: bool) -> dict[str, dict[str, Callable[[], Tensor]]]:
     """The ways to run normflows: {name: {verb: call}}."""
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    pictures = x.contiguous(memory_format=torch.channels_last)
+    images = x.contiguous(memory_format=torch.channels_last)
 
     def verbs(m: nf.MultiscaleFlow, given: Tensor) -> dict[str, Callable[[], Tensor]]:
         return {"log_prob": lambda: m.log_prob(given, None), "sample": lambda: m.sample(len(given))[0]}
 
-    found = {"contiguous": verbs(model, x), "channels_last": verbs(last, pictures)}
+    found = {"contiguous": verbs(model, x), "channels_last": verbs(last, images)}
     if compiled:
         log_prob = torch.compile(lambda given: model.log_prob(given, None))
         sample = torch.compile(lambda: model.sample(len(x))[0])
@@ -130,21 +129,21 @@ def forms(model: nf.MultiscaleFlow, x: Tensor, compiled: bool) -> dict[str, dict
 
 
 def parity(engine: FlowEngine, model: nf.MultiscaleFlow, x: Tensor) -> dict[str, float]:
-    """How far the engine is from normflows: log-density (of its size) and pictures decoded from the same latents."""
+    """How far the engine is from normflows: log-density (of its size) and images decoded from the same latents."""
     theirs = model.log_prob(x, None)
     latents, _ = model.inverse_and_log_det(x)
-    pictures, _ = model.forward_and_log_det(latents)
+    images, _ = model.forward_and_log_det(latents)
     ours = engine.decode(list(reversed(latents)))
     return {
         "log_prob": float(((engine.log_prob(x) - theirs) / theirs).abs().max()),
-        "decode": float((ours - pictures).abs().max()),
+        "decode": float((ours - images).abs().max()),
     }
 
 
 def compare(hidden: int, batch: int, dtype: str, rounds: int, clock: str, compiled: bool) -> list[dict]:
-    """A row a verb: parity, then medians and quartiles of seconds a call, and the median of each round's ratio."""
+    """One row per verb: parity, then medians and quartiles of seconds per call, and the median ratio of the rounds."""
     torch.manual_seed(0)
-    model = baseline(hidden)
+    model = their_glow(hidden)
     engine = FlowEngine.from_module(same_weights(model, hidden), dtype=dtype, device="cpu", graph=False)
     x = torch.rand(batch, *SHAPE)
     off = parity(engine, model, x)
@@ -157,16 +156,15 @@ def compare(hidden: int, batch: int, dtype: str, rounds: int, clock: str, compil
         if max(off["log_prob"], 0.0 if dtype != "float32" else off["decode"]) > PARITY[dtype]:
             row["error"] = "outputs differ: no speed is reported"
             continue
-        tried = {name: min(_seconds(verbs[verb], clock) for _ in range(3)) for name, verbs in found.items()}
-        best = min(tried, key=lambda name: tried[name])
+        best = fastest({name: verbs[verb] for name, verbs in found.items()}, CPU)
         ours: Callable[[], Any] = (
             (lambda: engine.log_prob(x)) if verb == "log_prob" else (lambda: engine.sample(batch, seed=0))
         )
         calls: dict[str, Callable[[], Any]] = {"fastgen": ours, "normflows": found[best][verb]}
         if dtype == "bfloat16":
-            fastest = found["channels_last"][verb]
+            last = found["channels_last"][verb]
 
-            def rounded(call: Callable[[], Any] = fastest) -> Any:
+            def rounded(call: Callable[[], Any] = last) -> Any:
                 with autocast:
                     return call()
 
@@ -174,35 +172,22 @@ def compare(hidden: int, batch: int, dtype: str, rounds: int, clock: str, compil
             if verb == "log_prob":
                 exact = model.log_prob(x, None)
                 row["autocast_log_prob"] = float(((rounded() - exact) / exact).abs().max())
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for call in calls.values():
-            call()
-        for round_ in range(rounds):
-            for name in calls if round_ % 2 == 0 else reversed(calls):
-                times[name].append(_seconds(calls[name], clock))
+        times = interleaved(calls, CPU, rounds=rounds, clock=clock)
         row["normflows_form"] = best
-        for name, seconds in times.items():
-            low, median, high = statistics.quantiles(seconds, n=4)
-            row[name] = {"median_s": round(median, 5), "quartiles_s": [round(low, 5), round(high, 5)]}
-        for name in calls:
+        for name, timing in times.items():
+            quartiles = [round(timing.low, 5), round(timing.high, 5)]
+            row[name] = {"median_s": round(timing.median, 5), "quartiles_s": quartiles}
             if name != "fastgen":
-                ratios = [b / a for a, b in zip(times["fastgen"], times[name], strict=True)]
-                low, median, high = statistics.quantiles(ratios, n=4)
+                ratio = timing.over(times["fastgen"])
                 key = "speedup" if name == "normflows" else f"speedup_{name}"
-                row[key] = round(median, 3)
-                row[f"{key}_quartiles"] = [round(low, 3), round(high, 3)]
+                row[key] = round(ratio.median, 3)
+                row[f"{key}_quartiles"] = [round(ratio.low, 3), round(ratio.high, 3)]
     return rows
-
-
-def _seconds(call: Callable[[], Any], clock: str) -> float:
-    started = CLOCKS[clock]()
-    call()
-    return CLOCKS[clock]() - started
 
 
 @torch.no_grad()
 def main() -> int:
-    """Run the comparison and print a row a line; the exit code is 1 where outputs differ."""
+    """Run the comparison and print one row per line; the exit code is 1 where outputs differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hidden", type=int, nargs="+", default=[256, 512], help="channels of the networks")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])

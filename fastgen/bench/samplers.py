@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -59,21 +59,10 @@ def unfit(solver: str, engine: DiffusionEngine) -> str:
 
 
 def contests(
-    device: torch.device,
-    solver: str,
-    engine: DiffusionEngine | None,
-    *,
-    batches: Sequence[int],
-    steps: int | None,
-    against: Sequence[str],
+    device: torch.device, solver: str, engine: DiffusionEngine | None = None, **how: Any
 ) -> Iterator[Contest]:
-    """One solver at each batch. engine: None for the least network."""
-    yield from diffusion.contests(
-        engine or least(device, solver),
-        suite="samplers",
-        name=solver,
-        batches=batches or BATCHES,
-        steps=steps or STEPS,
-        against=against,
-        solver=solver,
+    """One solver over `engine`, by default over the least network. how: arguments of `diffusion.contests`."""
+    how = {**how, "batches": how["batches"] or BATCHES, "steps": how["steps"] or STEPS}
+    return diffusion.contests(
+        engine or least(device, solver), suite="samplers", name=solver, solver=solver, **how
     )

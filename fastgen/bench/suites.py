@@ -137,7 +137,10 @@ def measured(units: Sequence[Unit], plan: Plan) -> Iterator[Row]:
 
 
 def finished(contests: Iterable[Contest], plan: Plan) -> Iterator[Row]:
-    """The row of each contest, with its share of the copy's bandwidth where it says how many bytes it moves."""
+    """The row of each contest, with its share of the copy's bandwidth where it says how many bytes it moves.
+
+    contests: made one at a time, so that the memory of each is given back before the next one.
+    """
     for contest in contests:
         row = contest.run(plan.how)
         del contest
@@ -159,7 +162,8 @@ def kernel_units(plan: Plan, dtypes: Sequence[torch.dtype] = ()) -> Iterator[Uni
     against = plan.baselines(kernels.BASELINES, "the kernels suite")
 
     def of_case(op: Op, case: Case, dtype: torch.dtype) -> Iterator[Row]:
-        yield from finished([kernels.contest(op, case, dtype, plan.device, against)], plan)
+        contests = (kernels.contest(op, case, dtype, plan.device, against) for _ in range(1))
+        yield from finished(contests, plan)
 
     for name in plan.ops or OPS:
         for i, found in enumerate(kernels.selected([name], plan.cases, dtypes, plan.device.type)):
