@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgen.diffusion import compile_scheduler, pack, run
+import fastgen.diffusion
+from fastgen.converters import compile_scheduler
+from fastgen.diffusion import pack, run
 from fastgen.errors import ConfigError
+from tests.refusals import refused
 
 from .compiled import CASES, STEPS, Case, compiled, difference
 
@@ -304,42 +307,42 @@ class NoNumber(Theirs):
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "message"),
+    ("scheduler", "about"),
     [
-        (Adaptive(), "Adaptive: step [0-9]+ is not linear.*adaptive step sizes"),
-        (Rescheduling(), "changes its timesteps"),
-        (TwoNoises(), "more than one noise"),
-        (Uniform(), "other noise than normal: aten::rand_like"),
-        (OneNoiseForAll(), r"noise of shape \[1\]"),
-        (LongMemory(), "no table with four slots.*more than four earlier.*or its levels are too far apart"),
-        (Blurring(), "more than add multiples of whole states"),
-        (Constant(), "step 0 is not linear.*it adds a constant"),
+        (Adaptive(), ("Adaptive",)),
+        (Rescheduling(), ("Rescheduling",)),
+        (TwoNoises(), ("TwoNoises",)),
+        (Uniform(), ("Uniform", "aten::rand_like")),
+        (OneNoiseForAll(), ("OneNoiseForAll", "[1]")),
+        (LongMemory(), ("LongMemory",)),
+        (Blurring(), ("Blurring",)),
+        (Constant(), ("Constant",)),
         (
             Shrinking(),
-            r"step 0 returned no tensor of its argument's shape, \[2, 3, 4, 4\], but shape \[2, 3, 4, 3\]",
+            ("Shrinking", "[2, 3, 4, 4]", "[2, 3, 4, 3]"),
         ),
-        (NumPyNoise(), "two equal runs differ: it draws random numbers that do not come from PyTorch"),
-        (OffCentre(), "it adds a constant"),
-        (Clipping("sample", 20.0), "1e.06 times the run.*clipping"),
-        (Clipping("output", 1e5), "1e.06 times the run.*clipping"),
-        (Flooring(), "1e-06 times the run"),
-        (Rounding(), "rounds to float32"),
-        (Raising(), "Raising: step 0 raised IndexError: no such thing"),
-        (Forgetting(), "step 0 gives a state of zeros"),
-        (NoNumber(), "init_noise_sigma: expected a number above 0"),
+        (NumPyNoise(), ("NumPyNoise", "PyTorch")),
+        (OffCentre(), ("OffCentre",)),
+        (Clipping("sample", 20.0), ("Clipping", "06")),
+        (Clipping("output", 1e5), ("Clipping", "06")),
+        (Flooring(), ("Flooring", "06")),
+        (Rounding(), ("Rounding", "float32")),
+        (Raising(), ("Raising", "IndexError")),
+        (Forgetting(), ("Forgetting",)),
+        (NoNumber(), ("NoNumber: init_noise_sigma", "init_noise_sigma")),
         (
             type("NoTimes", (Theirs,), {"timesteps": 5, "__init__": lambda self: None})(),
-            "timesteps: expected a list",
+            ("NoTimes",),
         ),
-        (Unscaled(), "scale_model_input at step 0 is not linear"),
-        (Infinite(), "step 0 gives inf or nan"),
-        (object(), "expected an object with timesteps and a step"),
-        (None, "expected an object"),
+        (Unscaled(), ("Unscaled", "scale_model_input")),
+        (Infinite(), ("Infinite",)),
+        (object(), ("scheduler",)),
+        (None, ("scheduler",)),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )
-def test_refusals(scheduler: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_refusals(scheduler: Any, about: tuple[str | None, ...]) -> None:
+    with refused(ConfigError, *about):
         compile_scheduler(scheduler)
 
 
@@ -431,7 +434,7 @@ def test_levels_far_apart(high: float, low: float) -> None:
 
 
 def test_levels_too_far_apart() -> None:
-    with pytest.raises(ConfigError, match="or its levels are too far apart for float64"):
+    with refused(ConfigError, "AdamsBashforth", "float64"):
         compile_scheduler(AdamsBashforth(1e5, 1e-5), initial_scale=1e5)
 
 
@@ -446,39 +449,45 @@ def test_long_runs_with_memory() -> None:
 @pytest.mark.parametrize("clip", [1.0, 1e3, 1e5])
 def test_clips_however_wide(clip: float) -> None:
     case = Case("ddim", "DDIMScheduler", {"clip_sample_range": clip})
-    with pytest.raises(ConfigError, match=r"is not linear.*configured with clip_sample=True"):
+    with refused(ConfigError, "DDIMScheduler", "clip_sample=True"):
         compiled(case, 4)
 
 
 def test_prediction_types_are_compared() -> None:
     epsilon, velocity = compiled(CASES["ddim"], 2), compiled(CASES["flow euler"], 2)
     assert (epsilon.prediction_type, velocity.prediction_type) == ("epsilon", None)
-    assert [epsilon.fits(word) for word in ("epsilon", "edm", "velocity", "v_prediction")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
-    assert velocity.fits("velocity")
+    for predicted in ("epsilon", "edm"):
+        epsilon.check_prediction(predicted)
+    for predicted in ("velocity", "v_prediction"):
+        with refused(ConfigError, "solver", predicted):
+            epsilon.check_prediction(predicted)
+    velocity.check_prediction("velocity")
     config = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     flow = compiled(Case("unipc_multistep", "UniPCMultistepScheduler", config), 3)
-    assert (flow.fits("velocity"), flow.fits("epsilon")) == (True, False)
+    flow.check_prediction("velocity")
+    with refused(ConfigError, "solver", "epsilon"):
+        flow.check_prediction("epsilon")
+
+
+def test_the_old_name_goes_on_to_work() -> None:
+    assert fastgen.diffusion.compile_scheduler is compile_scheduler
+    assert not hasattr(fastgen.diffusion, "compile_schedulers")
 
 
 @pytest.mark.parametrize(
-    ("case", "message"),
+    ("case", "about"),
     [
-        (Case("ddim", "DDIMScheduler"), "step 0 is not linear.*configured with clip_sample=True"),
+        (Case("ddim", "DDIMScheduler"), ("DDIMScheduler", "clip_sample=True")),
         (
             Case("dpmsolver_multistep", "DPMSolverMultistepScheduler", {"thresholding": True}),
-            "thresholding=True",
+            ("DPMSolverMultistepScheduler", "thresholding=True"),
         ),
-        (Case("consistency_models", "CMStochasticIterativeScheduler"), "is not linear.*clipping"),
+        (Case("consistency_models", "CMStochasticIterativeScheduler"), ("CMStochasticIterativeScheduler",)),
     ],
     ids=lambda value: getattr(value, "cls", ""),
 )
-def test_diffusers_refused(case: Case, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_diffusers_refused(case: Case, about: tuple[str | None, ...]) -> None:
+    with refused(ConfigError, *about):
         compiled(case)
 
 
@@ -493,25 +502,25 @@ def test_norms_over_the_batch_are_refused() -> None:
             self.inner.set_timesteps(5)
             return (self.inner.step_correct(model_output, sample).prev_sample,)
 
-    with pytest.raises(ConfigError, match=r"is not linear.*norms over a sample or batch"):
+    with refused(ConfigError, "Corrector"):
         compile_scheduler(Corrector())
 
 
 def test_steps_must_be_known() -> None:
-    with pytest.raises(ConfigError, match="no timesteps yet"):
+    with refused(ConfigError, "DDIMScheduler"):
         compile_scheduler(CASES["ddim"].make())
     scheduler = CASES["ddim"].make()
     scheduler.set_timesteps(7)
     assert len(compile_scheduler(scheduler)) == 7
     for steps in (0, 1.5, True, 10**6):
-        with pytest.raises(ConfigError, match="steps: expected an int from 1 to 1000"):
+        with refused(ConfigError, "steps", "1000"):
             compile_scheduler(scheduler, steps)
-    with pytest.raises(ConfigError, match="has no set_timesteps: leave steps out"):
+    with refused(ConfigError, "Theirs", "set_timesteps"):
         compile_scheduler(Theirs(), 3)
     dynamic = Case(
         "flow_match_euler_discrete", "FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}
     )
-    with pytest.raises(ConfigError, match=r"set_timesteps\(8\) raised.*call it yourself with its arguments"):
+    with refused(ConfigError, "FlowMatchEulerDiscreteScheduler", "set_timesteps"):
         compiled(dynamic, 8)
-    with pytest.raises(ConfigError, match="initial_scale"):
+    with refused(ConfigError, "initial_scale"):
         compile_scheduler(scheduler, 3, initial_scale=0.0)

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastgen.diffusion.table import WIDTH
 from fastgen_kernels.reverse_step import row
-
-from .table import WIDTH
 
 WINDOW = 16  # later states looked at first; all of them if that was too few
 RANK = 1e-11  # a direction this much weaker than the strongest is rounding

@@ -1,6 +1,6 @@
 """diffusers' schedulers, compiled; and how far tables are from them: the table of docs/any-scheduler.md.
 
-python -m tests.diffusion.compiled
+python -m tests.converters.compiled
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgen.converters import CompiledTable, compile_scheduler
 from fastgen.diffusion import run
-from fastgen.diffusion.compile import CompiledTable, compile_scheduler
-
-from .diffusers_oracle import imported, in_float64
+from tests.diffusion.diffusers_oracle import imported, in_float64
 
 PAGE = Path(__file__).parents[2] / "docs" / "any-scheduler.md"
 SHAPE = (2, 3, 4, 4)
