@@ -107,9 +107,9 @@ def replace(destination: Path, to: str, write: Callable[[Path], T]) -> T:
     destination: a folder, perhaps with a model of the form `to`, whose files are replaced or removed (no others are).
     Where `write` fails it stays as it was. Raises ConfigError where it holds a model of another form.
     """
-    if (there := form(destination)) not in (None, to):
+    if (held := form(destination)) not in (None, to):
         raise ConfigError(
-            f"holds a model in the form of {there}, which one in the form of {to} does not replace; "
+            f"holds a model in the form of {held}, which one in the form of {to} does not replace; "
             "choose another folder, or delete it first",
             argument=destination,
         )

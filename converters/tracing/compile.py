@@ -91,7 +91,7 @@ def compile_scheduler(
     they are, mostly float32.
 
     Raises ConfigError where it is no such object; where its step is not linear (clipping, thresholding, adaptive step
-    sizes, norms over the batch), at which step; where it needs more than one noise a step, or more than four slots.
+    sizes, norms over the batch), at which step; where it needs more than one noise per step, or more than four slots.
     """
     with torch.no_grad(), torch.device("cpu"):
         player = _Player(_prepared(scheduler, steps), dict(step_options or {}), type(scheduler).__name__)
@@ -114,7 +114,7 @@ def compile_scheduler(
         )
     raise ConfigError(
         "no table with four slots, of which a row writes one, was found: it remembers more than four "
-        "earlier states or outputs, or two new ones a step, or its levels are too far apart for float64",
+        "earlier states or outputs, or two new ones per step, or its levels are too far apart for float64",
         argument=player.name,
     )
 

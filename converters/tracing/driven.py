@@ -95,7 +95,7 @@ class _Driven(TorchDispatchMode):
 
 
 class _Brownian:
-    """Increments of a Brownian motion W over any intervals: (W(b) - W(a)) / sqrt(|b - a|), one draw a new point."""
+    """Increments of a Brownian motion W over any intervals: (W(b) - W(a)) / sqrt(|b - a|), one draw per new point."""
 
     def __init__(self) -> None:
         self.draws: Draws | None = None

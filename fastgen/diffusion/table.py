@@ -195,7 +195,7 @@ class Table:
 
     @property
     def slots(self) -> int:
-        """How many history slots a sample needs: one more than the highest slot written."""
+        """How many history slots each sample needs: one more than the highest slot written."""
         return int(self.slot.max()) + 1
 
     @cached_property

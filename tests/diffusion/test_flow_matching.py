@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastgen.diffusion import SOLVERS, FlowMatching, run
+from fastgen.diffusion import SOLVERS, FlowMatching, run, solver_table
 from fastgen.diffusion.sigmas import SigmaOptions, sigma_points
 from fastgen.errors import ConfigError
 from tests.refusals import refused
@@ -165,6 +165,13 @@ def test_trailing_levels_are_those_of_flux() -> None:
 def test_configurations_are_checked(values: dict[str, Any], argument: str) -> None:
     with refused(ConfigError, argument):
         FlowMatching.from_config({"process": "flow"} | values)
+
+
+def test_estimates_of_the_noise_cannot_start_from_pure_noise() -> None:
+    pure = {"use_karras_sigmas": True, "sigma_max": 1.0}
+    assert len(solver_table("unipc", FlowMatching(), 5, **pure)) == 5
+    with refused(ConfigError, "predict_x0", "sigma_max"):
+        solver_table("unipc", FlowMatching(), 5, predict_x0=False, **pure)
 
 
 def test_refusals() -> None:
