@@ -1,8 +1,11 @@
-"""Other projects' checkpoints to fastgen's and back: one file or folder a source. Installed as ``fastgen.converters``.
+"""Other projects' checkpoints to fastgen's and back, one file or folder per source; and their schedulers as tables.
+
+Installed as ``fastgen.converters``.
 
 converter = detect(path)                # by content; None for fastgen's own folders
 converted = converter.read(path, None)  # spec, tensors not read yet, a report of what was mapped and what not
 converted = from_module(module)         # the same, of a live model of another project
+table = compile_scheduler(scheduler)    # a scheduler object of another project as a table (`converters/tracing`)
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from fastgen.errors import CheckpointError, ConfigError
 from .base import Converted, Converter, Report, Tensors, build, check
 from .diffusers import CONVERTER as DIFFUSERS
 from .flows import CONVERTERS as FLOWS
+from .tracing import CompiledTable, compile_scheduler
 from .weights import Found, open_weights, save, sha256, write
 
 T = TypeVar("T")
@@ -103,9 +107,9 @@ def replace(destination: Path, to: str, write: Callable[[Path], T]) -> T:
     destination: a folder, perhaps with a model of the form `to`, whose files are replaced or removed (no others are).
     Where `write` fails it stays as it was. Raises ConfigError where it holds a model of another form.
     """
-    if (there := form(destination)) not in (None, to):
+    if (held := form(destination)) not in (None, to):
         raise ConfigError(
-            f"holds a model in the form of {there}, which one in the form of {to} does not replace; "
+            f"holds a model in the form of {held}, which one in the form of {to} does not replace; "
             "choose another folder, or delete it first",
             argument=destination,
         )
@@ -132,12 +136,14 @@ def replace(destination: Path, to: str, write: Callable[[Path], T]) -> T:
 
 __all__ = [
     "CONVERTERS",
+    "CompiledTable",
     "Converted",
     "Converter",
     "Report",
     "Tensors",
     "build",
     "check",
+    "compile_scheduler",
     "detect",
     "form",
     "from_module",

@@ -38,7 +38,9 @@ def check_plain(tensor: Tensor, where: str) -> None:
         kind = f"a tensor of {tensor.dtype}"
     else:
         return
-    raise CheckpointError(f"{where} is {kind}; supported: dense tensors of real numbers, not quantised")
+    raise CheckpointError(
+        f"is {kind}; supported: dense tensors of real numbers, not quantised", argument=where
+    )
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """An object from a JSON file that nobody vouches for. Raises CheckpointError."""
     data = read_ordinary(path, MAX_JSON_BYTES, CheckpointError)
     if data.startswith(LFS_POINTER):
-        raise CheckpointError(lfs_message(path))
+        raise lfs_error(path)
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -200,15 +202,17 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def lfs_message(path: Path) -> str:
-    return f"{path}: is a pointer of git-lfs, not the file itself; run `git lfs pull` in that folder"
+def lfs_error(path: Path) -> CheckpointError:
+    return CheckpointError(
+        "is a pointer of git-lfs, not the file itself; run `git lfs pull` in that folder", argument=path
+    )
 
 
 def _cast(value: Tensor, dtype: torch.dtype, where: str) -> Tensor:
     if value.is_floating_point() != dtype.is_floating_point:
-        raise ConfigError(f"{where} has dtype {value.dtype}, expected {dtype}")
+        raise ConfigError(f"has dtype {value.dtype}, expected {dtype}", argument=where)
     # A copy: what a file maps into memory must not change under a network when somebody writes to the file.
     value = value.to(dtype, copy=True)
     if value.is_floating_point() and not torch.isfinite(value).all():
-        raise CheckpointError(f"{where} holds values that are not finite")
+        raise CheckpointError("holds values that are not finite", argument=where)
     return value

@@ -25,7 +25,7 @@ from torch import Tensor
 from fastgen.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec
 from fastgen.errors import CheckpointError
 
-from .base import LFS_POINTER, Tensors, check_plain, lfs_message, read_json, write_json
+from .base import LFS_POINTER, Tensors, check_plain, lfs_error, read_json, write_json
 
 MAX_TIED = 64  # a file's tensors may share values, but together are at most this often its size
 
@@ -81,10 +81,10 @@ def open_weights(found: Found) -> Tensors:
         # An empty tensor takes no place, but what is built beside it has its other sizes.
         if bad := next((n for n, s in names.items() if 0 in s and math.prod(i or 1 for i in s) > size), None):
             raise CheckpointError(
-                f"{bad} has shape {list(names[bad])}, in a file of {size} bytes", argument=path
+                f"has shape {list(names[bad])}, in a file of {size} bytes", argument=f"{path}: {bad}"
             )
         if twice := sorted(set(names) & set(shapes)):
-            raise CheckpointError(f"{twice[0]} is in another shard, too", argument=path)
+            raise CheckpointError("is in another shard, too", argument=f"{path}: {twice[0]}")
         shapes |= names
         getters |= dict.fromkeys(names, get)
     if found.index is not None and (lost := sorted(set(_weight_map(found.index)) - set(shapes))):
@@ -178,8 +178,10 @@ def _bytes(tensor: Tensor, dtype: torch.dtype | None, where: str) -> memoryview:
     written = tensor.to(_written_dtype(tensor.dtype, dtype)).contiguous()
     if written.is_floating_point() and not torch.isfinite(written).all():
         if torch.isfinite(tensor).all():
-            raise CheckpointError(f"{where} holds values too large for {dtype}; choose bfloat16 or float32")
-        raise CheckpointError(f"{where} holds values that are not finite")
+            raise CheckpointError(
+                f"holds values too large for {dtype}; choose bfloat16 or float32", argument=where
+            )
+        raise CheckpointError("holds values that are not finite", argument=where)
     return written.reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -207,7 +209,7 @@ def _check_file(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
     if start == LFS_POINTER:
-        raise CheckpointError(lfs_message(path))
+        raise lfs_error(path)
     if not start:
         raise CheckpointError("is empty; the download is incomplete: fetch it again", argument=path)
 
@@ -274,12 +276,13 @@ def _check_extent(path: Path, state: dict[str, Tensor]) -> None:
         where = f"{path}: {name}"
         check_plain(tensor, where)
         if tensor.device.type != "cpu":
-            raise CheckpointError(f"{where} is on {tensor.device}; expected values in the file")
+            raise CheckpointError(f"is on {tensor.device}; expected values in the file", argument=where)
         storage = tensor.untyped_storage()
         if tensor.nbytes > storage.nbytes():
             raise CheckpointError(
-                f"{where} has shape {list(tensor.shape)}, {tensor.nbytes} bytes, of which the file has "
-                f"{storage.nbytes()}; expanded tensors are not supported: save contiguous copies"
+                f"has shape {list(tensor.shape)}, {tensor.nbytes} bytes, of which the file has "
+                f"{storage.nbytes()}; expanded tensors are not supported: save contiguous copies",
+                argument=where,
             )
         total += tensor.nbytes
         storages[storage.data_ptr()] = max(storage.nbytes(), storages.get(storage.data_ptr(), 0))

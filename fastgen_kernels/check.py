@@ -1,4 +1,4 @@
-"""Checks of an operation's arguments at its door. Every failure is a ValueError: argument, expected, received."""
+"""Checks of an operation's arguments at its door. Every failure is an OperandError: argument, expected, received."""
 
 from __future__ import annotations
 

@@ -20,6 +20,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from .check import OperandError
+
 Path = Literal["triton", "reference"]
 Arguments = dict[str, Any]
 
@@ -187,7 +189,7 @@ def use(path: Path) -> Iterator[None]:
     'reference'
     """
     if path not in get_args(Path):
-        raise ValueError(f"path: expected one of {get_args(Path)}, received {path!r}")
+        raise OperandError(f"expected one of {get_args(Path)}, received {path!r}", argument="path")
     token = _requested.set(path)
     try:
         yield

@@ -1,6 +1,8 @@
 """The mathematics of diffusion, without networks: noise schedules, and solvers written as tables of rows."""
 
-from .compile import CompiledTable, compile_scheduler
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .edm import EDM
 from .flow_matching import FlowMatching
 from .interpreter import run
@@ -10,6 +12,9 @@ from .sde import VESDE, VPSDE, SubVPSDE
 from .solvers import SOLVERS, Option, Solver, solver_table
 from .table import Table, TableBuilder, idle_row, pack
 from .timesteps import timesteps
+
+if TYPE_CHECKING:
+    from ..converters import CompiledTable, compile_scheduler
 
 __all__ = [
     "EDM",
@@ -33,3 +38,10 @@ __all__ = [
     "solver_table",
     "timesteps",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`CompiledTable` and `compile_scheduler` are in `fastgen.converters`; their old names here go on to work."""
+    if name in ("CompiledTable", "compile_scheduler"):
+        return getattr(importlib.import_module("fastgen.converters"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""DPM-Solver, multistep: one network evaluation a step, the earlier estimates kept.
+"""DPM-Solver, multistep: one network evaluation per step, the earlier estimates kept.
 
 Lu et al. 2022, arXiv:2206.00927 and arXiv:2211.01095 (algorithm 2 and appendix B); for stochastic third order
 k-diffusion's sample_dpmpp_3m_sde, which diffusers departs from by a sign.

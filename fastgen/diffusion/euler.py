@@ -100,7 +100,7 @@ def euler(schedule: AnyProcess, steps: int, options: EulerOptions) -> Table:
 def heun(schedule: AnyProcess, steps: int, options: HeunOptions) -> Table:
     """Algorithm 2 of the paper: a little noise, an Euler step, then the mean of the slopes at its two ends.
 
-    Two rows a step, but for the last, which goes to sigma = 0 by an Euler step: 2 * steps - 1 network evaluations.
+    Two rows per step, but for the last, which goes to sigma = 0 by an Euler step: 2 * steps - 1 network evaluations.
     """
     points, clipped = sigma_points(schedule, steps, options), options.clipped
     starts = churned_starts(schedule, points, options)

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from .adams import EVEN_WEIGHTS
 from .clipping import ClipOptions
 from .points import Pair, Point
-from .schedule import NoiseSchedule, zero_snr_message
+from .schedule import NoiseSchedule, zero_snr_error
 from .table import F, H, Table, TableBuilder, X
 from .timesteps import SPACINGS, timesteps
 
@@ -88,7 +88,7 @@ class _Walk:
         ).tolist()
         self.stride = schedule.num_train_timesteps // steps
         if schedule.alpha_bar(self.visited[0]) == 0.0:
-            raise ConfigError(zero_snr_message(self.visited[0]))
+            raise zero_snr_error(self.visited[0])
 
     def builder(self, name: str) -> TableBuilder:
         return TableBuilder(name, clip=self.options.clip, threshold=self.options.threshold)

@@ -57,7 +57,7 @@ class PredictorCorrectorOptions:
 
 
 def euler_maruyama(sde: SDE, steps: int, options: EulerMaruyamaOptions) -> Table:
-    """x' = x - (f x - g^2 score) h + g sqrt(h) z, h = (1 - sampling_eps) / steps: one network evaluation a step."""
+    """x' = x - (f x - g^2 score) h + g sqrt(h) z, h = (1 - sampling_eps) / steps: one network evaluation per step."""
     times = np.linspace(1.0, sde.end, steps + 1)
     rows = TableBuilder("euler_maruyama")
     for i, t in enumerate(times[:-1]):

@@ -137,7 +137,7 @@ class NoiseSchedule:
         """x_t = alpha_t x_0 + sigma_t noise (Ho et al. 2020, eq. 4).
 
         x0, noise: [B, ...], floating point, same shape and device; t: int64 [B] in 0 .. T - 1, same device.
-        Returns x0's shape and dtype; computed in float32 at least. ValueError for shapes that do not fit.
+        Returns x0's shape and dtype; computed in float32 at least. ConfigError for shapes, dtypes or t that do not fit.
         """
         alpha, sigma = self._coefficients(x0, noise, t)
         return (alpha * x0 + sigma * noise).to(x0.dtype)
@@ -154,11 +154,11 @@ class NoiseSchedule:
     def x0_from(self, F: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The network's estimate of x_0 from its output F at (x, t). F, x: [B, ...]; t: int64 [B].
 
-        ValueError if the prediction is epsilon and the terminal SNR is zero: nothing of x_0 is left there.
+        ConfigError if the prediction is epsilon and the terminal SNR is zero: nothing of x_0 is left there.
         """
         if self.prediction_type == "epsilon" and self.alphas_cumprod[-1] == 0.0:
-            raise ConfigError(zero_snr_message(self.num_train_timesteps - 1))
-        alpha, sigma = self._coefficients(x, F, t)
+            raise zero_snr_error(self.num_train_timesteps - 1)
+        alpha, sigma = self._coefficients(x, F, t, "x, F")
         if self.prediction_type == "epsilon":
             return ((x - sigma * F) / alpha).to(x.dtype)
         if self.prediction_type == "sample":
@@ -222,7 +222,7 @@ class NoiseSchedule:
         """The point with this alpha and sigma, of which the network is told `time`. ConfigError as for `point`."""
         whole = min(max(math.ceil(time), 0), self.num_train_timesteps - 1)
         if self.prediction_type == "epsilon" and self.alphas_cumprod[whole] == 0.0:
-            raise ConfigError(zero_snr_message(whole))
+            raise zero_snr_error(whole)
         x0, noise = estimates(self.prediction_type, alpha, sigma)
         return Point(alpha, sigma, scale=alpha, time=time, x0=x0, noise=noise)
 
@@ -230,19 +230,22 @@ class NoiseSchedule:
     def _tables(self) -> dict[torch.device, Tensor]:
         return {}
 
-    def _coefficients(self, x: Tensor, other: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _coefficients(
+        self, x: Tensor, other: Tensor, t: Tensor, names: str = "x0, noise"
+    ) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t as [B, 1, ...] in x's dtype, float32 at least."""
         if x.shape != other.shape or not x.is_floating_point():
-            raise ValueError(
+            raise ConfigError(
                 f"expected two floating-point tensors of one shape, got {x.dtype} {list(x.shape)} "
-                f"and {other.dtype} {list(other.shape)}"
+                f"and {other.dtype} {list(other.shape)}",
+                argument=names,
             )
         if t.dtype != torch.int64 or t.shape != x.shape[:1]:
-            raise ValueError(f"t: expected int64 [{x.shape[0]}], got {t.dtype} {list(t.shape)}")
+            raise ConfigError(f"expected int64 [{x.shape[0]}], got {t.dtype} {list(t.shape)}", argument="t")
         # On a GPU the check would wait for the device; there an index out of range is a device assertion.
         last = self.num_train_timesteps - 1
         if t.device.type == "cpu" and bool(((t < 0) | (t > last)).any()):
-            raise ValueError(f"t: expected values from 0 to {last}, got {t.tolist()}")
+            raise ConfigError(f"expected values from 0 to {last}, got {t.tolist()}", argument="t")
         if t.device not in self._tables:
             both = np.sqrt(np.stack([self.alphas_cumprod, 1.0 - self.alphas_cumprod]))
             self._tables[t.device] = torch.from_numpy(both).to(t.device)
@@ -251,11 +254,12 @@ class NoiseSchedule:
         return gathered[0], gathered[1]
 
 
-def zero_snr_message(t: int) -> str:
+def zero_snr_error(t: int) -> ConfigError:
     """Why an epsilon prediction cannot be used at timestep `t`, where alphas_cumprod is 0, and what to do."""
-    return (
-        f"prediction_type: epsilon cannot be used at t = {t}, where alphas_cumprod is 0 (zero terminal SNR): "
-        "x_0 = (x - noise) / 0; use a v_prediction or sample model, or rescale_betas_zero_snr=False"
+    return ConfigError(
+        f"epsilon cannot be used at t = {t}, where alphas_cumprod is 0 (zero terminal SNR): "
+        "x_0 = (x - noise) / 0; use a v_prediction or sample model, or rescale_betas_zero_snr=False",
+        argument="prediction_type",
     )
 
 

@@ -96,14 +96,13 @@ class SpacingOptions(ClipOptions):
         """The name of the formula chosen, if one is. ConfigError for two at once, or a rho without one that has it."""
         chosen = [name for name in FORMULAS if getattr(self, name)]
         if len(chosen) > 1:
-            raise ConfigError(f"{', '.join(chosen)}: at most one of them can be true")
+            raise ConfigError("at most one of them can be true", argument=", ".join(chosen))
         if self.rho is not None and not set(chosen) & set(WITH_RHO):
             raise ConfigError(f"has an effect only with {' or '.join(WITH_RHO)}", argument="rho")
         return chosen[0] if chosen else None
 
     def formula_levels(self, low: float, high: float, steps: int) -> np.ndarray:
-        """`steps` levels from `high` down to `low` by the chosen formula, float64 [steps]."""
-        if self.formula is None:
-            raise ValueError(f"no formula is chosen; choose one of {', '.join(FORMULAS)}")
+        """`steps` levels from `high` down to `low` by the chosen formula (there must be one), float64 [steps]."""
+        assert self.formula is not None
         rho = {} if self.rho is None else {"rho": self.rho}
         return FORMULAS[self.formula](low, high, steps, **rho)

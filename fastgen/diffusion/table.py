@@ -1,4 +1,4 @@
-"""A solver as data: one row a network evaluation, read by one fused step kernel.
+"""A solver as data: one row per network evaluation, read by one fused step kernel.
 
     x0  = clip(p x + q F)                          F = network output after guidance
     x'  = a . [x, x0, F, z, h1, h2, h3, h4]        z = fresh normal noise
@@ -6,7 +6,7 @@
 
 Every common fixed-step solver is linear in what it remembers, so that its step count, order at the ends,
 noise and guidance are rows, not branches. A solver writes its update with the unit vectors X, X0, F, Z, H[k]:
-``x=alpha * X0 + sigma * (X - X0)``, and never touches a picture.
+``x=alpha * X0 + sigma * (X - X0)``, and never touches an image.
 
 Two things need more than a row, a number that is only known once the network has answered:
 
@@ -79,8 +79,8 @@ class Table:
     learned: how the second half V of a network's channels scales z: 0 not at all (the network has no V), 1 by
         2 ** (lo + (V / 2 + 1 / 2) (hi - lo)) (Nichol & Dhariwal 2021, eq. 15), 2 by sqrt(V)
 
-    Raises ConfigError if anything but `clip` and `sigma` is not finite, or a number or a threshold is out of range,
-    ValueError if shapes do not fit, or where a Langevin row is clipped, thresholded, or of learned variance.
+    Raises ConfigError if anything but `clip` and `sigma` is not finite, a number or a threshold is out of range, shapes
+    do not fit, or a Langevin row is clipped, thresholded, or of learned variance.
     """
 
     name: str
@@ -109,7 +109,9 @@ class Table:
             if name in _SPREAD and array.ndim < len(shapes.get(name, (rows,))):
                 array = np.tile(array, (rows, 1) if name == "threshold" else rows)
             if array.shape != shapes.get(name, (rows,)):
-                raise ValueError(f"{name}: expected shape {shapes.get(name, (rows,))}, got {array.shape}")
+                raise ConfigError(
+                    f"expected shape {shapes.get(name, (rows,))}, got {array.shape}", argument=name
+                )
             if name not in ("clip", "sigma") and not np.all(np.isfinite(array)):
                 first = int(np.argwhere(~np.isfinite(array))[0][0])
                 raise ConfigError(
@@ -124,8 +126,9 @@ class Table:
                 f"clip must be positive (inf = none), got {self.clip.min()}", argument=self.name
             )
         if self.slot.min() < -1 or self.slot.max() >= row.MAX_SLOTS:
-            raise ValueError(
-                f"slot: expected -1 to {row.MAX_SLOTS - 1}, got {self.slot.min()} to {self.slot.max()}"
+            raise ConfigError(
+                f"expected -1 to {row.MAX_SLOTS - 1}, got {self.slot.min()} to {self.slot.max()}",
+                argument="slot",
             )
         if self.noise_step.min() < 0 or self.noise_step.max() >= 1 << 32:
             raise ConfigError(
@@ -142,7 +145,7 @@ class Table:
                 argument="initial_scale",
             )
         if self.learned not in (LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE):
-            raise ValueError(f"learned: expected 0, 1 or 2, got {self.learned!r}")
+            raise ConfigError(f"expected 0, 1 or 2, got {self.learned!r}", argument="learned")
         self._check_adjustments()
 
     def __len__(self) -> int:
@@ -160,11 +163,13 @@ class Table:
             )
         steps = self.langevin != LANGEVIN_NONE
         if not np.all(np.isin(self.langevin, (LANGEVIN_NONE, LANGEVIN_SAMPLE, LANGEVIN_BATCH))):
-            raise ValueError(f"langevin: expected 0, 1 or 2, got {self.langevin.tolist()}")
+            raise ConfigError(f"expected 0, 1 or 2, got {self.langevin.tolist()}", argument="langevin")
         if np.any(steps & (on | np.isfinite(self.clip))) or (np.any(steps) and self.learned != LEARNED_NONE):
-            raise ValueError("langevin: such a row's x0 is the score: no clip, threshold or learned variance")
+            raise ConfigError(
+                "such a row's x0 is the score: no clip, threshold or learned variance", argument="langevin"
+            )
         if np.any(on & np.isfinite(self.clip)):
-            raise ValueError("threshold: it is a clip of its own; expected clip = inf beside it")
+            raise ConfigError("it is a clip of its own; expected clip = inf beside it", argument="threshold")
 
     def check_float32(self) -> None:
         """Raise ConfigError, by name, where a number is too large for float32, the type that engines step in."""
@@ -173,6 +178,12 @@ class Table:
                 f"coefficient {column}: expected numbers up to {MAX_FLOAT32:.3g}, the largest of float32",
                 argument=self.name,
             )
+
+    def check_prediction(self, prediction_type: str) -> None:
+        """Raise ConfigError where the table is not for a network that predicts `prediction_type`.
+
+        A plain table says nothing about that, and passes; one that was made from a scheduler may know.
+        """
 
     @cached_property
     def _beyond_float32(self) -> str | None:
@@ -184,7 +195,7 @@ class Table:
 
     @property
     def slots(self) -> int:
-        """How many history slots a sample needs: one more than the highest slot written."""
+        """How many history slots each sample needs: one more than the highest slot written."""
         return int(self.slot.max()) + 1
 
     @cached_property
@@ -195,8 +206,8 @@ class Table:
     @cached_property
     def adjusted(self) -> tuple[str, ...]:
         """What rows need beyond themselves: "threshold", "langevin"."""
-        there = {"threshold": np.any(self.threshold[:, 1]), "langevin": np.any(self.langevin)}
-        return tuple(name for name, any_row in there.items() if any_row)
+        needed = {"threshold": np.any(self.threshold[:, 1]), "langevin": np.any(self.langevin)}
+        return tuple(name for name, any_row in needed.items() if any_row)
 
     @property
     def stochastic(self) -> bool:
@@ -323,20 +334,20 @@ def pack(
     """Write `table` in the kernel's row layout (`fastgen_kernels.reverse_step.row`), on the CPU.
 
     offset: index in the pool of the table's first row, at least 1: row 0 of a pool is the idle row
-    guidance_scale: weight of classifier-free guidance, one number or one a row; 1 = no guidance
+    guidance_scale: weight of classifier-free guidance, one number or one per row; 1 = no guidance
     dtype: float32 or float64, the state's
     guidance_rescale: Lin et al. 2023, section 3.4: phi from 0 (none) to 1
 
     Returns (rows [R, 32], times [R]), both `dtype`. The last row's `next` is 0, the idle row, and its next
-    input scale 1. ValueError for a wrong offset, dtype or guidance, or a coefficient too large for `dtype`.
+    input scale 1. ConfigError for a wrong offset, dtype or guidance, or a coefficient too large for `dtype`.
     """
     if offset < 1:
-        raise ValueError(f"offset: expected at least 1 (row 0 is the idle row), got {offset}")
+        raise ConfigError(f"expected at least 1 (row 0 is the idle row), got {offset}", argument="offset")
     count = len(table)
     guidance = np.asarray(guidance_scale, dtype=np.float64)
     if guidance.shape not in ((), (count,)) or not np.all(np.isfinite(guidance)):
-        raise ValueError(
-            f"guidance_scale: expected a finite number or {count} of them, got {guidance_scale!r}"
+        raise ConfigError(
+            f"expected a finite number or {count} of them, got {guidance_scale!r}", argument="guidance_scale"
         )
     words, integers = _empty(count, dtype)
     with np.errstate(over="ignore"):  # reported below, by name
@@ -356,7 +367,9 @@ def pack(
         words[:, row.GRADIENT] = table.gradient
     unbounded = np.delete(words, row.CLIP, axis=1)
     if not np.all(np.isfinite(unbounded)):
-        raise ValueError(f"{table.name}: a coefficient is too large for {dtype}; pack it as torch.float64")
+        raise ConfigError(
+            f"a coefficient is too large for {dtype}; pack it as torch.float64", argument=table.name
+        )
     integers[:, row.SLOT] = table.slot
     integers[:, row.NOISE_STEP] = table.noise_step
     integers[:, row.NEXT] = np.append(np.arange(offset + 1, offset + count), 0)
@@ -375,7 +388,7 @@ def idle_row(dtype: torch.dtype = torch.float32) -> Tensor:
 def _empty(count: int, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
     """`count` rows of zeros, and the same memory seen as integers of the word's width."""
     if dtype not in _WORDS:
-        raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+        raise ConfigError(f"expected torch.float32 or torch.float64, got {dtype}", argument="dtype")
     real, integer = _WORDS[dtype]
     words = np.zeros((count, row.ROW_WORDS), dtype=real)
     return words, words.view(integer)

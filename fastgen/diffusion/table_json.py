@@ -19,7 +19,7 @@ OPEN = {"inf": math.inf, "nan": math.nan}  # what JSON has no numbers for
 
 
 def table_to_dict(table: Table) -> dict[str, Any]:
-    """Plain data: a list a column, its innermost lists a row each."""
+    """Plain data: one list per column; the innermost lists are the rows."""
     columns = [field.name for field in dataclasses.fields(Table) if field.name not in WORDS]
     return {
         **{name: getattr(table, name) for name in WORDS},
@@ -48,8 +48,6 @@ def table_from_dict(values: Mapping[str, Any], where: str) -> Table:
         table.check_float32()
         return table
     except ConfigError as error:
-        raise ConfigError(f"{error}", argument=where) from error
-    except ValueError as error:
         raise ConfigError(f"{error}", argument=where) from error
 
 

@@ -85,29 +85,32 @@ class FoldedStep:
         self, layers: Sequence[Layer], shape: Shape, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.layers = layers
-        there = fold(layers, shape[0])
-        back = there.inverted()
-        if not (there.finite(dtype) and back.finite(dtype)):
-            raise CheckpointError(_overflowing(layers, shape[0], dtype))
-        self.log_det = there.log_det * math.prod(shape[1:])
-        self._there = _OnDevice.of(there, device, dtype)
-        self._back = _OnDevice.of(back, device, dtype)
+        folded = fold(layers, shape[0])
+        inverse = folded.inverted()
+        if not (folded.finite(dtype) and inverse.finite(dtype)):
+            raise _overflowing(layers, shape[0], dtype)
+        self.log_det = folded.log_det * math.prod(shape[1:])
+        self._map = _OnDevice.of(folded, device, dtype)
+        self._inverse_map = _OnDevice.of(inverse, device, dtype)
 
     def forward(self, x: Tensor, condition: Tensor | None, log_det: Tensor | None) -> Tensor:
-        return self._there.apply(x)
+        return self._map.apply(x)
 
     def inverse(self, y: Tensor, condition: Tensor | None, log_det: Tensor | None) -> Tensor:
-        return self._back.apply(y)
+        return self._inverse_map.apply(y)
 
 
-def _overflowing(layers: Sequence[Layer], channels: int, dtype: torch.dtype) -> str:
-    """Words for a run that, or whose inverse, is not finite in `dtype`: the first such layer, or all together."""
+def _overflowing(layers: Sequence[Layer], channels: int, dtype: torch.dtype) -> CheckpointError:
+    """The error for layers whose map or inverse is not finite in `dtype`: of the first such one, or of all together."""
     singles = [(layer, fold([layer], channels)) for layer in layers]
     alone = [la.name for la, one in singles if not (one.finite(dtype) and one.inverted().finite(dtype))]
     where = alone[0] if alone else f"{layers[0].name} to {layers[-1].name}, folded into one"
     wider = "" if dtype == torch.float64 else ', or take dtype="float64"'
     kind = str(dtype).removeprefix("torch.")
-    return f"{where}: its map or the inverse of it overflows in {kind}; was its training stable? Train it anew{wider}"
+    return CheckpointError(
+        f"its map or the inverse of it overflows in {kind}; was its training stable? Train it anew{wider}",
+        argument=where,
+    )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .blocks import NormAct
 from .embeddings import FourierFeatures, LearnedTimes, Sinusoids, TimeEmbedding
 from .unet_blocks import MidBlock, down_block, up_block
@@ -68,7 +69,7 @@ class UNet(nn.Module):
 
     def _class_embedding(self, label: Tensor | None, x: Tensor) -> Tensor:
         if label is None:
-            raise ValueError("label: this network embeds classes and needs an int64 tensor [B]")
+            raise ConfigError("this network embeds classes and needs an int64 tensor [B]", argument="label")
         assert self.class_embedding is not None
         if self.config.class_embed_type == "timestep":
             label = self.time_proj(label).to(x.dtype)

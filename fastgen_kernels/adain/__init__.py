@@ -81,7 +81,7 @@ def adain(
     Gradients flow to every tensor. A sample's bits do not depend on its batch.
 
     Raises:
-        ValueError: naming the argument, what was expected and what was received.
+        OperandError: naming the argument, what was expected and what was received.
 
     >>> content, style = torch.randn(1, 8, 16, 16), torch.randn(1, 8, 9, 9) * 3.0 + 1.0
     >>> y = adain(content, style=style)

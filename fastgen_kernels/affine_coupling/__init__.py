@@ -70,7 +70,7 @@ def affine_coupling(
     x, network and rescale.
 
     Raises:
-        ValueError: naming the argument, what was expected and what was received.
+        OperandError: naming the argument, what was expected and what was received.
     """
     checks.arguments(x, network, scale, eps, bound, slope, rescale, mask, parity, parameters)
     function: Callable[..., tuple[Tensor, Tensor]]

@@ -1,4 +1,4 @@
-"""Checks of the affine coupling's arguments; each failure is a ValueError that names the argument."""
+"""Checks of the affine coupling's arguments; each failure is an OperandError that names the argument."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def group_norm(
     Gradients flow to all tensors.
 
     Raises:
-        ValueError: naming the argument, what was expected and what was received; x and skip of unlike layouts too.
+        OperandError: naming the argument, what was expected and what was received; x and skip of unlike layouts too.
     """
     num_groups, eps = _check(x, num_groups, weight, bias, eps, skip, add, scale, shift)
     if direct(x.device.type):
@@ -90,7 +90,7 @@ def _check(
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> tuple[int, float]:
-    """ValueError where an argument is wrong; `num_groups` and `eps` as Python's numbers."""
+    """OperandError where an argument is wrong; `num_groups` and `eps` as Python's numbers."""
     check.rank("x", x, 4, "[B, C, H, W]")
     check.dtype("x", x, DTYPES)
     batch, channels, height, width = x.shape

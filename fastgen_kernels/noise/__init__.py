@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..check import OperandError
 from ..op import select
 from . import reference
 
@@ -53,14 +54,16 @@ def normals(
         (:func:`error_bound`).
 
     Raises:
-        ValueError: naming the argument, what was expected and what was received.
+        OperandError: naming the argument, what was expected and what was received.
     """
     if stream not in STREAMS:
-        raise ValueError(f"stream: expected one of {list(STREAMS)}, received {stream!r}")
+        raise OperandError(f"expected one of {list(STREAMS)}, received {stream!r}", argument="stream")
     if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype: expected torch.float32 or torch.float64, received {dtype}")
+        raise OperandError(f"expected torch.float32 or torch.float64, received {dtype}", argument="dtype")
     if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
-        raise ValueError(f"shape: expected positive sizes of at most 2^30 elements, received {tuple(shape)}")
+        raise OperandError(
+            f"expected positive sizes of at most 2^30 elements, received {tuple(shape)}", argument="shape"
+        )
     seeds = _pairs_column("seeds", seeds, signed_seeds, (torch.int64,), device)
     if isinstance(steps, int):
         steps = _host_steps([steps]).to(seeds.device).expand_as(seeds).contiguous()
@@ -68,24 +71,24 @@ def normals(
         dtypes = (torch.int64, torch.int32)
         steps = _pairs_column("steps", steps, _host_steps, dtypes, seeds.device).to(torch.int64)
     if steps.shape != seeds.shape:
-        raise ValueError(
-            f"steps: expected one per seed ({seeds.shape[0]}), received shape {tuple(steps.shape)}"
+        raise OperandError(
+            f"expected one per seed ({seeds.shape[0]}), received shape {tuple(steps.shape)}", argument="steps"
         )
     return _normals(seeds, steps, STREAMS[stream], math.prod(shape), dtype).view(seeds.shape[0], *shape)
 
 
 def signed_seeds(seeds: Sequence[int]) -> Tensor:
-    """Seeds in [-2^63, 2^64) as int64 [B] of the same 64 bits, on the CPU. ValueError for others."""
+    """Seeds in [-2^63, 2^64) as int64 [B] of the same 64 bits, on the CPU. OperandError for others."""
     for seed in seeds:
         if type(seed) is not int or not -(1 << 63) <= seed < 1 << 64:
-            raise ValueError(f"seeds: expected integers of 64 bits, received {seed!r}")
+            raise OperandError(f"expected integers of 64 bits, received {seed!r}", argument="seeds")
     return torch.tensor([s - (1 << 64) if s >= 1 << 63 else s for s in seeds], dtype=torch.int64)
 
 
 def _host_steps(steps: Sequence[int]) -> Tensor:
     for step in steps:
         if type(step) is not int or not 0 <= step < 1 << 32:
-            raise ValueError(f"steps: expected integers from 0 to 2^32 - 1, received {step!r}")
+            raise OperandError(f"expected integers from 0 to 2^32 - 1, received {step!r}", argument="steps")
     return torch.tensor(list(steps), dtype=torch.int64)
 
 
@@ -101,9 +104,9 @@ def _pairs_column(
     elif device is not None:
         value = value.to(device)
     if value.dtype not in dtypes:
-        raise ValueError(f"{name}: expected {' or '.join(map(str, dtypes))}, received {value.dtype}")
+        raise OperandError(f"expected {' or '.join(map(str, dtypes))}, received {value.dtype}", argument=name)
     if value.dim() != 1 or value.shape[0] == 0:
-        raise ValueError(f"{name}: expected shape [B] with B >= 1, received {tuple(value.shape)}")
+        raise OperandError(f"expected shape [B] with B >= 1, received {tuple(value.shape)}", argument=name)
     return value.contiguous()
 
 

@@ -52,7 +52,7 @@ def patch_conv(
     `torch.backends.cudnn.allow_tf32`). Gradients flow to x, weight and bias.
 
     Raises:
-        ValueError: naming the argument, what was expected and what was received.
+        OperandError: naming the argument, what was expected and what was received.
     """
     check_arguments(x, weight, bias, stride)
     if negative_slope is not None and (
@@ -69,7 +69,7 @@ def patch_conv(
 
 
 def check_arguments(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:
-    """ValueError unless the arguments are as :func:`patch_conv` describes them.
+    """OperandError unless the arguments are as :func:`patch_conv` describes them.
 
     All are looked at in one expression, and in words where it fails: a small layer takes 35 us on CPU.
     """
@@ -144,7 +144,7 @@ def _fused(
 
 
 def check_kernel(x: Tensor, weight: Tensor) -> None:
-    """ValueError where checked arguments are more than the kernels hold, if not the PyTorch path."""
+    """OperandError where checked arguments are more than the kernels hold, if not the PyTorch path."""
     if x.dtype == torch.float64:
         check.fail("x", "float32, float16 or bfloat16 in the kernel (or use('reference'))", x.dtype)
     batch, inputs, height, width = x.shape

@@ -29,7 +29,7 @@ def patch_score(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride
         [B] float32 (float64 of a float64 x); patches are not rounded to x's type on the way.
 
     Raises:
-        ValueError: naming the argument, what was expected and what was received.
+        OperandError: naming the argument, what was expected and what was received.
     """
     check_arguments(x, weight, bias, stride)
     if weight.shape[0] != 1:

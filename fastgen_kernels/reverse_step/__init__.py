@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import check
+from ..check import OperandError
 from ..op import Budget, Op, differentiate_through, select
 from . import cases, cpu, reference, row
 
@@ -67,7 +68,7 @@ def reverse_step(
     are zero does not touch the result.
 
     Raises:
-        ValueError: naming the argument, what was expected and what was received.
+        OperandError: naming the argument, what was expected and what was received.
     """
     _check(x, h, F, rows, seeds, learned, noise)
     return torch.ops.fastgen.reverse_step(x, h, F, rows, seeds, learned, noise)
@@ -92,15 +93,16 @@ def reverse_step_out(
     """
     _check(x, h, F, rows, seeds, learned, noise)
     if torch.is_grad_enabled() and (x.requires_grad or h.requires_grad or F.requires_grad):
-        raise ValueError(
+        raise OperandError(
             "reverse_step_out has no gradient, expected tensors that need none: call it under "
             "torch.no_grad(), or use reverse_step"
         )
     batch, channels = x.shape[:2]
     check.tensor("y", y, (F.shape[0], channels, *x.shape[2:]), (F.dtype,), x.device)
     if not y.is_contiguous(memory_format=reference.network_format(F)):
-        raise ValueError(
-            f"y: expected F's memory format ({reference.network_format(F)}), received strides {y.stride()}"
+        raise OperandError(
+            f"expected F's memory format ({reference.network_format(F)}), received strides {y.stride()}",
+            argument="y",
         )
     check.tensor("cursor", cursor, (batch,), (torch.int32,), x.device)
     check.contiguous("cursor", cursor)
@@ -111,50 +113,61 @@ def _check(
     x: Tensor, h: Tensor, F: Tensor, rows: Tensor, seeds: Tensor, learned: int, noise: Tensor | None
 ) -> None:
     if x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"x: expected torch.float32 or torch.float64, received {x.dtype}")
+        raise OperandError(f"expected torch.float32 or torch.float64, received {x.dtype}", argument="x")
     if x.dim() != 4 or 0 in x.shape:
-        raise ValueError(f"x: expected shape [B, C, H, W], all positive, received {tuple(x.shape)}")
+        raise OperandError(
+            f"expected shape [B, C, H, W], all positive, received {tuple(x.shape)}", argument="x"
+        )
     check.contiguous("x", x)
     batch, channels, height, width = x.shape
     if batch > MAX_BATCH:
-        raise ValueError(f"x: expected at most {MAX_BATCH} samples, received {batch}")
+        raise OperandError(f"expected at most {MAX_BATCH} samples, received {batch}", argument="x")
     if channels * height * width >= MAX_ELEMENTS:
-        raise ValueError(f"x: expected fewer than 2^30 elements a sample, received shape {tuple(x.shape)}")
+        raise OperandError(
+            f"expected fewer than 2^30 elements per sample, received shape {tuple(x.shape)}", argument="x"
+        )
 
     if h.dim() != 5 or h.shape[0] > row.MAX_SLOTS:
-        raise ValueError(
-            f"h: expected shape [K, B, C, H, W] with K <= {row.MAX_SLOTS}, received {tuple(h.shape)}"
+        raise OperandError(
+            f"expected shape [K, B, C, H, W] with K <= {row.MAX_SLOTS}, received {tuple(h.shape)}",
+            argument="h",
         )
     check.tensor("h", h, (h.shape[0], *x.shape), (x.dtype,), x.device)
     if h.shape[0] and h.stride()[1:] != x.stride() and not h[0].is_contiguous():
-        raise ValueError(f"h: expected each h[k] contiguous, received strides {h.stride()}")
+        raise OperandError(f"expected each h[k] contiguous, received strides {h.stride()}", argument="h")
 
     if learned not in (0, 1, 2):
-        raise ValueError(f"learned: expected 0, 1 or 2, received {learned!r}")
+        raise OperandError(f"expected 0, 1 or 2, received {learned!r}", argument="learned")
     network_channels = channels * 2 if learned else channels
     if (
         F.dim() != 4
         or F.shape[0] not in (batch, 2 * batch)
         or F.shape[1:] != (network_channels, height, width)
     ):
-        raise ValueError(
-            f"F: expected shape [{batch} or {2 * batch}, {network_channels}, {height}, {width}] "
-            f"(x has shape {tuple(x.shape)}, learned = {learned}), received {tuple(F.shape)}"
+        raise OperandError(
+            f"expected shape [{batch} or {2 * batch}, {network_channels}, {height}, {width}] "
+            f"(x has shape {tuple(x.shape)}, learned = {learned}), received {tuple(F.shape)}",
+            argument="F",
         )
     if STATE_OF_NETWORK.get(F.dtype) != x.dtype:
         allowed = [str(dtype) for dtype, state in STATE_OF_NETWORK.items() if state == x.dtype]
-        raise ValueError(f"F: expected {' or '.join(allowed)} with x in {x.dtype}, received {F.dtype}")
+        raise OperandError(
+            f"expected {' or '.join(allowed)} with x in {x.dtype}, received {F.dtype}", argument="F"
+        )
     if F.device != x.device:
-        raise ValueError(f"F: expected a tensor on {x.device}, where x is, received one on {F.device}")
+        raise OperandError(
+            f"expected a tensor on {x.device}, where x is, received one on {F.device}", argument="F"
+        )
     if not F.is_contiguous():
         if not F.is_contiguous(memory_format=torch.channels_last):
-            raise ValueError(
-                f"F: expected a contiguous or channels-last tensor, received strides {F.stride()}"
+            raise OperandError(
+                f"expected a contiguous or channels-last tensor, received strides {F.stride()}", argument="F"
             )
         if height * width % 4:
-            raise ValueError(
-                "F: channels-last needs H*W to be a multiple of 4 (noise comes in blocks of 4 elements), "
-                f"received {height}x{width}: pass F.contiguous()"
+            raise OperandError(
+                "channels-last needs H*W to be a multiple of 4 (noise comes in blocks of 4 elements), "
+                f"received {height}x{width}: pass F.contiguous()",
+                argument="F",
             )
 
     check.tensor("rows", rows, (batch, row.ROW_WORDS), (x.dtype,), x.device)
@@ -163,7 +176,9 @@ def _check(
     check.contiguous("seeds", seeds)
     if noise is not None:
         if x.device.type == "cuda":
-            raise ValueError("noise: expected None on CUDA, where the kernel makes it, received a tensor")
+            raise OperandError(
+                "expected None on CUDA, where the kernel makes it, received a tensor", argument="noise"
+            )
         check.tensor("noise", noise, tuple(x.shape), (x.dtype,), x.device)
         check.contiguous("noise", noise)
 
@@ -274,11 +289,14 @@ def _launch(
     noise: Tensor | None,
 ) -> None:
     if x.dtype != torch.float32:
-        raise ValueError(
-            f"x: the kernel takes torch.float32, received {x.dtype}: use fastgen_kernels.use('reference')"
+        raise OperandError(
+            f"the kernel takes torch.float32, received {x.dtype}: use fastgen_kernels.use('reference')",
+            argument="x",
         )
     if noise is not None:
-        raise ValueError("noise: the kernel makes it, expected None: use fastgen_kernels.use('reference')")
+        raise OperandError(
+            "the kernel makes it, expected None: use fastgen_kernels.use('reference')", argument="noise"
+        )
     from . import kernel
 
     kernel.launch(x, h, F, y, rows, cursor, seeds, learned)

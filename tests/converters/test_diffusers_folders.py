@@ -21,6 +21,7 @@ from fastgen.cli import main
 from fastgen.converters import CONVERTERS, Tensors, build, detect, save, write
 from fastgen.converters.diffusers import CONVERTER
 from fastgen.errors import CheckpointError, ConfigError, FastgenError
+from tests.refusals import refused
 
 from .folders import TINY, pipeline, saved
 
@@ -72,10 +73,10 @@ def test_bin_executes_nothing(folder: Path, tmp_path: Path) -> None:
 
     for content in ({"conv_in.weight": Evil()}, Evil()):
         (folder / "unet" / f"{STEM}.bin").write_bytes(pickle.dumps(content, protocol=2))
-        with pytest.raises(CheckpointError, match=r"\.bin: "):
+        with refused(CheckpointError, folder / "unet" / f"{STEM}.bin"):
             fastgen.load(folder)
         torch.save(content, folder / "unet" / f"{STEM}.bin")
-        with pytest.raises(CheckpointError, match="holds more than tensors"):
+        with refused(CheckpointError, folder / "unet" / f"{STEM}.bin"):
             fastgen.load(folder)
     assert not (tmp_path / "touched").exists()
 
@@ -86,13 +87,13 @@ def test_variant(original: Path, tmp_path: Path) -> None:
     engine = fastgen.load(tmp_path, variant="fp16", device="cpu")
     assert same(tensors(tmp_path, "fp16"), {n: t.half() for n, t in tensors(original).items()})
     assert engine.sample(1, seed=0, steps=2).isfinite().all()
-    with pytest.raises(
-        CheckpointError, match=rf"no {STEM}.safetensors .* there is {STEM}.fp16.safetensors; .*variant="
+    with refused(
+        CheckpointError, tmp_path / "unet", f"{STEM}.safetensors", f"{STEM}.fp16.safetensors", "variant="
     ):
         fastgen.load(tmp_path)
-    with pytest.raises(CheckpointError, match=r"no .*\.ema\.safetensors .*\(variant 'ema'\)"):
+    with refused(CheckpointError, tmp_path / "unet", ".ema.safetensors"):
         fastgen.load(tmp_path, variant="ema")
-    with pytest.raises(ConfigError, match=r"variant: 'fp16' was asked for, but .* is a fastgen model"):
+    with refused(ConfigError, None, "fp16"):
         fastgen.load("zoo:ddpm-mnist", variant="fp16")
 
 
@@ -120,7 +121,7 @@ def test_an_index_stays_in_its_folder(folder: Path) -> None:
     path.rename(folder / "outside.safetensors")
     index = path.with_suffix(".safetensors.index.json")
     index.write_text(json.dumps({"weight_map": {"conv_in.weight": "../outside.safetensors"}}))
-    with pytest.raises(CheckpointError, match="is not the name of a file beside it"):
+    with refused(CheckpointError, folder / "unet" / f"{STEM}.safetensors.index.json"):
         fastgen.load(folder)
 
 
@@ -297,10 +298,7 @@ def test_what_converts_but_does_not_run(tmp_path: Path) -> None:
     report = fastgen.convert(tmp_path / "m", tmp_path / "ours")
     assert "time_embedding_type=fourier" in " ".join(report.mapped)
     for folder in ("m", "ours"):
-        with pytest.raises(
-            ConfigError,
-            match=r"time_embedding_type: a fourier network takes sigma .* supported with it: the processes ve",
-        ):
+        with refused(ConfigError, "time_embedding_type"):
             fastgen.load(tmp_path / folder, device="cpu")
 
 
@@ -308,7 +306,7 @@ def test_weights_that_are_not_numbers(folder: Path) -> None:
     path = folder / "unet" / f"{STEM}.safetensors"
     state = load_file(path)
     save_file({**state, "conv_in.bias": state["conv_in.bias"] * float("nan")}, path)
-    with pytest.raises(CheckpointError, match=r"conv_in.bias holds values that are not finite"):
+    with refused(CheckpointError, f"{folder / 'unet' / STEM}.safetensors: conv_in.bias"):
         fastgen.load(folder, device="cpu")
 
 
@@ -353,9 +351,7 @@ def test_written_files_are_whole_safetensors(folder: Path, tmp_path: Path) -> No
     assert spec.provenance["sha256"] == file_sha256(tmp_path / "ours" / "model.safetensors")
     assert sorted(p.name for p in (tmp_path / "ours").iterdir()) == ["config.json", "model.safetensors"]
     huge = Tensors({"a": (2,)}, lambda name: torch.tensor([1.0, 1e6]), "x")
-    with pytest.raises(
-        CheckpointError, match=r"x: a holds values too large for torch.float16; choose bfloat16"
-    ):
+    with refused(CheckpointError, "x: a", "torch.float16"):
         write(tmp_path / "ours" / "model.safetensors", huge, torch.float16)
     assert same(load_file(tmp_path / "ours" / "model.safetensors"), state)  # the old file is still there
 
@@ -453,7 +449,7 @@ def test_two_names_of_one_tensor(folder: Path) -> None:
     save_file({**state, twin: state[name].clone()}, path)
     assert "the same as" in CONVERTER.read(folder, None).report.ignored[-1]
     save_file({**state, twin: state[name] + 1}, path)
-    with pytest.raises(CheckpointError, match="are names of one tensor, and their values differ"):
+    with refused(CheckpointError, folder / "unet" / f"{STEM}.safetensors"):
         fastgen.load(folder, device="cpu")
 
 
@@ -472,14 +468,14 @@ def test_the_report_stays_with_the_model(
 
 def test_learned_times_and_the_schedule(tmp_path: Path) -> None:
     saved(tmp_path / "short", TINY | {"time_embedding_type": "learned", "num_train_timesteps": 500})
-    with pytest.raises(ConfigError, match="the network learnt 500 timesteps, the noise schedule has 1000"):
+    with refused(ConfigError, "num_train_timesteps", "500", "1000"):
         fastgen.load(tmp_path / "short", device="cpu")
     folder = saved(tmp_path / "m", TINY | {"time_embedding_type": "learned", "num_train_timesteps": 1000})
     assert fastgen.load(folder, device="cpu").sample(1, seed=0, steps=2, solver="euler").isfinite().all()
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "DDPMScheduler", "prediction_type": "v_prediction"}))
-    with pytest.raises(ConfigError, match="timestep_type: continuous hands on"):
+    with refused(ConfigError, "timestep_type"):
         fastgen.load(folder, device="cpu").sample(1, steps=2, solver="euler", timestep_type="continuous")
     change(path, _class_name="EulerDiscreteScheduler", timestep_type="continuous")
-    with pytest.raises(ConfigError, match="timestep_type: continuous hands on"):
+    with refused(ConfigError, "timestep_type"):
         fastgen.load(folder, device="cpu")

@@ -17,6 +17,7 @@ from fastgen.diffusion.processes import process_from_config
 from fastgen.engines.diffusion.settings import DiffusionSettings
 from fastgen.errors import ConfigError
 from tests.converters.test_diffusers_schedulers import scheduler_class, settings_of
+from tests.refusals import refused
 
 DISCRETE = [name for name, rule in RULES.items() if rule.process is None]
 
@@ -234,9 +235,7 @@ def test_classes_are_chosen_by_process_and_solver() -> None:
     schedule = {"process": "edm"}
     assert class_name(DiffusionSettings(schedule=schedule, solver="euler")) == "EDMEulerScheduler"
     assert class_name(DiffusionSettings(schedule={}, solver="euler")) == "EulerDiscreteScheduler"
-    with pytest.raises(
-        ConfigError, match="no scheduler for heun on the process edm; it has them for euler, dpm"
-    ):
+    with refused(ConfigError, "solver"):
         class_name(DiffusionSettings(schedule=schedule, solver="heun"))
 
 
@@ -245,15 +244,15 @@ def test_what_diffusers_cannot_hold_is_said() -> None:
     ours = DiffusionSettings(schedule={}, solver="euler", solver_options={"clip_sample": True})
     assert from_settings(ours, report)[1] == {"clip_sample": True}
     assert report.ignored == ["clip_sample=True: EulerDiscreteScheduler has no such option"]
-    for schedule, solver, message in (
-        ({"beta_schedule": "sigmoid"}, "ddim", "beta_schedule: diffusers' DDIMScheduler has no sigmoid"),
+    for schedule, solver, argument in (
+        ({"beta_schedule": "sigmoid"}, "ddim", "beta_schedule"),
         (
             {"rescale_betas_zero_snr": True, "prediction_type": "sample"},
             "heun",
-            "rescale_betas_zero_snr: diffusers'",
+            "rescale_betas_zero_snr",
         ),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with refused(ConfigError, argument):
             from_settings(DiffusionSettings(schedule=schedule, solver=solver), Report())
 
 
@@ -345,9 +344,7 @@ def test_what_is_told_and_where_runs_start() -> None:
 
 def test_refusals_under_use_flow_sigmas_say_so() -> None:
     raw = {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True, "use_karras_sigmas": True}
-    with pytest.raises(
-        ConfigError, match="not supported for DPMSolverMultistepScheduler with use_flow_sigmas"
-    ):
+    with refused(ConfigError, "x", "DPMSolverMultistepScheduler", "use_flow_sigmas"):
         to_settings({**raw, "prediction_type": "flow_prediction"}, "x", Report())
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastgen.converters import CONVERTERS
 from fastgen.converters.weights import Found, open_weights
 from fastgen.errors import CheckpointError, ConfigError
+from tests.refusals import refused
 
 from . import test_flow_rosinality, test_flow_uva
 
@@ -109,31 +110,34 @@ def saved(path: Path, value: Tensor, **others: Tensor) -> Path:
 
 @pytest.mark.filterwarnings("ignore")  # of torch, about quantised and sparse tensors
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "mentions"),
     [
         (
             lambda: torch.zeros(1).expand(10**6, 2 * 10**5),
-            "800000000000 bytes, of which the file has 4; expanded",
+            ("800000000000", "4"),
         ),
         (
             lambda: torch.zeros(4).as_strided((3, 2), (1, 1)),
-            r"shape \[3, 2\], 24 bytes, of which the file has 16",
+            ("[3, 2]", "24", "16"),
         ),
-        (lambda: torch.zeros(10**12, 0), r"weight has shape \[1000000000000, 0\], in a file of"),
-        (lambda: torch.eye(3).to_sparse(), "weight is a tensor of layout torch.sparse_coo; supported: dense"),
-        (lambda: torch.eye(3).to_sparse_csr(), "weight is a tensor of layout torch.sparse_csr"),
-        (lambda: torch.ones(10**9, device="meta"), "weight is a tensor without values"),
-        (lambda: torch.ones(3, dtype=torch.complex64), "weight is a tensor of torch.complex64"),
-        (lambda: torch.ones(3).to(torch.float8_e4m3fn), "weight is a tensor of torch.float8_e4m3fn"),
+        (lambda: torch.zeros(10**12, 0), ("[1000000000000, 0]",)),
+        (lambda: torch.eye(3).to_sparse(), ("torch.sparse_coo",)),
+        (lambda: torch.eye(3).to_sparse_csr(), ("torch.sparse_csr",)),
+        (lambda: torch.ones(10**9, device="meta"), ("meta",)),
+        (lambda: torch.ones(3, dtype=torch.complex64), ("torch.complex64",)),
+        (lambda: torch.ones(3).to(torch.float8_e4m3fn), ("torch.float8_e4m3fn",)),
         (
             lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
-            "weight is a quantised tensor",
+            (),
         ),
     ],
 )
-def test_what_a_tensor_may_not_be(make: Callable[[], Tensor], message: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=message):
-        open_weights(Found((saved(tmp_path, make()),)))
+def test_what_a_tensor_may_not_be(
+    make: Callable[[], Tensor], mentions: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = saved(tmp_path, make())
+    with refused(CheckpointError, f"{path}: weight", *mentions):
+        open_weights(Found((path,)))
 
 
 def test_tensors_that_share_their_values(tmp_path: Path) -> None:
@@ -144,7 +148,7 @@ def test_tensors_that_share_their_values(tmp_path: Path) -> None:
     assert torch.equal(found.get("turned"), whole.T)
     large = torch.randn(1 << 16)
     path = saved(tmp_path, large, **{f"n{i}": large for i in range(1000)})
-    with pytest.raises(CheckpointError, match="bytes, but its tensors would take"):
+    with refused(CheckpointError, path):
         open_weights(Found((path,)))
 
 
@@ -157,7 +161,7 @@ def test_the_old_form_of_files(tmp_path: Path) -> None:
     torch.save(
         {"a": torch.zeros(1).expand(10**9)}, tmp_path / "flow.pt", _use_new_zipfile_serialization=False
     )
-    with pytest.raises(CheckpointError, match="of which the file has 4"):
+    with refused(CheckpointError, f"{tmp_path / 'flow.pt'}: a", "4"):
         open_weights(Found((tmp_path / "flow.pt",)))
 
 
@@ -196,7 +200,7 @@ def test_numbers_far_beyond_the_others(source: str, name: str, message: str, tmp
 def test_more_parts_than_are_built(tmp_path: Path) -> None:
     state = {**rosinality(), **{f"blocks.{i}.x": torch.zeros(1) for i in range(2, 9)}}
     torch.save(state, tmp_path / "flow.pt")
-    with pytest.raises(ConfigError, match="blocks: has 9 parts; at most 8 are supported"):
+    with refused(ConfigError, tmp_path / "flow.pt", "blocks", "9", "8"):
         CONVERTERS["rosinality"].read(tmp_path / "flow.pt", None, {"img_size": 8})
 
 
@@ -227,5 +231,5 @@ def test_a_matrix_that_is_no_permutation(source: str, name: str | None, tmp_path
         same_row,
     ):
         torch.save({**state, name: wrong}, tmp_path / "flow.pt")
-        with pytest.raises(CheckpointError, match=re.escape(f"{name}: expected a permutation matrix")):
+        with refused(CheckpointError, f"{tmp_path / 'flow.pt'}: {name}"):
             CONVERTERS[kind].read(tmp_path / "flow.pt", None, assume)

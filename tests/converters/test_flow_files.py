@@ -21,6 +21,7 @@ from fastgen.converters.flows.rosinality import RosinalityOptions
 from fastgen.converters.flows.uva import UvaOptions
 from fastgen.converters.flows.zuko import ZukoOptions
 from fastgen.errors import CheckpointError, ConfigError
+from tests.refusals import refused
 
 PAGE = Path(__file__).parents[2] / "docs" / "from-other-flows.md"
 OPTIONS = {
@@ -70,21 +71,17 @@ def test_convert_and_load(name: str, tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     path = tmp_path / "flow.pt"
     torch.save({"weight": torch.ones(1)}, path)
-    with pytest.raises(
-        CheckpointError, match="a file with tensors of no model that is known; known files: coupling"
-    ):
+    with refused(CheckpointError, path):
         fastgen.load(path)
     torch.save(nn.Linear(1, 1), path)
-    with pytest.raises(
-        CheckpointError, match="holds more than tensors, or is damaged; pickles are not executed"
-    ):
+    with refused(CheckpointError, path):
         fastgen.load(path)
     torch.save(state(), path)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(CheckpointError, match=r"not a whole file of torch\.save"):
+    with refused(CheckpointError, path, "torch.save"):
         fastgen.load(path)
     path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="is empty"):
+    with refused(CheckpointError, path):
         fastgen.load(path)
 
 
@@ -92,13 +89,13 @@ def test_arguments_that_make_no_sense(tmp_path: Path) -> None:
     torch.save(state(), tmp_path / "flow.pt")
     fastgen.convert(tmp_path / "flow.pt", tmp_path / "ours")
     calls: list[tuple[Any, dict[str, Any], str]] = [
-        (tmp_path / "flow.pt", {"variant": "fp16"}, "is one file, which has none"),
-        (tmp_path / "ours", {"assume": {"slope": 0.1}}, "is a fastgen model, which says everything itself"),
-        (nn.Linear(1, 1), {}, r"torch.nn.modules.linear.Linear: is of no project that is known"),
-        (nn.Linear(1, 1), {"variant": "fp16"}, "the source is a live module, which has none"),
+        (tmp_path / "flow.pt", {"variant": "fp16"}, "variant"),
+        (tmp_path / "ours", {"assume": {"slope": 0.1}}, "assume"),
+        (nn.Linear(1, 1), {}, "torch.nn.modules.linear.Linear"),
+        (nn.Linear(1, 1), {"variant": "fp16"}, "revision, variant"),
     ]
-    for source, arguments, message in calls:
-        with pytest.raises(ConfigError, match=message):
+    for source, arguments, argument in calls:
+        with refused(ConfigError, argument):
             fastgen.load(source, **arguments)
     assert main(["convert", str(tmp_path / "flow.pt"), str(tmp_path / "x"), "--assume", "slope"]) != 0
     assert not (tmp_path / "x").exists()

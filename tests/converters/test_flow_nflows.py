@@ -21,6 +21,8 @@ pytest.importorskip("nflows")
 from nflows import distributions, flows, transforms
 from nflows.nn.nets import MLP, ResidualNet
 
+from tests.refusals import refused
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated"),
     pytest.mark.filterwarnings("ignore:Use PointwiseAffineTransform"),
@@ -133,7 +135,7 @@ def test_a_layer_without_tensors_in_a_file(tmp_path: Path) -> None:
         flow(coupling([1, 0, 1, 0, 1]), transforms.Tanh(), transforms.ActNorm(5)).state_dict(),
         tmp_path / "f.pt",
     )
-    with pytest.raises(ConfigError, match=r"_transforms.1 has no tensors.*convert the live module"):
+    with refused(ConfigError, tmp_path / "f.pt", "_transforms.1"):
         fastgen.load(tmp_path / "f.pt")
 
 
@@ -145,33 +147,39 @@ def test_dropout_is_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "message"),
+    ("layers", "about"),
     [
-        ([transforms.Tanh()], "_transforms.0: Tanh is not supported; supported: Flow of CompositeTransform"),
+        ([transforms.Tanh()], ("nflows.flows.base.Flow", "CompositeTransform")),
         (
             [transforms.MaskedAffineAutoregressiveTransform(5, 8)],
-            "MaskedAffineAutoregressiveTransform is not supported",
+            ("nflows.flows.base.Flow", "MaskedAffineAutoregressiveTransform"),
         ),
-        ([coupling([1, 0, 1, 0, 1], use_batch_norm=True)], "blocks.0: use_batch_norm is not supported"),
+        (
+            [coupling([1, 0, 1, 0, 1], use_batch_norm=True)],
+            ("nflows.flows.base.Flow: _transform._transforms.0", "use_batch_norm"),
+        ),
         (
             [coupling([1, 0, 1, 0, 1], activation=torch.sin)],
-            "the activation sin is not supported; supported: relu",
+            ("nflows.flows.base.Flow: _transform._transforms.0: transform_net.blocks.0",),
         ),
-        ([transforms.RandomPermutation(5, dim=2)], "a RandomPermutation of dimension 2 is not supported"),
+        ([transforms.RandomPermutation(5, dim=2)], ("nflows.flows.base.Flow", "RandomPermutation")),
         (
             [transforms.AffineCouplingTransform([1, 0, 1], lambda i, o: MLP([i], [o], [8]))],
-            "transform_net: MLP is not supported; supported: ResidualNet",
+            ("nflows.flows.base.Flow: _transform._transforms.0", "transform_net", "ResidualNet"),
         ),
         (
             [coupling([1, 0, 1, 0, 1]), coupling([1, 0, 1, 0, 1], hidden_features=9)],
-            r"the networks' width is \(8,\) in one layer and \(9,\) in another",
+            ("nflows.flows.base.Flow",),
         ),
-        ([coupling([1, 0, 1, 0, 1]), coupling([1, 0, 1, 0, 1], True)], "an option is"),
-        ([transforms.LULinear(5), transforms.LULinear(5, eps=0.1)], "lu_eps is 0.001 in one layer and 0.1"),
+        ([coupling([1, 0, 1, 0, 1]), coupling([1, 0, 1, 0, 1], True)], ("nflows.flows.base.Flow",)),
+        (
+            [transforms.LULinear(5), transforms.LULinear(5, eps=0.1)],
+            ("nflows.flows.base.Flow", "lu_eps", "0.001", "0.1"),
+        ),
     ],
 )
-def test_refused(layers: list[nn.Module], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_refused(layers: list[nn.Module], about: tuple[str | None, ...]) -> None:
+    with refused(ConfigError, *about):
         from_module(flow(*layers))
 
 
@@ -182,9 +190,7 @@ def test_another_scale_is_refused() -> None:
     layer.scale_activation = lambda x: torch.sigmoid(x + 2) + 1e-3
     assert not any("scale_activation" in line for line in from_module(theirs).report.assumed)
     layer.scale_activation = lambda x: (F.softplus(x) + 1e-3).clamp(0, 3)
-    with pytest.raises(
-        ConfigError, match=r"_transforms\.0: scale_activation is not supported but for the default"
-    ):
+    with refused(ConfigError, "nflows.flows.base.Flow: _transform._transforms.0", "scale_activation"):
         from_module(theirs)
     theirs = flow(coupling([1, 0, 1, 0, 1], additive=True))
     theirs._transform._transforms[0].scale_activation = torch.exp  # of no effect
@@ -193,9 +199,9 @@ def test_another_scale_is_refused() -> None:
 
 def test_refused_around_the_layers() -> None:
     layer = transforms.ActNorm(5)
-    with pytest.raises(ConfigError, match="embedding_net: a Linear is not supported"):
+    with refused(ConfigError, "nflows.flows.base.Flow", "embedding_net"):
         from_module(flow(layer, embedding_net=nn.Linear(3, 3)))
-    with pytest.raises(ConfigError, match="_distribution: ConditionalDiagonalNormal is not supported"):
+    with refused(ConfigError, "nflows.flows.base.Flow", "ConditionalDiagonalNormal"):
         from_module(flow(layer, base=distributions.ConditionalDiagonalNormal([5])))
 
 

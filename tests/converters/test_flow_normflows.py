@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fastgen
 from fastgen.converters import build, from_module
 from fastgen.errors import CheckpointError, ConfigError
+from tests.refusals import refused
 
 from .flow_cases import BATCH, TOLERANCE, agree, moved, ours
 
@@ -183,7 +184,7 @@ def test_a_glow_in_a_file(name: str, tmp_path: Path) -> None:
     options = {"as published": {"transform": "logit", "alpha": 0.1}, "GlowBase": {"scale_map": "sigmoid_inv"}}
     assume: dict[str, Any] = options.get(name, {"split_mode": "channel_inv"})
     if "GlowBase" in name:
-        with pytest.raises(ConfigError, match="does not say how large the pictures are: give assume="):
+        with refused(ConfigError, tmp_path / "glow.pt", "assume="):
             fastgen.load(tmp_path / "glow.pt", device="cpu", assume=assume)
         assume |= {"height": 8, "width": 8}
     engine = fastgen.load(tmp_path / "glow.pt", device="cpu", assume=assume)
@@ -207,14 +208,14 @@ def test_swaps_in_a_file(tmp_path: Path) -> None:
     )
     fewer = fastgen.load(tmp_path / "flow.pt", device="cpu", assume={**options, "layers": 5})
     assert not torch.allclose(fewer.log_prob(x), theirs.log_prob(x))
-    with pytest.raises(ConfigError, match="layers: 3, but there are tensors of layer 4"):
+    with refused(ConfigError, tmp_path / "flow.pt", "layers", "3", "4"):
         fastgen.load(tmp_path / "flow.pt", device="cpu", assume={"layers": 3})
 
 
 def test_an_output_function_in_a_file(tmp_path: Path) -> None:
     theirs = made("RealNVP, odd, tanh, ActNorm")
     torch.save(theirs.state_dict(), tmp_path / "flow.pt")
-    with pytest.raises(ConfigError, match="has scaled outputs, so an output_fn: say which"):
+    with refused(ConfigError, tmp_path / "flow.pt", "output_fn"):
         fastgen.load(tmp_path / "flow.pt", device="cpu")
     engine = fastgen.load(tmp_path / "flow.pt", device="cpu", assume={"output_fn": "tanh", "leaky": 0.01})
     x = torch.randn(BATCH, 5)
@@ -222,58 +223,67 @@ def test_an_output_function_in_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "message"),
+    ("layers", "about"),
     [
-        (lambda: [nf.flows.Planar((4,))], "flows.0: Planar is not supported; supported: NormalizingFlow"),
+        (lambda: [nf.flows.Planar((4,))], ("normflows.core.NormalizingFlow", "NormalizingFlow")),
         (
             lambda: [nf.flows.CoupledRationalQuadraticSpline(4, 1, 8)],
-            "CoupledRationalQuadraticSpline is not supported",
+            ("normflows.core.NormalizingFlow", "CoupledRationalQuadraticSpline"),
         ),
         (
             lambda: [nf.flows.MaskedAffineFlow(torch.ones(4), None, mlp(4, 8, 4))],
-            "without t is not supported",
+            ("normflows.core.NormalizingFlow",),
         ),
-        (lambda: [masked(4, 0, {"output_fn": "sigmoid"})], r"an output_fn \(Sigmoid\) is not supported"),
-        (lambda: [nf.flows.MaskedAffineFlow(torch.ones(4), mlp(4, 8, 4, output_fn="tanh"))], "an output_fn"),
-        (lambda: [nf.flows.MaskedAffineFlow(torch.ones(4) / 2, mlp(4, 8, 4))], "other numbers than 0 and 1"),
-        (lambda: [block(4), block(4, split="channel_inv")], "split_mode is 'channel' in one layer"),
+        (lambda: [masked(4, 0, {"output_fn": "sigmoid"})], ("normflows.core.NormalizingFlow", "output_fn")),
+        (
+            lambda: [nf.flows.MaskedAffineFlow(torch.ones(4), mlp(4, 8, 4, output_fn="tanh"))],
+            ("normflows.core.NormalizingFlow", "output_fn"),
+        ),
+        (
+            lambda: [nf.flows.MaskedAffineFlow(torch.ones(4) / 2, mlp(4, 8, 4))],
+            ("normflows.core.NormalizingFlow",),
+        ),
+        (
+            lambda: [block(4), block(4, split="channel_inv")],
+            ("normflows.core.NormalizingFlow", "split_mode", "channel"),
+        ),
         (
             lambda: [nf.flows.MaskedAffineFlow(torch.ones(4), nn.Linear(4, 4))],
-            "flows.0.t: Linear is not supported",
+            ("normflows.core.NormalizingFlow", "flows.0.t"),
         ),
     ],
 )
-def test_vectors_refused(layers: Callable[[], list[nn.Module]], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_vectors_refused(layers: Callable[[], list[nn.Module]], about: tuple[str | None, ...]) -> None:
+    with refused(ConfigError, *about):
         from_module(normalizing(4, *layers()))
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "about"),
     [
         (
             lambda m: setattr(m, "transform", nf.transforms.Shift(0.1)),
-            "transform: Shift is not supported; supported: Logit",
+            ("normflows.core.MultiscaleFlow",),
         ),
         (
             lambda m: m.flows[1].insert(0, nf.flows.Squeeze()),
-            "flows.1.0: Squeeze is not supported; supported: GlowBlocks",
+            ("normflows.core.MultiscaleFlow", "flows.1.0", "GlowBlocks"),
         ),
-        (lambda m: setattr(m.merges[0], "mode", "checkerboard"), "merges.0: only Merge"),
-        (lambda m: setattr(m.q0[0], "temperature", 0.7), "q0.0: temperature is 0.7"),
+        (lambda m: setattr(m.merges[0], "mode", "checkerboard"), ("normflows.core.MultiscaleFlow",)),
+        (lambda m: setattr(m.q0[0], "temperature", 0.7), ("normflows.core.MultiscaleFlow", "0.7")),
     ],
 )
-def test_glows_refused(change: Callable[[Any], None], message: str) -> None:
+def test_glows_refused(change: Callable[[Any], None], about: tuple[str | None, ...]) -> None:
     model = made("as published")
     change(model)
-    with pytest.raises(ConfigError, match=message):
+    with refused(ConfigError, *about):
         from_module(model)
 
 
 def test_a_layer_far_beyond_the_others(tmp_path: Path) -> None:
     state = made("NICE").state_dict()
     torch.save({**state, "flows.99999.s": torch.zeros(1, 3)}, tmp_path / "flow.pt")
-    with pytest.raises(ConfigError, match=r"flows\.99999: at most 1024 layers are supported"):
+    with refused(ConfigError, tmp_path / "flow.pt", "flows.99999", "1024"):
         fastgen.load(tmp_path / "flow.pt", device="cpu")
 
 

@@ -13,6 +13,7 @@ from torch import nn
 import fastgen
 from fastgen.converters import CONVERTERS, detect, from_module
 from fastgen.errors import CheckpointError, ConfigError
+from tests.refusals import refused
 
 from .flow_cases import BATCH, TOLERANCE, agree, moved, ours
 
@@ -106,35 +107,38 @@ def test_networks_without_biases(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("assume", "message"),
+    ("assume", "about"),
     [
-        ({"slope": 2.0}, "assume: slope: expected 1e-30 to 0.999, got 2.0"),
-        ({"slop": 0.1}, "assume: unknown key slop; known: activation, leaky_slope, slope"),
-        ({"slope": 0.5}, "assume: slope is 0.001 in zuko"),
+        ({"slope": 2.0}, ("assume: slope", "30", "0.999", "2.0")),
+        ({"slop": 0.1}, ("assume", "leaky_slope")),
+        ({"slope": 0.5}, ("assume", "0.001")),
     ],
 )
-def test_options_are_checked(assume: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_options_are_checked(assume: dict[str, Any], about: tuple[str | None, ...]) -> None:
+    with refused(ConfigError, *about):
         from_module(made("RealNVP"), assume)
 
 
 @pytest.mark.parametrize(
-    ("flow", "message"),
+    ("flow", "about"),
     [
         (
             lambda: zuko.flows.NSF(3),
-            r"transforms.0: MaskedAutoregressiveTransform is not supported; supported: Flow \(NICE",
+            ("zuko.flows.spline.NSF", "MaskedAutoregressiveTransform"),
         ),
         (
             lambda: zuko.flows.RealNVP(
                 3, univariate=zuko.transforms.MonotonicRQSTransform, shapes=[(8,), (8,), (7,)]
             ),
-            "transforms.0: the univariate transform MonotonicRQSTransform is not supported",
+            ("zuko.flows.coupling.RealNVP", "MonotonicRQSTransform"),
         ),
-        (lambda: zuko.flows.RealNVP(3, normalize=True), "hyper.2: the activation LayerNorm is not supported"),
+        (
+            lambda: zuko.flows.RealNVP(3, normalize=True),
+            ("zuko.flows.coupling.RealNVP: transform.transforms.0.hyper.2", "LayerNorm"),
+        ),
         (
             lambda: zuko.flows.RealNVP(3, activation=functools.partial(nn.ELU, alpha=0.5)),
-            r"ELU\(alpha=0.5\) has an option that is not supported",
+            ("zuko.flows.coupling.RealNVP: transform.transforms.0.hyper.1", "alpha=0.5"),
         ),
         (
             lambda: zuko.lazy.Flow(
@@ -143,12 +147,12 @@ def test_options_are_checked(assume: dict[str, Any], message: str) -> None:
                     zuko.distributions.BoxUniform, -torch.ones(3), torch.ones(3)
                 ),
             ),
-            "base: only a DiagNormal is supported",
+            ("zuko.lazy.Flow", "DiagNormal"),
         ),
     ],
 )
-def test_refused(flow: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_refused(flow: Any, about: tuple[str | None, ...]) -> None:
+    with refused(ConfigError, *about):
         from_module(flow())
 
 

@@ -12,6 +12,7 @@ import pytest
 from fastgen.diffusion import EDM, SOLVERS, FlowMatching, NoiseSchedule, SubVPSDE, process_from_config, run
 from fastgen.diffusion.sigmas import SigmaOptions, sigma_points
 from fastgen.errors import ConfigError
+from tests.refusals import refused
 
 from .diffusers_oracle import continuous_run, table_matrix
 from .diffusers_oracle import deviation as matrix_deviation
@@ -126,34 +127,38 @@ def test_whole_runs_equal_diffusers(solver: str, sigma_schedule: str, prediction
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "about"),
     [
-        ({"sigma_min": 5.0, "sigma_max": 2.0}, "sigma_min"),
-        ({"rho": 1e9}, "rho"),
-        ({"prediction_type": "epsilon"}, "prediction_type"),
-        ({"sigma": 1.0}, "unknown key sigma"),
-        ({"sigma_max": float("nan")}, "sigma_max"),
-        ({"process": "edmm"}, "process: expected one of"),
-        ({"process": 3}, "process: expected one of"),
+        ({"sigma_min": 5.0, "sigma_max": 2.0}, ("sigma_min",)),
+        ({"rho": 1e9}, ("process edm: rho",)),
+        ({"prediction_type": "epsilon"}, ("process edm: prediction_type", "prediction_type")),
+        ({"sigma": 1.0}, ("process edm",)),
+        ({"sigma_max": float("nan")}, ("process edm: sigma_max", "sigma_max")),
+        ({"process": "edmm"}, ("process",)),
+        ({"process": 3}, ("process",)),
     ],
 )
-def test_configurations_are_checked(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_configurations_are_checked(values: dict[str, Any], about: tuple[str | None, ...]) -> None:
+    with refused(ConfigError, *about):
         process_from_config({"process": "edm"} | values)
 
 
 def test_configuration_survives_a_round_trip() -> None:
     process = EDM(sigma_min=0.01, sigma_data=1.0, sigma_schedule="exponential")
     assert process_from_config(process.to_config()) == process
-    with pytest.raises(ConfigError, match="sigma_data"):
+    with refused(ConfigError, "process edm: sigma_data", "sigma_data"):
         EDM(sigma_data=-1.0)
 
 
 def test_what_has_no_meaning_is_refused() -> None:
-    for options in ({"timestep_spacing": "trailing"}, {"steps_offset": 1}, {"sigma_max": 5.0}):
-        with pytest.raises(ConfigError, match=r"has no meaning|effect only"):
+    for options, argument in (
+        ({"timestep_spacing": "trailing"}, "timestep_spacing"),
+        ({"steps_offset": 1}, "steps_offset"),
+        ({"sigma_max": 5.0}, "sigma_min, sigma_max"),
+    ):
+        with refused(ConfigError, argument):
             SOLVERS["euler"](EDM(), 10, **options)
-    with pytest.raises(ConfigError, match="ddim steps between the timesteps"):
+    with refused(ConfigError, "solver"):
         SOLVERS["ddim"](EDM(), 10)
-    with pytest.raises(ConfigError, match="steps: expected an int from 1 to 10000"):
+    with refused(ConfigError, "steps", "10000"):
         SOLVERS["euler"](EDM(), 10_001)

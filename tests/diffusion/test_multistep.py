@@ -20,6 +20,7 @@ from fastgen.diffusion.sigmas import SigmaOptions, sigma_points
 from fastgen.diffusion.timesteps import timesteps
 from fastgen.errors import ConfigError
 from fastgen_kernels.reverse_step import row
+from tests.refusals import refused
 
 from .diffusers_oracle import deviation, random_network
 from .golden_multistep import ADAMS, adams_bashforth
@@ -94,13 +95,11 @@ def test_consistency_models() -> None:
     assert point.noise == pytest.approx(((1 - point.x0[0]) / 3.0, -point.x0[1] / 3.0), rel=1e-14)
     assert point.time == 250 * math.log(3.0)
     assert model.natural(40)[[0, -1]] == pytest.approx([80.0, 0.002], rel=1e-12)
-    with pytest.raises(ConfigError, match=r"sigma_min: 3\.0 must be below sigma_max"):
+    with refused(ConfigError, "sigma_min", "3.0", "sigma_max"):
         ConsistencyModel(sigma_min=3.0, sigma_max=2.0)
-    with pytest.raises(ConfigError, match="steps: expected an int from 1 to 40, got int 41"):
+    with refused(ConfigError, "steps", "40", "41"):
         solver_table("consistency", model, 41)
-    with pytest.raises(
-        ConfigError, match="timestep_spacing: trailing has no meaning for the process consistency"
-    ):
+    with refused(ConfigError, "timestep_spacing"):
         solver_table("consistency", model, 4, timestep_spacing="trailing")
 
 
@@ -121,40 +120,43 @@ def test_distilled_timesteps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "options", "message"),
+    ("name", "steps", "options", "about"),
     [
-        ("lcm", 51, {}, "steps: at most original_inference_steps = 50"),
+        ("lcm", 51, {}, ("steps", "original_inference_steps", "50")),
         (
             "tcd",
             4,
             {"original_inference_steps": 1001},
-            "original_inference_steps: at most num_train_timesteps",
+            ("original_inference_steps", "num_train_timesteps"),
         ),
-        ("tcd", 4, {"eta": 1.1}, "eta: expected 0.0 to 1.0"),
-        ("pndm", 3, {}, "steps: pndm takes from 4 to num_train_timesteps // 2 = 500 steps, got 3; use plms"),
-        ("pndm", 501, {}, "steps: pndm takes from 4 to"),
-        ("unipc", 9, {"solver_order": 5}, "solver_order: expected 1 to 4"),
-        ("unipc", 9, {"solver_type": "bh3"}, "solver_type: expected one of bh1, bh2"),
-        ("unipc", 9, {"disable_corrector": [-1]}, r"disable_corrector\[0\]: expected 0 to"),
-        ("unipc", 9, {"sigma_min": 0.1}, "sigma_min, sigma_max: have an effect only with one of"),
-        ("deis", 9, {"solver_order": 4}, "solver_order: expected 1 to 3"),
-        ("sa", 9, {"tau": -1.0}, "tau: expected 0.0 to 10.0"),
-        ("deis", 1000, {"timestep_spacing": "linspace"}, "visit a timestep twice"),
+        ("tcd", 4, {"eta": 1.1}, ("solver tcd: eta", "0.0", "1.0")),
+        ("pndm", 3, {}, ("steps", "num_train_timesteps", "500")),
+        ("pndm", 501, {}, ("steps",)),
+        ("unipc", 9, {"solver_order": 5}, ("solver unipc: solver_order", "solver_order")),
+        ("unipc", 9, {"solver_type": "bh3"}, ("solver unipc: solver_type", "solver_type")),
+        (
+            "unipc",
+            9,
+            {"disable_corrector": [-1]},
+            ("solver unipc: disable_corrector[0]", "disable_corrector", "[0]"),
+        ),
+        ("unipc", 9, {"sigma_min": 0.1}, ("sigma_min, sigma_max",)),
+        ("deis", 9, {"solver_order": 4}, ("solver deis: solver_order", "solver_order")),
+        ("sa", 9, {"tau": -1.0}, ("solver sa: tau", "0.0", "10.0")),
+        ("deis", 1000, {"timestep_spacing": "linspace"}, ("steps",)),
     ],
 )
-def test_refusals(name: str, steps: int, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_refusals(name: str, steps: int, options: dict[str, Any], about: tuple[str | None, ...]) -> None:
+    with refused(ConfigError, *about):
         solver_table(name, NoiseSchedule(), steps, **options)
 
 
 def test_other_processes_are_refused_where_timesteps_are_needed() -> None:
     for name in ("plms", "pndm", "lcm", "tcd"):
-        with pytest.raises(
-            ConfigError, match=f"solver: {name} steps between the timesteps of a NoiseSchedule"
-        ):
+        with refused(ConfigError, "solver", name):
             solver_table(name, FlowMatching(), 8)
     schedule = NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
-    with pytest.raises(ConfigError, match=r"alphas_cumprod is 0 \(zero terminal SNR\)"):
+    with refused(ConfigError, "prediction_type", "alphas_cumprod"):
         solver_table("plms", schedule, 8, timestep_spacing="trailing")
 
 
@@ -186,6 +188,6 @@ def test_sa_adds_noise_where_it_says() -> None:
         assert noisy.any()
     for process in (EDM(), FlowMatching(), FlowMatching(time="unit"), VPSDE(), SubVPSDE(), VESDE()):
         assert np.all(solver_table("sa", process, 10).a[:, row.Z] != 0.0)
-        with pytest.raises(ConfigError, match="tau_start, tau_end: no step from a time between"):
+        with refused(ConfigError, "tau_start, tau_end"):
             solver_table("sa", process, 10, tau_start=2e4, tau_end=8e4)
         assert not solver_table("sa", process, 10, tau=0.0, tau_start=2e4, tau_end=8e4).stochastic

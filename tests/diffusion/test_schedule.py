@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fastgen.diffusion import NoiseSchedule, timesteps
+from tests.refusals import refused
 
 from .diffusers_oracle import in_float64, scheduler
 
@@ -124,11 +125,11 @@ def test_training_helpers_refuse_what_does_not_fit() -> None:
     schedule = NoiseSchedule()
     x = torch.zeros(2, 3)
     for t in (torch.tensor([0, 1000]), torch.tensor([-1, 0]), torch.tensor([0.0, 1.0]), torch.tensor([0])):
-        with pytest.raises(ValueError, match=r"^t: expected"):
+        with refused(ValueError, "t"):
             schedule.add_noise(x, x, t)
-    with pytest.raises(ValueError, match="one shape"):
+    with refused(ValueError, "x0, noise"):
         schedule.add_noise(x, x[:1], torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="zero terminal SNR"):
+    with refused(ValueError, "prediction_type"):
         NoiseSchedule(rescale_betas_zero_snr=True).x0_from(x, x, torch.tensor([0, 1]))
 
 
@@ -156,7 +157,7 @@ def test_timesteps_equal_diffusers(name: str, spacing: str) -> None:
 
 def test_steps_offset() -> None:
     np.testing.assert_array_equal(timesteps(1000, 4, "leading", 1), [751, 501, 251, 1])
-    with pytest.raises(ValueError, match=r"steps_offset: 1 moves the first of 1000 timesteps to 1000"):
+    with refused(ValueError, "steps_offset", "1000"):
         timesteps(1000, 1000, "leading", 1)
-    with pytest.raises(ValueError, match="timestep_spacing"):
+    with refused(ValueError, "timestep_spacing"):
         timesteps(1000, 4, "lagging")

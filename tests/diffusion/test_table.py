@@ -9,6 +9,7 @@ import torch
 from fastgen.diffusion import NoiseSchedule, TableBuilder, idle_row, pack, run, solver_table
 from fastgen.diffusion.table import X0, F, H, X, Z
 from fastgen_kernels.reverse_step import row
+from tests.refusals import refused
 
 DTYPES = [(torch.float32, torch.int32), (torch.float64, torch.int64)]
 
@@ -70,19 +71,19 @@ def test_idle_row_is_the_identity(dtype: torch.dtype, integer: torch.dtype) -> N
 
 def test_pack_refuses() -> None:
     table = two_rows()
-    with pytest.raises(ValueError, match="offset: expected at least 1"):
+    with refused(ValueError, "offset"):
         pack(table, 0)
-    with pytest.raises(ValueError, match="guidance_scale"):
+    with refused(ValueError, "guidance_scale"):
         pack(table, 1, (1.0, 2.0, 3.0))
-    with pytest.raises(ValueError, match="guidance_scale"):
+    with refused(ValueError, "guidance_scale"):
         pack(table, 1, float("nan"))
-    with pytest.raises(ValueError, match="dtype"):
+    with refused(ValueError, "dtype"):
         pack(table, 1, dtype=torch.float16)
     steep = NoiseSchedule(beta_start=0.1, beta_end=0.1, num_train_timesteps=1300)  # alphas_cumprod 3e-60
     assert pack(solver_table("ddim", steep, 1300), 1)[0].isfinite()[:, row.P].all()
     builder = TableBuilder("large")
     builder.add(0, (1e39, 0.0), X)
-    with pytest.raises(ValueError, match=r"large: a coefficient is too large for torch\.float32"):
+    with refused(ValueError, "large", "torch.float32"):
         pack(builder.table(), 1)
     pack(builder.table(), 1, dtype=torch.float64)
 
@@ -91,7 +92,7 @@ def test_builder_refuses_what_is_not_finite() -> None:
     builder = TableBuilder("broken")
     builder.add(9, (1.0, 0.0), X)
     builder.add(4, (1.0, 0.0), np.nan * Z)
-    with pytest.raises(ValueError, match=r"broken: coefficient a of row 1 \(t = 4\.0\) is not finite"):
+    with refused(ValueError, "broken", "4.0"):
         builder.table()
 
 

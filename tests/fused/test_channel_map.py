@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from fastgen.errors import CheckpointError
 from fastgen.fused.channel_map import fold
 from fastgen.models.flow.layers import ActNorm, Affine, Layer, Permutation, Scaling, Standardise
 from fastgen.models.flow.linear import LUConv, PlainConv
+from tests.refusals import refused
 
 KINDS = {
     "actnorm": ActNorm,
@@ -65,7 +65,7 @@ def test_a_singular_matrix_is_refused_with_its_name() -> None:
     layer = PlainConv(3)
     layer.weight.data[2] = layer.weight.data[1]
     layer.name = "scales.1.4"
-    with pytest.raises(CheckpointError, match=r"scales\.1\.4.*singular"):
+    with refused(CheckpointError, "scales.1.4"):
         fold([layer], 3)
 
 
@@ -74,5 +74,5 @@ def test_weights_that_are_not_finite_are_refused(value: float) -> None:
     layer = ActNorm(3)
     layer.loc.data[1] = value
     layer.name = "scales.0.1"
-    with pytest.raises(CheckpointError, match=re.escape("scales.0.1: its weights are not finite")):
+    with refused(CheckpointError, "scales.0.1"):
         fold([layer], 3)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import fastgen
-from fastgen.cli import main, parser
+from fastgen.cli import main
 from fastgen.config import MAX_DEPTH, parse_json
 from fastgen.errors import CheckpointError, ConfigError, DataError, FastgenError
 from fastgen.files import remove_leftovers, write_atomic

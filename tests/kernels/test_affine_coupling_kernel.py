@@ -7,6 +7,7 @@ import torch
 
 from fastgen_kernels import OPS, affine_coupling, affine_coupling_out, use
 from fastgen_kernels.affine_coupling import cases, plan
+from tests.refusals import refused
 
 from .guards import guarded, outside
 
@@ -205,9 +206,7 @@ def test_refusals(kernel_device):
     x = torch.zeros(2, 3, dtype=torch.float64, device=kernel_device)
     far = torch.empty(1, 2, 2, 2, device="meta").as_strided((1, 2, 2, 2), (2**31, 2**30, 2, 1))
     with use("triton"):
-        with pytest.raises(
-            ValueError, match=r"^x: expected torch.float32 for the kernel.*use\('reference'\)"
-        ):
+        with refused(ValueError, "x", "torch.float32", "reference"):
             affine_coupling(x, torch.cat((x, x), 1))
-        with pytest.raises(ValueError, match=r"^x: expected a sample that spans fewer than 2\^30"):
+        with refused(ValueError, "x", "2^30"):
             OP.fused(far, torch.empty(1, 4, 2, 2, device="meta"))

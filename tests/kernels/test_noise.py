@@ -8,6 +8,7 @@ import torch
 
 from fastgen_kernels import STREAMS, normals, use
 from fastgen_kernels.noise import error_bound, reference
+from tests.refusals import refused
 
 from . import noise_probes, philox_oracle
 
@@ -156,15 +157,15 @@ def test_arguments():
     assert z.dtype == torch.float32
     assert z.is_contiguous()
     assert torch.equal(z[1:], normals(torch.tensor([2]), 4, "inpaint", (2, 3)))
-    for arguments in [
-        ([1], 0, "no such stream", (2,)),
-        (torch.tensor([1], dtype=torch.int32), 0, "step", (2,)),
-        (torch.tensor(1), 0, "step", (2,)),
-        ([1, 2], [1], "step", (2,)),
-        ([1], 0, "step", (0,)),
-        ([1], 0, "step", (2,), torch.float16),
+    for argument, arguments in [
+        ("stream", ([1], 0, "no such stream", (2,))),
+        ("seeds", (torch.tensor([1], dtype=torch.int32), 0, "step", (2,))),
+        ("seeds", (torch.tensor(1), 0, "step", (2,))),
+        ("steps", ([1, 2], [1], "step", (2,))),
+        ("shape", ([1], 0, "step", (0,))),
+        ("dtype", ([1], 0, "step", (2,), torch.float16)),
     ]:
-        with pytest.raises(ValueError, match=r"expected .*received"):
+        with refused(ValueError, argument):
             normals(*arguments)
 
 
@@ -208,17 +209,17 @@ def test_kernel_normals(kernel_device, count):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "argument"),
     [
-        (([1.5], 0), "seeds: expected integers of 64 bits, received 1.5"),
-        (([2**64], 0), "seeds: expected integers of 64 bits"),
-        (([1], -1), "steps: expected integers from 0 to 2\\^32 - 1, received -1"),
-        (([1], 2**32), "steps: expected integers from 0"),
-        (([1], [1.5]), "steps: expected integers from 0"),
+        (([1.5], 0), ("seeds", "64", "1.5")),
+        (([2**64], 0), ("seeds", "64")),
+        (([1], -1), ("steps", "2^32")),
+        (([1], 2**32), ("steps",)),
+        (([1], [1.5]), ("steps",)),
     ],
 )
-def test_what_is_no_counter_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_is_no_counter_is_refused(arguments, argument):
+    with refused(ValueError, *argument):
         normals(*arguments, "step", (2, 2))
 
 

@@ -1,12 +1,11 @@
 """The reverse step in PyTorch: against the formula, in any batch, as a registered operation; its checks."""
 
-import re
-
 import pytest
 import torch
 
 from fastgen_kernels import OPS, decompositions, reverse_step, reverse_step_out, use
 from fastgen_kernels.reverse_step import cases, reference, row
+from tests.refusals import refused
 
 from . import step_oracle
 
@@ -248,13 +247,13 @@ def test_compile():
 )
 def test_refusals(name, spoil):
     arguments = buffers(make(slots=2))
-    with pytest.raises(ValueError, match=rf"^{name}: expected .*received"):
+    with refused(ValueError, name):
         reverse_step_out(**(arguments | {name: spoil(arguments)}))
 
 
 def test_channels_last_needs_blocks_of_four():
     arguments = make((1, 2, 3, 5), channels_last=True)
-    with pytest.raises(ValueError, match=re.escape("multiple of 4")):
+    with refused(ValueError, "F"):
         reverse_step(**arguments)
     # A single channel is both layouts, and needs nothing.
     reverse_step(**make((1, 1, 3, 5), channels_last=True))
@@ -263,7 +262,7 @@ def test_channels_last_needs_blocks_of_four():
 def test_in_place_form_has_no_gradient():
     arguments = buffers(make())
     arguments["F"].requires_grad_()
-    with pytest.raises(ValueError, match="no_grad"):
+    with refused(ValueError, None, "no_grad"):
         reverse_step_out(**arguments)
     with torch.no_grad():
         reverse_step_out(**arguments)
@@ -271,10 +270,10 @@ def test_in_place_form_has_no_gradient():
 
 def test_kernel_refusals():
     with use("triton"):
-        with pytest.raises(ValueError, match="float32"):
+        with refused(ValueError, "x", "float32"):
             reverse_step(**make(dtype=torch.float64))
         arguments = make()
-        with pytest.raises(ValueError, match=r"^noise: "):
+        with refused(ValueError, "noise"):
             reverse_step(**arguments, noise=arguments["x"])
 
 

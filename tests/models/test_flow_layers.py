@@ -26,6 +26,7 @@ from fastgen.models.flow.networks import ConvNet, GatedNet, ResNet, ZeroConv
 from fastgen.models.flow.options import half_mask
 from fastgen.models.flow.vector_networks import MLP
 from tests.models.flow_models import flow
+from tests.refusals import refused
 
 PICTURE, VECTOR = (4, 2, 4), (5,)
 CHECKERBOARD = torch.tensor([[0, 1, 0, 1], [1, 0, 1, 0]], dtype=torch.uint8)[None]
@@ -175,7 +176,7 @@ def test_squeeze_orders() -> None:
     x = torch.arange(8.0).view(1, 2, 2, 2)  # channel c, row y, column x: 4c + 2y + x
     assert Squeeze()(x)[0].flatten().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert Squeeze("pixel_major")(x)[0].flatten().tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
-    with pytest.raises(ConfigError, match="cannot squeeze 3x4, both sides must be even"):
+    with refused(ConfigError, "layer", "3x4"):
         Squeeze().out_shape((1, 3, 4))
 
 
@@ -226,29 +227,29 @@ def test_singular_layers_are_named() -> None:
     kinds = [type(layer) for layer in net.scales[0]]
     plain = kinds.index(PlainConv)
     singular(net.scales[0][plain])
-    with pytest.raises(CheckpointError, match=rf"scales\.0\.{plain}: its 5x5 matrix is singular"):
+    with refused(CheckpointError, f"scales.0.{plain}", "5x5"):
         net.check()
     net.scales[0][plain].weight.zero_()
-    with pytest.raises(CheckpointError, match=rf"scales\.0\.{plain}: .* \(no inverse exists\)"):
+    with refused(CheckpointError, f"scales.0.{plain}", "5x5"):
         net.inverse(net(torch.rand(2, 5, dtype=torch.float64))[0])
 
     net = flow("vectors, everything between")
     net.scales[0][0].scale[3] = 0
-    with pytest.raises(CheckpointError, match=r"scales\.0\.0: the scale of channel 3 is 0"):
+    with refused(CheckpointError, "scales.0.0"):
         net.check()
 
     net = flow("vectors, everything between")
     net.scales[0][kinds.index(Permutation)].index[0] = 9
-    with pytest.raises(CheckpointError, match="must hold each of 0 to 4 once"):
+    with refused(CheckpointError, "scales.0.3"):
         net.check()
 
     net = flow("vectors, everything between")
     net.scales[0][kinds.index(LUConv)].sign[2] = 0
-    with pytest.raises(CheckpointError, match="its signs be 1 or -1"):
+    with refused(CheckpointError, "scales.0.1"):
         net.check()
     net = flow("vectors, everything between")
     net.scales[0][kinds.index(LUConv)].log_s[2] = -40
-    with pytest.raises(CheckpointError, match="singular values from"):
+    with refused(CheckpointError, "scales.0.1"):
         net.check()
 
 
@@ -320,11 +321,11 @@ def test_networks_start_at_zero_and_take_conditions(kind: type[nn.Module]) -> No
     blocks = {} if kind is ConvNet else {"blocks": 1}
     network = kind(2, 4, 6, classes=3, context=1, **blocks)
     x, picture = torch.rand(2, 2, 4, 4), torch.rand(2, 1, 4, 4)
-    with pytest.raises(ValueError, match="expected a picture of 1 channels, got None"):
+    with refused(ConfigError, "condition"):
         network(x)
     plain = kind(2, 4, 6, classes=3, **blocks)
     assert not plain(x, torch.tensor([0, 2])).any()
-    with pytest.raises(ValueError, match=r"expected labels int64 \[B\], got None"):
+    with refused(ConfigError, "condition", "int64", "[B]"):
         plain(x)
     seen = kind(2, 4, 6, context=1, **blocks)
     nn.init.normal_(seen.last.conv.weight)

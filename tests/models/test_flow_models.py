@@ -18,6 +18,7 @@ from fastgen.models.flow.glow import Glow, GlowConfig
 from fastgen.models.flow.layers import ActNorm
 from fastgen.models.flow.vector import VectorFlow, VectorFlowConfig
 from tests.models.flow_models import CONFIGS, condition, data, flow, moved, noise
+from tests.refusals import refused
 
 NAMES = {
     "GlowConfig": "glow",
@@ -235,25 +236,19 @@ def test_a_checkpoint_holds_all_of_it(name: str, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused_in_words() -> None:
     net = flow("glow, normflows")
     x = data(net, 2)
-    with pytest.raises(ValueError, match=r"x: expected shape \[B, 1, 4, 4\], got \[2, 1, 4, 5\]"):
+    with refused(ValueError, "x", "[B, 1, 4, 4]", "[2, 1, 4, 5]"):
         net.log_prob(torch.zeros(2, 1, 4, 5), torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match=r"condition: expected labels int64 \[2\] in \[0, 3\), got None"):
+    with refused(ValueError, "condition", "int64", "[2]"):
         net.log_prob(x)
-    with pytest.raises(ValueError, match=r"values 0 to 3"):
+    with refused(ValueError, "condition"):
         net.log_prob(x, torch.tensor([0, 3]))
-    with pytest.raises(ValueError, match=r"condition: expected labels"):
+    with refused(ValueError, "condition"):
         net.sample(noise(net, 2), 1.0, torch.tensor([0.0, 1.0]))
-    with pytest.raises(
-        ValueError, match=r"latents or noise: expected one tensor a scale, \[B, 2, 2, 2\], \[B, 8, 1, 1\]"
-    ):
+    with refused(ValueError, "latents or noise", "[B, 2, 2, 2]", "[B, 8, 1, 1]"):
         net.inverse(noise(net, 2)[:1], torch.tensor([0, 1]))
-    with pytest.raises(
-        ValueError, match=r"expected floating point numbers, got torch.uint8; levels become numbers"
-    ):
+    with refused(ValueError, "x", "torch.uint8"):
         net.log_prob(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="takes neither labels nor a context"):
+    with refused(ValueError, "condition"):
         flow("vectors").log_prob(torch.zeros(1, 5), torch.tensor([1]))
-    with pytest.raises(
-        ValueError, match=r"condition: expected a context \[1, 2\], got torch.float32 of shape \[1, 3\]"
-    ):
+    with refused(ValueError, "condition", "[1, 2]", "[1, 3]"):
         flow("vectors, nflows with a context").log_prob(torch.zeros(1, 5), torch.zeros(1, 3))

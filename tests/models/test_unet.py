@@ -8,6 +8,7 @@ import torch
 from fastgen.config import from_dict, to_dict
 from fastgen.errors import ConfigError
 from fastgen.models.unet import UNet, UNetConfig
+from tests.refusals import refused
 from tests.small import network, unet_config
 
 CONFIGS = [
@@ -69,33 +70,33 @@ def test_trains() -> None:
 
 
 def test_a_network_with_classes_needs_labels() -> None:
-    with pytest.raises(ValueError, match="label"):
+    with refused(ConfigError, "label"):
         network(unet_config())(torch.zeros(1, 1, 8, 8), torch.zeros(1))
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "about"),
     [
-        ({"block_out_channels": (16, 18)}, "18 must be divisible by norm_num_groups"),
-        ({"block_out_channels": ()}, "needs an entry"),
-        ({"sample_size": (8,)}, "two"),
-        ({"sample_size": (9, 8)}, "divisible by 2"),
-        ({"down_block_types": ("DownBlock2D",)}, "down_block_types has 1 entries"),
-        ({"attention_head_dim": 17}, "attention_head_dim 17 is more than the 16 channels"),
-        ({"freq_shift": 8.0}, "freq_shift 8.0 must differ from half"),
-        ({"norm_num_groups": None}, "norm_num_groups may be null only where .* not with DownBlock2D"),
-        ({"attn_norm_num_groups": 5}, r"attention \(attn_norm_num_groups\) has a norm of 16 channels"),
+        ({"block_out_channels": (16, 18)}, ("unet", "18", "norm_num_groups")),
+        ({"block_out_channels": ()}, ("unet",)),
+        ({"sample_size": (8,)}, ("unet",)),
+        ({"sample_size": (9, 8)}, ("unet",)),
+        ({"down_block_types": ("DownBlock2D",)}, ("unet", "down_block_types")),
+        ({"attention_head_dim": 17}, ("unet", "attention_head_dim", "17", "16")),
+        ({"freq_shift": 8.0}, ("unet", "freq_shift", "8.0")),
+        ({"norm_num_groups": None}, ("unet", "norm_num_groups", "DownBlock2D")),
+        ({"attn_norm_num_groups": 5}, ("unet", "attn_norm_num_groups", "16")),
         (
             {"resnet_time_scale_shift": "ada_group"},
-            "ada_group is for KDownBlock2D .* expected default or scale_shift",
+            ("unet", "ada_group", "KDownBlock2D", "scale_shift"),
         ),
-        ({"time_embedding_type": "learned"}, "num_train_timesteps is the size of the table"),
-        ({"num_train_timesteps": 1000}, "num_train_timesteps is the size of the table"),
-        ({"class_embed_type": "identity"}, "num_class_embeds has no effect with class_embed_type identity"),
-        ({"down_block_types": ("DownBlock2D", "KDownBlock2D")}, "at every level or at none"),
-        ({"down_block_types": ("SkipDownBlock2D", "DownBlock2D")}, "in_channels must be 3 with Skip"),
-        ({"up_block_types": ("SkipUpBlock2D", "SkipUpBlock2D")}, "out_channels must be 3 with Skip"),
-        ({"up_block_types": ("SkipUpBlock2D", "UpBlock2D")}, "up_block_types: after a Skip block only"),
+        ({"time_embedding_type": "learned"}, ("unet", "num_train_timesteps")),
+        ({"num_train_timesteps": 1000}, ("unet", "num_train_timesteps")),
+        ({"class_embed_type": "identity"}, ("unet", "num_class_embeds", "class_embed_type")),
+        ({"down_block_types": ("DownBlock2D", "KDownBlock2D")}, ("unet",)),
+        ({"down_block_types": ("SkipDownBlock2D", "DownBlock2D")}, ("unet", "in_channels")),
+        ({"up_block_types": ("SkipUpBlock2D", "SkipUpBlock2D")}, ("unet", "out_channels")),
+        ({"up_block_types": ("SkipUpBlock2D", "UpBlock2D")}, ("unet", "up_block_types")),
         (
             {
                 "sample_size": (8, 8),
@@ -103,46 +104,58 @@ def test_a_network_with_classes_needs_labels() -> None:
                 "down_block_types": ("DownBlock2D", "SkipDownBlock2D", "DownBlock2D"),
                 "up_block_types": ("UpBlock2D",) * 3,
             },
-            "down_block_types: a Skip block cannot follow",
+            ("unet", "down_block_types"),
         ),
         (
             {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBlock2D",) * 2},
-            "KDownBlock2D has a norm of 16 channels, which do not divide into 0 groups",
+            ("unet", "KDownBlock2D", "16"),
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(changes: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_what_does_not_fit_is_refused(changes: dict, about: tuple[str | None, ...]) -> None:
+    with refused(ConfigError, *about):
         unet_config(**changes)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "about"),
     [
-        ({"in_channels": 10**9}, "in_channels: expected 1 to 64, got 1000000000"),
-        ({"in_channels": "3"}, "expected int, got str '3'"),
-        ({"in_channels": True}, "expected int, got bool"),
-        ({"dropout": float("nan")}, "finite"),
-        ({"down_block_types": ["CrossAttnDownBlock2D"] * 2}, "expected one of DownBlock2D, AttnDownBlock2D"),
-        ({"act_fn": "elu"}, "act_fn: expected one of silu, swish, mish, gelu, relu, got str 'elu'"),
-        ({"cross_attention_dim": 8}, "unknown key cross_attention_dim; known: sample_size"),
-        ({"resnet_time_scale_shift": "spatial"}, "expected one of default, scale_shift, ada_group"),
-        ({"downsample_padding": 2}, "downsample_padding: expected 0 to 1, got 2"),
-        ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type: expected one of UNetMidBlock2D"),
-        ({"up_block_types": ["UpDecoderBlock2D"] * 2}, "expected one of UpBlock2D, AttnUpBlock2D"),
-        ({"sample_size": None}, "expected a list"),
-        ({"block_out_channels": [8] * 9}, "at most 8 items"),
+        ({"in_channels": 10**9}, ("unet: in_channels", "in_channels", "64", "1000000000")),
+        ({"in_channels": "3"}, ("unet: in_channels", "3")),
+        ({"in_channels": True}, ("unet: in_channels",)),
+        ({"dropout": float("nan")}, ("unet: dropout",)),
+        (
+            {"down_block_types": ["CrossAttnDownBlock2D"] * 2},
+            ("unet: down_block_types[0]", "DownBlock2D", "AttnDownBlock2D"),
+        ),
+        ({"act_fn": "elu"}, ("unet: act_fn", "act_fn", "elu")),
+        ({"cross_attention_dim": 8}, ("unet", "cross_attention_dim", "sample_size")),
+        (
+            {"resnet_time_scale_shift": "spatial"},
+            ("unet: resnet_time_scale_shift", "scale_shift", "ada_group"),
+        ),
+        ({"downsample_padding": 2}, ("unet: downsample_padding", "downsample_padding")),
+        (
+            {"mid_block_type": "UNetMidBlock2DCrossAttn"},
+            ("unet: mid_block_type", "mid_block_type", "UNetMidBlock2D"),
+        ),
+        (
+            {"up_block_types": ["UpDecoderBlock2D"] * 2},
+            ("unet: up_block_types[0]", "UpBlock2D", "AttnUpBlock2D"),
+        ),
+        ({"sample_size": None}, ("unet: sample_size",)),
+        ({"block_out_channels": [8] * 9}, ("unet: block_out_channels",)),
     ],
 )
-def test_untrusted_json_is_checked(change: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_untrusted_json_is_checked(change: dict, about: tuple[str | None, ...]) -> None:
+    with refused(ConfigError, *about):
         from_dict(UNetConfig, {**to_dict(unet_config()), **change}, "unet")
 
 
 def test_missing_key_is_named() -> None:
     values = to_dict(unet_config())
     del values["sample_size"]
-    with pytest.raises(ConfigError, match="key sample_size is missing"):
+    with refused(ConfigError, "unet", "sample_size"):
         from_dict(UNetConfig, values, "unet")
 
 

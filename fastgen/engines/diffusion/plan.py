@@ -11,7 +11,6 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from ...config import named
-from ...diffusion.compile import CompiledTable
 from ...diffusion.processes import AnyProcess
 from ...diffusion.solvers import SOLVERS, solver_table
 from ...diffusion.table import LEARNED_NONE, LEARNED_VARIANCE, Table
@@ -88,7 +87,7 @@ def make_plan(settings: DiffusionSettings, arguments: Mapping[str, Any]) -> Plan
         solver = _kept_table(_text(solver))
     if isinstance(solver, Table):
         plan = _of_table(solver, steps, options, guidance)
-        _check_prediction(solver, settings)
+        solver.check_prediction(settings.noise_schedule.prediction_type)
     else:
         plan = _of_name(settings, solver, steps, options, guidance)
     _check_variance(plan.table, settings)
@@ -166,16 +165,6 @@ def _of_name(
     plan = Plan(solver, steps, options, guidance, settings.noise_schedule)
     _ = plan.table  # checks steps and options
     return plan
-
-
-def _check_prediction(table: Table, settings: DiffusionSettings) -> None:
-    predicts = settings.noise_schedule.prediction_type
-    if isinstance(table, CompiledTable) and not table.fits(predicts):
-        raise ConfigError(
-            f"{table.name} was configured for a network that predicts {table.prediction_type}, this model's "
-            f"predicts {predicts}; compile it with prediction_type={predicts}",
-            argument="solver",
-        )
 
 
 def _check_variance(table: Table, settings: DiffusionSettings) -> None:

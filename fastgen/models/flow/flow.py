@@ -141,7 +141,7 @@ class Flow(nn.Module):
         return [_layers(scale) for scale in self.scales]
 
     def _check_condition(self, condition: Tensor | None, batch: int) -> None:
-        """Raise ValueError for a condition that the flow cannot use; labels are read where that costs nothing."""
+        """Raise ConfigError for a condition that the flow cannot use; labels are read where that costs nothing."""
         if self.classes is not None:
             wanted = f"labels int64 [{batch}] in [0, {self.classes})"
             fits = (
@@ -160,7 +160,7 @@ class Flow(nn.Module):
             got = "None" if condition is None else f"{condition.dtype} of shape {list(condition.shape)}"
             if condition is not None and condition.dim() == 1 and condition.is_cpu and condition.numel():
                 got += f", values {condition.min()} to {condition.max()}"
-            raise ValueError(f"condition: expected {wanted}, got {got}")
+            raise ConfigError(f"expected {wanted}, got {got}", argument="condition")
 
     def _shapes(self) -> Iterable[tuple[Shape, Shape | None]]:
         """For each scale the shapes of its latent and of what goes on. Raises ConfigError where layers do not fit."""
@@ -186,12 +186,14 @@ class Flow(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor | None], Tensor]:
         """Latents, what went on after each scale (None after the last), log-determinant."""
         if tuple(x.shape[1:]) != self.data_shape:
-            raise ValueError(
-                f"x: expected shape [B, {', '.join(map(str, self.data_shape))}], got {list(x.shape)}"
+            raise ConfigError(
+                f"expected shape [B, {', '.join(map(str, self.data_shape))}], got {list(x.shape)}",
+                argument="x",
             )
         if not x.is_floating_point():
-            raise ValueError(
-                f"x: expected floating point numbers, got {x.dtype}; levels become numbers by `dequantiser`"
+            raise ConfigError(
+                f"expected floating point numbers, got {x.dtype}; levels become numbers by `dequantiser`",
+                argument="x",
             )
         self._check_condition(condition, x.shape[0])
         x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -244,7 +246,7 @@ class Flow(nn.Module):
         return x, log_det, kept
 
     def _check_given(self, given: Sequence[Tensor]) -> None:
-        """Raise ValueError for latents, or noise, of other shapes than the flow's."""
+        """Raise ConfigError for latents, or noise, of other shapes than the flow's."""
         wanted = [f"[B, {', '.join(map(str, shape))}]" for shape in self.latent_shapes]
         got = [list(z.shape) for z in given]
         fits = len(given) == len(wanted) and all(
@@ -252,8 +254,9 @@ class Flow(nn.Module):
             for z, shape in zip(given, self.latent_shapes, strict=True)
         )
         if not fits:
-            raise ValueError(
-                f"latents or noise: expected one tensor a scale, {', '.join(wanted)}, got {', '.join(map(str, got))}"
+            raise ConfigError(
+                f"expected one tensor per scale, {', '.join(wanted)}, got {', '.join(map(str, got))}",
+                argument="latents or noise",
             )
 
     def _log_prior(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...errors import ConfigError
 from .layers import ActNorm
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -239,7 +240,9 @@ class Condition(nn.Module):
         if not self.context:
             return x
         if condition is None:
-            raise ValueError(f"condition: expected a picture of {self.context} channels, got None")
+            raise ConfigError(
+                f"expected a picture of {self.context} channels, got None", argument="condition"
+            )
         return torch.cat([x, condition.to(x.dtype)], dim=1)
 
     def added(self, hidden: Tensor, condition: Tensor | None) -> Tensor:
@@ -247,5 +250,7 @@ class Condition(nn.Module):
         if self.embedding is None:
             return hidden
         if condition is None:
-            raise ValueError("condition: expected labels int64 [B], got None: this flow is class-conditional")
+            raise ConfigError(
+                "expected labels int64 [B], got None: this flow is class-conditional", argument="condition"
+            )
         return hidden + self.embedding(condition)[:, :, None, None].to(hidden.dtype)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...errors import ConfigError
 from .layers import Shape
 from .networks import ZeroConv
 
@@ -112,7 +113,9 @@ class DiagonalNormal(StandardNormal):
         if self.classes is None:
             return self.mean, self.log_std
         if condition is None:
-            raise ValueError("condition: expected labels int64 [B], got None: this flow's prior has classes")
+            raise ConfigError(
+                "expected labels int64 [B], got None: this flow's prior has classes", argument="condition"
+            )
         return self.mean[condition], self.log_std[condition]
 
 
@@ -136,12 +139,14 @@ class ConvNormal(StandardNormal):
         if not self.needs_kept:
             kept = weight.new_zeros(1, *self.shape)
         elif kept is None:
-            raise ValueError("kept: this prior needs the half that goes on to the next scale, got None")
+            raise ConfigError(
+                "this prior needs the half that goes on to the next scale, got None", argument="kept"
+            )
         moments = self.conv(kept.to(weight.dtype))
         if self.classes is not None:
             if condition is None:
-                raise ValueError(
-                    "condition: expected labels int64 [B], got None: this flow's prior has classes"
+                raise ConfigError(
+                    "expected labels int64 [B], got None: this flow's prior has classes", argument="condition"
                 )
             moments = moments + self.classes[condition][:, :, None, None]
         mean, log_std = moments.chunk(2, dim=1)

@@ -12,19 +12,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ...errors import ConfigError
 from .networks import activation
 
 
 def context_of(condition: Tensor | None, width: int, x: Tensor) -> Tensor:
     """The condition as a context [B, width], typed as x."""
     if condition is None:
-        raise ValueError(f"condition: expected labels [B] or a context [B, {width}], got None")
+        raise ConfigError(f"expected labels [B] or a context [B, {width}], got None", argument="condition")
     if condition.dim() == 1 and not condition.is_floating_point():
         return (condition[:, None] == torch.arange(width, device=x.device)).to(x.dtype)
     if condition.dim() != 2 or condition.shape[1] != width:
-        raise ValueError(
-            f"condition: expected labels int64 [B] or a context [B, {width}], "
-            f"got {condition.dtype} of shape {list(condition.shape)}"
+        raise ConfigError(
+            f"expected labels int64 [B] or a context [B, {width}], "
+            f"got {condition.dtype} of shape {list(condition.shape)}",
+            argument="condition",
         )
     return condition.to(x.dtype)
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastgen.diffusion.table import WIDTH
 from fastgen_kernels.reverse_step import row
-
-from .table import WIDTH
 
 WINDOW = 16  # later states looked at first; all of them if that was too few
 RANK = 1e-11  # a direction this much weaker than the strongest is rounding
@@ -35,7 +34,7 @@ class Rows:
 
 
 def realise(states: np.ndarray) -> Iterator[Rows]:
-    """Rows that reproduce `states` with few slots, one written a row, best first; none where four are too few.
+    """Rows that reproduce `states` with few slots, one written per row, best first; none where four are too few.
 
     states: float64 [n + 1, 1 + 2 n], state i over [x_T, F_0 .. F_n-1, z_0 .. z_n-1], each of about unit size; the first
     is a multiple of x_T.
@@ -112,7 +111,7 @@ def _remembered(
 
 
 def _in_time(lasting: list[int], needed: int, horizon: int) -> bool:
-    """Whether of the `needed` vectors that last longest no two lapse at once, so that one write a row can follow."""
+    """Whether of the `needed` vectors that last longest no two lapse at once, so that one write per row can follow."""
     soonest = sorted(sorted(lasting)[len(lasting) - needed :])
     return all(rows > k or rows == horizon for k, rows in enumerate(soonest))
 

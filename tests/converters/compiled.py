@@ -1,6 +1,6 @@
 """diffusers' schedulers, compiled; and how far tables are from them: the table of docs/any-scheduler.md.
 
-python -m tests.diffusion.compiled
+python -m tests.converters.compiled
 """
 
 from __future__ import annotations
@@ -10,17 +10,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fastgen.converters import CompiledTable, compile_scheduler
 from fastgen.diffusion import run
-from fastgen.diffusion.compile import CompiledTable, compile_scheduler
-
-from .diffusers_oracle import imported, in_float64
+from tests.diffusion.diffusers_oracle import imported, in_float64
 
 PAGE = Path(__file__).parents[2] / "docs" / "any-scheduler.md"
 SHAPE = (2, 3, 4, 4)
 STEPS = 12
+
+
+class Theirs:
+    """The least a scheduler can be: Euler on sigma in equal steps."""
+
+    def __init__(self, steps: int = 6) -> None:
+        self.timesteps = np.linspace(1.0, 1.0 / steps, steps)
+
+    def step(self, model_output: Tensor, t: float, sample: Tensor) -> tuple[Tensor]:
+        return (sample - model_output / len(self.timesteps),)
+
+
+class AdamsBashforth(Theirs):
+    """Order 2 on levels even in their logarithm."""
+
+    def __init__(self, high: float, low: float) -> None:
+        self.timesteps, self.i = np.geomspace(high, low, 20), 0
+        self.old: Tensor | None = None
+
+    def step(self, model_output: Tensor, t: float, sample: Tensor) -> tuple[Tensor]:
+        after = self.timesteps[self.i + 1] if self.i < 19 else 0.0
+        slope = model_output if self.old is None else 1.5 * model_output - 0.5 * self.old
+        self.i, self.old = self.i + 1, model_output
+        return (sample + (after - t) * slope,)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Somebody else's scheduler, under our control for a step: its noise comes from us, and states stay float64.
+"""A scheduler of another project, under our control for a step: its noise comes from us, and states stay float64.
 
-Nothing is patched: PyTorch's own dispatch mode sees the operations that the block makes, and no others.
+Nothing is patched: PyTorch's own dispatch mode sees the operations that are called within the block, and no others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import ConfigError
+from fastgen.errors import ConfigError
 
 NORMAL = ("aten::randn", "aten::randn_like", "aten::normal", "aten::normal_", "aten::normal_functional")
 NEW = ("aten::empty", "aten::zeros", "aten::ones", "aten::full")
@@ -95,7 +95,7 @@ class _Driven(TorchDispatchMode):
 
 
 class _Brownian:
-    """Increments of a Brownian motion W over any intervals: (W(b) - W(a)) / sqrt(|b - a|), one draw a new point."""
+    """Increments of a Brownian motion W over any intervals: (W(b) - W(a)) / sqrt(|b - a|), one draw per new point."""
 
     def __init__(self) -> None:
         self.draws: Draws | None = None

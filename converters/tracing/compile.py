@@ -1,13 +1,13 @@
 """Any linear scheduler object as a table: `compile_scheduler`.
 
-A scheduler in the style of diffusers (timesteps, step(model_output, t, sample), perhaps scale_model_input) is played
-through once with unit vectors in place of pictures. Where its step is linear in the state, the network's output and
+A scheduler in the style of diffusers (timesteps, step(model_output, t, sample), perhaps scale_model_input) is run
+once with unit vectors in place of images. Where its step is linear in the state, the network's output and
 fresh noise, whatever it keeps inside, each state comes out as its exact coefficients over
 
     x_T,   F_0 .. F_n-1,   z_0 .. z_n-1
 
 From them follows what has to be remembered after each evaluation, the span of what later states take from the past,
-and a table that remembers just that, in as few slots as are found (`fastgen.diffusion.slots`).
+and a table that remembers just that, in as few slots as are found (`converters/tracing/slots.py`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import shown
-from ..errors import ConfigError
+from fastgen.config import shown
+from fastgen.diffusion.interpreter import run
+from fastgen.diffusion.table import Table
+from fastgen.errors import ConfigError
+
 from .driven import Draws, driven
-from .interpreter import run
 from .slots import Rows, realise
-from .table import Table
 
 MAX_EVALUATIONS = 1000
 DRAWS = 2  # of noise a step may make, of which one may matter
@@ -57,13 +58,18 @@ class CompiledTable(Table):
     deviation: float = 0.0
     prediction_type: str | None = None
 
-    def fits(self, prediction_type: str) -> bool:
-        """Whether a network that predicts `prediction_type`, in a process' words, is what the scheduler is for."""
+    def check_prediction(self, prediction_type: str) -> None:
+        """ConfigError where the scheduler was configured for a network that predicts something else."""
         if self.prediction_type is None:
-            return True
+            return
         # diffusers' flow_prediction is a velocity, and what its EDM schedulers call epsilon is the raw network.
         known = {"flow_prediction": ("velocity",), "epsilon": ("epsilon", "edm")}
-        return prediction_type in known.get(self.prediction_type, (self.prediction_type,))
+        if prediction_type not in known.get(self.prediction_type, (self.prediction_type,)):
+            raise ConfigError(
+                f"{self.name} was configured for a network that predicts {self.prediction_type}, this model's "
+                f"predicts {prediction_type}; compile it with prediction_type={prediction_type}",
+                argument="solver",
+            )
 
 
 def compile_scheduler(
@@ -85,7 +91,7 @@ def compile_scheduler(
     they are, mostly float32.
 
     Raises ConfigError where it is no such object; where its step is not linear (clipping, thresholding, adaptive step
-    sizes, norms over the batch), at which step; where it needs more than one noise a step, or more than four slots.
+    sizes, norms over the batch), at which step; where it needs more than one noise per step, or more than four slots.
     """
     with torch.no_grad(), torch.device("cpu"):
         player = _Player(_prepared(scheduler, steps), dict(step_options or {}), type(scheduler).__name__)
@@ -108,7 +114,7 @@ def compile_scheduler(
         )
     raise ConfigError(
         "no table with four slots, of which a row writes one, was found: it remembers more than four "
-        "earlier states or outputs, or two new ones a step, or its levels are too far apart for float64",
+        "earlier states or outputs, or two new ones per step, or its levels are too far apart for float64",
         argument=player.name,
     )
 
