@@ -50,13 +50,13 @@ def steps(engine: FlowEngine, kind: type) -> list:
 
 
 def spoil_matrix(engine: FlowEngine) -> None:
-    steps(engine, FoldedStep)[1]._there.matrix[0, 1] += 1e-3
+    steps(engine, FoldedStep)[1]._map.matrix[0, 1] += 1e-3
 
 
 def spoil_inverse(engine: FlowEngine) -> None:
     step = steps(engine, FoldedStep)[1]
-    side = step._back
-    step._back = _OnDevice(side.shift * 1.001, side.scale, side.index, side.matrix)
+    side = step._inverse_map
+    step._inverse_map = _OnDevice(side.shift * 1.001, side.scale, side.index, side.matrix)
 
 
 def spoil_log_det(engine: FlowEngine) -> None:

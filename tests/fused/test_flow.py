@@ -154,7 +154,7 @@ def test_peak_memory_is_at_most_that_of_the_reference_and_a_tenth(hidden: int, b
         for chain in engine.fused.chains
         for step in chain.steps
         if isinstance(step, FoldedStep)
-        for side in (step._there, step._back)
+        for side in (step._map, step._inverse_map)
         for value in (side.shift, side.scale, side.index, side.matrix)
         if value is not None
     ]
