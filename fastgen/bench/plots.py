@@ -19,7 +19,7 @@ CEILING = "#37352f"
 def check(folder: Path) -> None:
     """Before anything is measured: whether plots can be made and kept. Raises ConfigError."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("matplotlib is not installed: pip install 'fastgen[bench]'", argument="plot")
+        raise ConfigError("matplotlib is not installed: pip install 'fastgen[bench]'", argument="--plot")
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -135,7 +135,7 @@ def compare(old: Results, new: Results, threshold: float = THRESHOLD) -> list[Ve
         if was != now:
             raise ConfigError(
                 f"{name} is {was!r} in the old results and {now!r} now: only runs on one kind of machine compare",
-                argument="compare",
+                argument="--compare",
             )
     return list(_verdicts(old, new, threshold))
 

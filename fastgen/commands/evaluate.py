@@ -77,7 +77,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
     def accept(family: Family) -> None:
         if not family.likelihood:
-            raise ConfigError(f"{args.model}, a {family.name} model, has no likelihood", argument=COMMAND)
+            raise ConfigError(f"a {family.name} model has no likelihood", argument=args.model)
 
     _, engine = load_model(args, accept)
     facts = engine.describe()

@@ -73,7 +73,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         args.model, args.revision = kept.get("model"), args.revision or kept.get("revision")
     args.dtype = args.dtype or kept.get("dtype")
     if not args.model:
-        raise ConfigError("which MODEL? A folder, a hub id, or for a start: zoo:ddpm-mnist", argument=COMMAND)
+        raise ConfigError("which MODEL? A folder, a hub id, or for a start: zoo:ddpm-mnist", argument="MODEL")
     if args.out is None:
         args.out = Path("sample.png") if args.like is None else args.like.with_stem(args.like.stem + "-again")
     check_places(args.out, gif, args.overwrite)
@@ -81,9 +81,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     def accept(family: Family) -> None:
         refuse_others(parser, args, COMMAND, family)
         if family.sampling is None:
-            raise ConfigError(
-                f"{args.model} is a {family.name} model, which draws no samples", argument=COMMAND
-            )
+            raise ConfigError(f"is a {family.name} model, which draws no samples", argument=args.model)
 
     family, engine = load_model(args, accept)
     sampling = family.sampling
@@ -189,7 +187,9 @@ def _makes_rows(args: argparse.Namespace, shape: tuple[int, ...]) -> bool:
             raise ConfigError("this model draws images, which a sheet or a folder holds", argument="--out")
         return False
     if len(shape) != 1:
-        raise ConfigError(f"samples of {size} are no grey or RGB images; take the engine", argument=COMMAND)
+        raise ConfigError(
+            f"samples of {size} are no grey or RGB images; take the engine", argument=args.model
+        )
     if args.like is not None:
         raise ConfigError(
             "this model draws rows of numbers, and tables keep no request: give the --seed that was printed with "
@@ -202,7 +202,7 @@ def _makes_rows(args: argparse.Namespace, shape: tuple[int, ...]) -> bool:
             argument="--out",
         )
     if wrong := given_flags(args, ("columns", "scale", "no_captions")):
-        raise ConfigError(f"rows of numbers have no sheet; leave out {wrong}", argument=COMMAND)
+        raise ConfigError("rows of numbers have no sheet; leave it out", argument=wrong)
     return True
 
 

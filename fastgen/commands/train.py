@@ -225,8 +225,8 @@ def _check_memory(networks: nn.ModuleDict, run: Run, device: torch.device) -> No
     if needed > present:
         raise ConfigError(
             f"{sum(counts.values()):,} parameters, of which training holds {COPIES} numbers each, take "
-            f"{needed / 2**30:.1f} GiB, this machine has {present / 2**30:.1f}; take smaller --widths",
-            argument="train",
+            f"{needed / 2**30:.1f} GiB, this machine has {present / 2**30:.1f}; take smaller ones",
+            argument="--widths",
         )
 
 
@@ -241,9 +241,7 @@ def _earlier_run(args: argparse.Namespace, own: Iterable[Flag]) -> tuple[Run, Da
 
     names = ["--model"] if args.model is not None else []
     if names := [*names, *_given(args, [*run_flags(), *DATA_FLAGS, *own])]:
-        raise ConfigError(
-            f"a resumed run keeps its own settings; leave out {', '.join(names)}", argument="train"
-        )
+        raise ConfigError("a resumed run keeps its own settings; leave it out", argument=", ".join(names))
     run = saved_run(args.folder)
     if run is None:
         raise CheckpointError("no training run to resume in it", argument=args.folder)
@@ -263,9 +261,9 @@ def _new_run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> 
     chosen = {**vars(args), "flip": hasattr(args, "flip")}
     if "data" not in chosen:
         raise ConfigError(
-            "--data says what to train on (a folder, an IDX, NPZ, NPY or CSV file, or "
+            "says what to train on (a folder, an IDX, NPZ, NPY or CSV file, or "
             f"{', '.join(f'`{name}`' for name in data.NAMED)})",
-            argument="train",
+            argument="--data",
         )
     fields = [*RUN_OPTIONS, *PATHS, "subset", "side_by_side", "flip"]
     chosen = {name: chosen[name] for name in fields if name in chosen}

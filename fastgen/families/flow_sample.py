@@ -23,12 +23,12 @@ def _check(engine: Any, request: Any, single: bool) -> None:
     if context := engine.describe()["context"]:
         raise ConfigError(
             f"this flow needs a context of {context} numbers per sample, which FlowEngine.sample takes",
-            argument="sample",
+            argument=engine.source,
         )
     if len(engine.shape) == 3 and not engine.discrete:
         raise ConfigError(
             "this flow's data has units of its own and is no image; FlowEngine.sample gives it as a tensor",
-            argument="sample",
+            argument=engine.source,
         )
 
 

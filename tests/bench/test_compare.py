@@ -72,7 +72,7 @@ def test_another_machine_is_refused() -> None:
     other = Results({**HERE, "threads": 8})
     with pytest.raises(ConfigError) as error:
         tables.compare(run(STEADY), other)
-    assert error.value.argument == "compare"
+    assert error.value.argument == "--compare"
 
 
 def test_the_report_names_what_changed() -> None:

@@ -94,7 +94,7 @@ def test_without_matplotlib_it_says_so_before_measuring(
     monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as error:
         plots.check(tmp_path)
-    assert error.value.argument == "plot"
+    assert error.value.argument == "--plot"
 
 
 def test_without_rows_there_is_nothing_to_draw(tmp_path: Path) -> None:

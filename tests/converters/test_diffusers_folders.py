@@ -93,7 +93,7 @@ def test_variant(original: Path, tmp_path: Path) -> None:
         fastgen.load(tmp_path)
     with refused(CheckpointError, tmp_path / "unet", ".ema.safetensors"):
         fastgen.load(tmp_path, variant="ema")
-    with refused(ConfigError, None, "fp16"):
+    with refused(ConfigError, "variant", "fp16"):
         fastgen.load("zoo:ddpm-mnist", variant="fp16")
 
 

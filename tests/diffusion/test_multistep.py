@@ -107,7 +107,7 @@ def test_consistency_steps_of_any_process() -> None:
     """x' = alpha' x_0 + sigma' z."""
     schedule = NoiseSchedule()
     table = solver_table("consistency", schedule, 5, s_noise=0.5)
-    ends = sigma_points(schedule, 5, SigmaOptions()).ends[1:]
+    ends = sigma_points(schedule, 5, SigmaOptions()).all[1:]
     assert table.a[:, 1] == pytest.approx([point.alpha for point in ends])
     assert table.a[:, 3] == pytest.approx([0.5 * point.sigma for point in ends])
     assert not np.any(table.a[:, [0, 2]])

@@ -294,7 +294,7 @@ def test_what_a_file_says_is_harmless_to_a_terminal(
     assert said.count("\n") == 1
 
 
-def test_a_count_in_an_image_is_not_believed(tmp_path: Path) -> None:
+def test_a_count_in_an_image_is_not_believed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = checkpoint(tmp_path / "m")
     request = {"seeds": None, "seed": 0, "n": 10**12, "labels": None, "solver": "ddim", "steps": 2}
     metadata = {"model": str(model), "request": request}
