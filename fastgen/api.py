@@ -244,8 +244,12 @@ def _no_variant(variant: str, folder: Path) -> str:
 
 def check_options(engine: type, options: Mapping[str, Any]) -> None:
     """Whether `engine` has these keyword arguments. Raises ArgumentError."""
-    parameters = inspect.signature(engine).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in OURS]
+    known: list[str] = []
+    for kind in engine.__mro__:  # a class that takes **options hands them to the next
+        parameters = inspect.signature(kind).parameters.values()
+        known += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in OURS]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
     if unknown := sorted(set(options) - set(known)):
         raise ArgumentError(
             f"unknown argument; besides its own, load takes {', '.join(known)}",

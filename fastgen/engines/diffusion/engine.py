@@ -18,7 +18,7 @@ from ...diffusion.table import Table
 from ...errors import ConfigError
 from ...images import to_output
 from ...runtime.device import DTYPES, placed
-from ..base import Engine, capture_backend, only_part
+from ..base import Engine, only_part
 from ..verb import Verb
 from ..verification import Check
 from .loop import Loop
@@ -46,40 +46,17 @@ class DiffusionEngine(Engine):
     loop: Loop
 
     def __init__(
-        self,
-        network: nn.Module,
-        settings: DiffusionSettings,
-        shape: tuple[int, int, int],
-        *,
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype | None = "auto",
-        source: str = "",
-        architectures: dict[str, str] | None = None,
-        provenance: Mapping[str, Any] | None = None,
-        channels_last: bool = True,
-        max_batch: int = 64,
-        graph: bool | str = True,
+        self, network: nn.Module, settings: DiffusionSettings, shape: tuple[int, int, int], **options: Any
     ) -> None:
-        """`network`, F(x, t, label), is moved to `device` and `dtype` and belongs to the engine from here on.
+        """`network`, F(x, t, label), is moved to its device and type and belongs to the engine from here on.
 
-        shape: (C, H, W) of a sample. max_batch: samples that step together (more are drawn in turns; fewer once memory
-        has run out). graph: capture steps in CUDA graphs on CUDA. Other arguments: see ``Engine``.
+        shape: (C, H, W) of a sample. options: those of ``Engine``; max_batch: samples that step together; graph:
+        capture steps.
         """
-        self.shape, self.network, self._max_batch = shape, network, max_batch
+        self.shape, self.network = shape, network
         self._guiding_classes: int | None = None  # of the classifier given to `guide`
-        self._capture_backend = capture_backend(graph)
-        super().__init__(
-            {next(iter(architectures or {}), "network"): network},
-            settings,
-            device=device,
-            dtype=dtype,
-            source=source,
-            architectures=architectures,
-            provenance=provenance,
-            channels_last=channels_last,
-            max_batch=max_batch,
-            graph=graph,
-        )
+        part = next(iter(options.get("architectures") or {"network": ""}))
+        super().__init__({part: network}, settings, **options)
 
     @classmethod
     def from_spec(cls, networks: nn.ModuleDict, spec: Spec, **options: Any) -> Self:
@@ -351,8 +328,8 @@ class DiffusionEngine(Engine):
             "null_label": self.settings.null_class or 0,
             "learned": self.settings.learned,
             "channels_last": self.channels_last,
-            "max_batch": self._max_batch,
-            "backend": self._capture_backend,
+            "max_batch": self.batches.max_batch,
+            "backend": self.batches.graphs.backend,
         }
         return Loop(self.network, self.shape, **{**arguments, **changes})
 
