@@ -165,7 +165,7 @@ def production(name: str) -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
     if name == "normals":
         from fastgen_kernels.noise.kernel import normals
 
-        for elements in (3072, 1, 105):  # a picture, one element, a size that divides by nothing
+        for elements in (3072, 1, 105):  # an image, one element, a size that divides by nothing
             seeds, steps = torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
             facts = {"case": f"n{elements}", "dtype": "float32"}
             yield (

@@ -39,7 +39,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def to_pil(images: Tensor) -> list[Image]:
-    """float [n, C, H, W] in [-1, 1], C = 1 or 3 -> n pictures."""
+    """float [n, C, H, W] in [-1, 1], C = 1 or 3 -> n images."""
     from PIL import Image
 
     return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in to_uint8(images)]
@@ -63,8 +63,8 @@ def grid(
 ) -> Image:
     """A sheet of `images` [n, C, H, W] in [-1, 1], row by row.
 
-    columns: by default about as many as rows. captions: a line under each picture, cut where it is too long. scale:
-    whole factor by which each picture is enlarged (nearest neighbour). Raises ConfigError, also for a sheet of more
+    columns: by default about as many as rows. captions: a line under each image, cut where it is too long. scale:
+    whole factor by which each image is enlarged (nearest neighbour). Raises ConfigError, also for a sheet of more
     than `MAX_SHEET` pixels.
     """
     from PIL import Image, ImageDraw, ImageFont
@@ -74,20 +74,20 @@ def grid(
     if captions is not None and (len(captions) != n or not all(isinstance(c, str) for c in captions)):
         raise ConfigError(f"expected one string per image ({n}), got {shown(captions)}", argument="captions")
     size = sheet_size(n, (shape[0], shape[1]), columns=columns, captions=captions is not None, scale=scale)
-    pictures = to_pil(images)
+    drawn = to_pil(images)
     columns = _columns(n, columns)
-    width, height = pictures[0].width * scale, pictures[0].height * scale
+    width, height = drawn[0].width * scale, drawn[0].height * scale
     gap, text_height = GAP, _text_height(height)
     line = text_height + 3 if captions is not None else 0
-    sheet = Image.new(pictures[0].mode, size, BACKGROUND if pictures[0].mode == "L" else (BACKGROUND,) * 3)
+    sheet = Image.new(drawn[0].mode, size, BACKGROUND if drawn[0].mode == "L" else (BACKGROUND,) * 3)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(text_height)
     fitting: dict[str, str] = {}  # captions repeat: each is shortened once
     white = 255 if sheet.mode == "L" else (255, 255, 255)
-    for i, picture in enumerate(pictures):
+    for i, cell in enumerate(drawn):
         x = gap + i % columns * (width + gap)
         y = gap + i // columns * (height + line + gap)
-        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        sheet.paste(cell.resize((width, height), Image.Resampling.NEAREST), (x, y))
         if captions is not None:
             if captions[i] not in fitting:
                 fitting[captions[i]] = _cut(captions[i], lambda text: draw.textlength(text, font) <= width)
@@ -98,7 +98,7 @@ def grid(
 def sheet_size(
     n: int, shape: tuple[int, int], *, columns: int | None = None, captions: bool = False, scale: int = 1
 ) -> tuple[int, int]:
-    """(width, height) of :func:`grid`'s sheet of `n` pictures of `shape` (height, width). Raises ConfigError."""
+    """(width, height) of :func:`grid`'s sheet of `n` images of `shape` (height, width). Raises ConfigError."""
     if columns is not None:
         _whole("columns", columns, 1)
     _whole("scale", scale, 1)
@@ -116,7 +116,7 @@ def sheet_size(
 
 
 def check_side(size: tuple[int, int], kind: str, path: Path) -> None:
-    """Whether a picture of `size` (width, height) can be a file of `kind`, Pillow's name. Raises ConfigError."""
+    """Whether an image of `size` (width, height) can be a file of `kind`, Pillow's name. Raises ConfigError."""
     if max(size) > MAX_SIDE.get(kind, max(size)):
         raise ConfigError(
             f"a {kind} has at most {MAX_SIDE[kind]} pixels a side, this would have {size[0]} x {size[1]}; "
@@ -131,7 +131,7 @@ def check_frames(count: int, size: tuple[int, int], path: Path) -> None:
     if count * math.prod(size) > MAX_FRAMES:
         raise ConfigError(
             f"{count} frames of {size[0]} x {size[1]} are more than {MAX_FRAMES} pixels; enlarge less (scale), "
-            "or animate fewer pictures",
+            "or animate fewer images",
             argument=path,
         )
 
@@ -176,7 +176,7 @@ def save_grid(
 
 
 def save_image(image: Tensor, path: str | Path, *, metadata: dict[str, Any] | None = None) -> None:
-    """Write one picture, float [C, H, W] in [-1, 1]; formats and `metadata` as for :func:`save_grid`."""
+    """Write one image, float [C, H, W] in [-1, 1]; formats and `metadata` as for :func:`save_grid`."""
     if not isinstance(image, Tensor) or image.ndim != 3:
         got = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ConfigError(
@@ -221,12 +221,12 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
     try:
         # `info` is what lies before the pixels, which are not decoded: their claimed size is not trusted.
-        with open_ordinary(path, DataError) as file, Image.open(file, formats=["PNG"]) as picture:
-            text = picture.info.get(METADATA_KEY)
+        with open_ordinary(path, DataError) as file, Image.open(file, formats=["PNG"]) as file_image:
+            text = file_image.info.get(METADATA_KEY)
     except DataError:
         raise
     except Exception as error:  # Pillow raises any type of error for a damaged file
-        raise DataError(f"cannot be read as a picture: {error}", argument=path) from error
+        raise DataError(f"cannot be read as an image: {error}", argument=path) from error
     if text is None:
         raise DataError(
             "holds no fastgen request (PNG files of `fastgen sample` do, and of save_grid with metadata=)",
@@ -241,13 +241,13 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def _save(picture: Image, path: Path, metadata: dict[str, Any] | None) -> None:
+def _save(image: Image, path: Path, metadata: dict[str, Any] | None) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise ConfigError(f"expected a name that ends in {', '.join(FORMATS)}", argument=path)
-    check_side(picture.size, kind, path)
+    check_side(image.size, kind, path)
     extra: dict[str, Any] = {}
     if kind == "PNG":
         info = PngInfo()
@@ -259,7 +259,7 @@ def _save(picture: Image, path: Path, metadata: dict[str, Any] | None) -> None:
             info.add_text(METADATA_KEY, text)
         extra["pnginfo"] = info
     data = io.BytesIO()
-    picture.save(data, kind, **extra)
+    image.save(data, kind, **extra)
     write_atomic(path, data.getvalue())
 
 

@@ -1,4 +1,4 @@
-"""Pictures and weights made by others, in the folder that FASTGEN_REAL_DATA names; never shipped."""
+"""Images and weights made by others, in the folder that FASTGEN_REAL_DATA names; never shipped."""
 
 from __future__ import annotations
 

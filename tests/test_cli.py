@@ -20,7 +20,7 @@ from tests.small import checkpoint, network, spec, unet_config
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pictures.png").mkdir()
+    (tmp_path / "images.png").mkdir()
     (tmp_path / "file").write_text("mine")
     return str(checkpoint(tmp_path / "model", class_names=["ant", "bee", "cat"]))
 
@@ -192,7 +192,7 @@ def test_solver_options(model: str) -> None:
     assert request["clip_sample"] is True
 
 
-def test_unlike_pictures_of_one_sheet_are_repeated(model: str) -> None:
+def test_unlike_images_of_one_sheet_are_repeated(model: str) -> None:
     options = [
         "--solver",
         "ddim, heun",
@@ -238,7 +238,7 @@ def test_unlike_pictures_of_one_sheet_are_repeated(model: str) -> None:
         (["{model}", "--out", "a.exe"], "a.exe"),
         (["{model}", "--out", "no/where/a.png"], "no/where"),
         (["{model}", "--gif", "a.png"], ".gif"),
-        (["{model}", "--out", "pictures.png"], "pictures.png"),
+        (["{model}", "--out", "images.png"], "images.png"),
         (["{model}", "--out", "file", "--overwrite"], "--out"),
         (
             ["{model}", "--option", 'timestep_spacing=["leading"]'],

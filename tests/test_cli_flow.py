@@ -100,7 +100,7 @@ def test_rows_can_be_drawn_again(moons: str, tmp_path: Path, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["request"]["seeds"] == [4, 2]
 
 
-def test_a_table_is_like_no_picture(
+def test_a_table_is_like_no_image(
     images: str, moons: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sample", images, "-o", str(tmp_path / "a.png"), "-n", "1"]) == 0
@@ -157,8 +157,8 @@ def test_density_of_more_columns(labelled: str, tmp_path: Path) -> None:
 
 def colours(path: Path) -> set[str]:
     """Whose dots are seen: samples are blue, data is orange."""
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
     # blue and orange, also faint; the heat map's yellow has as much green as red
     found = {
@@ -296,11 +296,11 @@ def test_nothing_is_overwritten(moons: str, tmp_path: Path, capsys: pytest.Captu
         {"seeds": [1], "labels": [0], "temperature": 1.0, "context": [1]},
     ],
 )
-def test_a_forged_picture_is_refused(
+def test_a_forged_image_is_refused(
     images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request_: dict
 ) -> None:
-    picture = tmp_path / "a.png"
+    image = tmp_path / "a.png"
     metadata = {"model": images, "sha256": None, "request": request_}
-    fastgen.save_image(torch.zeros(1, 8, 8), picture, metadata=metadata)
-    assert main(["sample", "--like", str(picture)]) == 1
+    fastgen.save_image(torch.zeros(1, 8, 8), image, metadata=metadata)
+    assert main(["sample", "--like", str(image)]) == 1
     assert "damaged" in (said := capsys.readouterr().err) or "temperature: expected" in said

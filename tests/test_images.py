@@ -29,7 +29,7 @@ def test_every_byte_survives(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("n", "columns", "size"), [(1, None, (1, 1)), (5, None, (3, 2)), (5, 5, (5, 1)), (3, 9, (3, 1))]
 )
-def test_sheet_places_pictures_row_by_row(n: int, columns: int | None, size: tuple[int, int]) -> None:
+def test_sheet_places_images_row_by_row(n: int, columns: int | None, size: tuple[int, int]) -> None:
     images = torch.linspace(-1, 1, n).view(n, 1, 1, 1).expand(n, 1, 4, 6)
     sheet = np.asarray(grid(images, columns=columns, scale=2))
     across, down = size
@@ -53,16 +53,16 @@ def test_metadata_round_trip(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "a.png") == request
 
 
-def test_pictures_without_metadata(tmp_path: Path) -> None:
+def test_images_without_metadata(tmp_path: Path) -> None:
     fastgen.save_image(torch.zeros(1, 2, 2), tmp_path / "a.png")
     with refused(DataError, tmp_path / "a.png", "metadata="):
         read_metadata(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"no image")
     with refused(DataError, tmp_path / "b.png"):
         read_metadata(tmp_path / "b.png")
 
 
-def test_a_bomb_is_a_damaged_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bomb_is_a_damaged_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fastgen.save_image(torch.zeros(1, 64, 64), tmp_path / "a.png", metadata={})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with refused(DataError, tmp_path / "a.png"):

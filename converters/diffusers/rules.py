@@ -95,7 +95,7 @@ DPM_NAMES = {
     "solver_type": {"midpoint": "midpoint", "logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
     "algorithm_type": {"dpmsolver++": "dpmsolver++", "deis": "dpmsolver++"},
 }
-SIGN = {"dpm++3m_sde": "a sign of its third-order SDE is wrong, and its pictures differ; see docs/solvers.md"}
+SIGN = {"dpm++3m_sde": "a sign of its third-order SDE is wrong, and its images differ; see docs/solvers.md"}
 
 EDM_START = "a run starts from N(0, sigma_max^2 + 1); here from N(0, sigma_max^2), as in the paper"
 
@@ -360,7 +360,7 @@ def _flow(name: str, lambda_levels: str, *gone: str) -> Rule:
 
 
 # Classes of a noise schedule that run flow matching where use_flow_sigmas is true. DEIS and SA-Solver, too, but they
-# leave the noise of the lowest level in the pictures.
+# leave the noise of the lowest level in the images.
 FLOW: dict[str, Rule] = {
     "DPMSolverMultistepScheduler": _flow("DPMSolverMultistepScheduler", "below_one"),
     "DPMSolverSinglestepScheduler": _flow("DPMSolverSinglestepScheduler", "below_one"),

@@ -92,7 +92,7 @@ def to_settings(
 
 
 def as_diffusers(solver: str, process: AnyProcess, options: Mapping[str, Any]) -> dict[str, str]:
-    """Options of ours that have to be True for the pictures of diffusers, which knows no other way, and why."""
+    """Options of ours that have to be True for the images of diffusers, which knows no other way, and why."""
     found = {}
     if solver in ("ddim", "plms", "pndm"):
         # Runge-Kutta's midpoints depend on it even where the timesteps do not.
@@ -225,7 +225,7 @@ def _null(solver: str, name: str, key: str, where: str, report: Report) -> Any:
 def _filled(
     rule: Rule, solver: str, raw: Mapping[str, Any], schedule: Mapping[str, Any], options: Mapping[str, Any]
 ) -> str:
-    """The defaults that stand for missing keys and have an effect on the picture, in words."""
+    """The defaults that stand for missing keys and have an effect on the image, in words."""
     process = NoiseSchedule if rule.process is None else PROCESSES[rule.process]
     values = {o.name: o.default for o in SOLVERS[solver].options} | dict(options)
     values |= {f.name: f.default for f in dataclasses.fields(process) if f.name in rule.schedule}

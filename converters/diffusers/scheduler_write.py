@@ -58,7 +58,7 @@ def from_settings(settings: DiffusionSettings, report: Report) -> tuple[dict[str
     for key, why in as_diffusers(settings.solver, settings.noise_schedule, options).items():
         lost[key] = options[key]  # reading takes diffusers' way if nothing is said
         if not options[key]:
-            report.ignored.append(f"{key}=False: {why}; its pictures differ")
+            report.ignored.append(f"{key}=False: {why}; its images differ")
     for key, value in lost.items():
         if key not in ("constant_stride", "sum_outputs", "variance_type"):
             report.ignored.append(f"{key}={value}: {name} has no such option")

@@ -34,7 +34,7 @@ AVERAGING = (
     "update_after_step",
     "use_ema_warmup",
 )
-SILENT = ("sample_size", "dropout")  # not to be assumed, or without effect on a picture
+SILENT = ("sample_size", "dropout")  # not to be assumed, or without effect on an image
 # Attention in checkpoints from before diffusers 0.15, in those since, and in ours.
 TENSOR_NAMES = (
     (re.compile(r"(.*attentions\.\d+)\.query\.(weight|bias)"), r"\1.to_q.\2"),
@@ -61,7 +61,7 @@ def to_config(raw: Mapping[str, Any], where: str, report: Report) -> UNetConfig:
     size = values.get("sample_size")
     if size is None:
         raise ConfigError(
-            "sample_size is null, so nobody knows how large its pictures are; write it into the file",
+            "sample_size is null, so nobody knows how large its images are; write it into the file",
             argument=where,
         )
     values["sample_size"] = [size, size] if isinstance(size, int) else size

@@ -28,7 +28,7 @@ SUPPORTED = (
 
 @dataclass(frozen=True)
 class RosinalityOptions:
-    """img_size: side of the pictures, which the weights do not say. n_bits: a channel has 2^n_bits levels."""
+    """img_size: side of the images, which the weights do not say. n_bits: a channel has 2^n_bits levels."""
 
     img_size: int = bounded(0, 4096, default=0)
     n_bits: int = bounded(1, 16, default=5)
@@ -43,7 +43,7 @@ def read(state: State, options: RosinalityOptions, report: Report) -> Result:
     """The flow."""
     if not options.img_size:
         raise ConfigError(
-            "the weights do not say how large the pictures are: give their side, "
+            "the weights do not say how large the images are: give their side, "
             "assume={'img_size': 64} (--assume img_size=64)",
             argument=state.where,
         )

@@ -33,7 +33,7 @@ class FlowMatching(ContinuousProcess):
     invert_sigmas: time and velocity run the other way, as in Lipman et al. 2023: the network is told 1 - sigma (times
         T), and a velocity is x_0 - epsilon
     shift: sigma -> shift sigma / (1 + (shift - 1) sigma) (Esser et al. 2024, eq. 23)
-    use_dynamic_shifting: shift by the picture's size instead: e^mu (time_shift_type exponential) or mu (linear) for a
+    use_dynamic_shifting: shift by the image's size instead: e^mu (time_shift_type exponential) or mu (linear) for a
         shift, mu on the line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift) at
         image_seq_len, the number of tokens that the network sees
     lambda_levels: for solvers that count in log-SNR, which is infinite at sigma = 1. below_one: even from 1 - 1 / T to

@@ -102,7 +102,7 @@ class FusedFlow:
 
 
 def _empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Uninitialised; pictures are channels-last, as convolutions like it."""
+    """Uninitialised; images are channels-last, as convolutions like it."""
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     return torch.empty(tuple(shape), dtype=dtype or like.dtype, device=like.device, memory_format=layout)
 

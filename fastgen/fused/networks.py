@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..models.flow import networks as pictures
+from ..models.flow import networks as images
 from ..models.flow import vector_networks as vectors
 from ..models.flow.networks import ChannelAffine, ConvNet, WeightNormConv, ZeroConv
 from .exactly import hooked
@@ -46,7 +46,7 @@ class FusedZeroConv(nn.Module):
         return y if self.factor is None else y * self.factor
 
     def _frame(self, x: Tensor) -> Tensor:
-        """[1, out, H, W]: what the border around a picture of this size adds."""
+        """[1, out, H, W]: what the border around an image of this size adds."""
         size = x.shape[2], x.shape[3]
         if size not in self._frames:
             weight = self._weight
@@ -117,10 +117,10 @@ TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
 
 # They call the modules in them, each a twin then, and look at nothing else of them.
 OURS = (
-    pictures.ResNet,
-    pictures.ResidualBlock,
-    pictures.GatedNet,
-    pictures.GatedBlock,
+    images.ResNet,
+    images.ResidualBlock,
+    images.GatedNet,
+    images.GatedBlock,
     vectors.MLP,
     vectors.ResidualMLP,
     vectors.ResidualBlock,

@@ -51,7 +51,7 @@ class OneDNNConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.detach()
         if weight.dtype in HALF:
-            # In the first call: the layout goes by the picture's size, not by the batch's.
+            # In the first call: the layout goes by the image's size, not by the batch's.
             if self._packed is None:
                 self._packed = torch.ops.mkldnn._reorder_convolution_weight(
                     weight, self._padding, [1, 1], [1, 1], 1, list(x.shape)

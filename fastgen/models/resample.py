@@ -50,7 +50,7 @@ class MeanDown(nn.Module):
 class FirDown(nn.Module):
     """Low-pass filter [1, 3, 3, 1] / 8 along both axes, then every second pixel (Zhang 2019): H -> H / 2.
 
-    edges: "constant" continues the picture with zeros, "reflect" mirrors it.
+    edges: "constant" continues the image with zeros, "reflect" mirrors it.
     """
 
     def __init__(self, edges: str = "constant") -> None:

@@ -49,20 +49,20 @@ class UNet(nn.Module):
 
         if self.config.center_input_sample:
             x = 2 * x - 1
-        picture: Tensor | None = x
+        image: Tensor | None = x
         x = self.conv_in(x)
         skips = [x]
         for down in self.down_blocks:
-            x, new, picture = down(x, emb, picture)
+            x, new, image = down(x, emb, image)
             skips += new
         if self.mid_block is not None:
             x = self.mid_block(x, emb)
-        picture = None
+        image = None
         for up in self.up_blocks:
-            x, picture = up(x, emb, skips, picture)
+            x, image = up(x, emb, skips, image)
         x = self.conv_out(self.conv_norm_out(x))
-        if picture is not None:
-            x = x + picture
+        if image is not None:
+            x = x + image
         if self.config.time_embedding_type == "fourier":  # a score: the network's scale is 1 / sigma
             x = x / t.to(x.dtype)[:, None, None, None]
         return x

@@ -47,8 +47,8 @@ class DownBlock(Stage):
                 FirDown("reflect") if k else Downsample(level.out, config.downsample_padding)
             )
 
-    def forward(self, x: Tensor, emb: Tensor, picture: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """x: [B, in, H, W], emb: [B, E] -> the new x, the skips it leaves, and `picture` as it came."""
+    def forward(self, x: Tensor, emb: Tensor, image: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """x: [B, in, H, W], emb: [B, E] -> the new x, the skips it leaves, and `image` as it came."""
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, emb)
@@ -59,11 +59,11 @@ class DownBlock(Stage):
             x = down(x, emb) if self.by_resnet else down(x)
             if self.leaves_result:
                 skips.append(x)
-        return x, skips, picture
+        return x, skips, image
 
 
 class SkipDownBlock(Stage):
-    """A down block that also shrinks a copy of the input picture and adds it in (Karras et al. 2020, figure 7).
+    """A down block that also shrinks a copy of the input image and adds it in (Karras et al. 2020, figure 7).
 
     Its downsampling is a residual block with a FIR filter (NCSN++, Song et al. 2021, appendix H).
     """
@@ -77,8 +77,8 @@ class SkipDownBlock(Stage):
             self.shrink = FirDown()
             self.skip_conv = nn.Conv2d(SKIP_CHANNELS, level.out, 1)
 
-    def forward(self, x: Tensor, emb: Tensor, picture: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """As `DownBlock`; picture: [B, 3, H, W] -> [B, 3, H / 2, W / 2]."""
+    def forward(self, x: Tensor, emb: Tensor, image: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """As `DownBlock`; image: [B, 3, H, W] -> [B, 3, H / 2, W / 2]."""
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, emb)
@@ -86,10 +86,10 @@ class SkipDownBlock(Stage):
                 x = self.attentions[i](x)
             skips.append(x)
         if self.resnet_down is not None and self.skip_conv is not None:
-            picture = self.shrink(picture)
-            x = self.skip_conv(picture) + self.resnet_down(x, emb)
+            image = self.shrink(image)
+            x = self.skip_conv(image) + self.resnet_down(x, emb)
             skips.append(x)
-        return x, skips, picture
+        return x, skips, image
 
 
 class UpBlock(Stage):
@@ -107,7 +107,7 @@ class UpBlock(Stage):
             self.upsamplers.append(Upsample(level.out))
 
     def forward(
-        self, x: Tensor, emb: Tensor, skips: list[Tensor], picture: Tensor | None
+        self, x: Tensor, emb: Tensor, skips: list[Tensor], image: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """`skips`: the stack of skips left by the way down; this block pops what it takes."""
         for i, resnet in enumerate(self.resnets):
@@ -116,11 +116,11 @@ class UpBlock(Stage):
                 x = self.attentions[i](x)
         for up in self.upsamplers:
             x = up(x, emb) if self.by_resnet else up(x)
-        return x, picture
+        return x, image
 
 
 class SkipUpBlock(Stage):
-    """An up block that also draws into a picture, which the next one enlarges and draws on (figure 7, ibid.)."""
+    """An up block that also draws into an image, which the next one enlarges and draws on (figure 7, ibid.)."""
 
     def __init__(self, level: Level, config: UNetConfig) -> None:
         super().__init__(level, config)
@@ -132,20 +132,20 @@ class SkipUpBlock(Stage):
             self.skip_conv = nn.Conv2d(level.out, SKIP_CHANNELS, 3, padding=1)
 
     def forward(
-        self, x: Tensor, emb: Tensor, skips: list[Tensor], picture: Tensor | None
+        self, x: Tensor, emb: Tensor, skips: list[Tensor], image: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """As `UpBlock`; picture: [B, 3, H / 2, W / 2], or None in the first -> [B, 3, H, W]."""
+        """As `UpBlock`; image: [B, 3, H / 2, W / 2], or None in the first -> [B, 3, H, W]."""
         for resnet in self.resnets:
             x = resnet(torch.cat([x, skips.pop()], dim=1), emb)
         for attention in self.attentions:
             x = attention(x)
-        if picture is not None:
-            picture = self.enlarge(picture)
+        if image is not None:
+            image = self.enlarge(image)
         if self.resnet_up is not None:
             drawn = self.skip_conv(self.skip_norm(x))
-            picture = drawn if picture is None else picture + drawn
+            image = drawn if image is None else image + drawn
             x = self.resnet_up(x, emb)
-        return x, picture
+        return x, image
 
 
 class KUpBlock(Stage):
@@ -157,7 +157,7 @@ class KUpBlock(Stage):
         self.upsamplers = nn.ModuleList([FirUp("reflect")] if level.resample else [])
 
     def forward(
-        self, x: Tensor, emb: Tensor, skips: list[Tensor], picture: Tensor | None
+        self, x: Tensor, emb: Tensor, skips: list[Tensor], image: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """As `UpBlock`, but only the newest of the skips it pops is used."""
         x = torch.cat([x, skips[-1]], dim=1)
@@ -166,7 +166,7 @@ class KUpBlock(Stage):
             x = resnet(x, emb)
         for up in self.upsamplers:
             x = up(x)
-        return x, picture
+        return x, image
 
 
 class MidBlock(nn.Module):

@@ -29,7 +29,7 @@ UP_BLOCKS = (
     "AttnSkipUpBlock2D",
     "KUpBlock2D",
 )
-SKIP_CHANNELS = 3  # of the picture that skip blocks carry along
+SKIP_CHANNELS = 3  # of the image that skip blocks carry along
 SKIP_ATTENTION_GROUPS = 32
 K_GROUP_SIZE = 32  # channels a group in K blocks
 
@@ -133,7 +133,7 @@ class Level:
 
     @property
     def skip(self) -> bool:
-        """Whether it carries a small picture along (Karras et al. 2020, figure 7)."""
+        """Whether it carries a small image along (Karras et al. 2020, figure 7)."""
         return "Skip" in self.kind
 
     @property
@@ -148,7 +148,7 @@ def down_levels(config: UNetConfig) -> list[Level]:
         resample = i < len(config.block_out_channels) - 1
         ins = [width] + [out] * (config.layers_per_block - 1)
         resnets = tuple((n, out, _groups(config, kind, n, n, out)) for n in ins)
-        extra = resample and not kind.startswith("K")  # K blocks keep the smaller picture to themselves
+        extra = resample and not kind.startswith("K")  # K blocks keep the smaller image to themselves
         levels.append(Level(kind, resnets, out, config.layers_per_block + extra, resample))
         width = out
     return levels
@@ -237,7 +237,7 @@ def _check_kinds(config: UNetConfig) -> None:
     mixed = ["Skip" not in kind for kind in down[:-1]]
     if any(mixed) and not all(mixed[mixed.index(True) :]):
         raise ConfigError(
-            "down_block_types: a Skip block cannot follow another kind, which does not shrink the picture that "
+            "down_block_types: a Skip block cannot follow another kind, which does not shrink the image that "
             "Skip blocks carry along",
             argument="unet",
         )
@@ -245,7 +245,7 @@ def _check_kinds(config: UNetConfig) -> None:
     if any(carried[:-1]) and not all(carried[carried.index(True) :]):
         raise ConfigError(
             "up_block_types: after a Skip block only Skip blocks can follow, the others do not enlarge the "
-            "picture that it hands on",
+            "image that it hands on",
             argument="unet",
         )
     if any("Skip" in kind for kind in down[:-1]) and config.in_channels != SKIP_CHANNELS:

@@ -61,7 +61,7 @@ class CudaGraphs:
             step()
         if not torch.equal(drawn, torch.cuda.get_rng_state(self.device)):
             raise CaptureError(
-                "the network draws from PyTorch's generator: its pictures would not depend on their seeds alone; "
+                "the network draws from PyTorch's generator: its images would not depend on their seeds alone; "
                 "graph=False runs it uncaptured"
             )
         graph = torch.cuda.CUDAGraph()

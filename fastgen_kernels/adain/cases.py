@@ -116,7 +116,7 @@ CASES = (
     _case("stylegan128", "latency: the largest planes on chip", (1, 128, 128, 128), True, **STYLEGAN),
     _case("stylegan4_last", "latency, channels-last", (1, 512, 4, 4), True, channels_last=True, **STYLEGAN),
     _case("stylegan8_last", "latency, channels-last", (1, 512, 8, 8), True, channels_last=True, **STYLEGAN),
-    _case("street32", "latency: features of a 512x1024 picture", (1, 512, 32, 64), True),
+    _case("street32", "latency: features of a 512x1024 image", (1, 512, 32, 64), True),
     _case("street64", "latency: planes of 8192 pixels on chip", (1, 256, 64, 128), True),
     _case("street16_last", "latency, channels-last, 512 pixels", (1, 512, 16, 32), True, channels_last=True),
     _case("stylegan64", "StyleGAN's middle", (4, 256, 64, 64), True, **STYLEGAN),
@@ -141,7 +141,7 @@ CASES = (
     ),
     _case(
         "vgg1",
-        "style transfer of one 512-pixel picture",
+        "style transfer of one 512-pixel image",
         (1, 512, 64, 64),
         True,
         style=(1, 64, 64),
@@ -157,7 +157,7 @@ CASES = (
     ),
     _case(
         "vgg1_large",
-        "a 1024-pixel picture's: both maps' planes in spans, one launch for their statistics",
+        "a 1024-pixel image's: both maps' planes in spans, one launch for their statistics",
         (1, 256, 256, 256),
         True,
         style=(1, 160, 160),

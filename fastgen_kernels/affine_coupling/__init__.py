@@ -308,7 +308,7 @@ def _launch(
 
 
 def _in_place(x: Tensor, network: Tensor, log_det: bool = True, **options: Any) -> Callable[[], None]:
-    # x's strides too: the half of a picture stays one.
+    # x's strides too: the half of an image stays one.
     copy = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
     total = x.new_zeros(x.shape[0]) if log_det else None
     return lambda: affine_coupling_out(copy, network, total, **options)

@@ -207,8 +207,8 @@ CASES = (
         (1, 2, 67, 67),
         part=_half(2),
     ),
-    # Glow on 32x32 pictures: three scales, 12 x 16 x 16, 24 x 8 x 8, 48 x 4 x 4.
-    _case("glow1", "latency: one small picture", (1, 12, 16, 16), True, part=_half(12), scale="sigmoid"),
+    # Glow on 32x32 images: three scales, 12 x 16 x 16, 24 x 8 x 8, 48 x 4 x 4.
+    _case("glow1", "latency: one small image", (1, 12, 16, 16), True, part=_half(12), scale="sigmoid"),
     _case("glow64", "a batch, first scale", (64, 12, 16, 16), True, part=_half(12), scale="sigmoid"),
     _case(
         "glow64_inverse",
@@ -286,7 +286,7 @@ CASES = (
         part=_half(48),
         channels_last="x network",
     ),
-    _case("picture256", "latency: one large picture, divided", (1, 12, 128, 128), True, part=_half(12)),
+    _case("picture256", "latency: one large image, divided", (1, 12, 128, 128), True, part=_half(12)),
 )
 
 

@@ -31,7 +31,7 @@ def arguments(
     parameters: str,
 ) -> None:
     """Of `affine_coupling`, all but the flags."""
-    # Written for the call that is right: 1.5 us, where the coupling of a small picture takes 8.
+    # Written for the call that is right: 1.5 us, where the coupling of a small image takes 8.
     if not isinstance(x, Tensor):
         check.fail("x", "a tensor [B, C, H, W] or [B, D]", type(x).__name__)
     shape = x.shape
@@ -105,13 +105,13 @@ def _mask_shape(mask: Tensor, x: Tensor) -> tuple[int, ...]:
 
 
 def _rows(name: str, value: Tensor) -> None:
-    """The rows of pictures lie at even distances, so that a plane is one axis."""
+    """The rows of images lie at even distances, so that a plane is one axis."""
     _, _, row, column = value.stride()
     _, _, height, width = value.shape
     if row != width * column and height > 1 and width > 1:
         check.fail(
             name,
-            "rows of a picture one after the other (contiguous, channels-last, or slices of samples or channels)",
+            "rows of an image one after the other (contiguous, channels-last, or slices of samples or channels)",
             f"strides {value.stride()} for shape {list(value.shape)}: pass {name}.contiguous()",
         )
 

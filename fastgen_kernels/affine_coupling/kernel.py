@@ -21,7 +21,7 @@ MAPS = {"exp": 0, "sigmoid": 1, "sigmoid_eps": 2, "tanh": 3, "soft_clip": 4, "ad
 _SIGMOID, _SIGMOID_EPS, _TANH, _SOFT_CLIP, _ADDITIVE = (
     tl.constexpr(MAPS[name]) for name in ("sigmoid", "sigmoid_eps", "tanh", "soft_clip", "additive")
 )
-# Which elements change: all, a picture's checkerboard, every other feature of a vector, or those of a mask.
+# Which elements change: all, an image's checkerboard, every other feature of a vector, or those of a mask.
 ALL, CHECKERBOARD, ALTERNATE, MASK = 0, 1, 2, 3
 _ALL, _CHECKERBOARD, _ALTERNATE = tl.constexpr(ALL), tl.constexpr(CHECKERBOARD), tl.constexpr(ALTERNATE)
 
@@ -274,7 +274,7 @@ def launch(
 
     log_det: [B], contiguous, overwritten, or added to if `add`; or None.
     """
-    # A vector is a picture of one pixel with many channels.
+    # A vector is an image of one pixel with many channels.
     batch, channels, height, width = x.shape if x.dim() == 4 else (*x.shape, 1, 1)
     pixels = height * width
     tensors = (x, y, network)
@@ -385,7 +385,7 @@ def _log2(power: int) -> int:
 
 
 def _pixel_stride(tensor: Tensor) -> int:
-    """The stride of the pixels of pictures whose rows lie at even distances; 0 for vectors."""
+    """The stride of the pixels of images whose rows lie at even distances; 0 for vectors."""
     if tensor.dim() == 2:
         return 0
     return tensor.stride(3) if tensor.shape[3] > 1 else tensor.stride(2)

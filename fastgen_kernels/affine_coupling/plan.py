@@ -23,7 +23,7 @@ class Launch:
 # adds up the parts of a divided one.
 WHOLE = 4096
 LARGE = 2048  # tile of a larger sample: eight warps
-SMALL = 512  # ... where that leaves multiprocessors idle: one large picture
+SMALL = 512  # ... where that leaves multiprocessors idle: one large image
 SHARED = 1024  # tile of several small samples: tabular flows
 # Programs of LARGE that keep an H200's 132 multiprocessors busy: three for each, 24 warps with 64 bytes a thread on
 # their way. Beyond that a program takes more tiles, so that few sums are left to the second launch, or none.

@@ -44,7 +44,7 @@ def group_norm(
     Args:
         x: [B, C1, H, W], float32, float16 or bfloat16 (float64 on the PyTorch path), NCHW or channels-last; may be
             a slice of channels or of samples.
-        num_groups: divides C = C1 + C2. 1 is layer norm over the picture, C instance norm.
+        num_groups: divides C = C1 + C2. 1 is layer norm over the image, C instance norm.
         weight: [C], contiguous, or None for 1. Typed as x or float32, as are the four that follow.
         bias: [C], contiguous, or None for 0.
         eps: added to the variance, at least 0.
@@ -95,7 +95,7 @@ def _check(
     check.dtype("x", x, DTYPES)
     batch, channels, height, width = x.shape
     device, dtype = x.device, x.dtype
-    # Asking PyTorch first: it is quick, and on CPU a small picture's whole norm takes 6 us.
+    # Asking PyTorch first: it is quick, and on CPU a small image's whole norm takes 6 us.
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)) and not any(
         reference.layouts(x)
     ):

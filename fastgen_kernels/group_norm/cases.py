@@ -34,13 +34,13 @@ def arguments(
     """Random arguments of `group_norm` for x of `shape` [B, C1, H, W] and a skip of `skip` channels.
 
     sliced: x and skip are channels [sliced:-sliced] of wider tensors. rows: add, scale and shift are the last
-    columns of tensors that are so much wider. wide: all vectors are float32 beside 16-bit pictures. mean, deviation:
+    columns of tensors that are so much wider. wide: all vectors are float32 beside 16-bit images. mean, deviation:
     of x's and skip's elements.
     """
     batch, own, height, width = shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def picture(channels: int) -> Tensor:
+    def image(channels: int) -> Tensor:
         # A channel's own offset, as convolutions with a bias leave it: groups' means are unlike their channels'.
         value = torch.randn(batch, channels + 2 * sliced, height, width, generator=generator)
         value += torch.randn(channels + 2 * sliced, 1, 1, generator=generator)
@@ -53,9 +53,9 @@ def arguments(
         )
 
     channels = own + skip
-    made: Arguments = {"x": picture(own), "num_groups": num_groups, "eps": 1e-5, "act": act}
+    made: Arguments = {"x": image(own), "num_groups": num_groups, "eps": 1e-5, "act": act}
     if skip:
-        made["skip"] = picture(skip)
+        made["skip"] = image(skip)
     if affine:
         made["weight"], made["bias"] = vectors(channels), vectors(channels)
     for name, wanted in (("add", add), ("scale", scale), ("shift", shift)):
@@ -152,7 +152,7 @@ CASES = (
     ),
     _case(
         "chunks",
-        "add, scale and shift are columns of wider tensors; all vectors float32 beside 16-bit pictures",
+        "add, scale and shift are columns of wider tensors; all vectors float32 beside 16-bit images",
         (2, 6, 3, 5),
         2,
         add=True,
@@ -279,11 +279,11 @@ def tolerance(outputs: tuple[Tensor, ...], named: Arguments) -> tuple[Tensor, ..
 
 def bytes_moved(**named: Any) -> int:
     """Least traffic: inputs once, the result once."""
-    pictures = [named["x"], *([named["skip"]] if named.get("skip") is not None else [])]
+    images = [named["x"], *([named["skip"]] if named.get("skip") is not None else [])]
     vectors = [
         named[name] for name in ("weight", "bias", "add", "scale", "shift") if named.get(name) is not None
     ]
-    return sum(2 * value.nbytes for value in pictures) + sum(value.nbytes for value in vectors)
+    return sum(2 * value.nbytes for value in images) + sum(value.nbytes for value in vectors)
 
 
 def flops(**named: Any) -> int:

@@ -1,4 +1,4 @@
-"""How a picture is divided among programs: by one sample's shape, and by whether the batch fills the machine."""
+"""How an image is divided among programs: by one sample's shape, and by whether the batch fills the machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Launch:
 # Statistics, then a second launch that applies them: whole cache lines, four programs a multiprocessor.
 TWO_LAUNCHES = Launch(row=128, column=0, num_warps=8, unroll=4)
 LATENCY = (
-    # The least that a 16-byte load takes, so that a picture becomes many programs: a multiprocessor takes 1.2 us for
+    # The least that a 16-byte load takes, so that an image becomes many programs: a multiprocessor takes 1.2 us for
     # the exponentials and divisions of 16,384 elements, and a second launch costs about 2 us.
     Launch(row=16, column=48 << 10, num_warps=16, unroll=4),
     TWO_LAUNCHES,

@@ -1,6 +1,6 @@
 """PatchGAN's convolution: 4x4, padding 1, bias and LeakyReLU in one pass: every layer of the patch discriminator.
 
-`pack_weight` brings a weight into the order in which the kernels read it, once. The mean over a picture's patches is
+`pack_weight` brings a weight into the order in which the kernels read it, once. The mean over an image's patches is
 an operation of its own, `patch_score`.
 """
 
@@ -110,7 +110,7 @@ def _complain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> No
     check.rank("x", x, 4, "[B, Cin, H, W]")
     check.dtype("x", x, DTYPES)
     if min(x.shape[2:]) < 2:
-        check.fail("x", "pictures [B, Cin, H, W] of at least 2x2 pixels", list(x.shape))
+        check.fail("x", "images [B, Cin, H, W] of at least 2x2 pixels", list(x.shape))
     channels = (len(weight) if isinstance(weight, Tensor) and weight.dim() else 0) or 1
     check.tensor("weight", weight, (channels, x.shape[1], 4, 4), (x.dtype,), x.device, "[Cout, Cin, 4, 4]")
     if bias is not None:
@@ -149,9 +149,7 @@ def check_kernel(x: Tensor, weight: Tensor) -> None:
         check.fail("x", "float32, float16 or bfloat16 in the kernel (or use('reference'))", x.dtype)
     batch, inputs, height, width = x.shape
     if max(batch, padded(inputs)) * height * width >= MAX_COUNT:
-        check.fail(
-            "x", "fewer than 2^30 pixels, and elements a picture (Cin rounded up to 8s)", list(x.shape)
-        )
+        check.fail("x", "fewer than 2^30 pixels, and elements an image (Cin rounded up to 8s)", list(x.shape))
     if len(weight) * padded(inputs) * TAPS >= MAX_COUNT:
         check.fail("weight", "fewer than 2^30 elements (Cin rounded up to 8s)", list(weight.shape))
 

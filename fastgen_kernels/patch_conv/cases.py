@@ -68,7 +68,7 @@ def make_case(
 
 _SMALL = (
     make_case("tiny", "2x2 pixels, one patch: most taps in the padding", (1, 1, 2, 2), 2, layout="first"),
-    make_case("pair", "first layer: two pictures of 3 channels", (2, 6, 6, 10), 16, layout="first"),
+    make_case("pair", "first layer: two images of 3 channels", (2, 6, 6, 10), 16, layout="first"),
     make_case(
         "odd", "odd height and width, which descriptors cannot hold; ragged Cout", (2, 16, 7, 5), 12, stride=2
     ),
@@ -78,7 +78,7 @@ _SMALL = (
         (2, 64, 14, 16),
         16,
     ),
-    make_case("small", "pictures that would leave descriptors' blocks empty", (2, 64, 6, 10), 16),
+    make_case("small", "images that would leave descriptors' blocks empty", (2, 64, 6, 10), 16),
     make_case(
         "planar",
         "all contiguous: the output too, which no descriptor stores",
@@ -99,12 +99,12 @@ _SMALL = (
     make_case("logits", "the last layer: one channel, no activation", (2, 32, 5, 7), 1, stride=1, negative_slope=None),
     make_case("one_of_three", "one channel from three, stride 2, activated", (1, 3, 6, 8), 1, layout="last"),
     make_case("grey", "one channel in, packed to eight", (2, 1, 8, 6), 8),
-    make_case("three", "a channels-last picture, whose 3 channels no 16 bytes hold", (1, 3, 6, 6), 9),
+    make_case("three", "a channels-last image, whose 3 channels no 16 bytes hold", (1, 3, 6, 6), 9),
     make_case("padded", "6 channels of 8, with NaN between them; no copy", (2, 6, 6, 6), 8, layout="padded"),
     make_case("plain", "all contiguous, no bias", (2, 8, 6, 6), 5, layout="first", packed=False, bias=False),
     make_case("channels", "half of a tensor's channels", (2, 64, 4, 6), 8, layout="channels"),
     make_case("rows", "a window of a batch, in descriptors", (2, 64, 14, 14), 8, layout="rows"),
-    make_case("columns", "columns of a contiguous picture, nothing aligned", (1, 5, 6, 6), 8, layout="columns"),
+    make_case("columns", "columns of a contiguous image, nothing aligned", (1, 5, 6, 6), 8, layout="columns"),
     make_case("ragged", "24 channels: several taps in a step, of which none is whole", (1, 24, 6, 6), 8, stride=1),
 )  # fmt: skip
 

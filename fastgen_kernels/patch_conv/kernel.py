@@ -2,7 +2,7 @@
 
 Two forms. On tensor descriptors (sm_90 on): the channels-last input is viewed, without a copy, as
 [B, H/2, 2, W/2, 2C], in which what lies under one of the 4x4 taps of a block of patches is a box; the hardware copies
-boxes, and fills the padding with zeros. By pointers, for everything else, small pictures too: each patch's pixels are
+boxes, and fills the padding with zeros. By pointers, for everything else, small images too: each patch's pixels are
 gathered under a mask. One output channel is another matter (`patch_score/kernel.py`).
 """
 
@@ -233,7 +233,7 @@ def ready(x: Tensor) -> Tensor:
     wide = padded(channels)
     packed = x.new_empty(batch, height, width, wide)
     rows, columns = height, width
-    if x.stride(2) == width * x.stride(3):  # one line a picture, in whole tiles
+    if x.stride(2) == width * x.stride(3):  # one line an image, in whole tiles
         rows, columns = 1, height * width
     block_channels = min(64, triton.next_power_of_2(wide))
     block = min(PACKED_BYTES // (block_channels * x.element_size()), triton.next_power_of_2(columns))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GROUP = 8  # channels: 16 bytes of a 16-bit type, and 8 * 4 * 4 = 128 products for a picture's few channels
+GROUP = 8  # channels: 16 bytes of a 16-bit type, and 8 * 4 * 4 = 128 products for an image's few channels
 TAPS = 16
 # The kernels count elements and pixels in int32, and reach three rows beyond a patch's first pixel.
 MAX_COUNT = 2**30

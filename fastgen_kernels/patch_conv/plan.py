@@ -42,7 +42,7 @@ LARGEST = Tile(16, 16, 128, num_warps=8, num_stages=4)
 LONG_SUM = 2048
 # 64 channels or fewer. The first layer is bound by memory: half the registers, three blocks.
 NARROW = Tile(8, 16, 64, num_warps=8, num_stages=3)
-# Batch 1: the first four layers of a 256x256 picture make 256, 128, 64 and 128 programs, rather than 128, 32, 16, 32.
+# Batch 1: the first four layers of a 256x256 image make 256, 128, 64 and 128 programs, rather than 128, 32, 16, 32.
 SMALL = Tile(8, 8, 64, num_warps=4, num_stages=4)
 # float32 without TF32 has no tensor cores: threads hold the factors of their 32 outputs in registers.
 FULL_PRECISION = Tile(8, 16, 64, num_warps=8, num_stages=3)
@@ -51,7 +51,7 @@ MANY_PROGRAMS = 132  # an H200's multiprocessors
 # Bytes of a row of factors in one step: the widest swizzle in shared memory, which is a line of the cache; by
 # pointers half of it, because addresses and masks of longer rows cost registers.
 STEP_BYTES = {"descriptor": 128, "gather": 64}
-# Descriptors compute whole blocks of a picture, gathers run on from picture to picture: the most products that blocks
+# Descriptors compute whole blocks of an image, gathers run on from image to image: the most products that blocks
 # may compute for one that is wanted, beyond which a gather, at least half as fast, is the better form.
 WASTE = 1.5
 

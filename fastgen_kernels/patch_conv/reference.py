@@ -6,7 +6,7 @@ Every layer of the patch discriminator is
 
 with batch norm folded into weight and bias beforehand; the last one has a single output channel and no
 activation. The 70x70 discriminator has strides 2, 2, 2, 1, 1: each of its outputs sees 70x70 pixels, and their mean
-is the score of the picture.
+is the score of the image.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PatchGAN's last layer and the mean over its patches, which makes one number of a picture. No atomics."""
+"""PatchGAN's last layer and the mean over its patches, which makes one number of an image. No atomics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["OP", "patch_score"]
 
 
 def patch_score(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
-    """A picture's score: the mean over patches of the discriminator's last layer, which has one output channel.
+    """An image's score: the mean over patches of the discriminator's last layer, which has one output channel.
 
     score[b] = mean over (h, w) of conv(x, weight)[b, 0, h, w] + bias, "averaging all responses" (Isola et al. 2017,
     section 3.2.2). The same bits whenever it is called with the same arguments.

@@ -20,7 +20,7 @@ CASES = (
     make_case("many", "more patches than a step adds up", (1, 8, 41, 37), 1),
     make_case("batch", "more pixels than a program takes, in samples that share programs", (3, 32, 7, 9), 1),
     make_case("stride2", "stride 2", (2, 24, 6, 8), 1, stride=2),
-    make_case("picture", "a contiguous picture of 3 channels", (2, 3, 6, 6), 1, layout="first"),
+    make_case("picture", "a contiguous image of 3 channels", (2, 3, 6, 6), 1, layout="first"),
     make_case("padded", "3 channels of 8, with NaN between them", (1, 3, 4, 6), 1, layout="padded"),
     make_case("channels", "half of a tensor's channels", (2, 16, 4, 6), 1, layout="channels"),
     make_case("rows", "a window of a batch", (2, 16, 4, 6), 1, layout="rows"),

@@ -2,7 +2,7 @@
 
 As a product of patches by channels it would be all padding, and read each pixel 16 times. So every pixel is multiplied
 by the 16 taps at once, a product with 16 columns that reads it once, and the 16 products of each patch, float32, are
-added up from the L2 cache: into a map of patches, or straight into a picture's mean. No atomics.
+added up from the L2 cache: into a map of patches, or straight into an image's mean. No atomics.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ LARGE = Launch(64, 4)
 SMALL = Launch(16, 1)
 MANY_PROGRAMS = 132  # an H200's multiprocessors
 PATCHES = 256  # of a program of patches_kernel: two a thread
-SCORE_PATCHES = 1024  # of a step of score_kernel: a 256x256 picture has 900
+SCORE_PATCHES = 1024  # of a step of score_kernel: a 256x256 image has 900
 
 
 def choose_launch(pixels: int) -> Launch:

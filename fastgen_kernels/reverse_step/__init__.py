@@ -184,7 +184,7 @@ def _check(
 
 
 # The mutating op is defined at the dispatcher itself: `torch.library.custom_op` adds some 20 us of Python to
-# a call, for the bookkeeping of autograd, which this op refuses; a small picture's whole step takes 50.
+# a call, for the bookkeeping of autograd, which this op refuses; a small image's whole step takes 50.
 _LIBRARY = torch.library.Library("fastgen", "FRAGMENT")
 _LIBRARY.define(
     "reverse_step_out(Tensor(a!) x, Tensor(b!) h, Tensor F, Tensor(c!) y, Tensor rows, Tensor(d!) cursor, "

@@ -95,7 +95,7 @@ CASES = (
         "slots4", "full PNDM in a batch bucket smaller than the buffer", (4, 1, 9, 7), slots=4, sliced=True
     ),
     _case("guided", "classifier-free guidance", (2, 3, 5, 5), slots=1, guided=True),
-    _case("learned", "learned range, odd picture", (2, 3, 3, 7), learned=1, noise="all"),
+    _case("learned", "learned range, odd image", (2, 3, 3, 7), learned=1, noise="all"),
     _case("learned_value", "learned variance itself", (2, 3, 4, 6), slots=1, learned=2, guided=True),
     _case("last", "channels-last network", (2, 3, 6, 6), slots=2, channels_last=True),
     _case(
@@ -110,7 +110,7 @@ CASES = (
         unused=(0,),
     ),
     _case("mnist1", "latency: one digit", (1, 1, 28, 28), production=True, slots=1),
-    _case("cifar1", "latency: one small picture", (1, 3, 32, 32), production=True, slots=2),
+    _case("cifar1", "latency: one small image", (1, 3, 32, 32), production=True, slots=2),
     _case(
         "cifar256", "throughput, channels-last network", (256, 3, 32, 32), True, slots=2, channels_last=True
     ),
@@ -125,7 +125,7 @@ CASES = (
     ),
     _case(
         "session64",
-        "the same for a full batch of small colour pictures, channels-last",
+        "the same for a full batch of small colour images, channels-last",
         (64, 3, 32, 32),
         production=True,
         slots=4,
@@ -233,12 +233,12 @@ def bytes_moved(
     noise: Tensor | None = None,
 ) -> int:
     """Least traffic of the in-place step: state in and out, F in, y out, and the history that rows use."""
-    picture = x[0].numel() * x.element_size()
+    image = x[0].numel() * x.element_size()
     coefficients = rows[:, row.A : row.B + 8].reshape(-1, 2, 8)
     read = int((coefficients[:, :, row.H : row.H + h.shape[0]] != 0).any(1).sum())
     written = int((integer_words(rows)[:, row.SLOT] >= 0).sum())
     noisy = int((coefficients[:, :, row.Z] != 0).any(1).sum())
-    state = 2 * x.numel() * x.element_size() + (read + written) * picture
+    state = 2 * x.numel() * x.element_size() + (read + written) * image
     # F and y have as many samples; the variance is read where there is noise to scale, and of one half only.
     network = (2 * F.shape[0] + (noisy if learned else 0)) * x[0].numel() * F.element_size()
     return (

@@ -1,6 +1,6 @@
 """The reverse step on CPU, in place: the reference's arithmetic without work that no sample asks for.
 
-The reference makes noise for every row (hundreds of microseconds for a small picture) and copies every
+The reference makes noise for every row (hundreds of microseconds for a small image) and copies every
 history slot; a step costs tens. Here the coefficients, which are in host memory anyway, say which terms,
 slots and noise are needed. The operations that remain are the reference's own, in its order, so both give the
 same bits: a term that is left out would have added zero. (Only the sign of a zero may differ.)

@@ -129,7 +129,7 @@ def reverse_step_kernel(
     if GUIDED:
         fv = uv + weight * (fv - uv)
     x0 = p * xv + q * fv
-    # A NaN stays a NaN, as in PyTorch: a broken picture should look broken.
+    # A NaN stays a NaN, as in PyTorch: a broken image should look broken.
     x0 = tl.maximum(x0, -clip, propagate_nan=tl.PropagateNan.ALL)
     x0 = tl.minimum(x0, clip, propagate_nan=tl.PropagateNan.ALL)
     out = ax * xv + a0 * x0 + af * fv
@@ -185,7 +185,7 @@ MANY_PROGRAMS = 512
 LARGE = Launch(
     512, 4
 )  # 128-bit accesses of contiguous tensors, and enough bytes in flight to reach memory's bandwidth
-SMALL = Launch(128, 1)  # latency: a 3x32x32 picture becomes 24 programs rather than 6
+SMALL = Launch(128, 1)  # latency: a 3x32x32 image becomes 24 programs rather than 6
 
 
 def choose_launch(batch: int, n: int) -> Launch:

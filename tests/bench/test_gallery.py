@@ -28,7 +28,7 @@ def test_every_solver_is_drawn_or_named_as_left_out(engine: fastgen.DiffusionEng
     # Only those for models of another kind: none is missing because it refused a number of steps.
     assert left_out.keys() == {name for name in SOLVERS if SOLVERS[name].sde} | set(gallery.DISTILLED)
     section = PAGE.read_text(encoding="utf-8").split("## Gallery")[1].split("\n## ")[0]
-    assert all(f"`{name}`" in section for name in left_out), "the page says what the picture leaves out"
+    assert all(f"`{name}`" in section for name in left_out), "the page says what the image leaves out"
 
 
 def test_captions_tell_evaluations_from_steps(engine: fastgen.DiffusionEngine) -> None:

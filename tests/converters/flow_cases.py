@@ -48,9 +48,9 @@ def agree(
     sample: Callable[[list[Tensor]], Tensor],
     log_prob: Callable[[Tensor], Tensor],
     condition: Tensor | None = None,
-    pictures: bool = False,
+    images: bool = False,
 ) -> None:
-    """Samples from the same noise, and log_prob of random x and of those samples. pictures: x in [0, 1]."""
+    """Samples from the same noise, and log_prob of random x and of those samples. images: x in [0, 1]."""
     tolerance = TOLERANCE[dtype]
     given = noise(flow, dtype)
     drawn, want = flow.sample(given, 1.0, condition), sample(given)
@@ -58,7 +58,7 @@ def agree(
     torch.testing.assert_close(drawn, want, rtol=tolerance, atol=tolerance)
     generator = torch.Generator().manual_seed(3)
     x = torch.rand(want.shape, generator=generator, dtype=torch.float64).to(dtype)
-    x = x if pictures else 4 * x - 2
+    x = x if images else 4 * x - 2
     # log_prob is a sum of many terms, each as exact as its own size.
     torch.testing.assert_close(
         flow.log_prob(x, condition), log_prob(x).to(dtype), rtol=tolerance, atol=tolerance

@@ -1,4 +1,4 @@
-"""fastgen.load on folders that diffusers saved: the same pictures from the same noise."""
+"""fastgen.load on folders that diffusers saved: the same images from the same noise."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fastgen.engines.diffusion.queue import SampleRequest as Request
 
 from .folders import CELEBA_HQ, CIFAR, TINY, our_noise, pipeline
 
-CLOSE = 1e-4  # of pictures in [-1, 1]
+CLOSE = 1e-4  # of images in [-1, 1]
 
 
 def from_noise(engine: Any, noise: torch.Tensor, **arguments: Any) -> np.ndarray:
-    """The engine's picture from a given start [1, C, H, W], as diffusers' [H, W, C] in [0, 1]."""
+    """The engine's image from a given start [1, C, H, W], as diffusers' [H, W, C] in [0, 1]."""
     table = engine.request(1, seed=0, **arguments).plans[0].table
     engine.loop.add(Request(table, 0, initial=noise[0]))
     while engine.loop.step():
@@ -117,7 +117,7 @@ def test_celeba_hq(tmp_path: Path) -> None:
 
 
 def test_ours_runs_in_diffusers(tmp_path: Path) -> None:
-    """A folder of ours as a DDIMPipeline: the same picture."""
+    """A folder of ours as a DDIMPipeline: the same image."""
     from diffusers import DDIMPipeline
 
     pipeline(TINY, "DDIMPipeline").save_pretrained(tmp_path / "a")

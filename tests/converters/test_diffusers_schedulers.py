@@ -206,8 +206,8 @@ def test_ours_through_a_folder_of_theirs(ours: dict[str, Any], tmp_path: Path) -
     first, second = (engine.settings for engine in engines)
     for name in ("solver", "steps", "guidance_scale", "variance", "noise_schedule"):
         assert getattr(first, name) == getattr(second, name)
-    pictures = [engine.sample(1, seed=0, steps=4) for engine in engines]
-    torch.testing.assert_close(*pictures, rtol=1e-3, atol=1e-3)  # weights lie elsewhere in memory
+    images = [engine.sample(1, seed=0, steps=4) for engine in engines]
+    torch.testing.assert_close(*images, rtol=1e-3, atol=1e-3)  # weights lie elsewhere in memory
     tables = [
         solver_table(s.solver, s.noise_schedule, 4, **(s.solver_options or {})).a for s in (first, second)
     ]

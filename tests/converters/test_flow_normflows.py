@@ -164,10 +164,10 @@ def test_glows_agree(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
             patch.setattr(torch, "randn", lambda *args, **kwargs: left.pop(0))
             return theirs.sample(BATCH, labels)[0]
 
-    agree(flow, dtype, sample, lambda x: theirs.log_prob(x.clone(), labels), labels, pictures=True)
+    agree(flow, dtype, sample, lambda x: theirs.log_prob(x.clone(), labels), labels, images=True)
 
 
-def test_pictures_with_levels() -> None:
+def test_images_with_levels() -> None:
     engine = fastgen.load(made("as published"), device="cpu", assume={"levels": 256})
     assert engine.discrete
     assert engine.flow.config.alpha == 0.1

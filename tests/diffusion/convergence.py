@@ -272,7 +272,7 @@ def plot(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the order of every solver.")
-    parser.add_argument("--plot", type=Path, help="write a picture here")
+    parser.add_argument("--plot", type=Path, help="write an image here")
     path = parser.parse_args().plot
     if path:
         plot(path)

@@ -6,7 +6,7 @@ tests.
 
 A scheduler's step is linear in the state, the network's output and the noise. Driven with unit vectors in
 place of
-pictures, its whole run becomes an exact matrix, which a table must reproduce: see `basis_run`.
+images, its whole run becomes an exact matrix, which a table must reproduce: see `basis_run`.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def matrices(name: str, process: AnyProcess, steps: int, **options: Any) -> tupl
 def trajectories(
     name: str, process: AnyProcess, steps: int, clip: float | None = None, **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(ours, theirs): final pictures through a random non-linear network, with the same noise."""
+    """(ours, theirs): final images through a random non-linear network, with the same noise."""
     own = {} if clip is None else {"clip_sample": True, "clip_sample_range": clip}
     table = solver_table(name, process, steps, **options, **own)
     generator = torch.Generator().manual_seed(steps)

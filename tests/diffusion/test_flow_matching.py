@@ -89,7 +89,7 @@ def test_velocity_is_integrated_as_it_is() -> None:
     np.testing.assert_allclose(run(table, network, start, [start] * 4), x, rtol=0, atol=1e-14)
 
 
-def test_pictures_and_velocities_are_two_words_for_one() -> None:
+def test_images_and_velocities_are_two_words_for_one() -> None:
     """prediction_type sample (x1 of Lipman et al.) from a velocity, and time in [0, 1] from data to noise and back."""
 
     def velocity(x: np.ndarray, t: float) -> np.ndarray:
@@ -100,14 +100,14 @@ def test_pictures_and_velocities_are_two_words_for_one() -> None:
     ) -> np.ndarray:  # the time of Lipman et al.: 0 is noise, the velocity to data
         return -network(x, 1000.0 * (1.0 - t))
 
-    def picture(x: np.ndarray, t: float) -> np.ndarray:
+    def image(x: np.ndarray, t: float) -> np.ndarray:
         return x - t / 1000.0 * network(x, t)
 
     want = None
     for process, net in (
         (FlowMatching(), velocity),
         (FlowMatching(invert_sigmas=True, time="unit"), forward),
-        (FlowMatching(prediction_type="sample"), picture),
+        (FlowMatching(prediction_type="sample"), image),
     ):
         table = SOLVERS["rk4"](process, 6)
         x = np.random.default_rng(0).normal(size=SHAPE)

@@ -158,7 +158,7 @@ def test_equals_the_plain_interpreter(name: str, backend: str) -> None:
         table=replace(request.table, threshold=np.zeros(2), langevin=np.zeros(())),
     )
     (without,) = draw(loop(SHAPE), [bare])
-    assert not torch.allclose(without, got, atol=1e-3)  # it is the adjustment that makes the picture
+    assert not torch.allclose(without, got, atol=1e-3)  # it is the adjustment that makes the image
 
 
 def test_all_kinds_share_a_batch() -> None:

@@ -193,7 +193,7 @@ def test_bits_per_dim_of_levels_bound_the_exact_value(samples: int) -> None:
     assert found.to_dict()["samples"] == samples
 
 
-def test_bits_per_dim_takes_pictures_or_levels_and_repeats() -> None:
+def test_bits_per_dim_takes_images_or_levels_and_repeats() -> None:
     case = make("realnvp, gated, masks")  # dequantised by a flow of its own
     engine = engine_of(case)
     k = torch.randint(0, 256, (5, 1, 8, 8))
@@ -218,7 +218,7 @@ def test_bits_per_dim_takes_pictures_or_levels_and_repeats() -> None:
     ("levels", "dtype"),
     [(65_536, torch.float32), (65_536, torch.float64), (256, torch.float16), (16, torch.bfloat16)],
 )
-def test_every_level_survives_the_pictures_type(levels: int, dtype: torch.dtype) -> None:
+def test_every_level_survives_the_images_type(levels: int, dtype: torch.dtype) -> None:
     k = torch.arange(levels)
     for x in ((2 * k.to(dtype) / (levels - 1) - 1), (k.double() * (2 / (levels - 1)) - 1).to(dtype)):
         assert torch.equal(to_levels(x, levels), k.int())

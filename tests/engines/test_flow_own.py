@@ -219,7 +219,7 @@ def test_a_scale_that_overflows_shows() -> None:
     assert exact.log_prob(x).isfinite().all()
 
 
-def test_odd_pictures_in_channels_last_memory() -> None:
+def test_odd_images_in_channels_last_memory() -> None:
     torch.manual_seed(0)
     flow = Flow(
         (3, 4, 6), [], [[Squeeze(), ActNorm(12)]], lambda i, latent, kept: StandardNormal(latent)

@@ -83,7 +83,7 @@ def test_equals_a_plain_ddim_loop(prediction: str, graph: bool | str) -> None:
 
 
 def _unclamped(engine: DiffusionEngine, **call) -> Tensor:  # type: ignore[no-untyped-def]
-    """States as the loop hands them out: `sample` clamps to the pictures' range."""
+    """States as the loop hands them out: `sample` clamps to the images' range."""
     request = engine.request(**call)
     tickets = [engine.loop.add(single) for single in request.singles()]
     done: dict[int, Tensor] = {}

@@ -185,7 +185,7 @@ def test_dynamic_threshold_is_an_option_of_every_solver_that_clips() -> None:
 
 
 class Noisy(nn.Module):
-    """A smooth classifier of noisy pictures whose gradient is worth having."""
+    """A smooth classifier of noisy images whose gradient is worth having."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The loop: noise and pictures by seed alone, unlike requests in one batch, no second capture."""
+"""The loop: noise and images by seed alone, unlike requests in one batch, no second capture."""
 
 from __future__ import annotations
 

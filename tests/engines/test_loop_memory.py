@@ -1,4 +1,4 @@
-"""Memory that runs out halves the batch and changes no picture; buffers and graphs are no larger than needed."""
+"""Memory that runs out halves the batch and changes no image; buffers and graphs are no larger than needed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def unlike(count: int) -> list[Request]:
 @pytest.mark.filterwarnings("ignore:cpu ran out of memory")  # one for every time that it halves
 @pytest.mark.parametrize("backend", ["eager", "recorded"])
 @pytest.mark.parametrize("most", [2, 4, 7])
-def test_the_pictures_stay_the_same(backend: str, most: int) -> None:
+def test_the_images_stay_the_same(backend: str, most: int) -> None:
     requests = unlike(11)
     want = draw(loop(), requests)
     session = hungry(most, backend=backend)
@@ -298,8 +298,8 @@ def test_samples_that_are_done_together_are_copied_at_once(monkeypatch: pytest.M
     session = loop()
     drawn = draw(session, [Request(TABLES["ddim"], seed=k) for k in range(5)])
     assert copied == [5]
-    assert len({picture.untyped_storage().data_ptr() for picture in drawn}) == 5
-    assert all(picture.untyped_storage().nbytes() == picture.numel() * 4 for picture in drawn)
+    assert len({image.untyped_storage().data_ptr() for image in drawn}) == 5
+    assert all(image.untyped_storage().nbytes() == image.numel() * 4 for image in drawn)
 
 
 @pytest.mark.filterwarnings("ignore:cpu ran out of memory")

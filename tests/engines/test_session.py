@@ -160,7 +160,7 @@ def test_progress_counts_the_steps_of_unlike_samples() -> None:
     assert steps_of([1, 2, 3], 8) == 3
 
 
-def test_the_bar_says_pictures_a_second(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_says_images_a_second(capsys: pytest.CaptureFixture[str]) -> None:
     make().sample(2, seed=1, progress=True)
     assert "images/s" in capsys.readouterr().err
 

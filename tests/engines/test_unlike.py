@@ -56,10 +56,10 @@ def joining(session: Loop, requests: list[Request]) -> list[Tensor]:
 def test_sixteen_that_join_one_by_one_equal_their_own_calls(backend: str) -> None:
     session = loop(SHAPE, backend=backend, max_batch=16)
     got = joining(session, sixteen())
-    for picture, request in zip(got, sixteen(), strict=True):
+    for image, request in zip(got, sixteen(), strict=True):
         (alone,) = draw(loop(SHAPE), [request])
-        assert torch.equal(picture, alone)  # this network's arithmetic does not depend on the batch
-        close(picture, plain(request), request.table)
+        assert torch.equal(image, alone)  # this network's arithmetic does not depend on the batch
+        close(image, plain(request), request.table)
 
 
 def test_they_are_not_captured_again() -> None:
@@ -209,6 +209,6 @@ def test_memory_that_runs_out_while_some_are_cancelled(backend: str) -> None:
     while session.step():
         done.update(session.finished())
     assert set(done) == set(tickets) - gone
-    for ticket, picture in zip(tickets, want, strict=True):
+    for ticket, image in zip(tickets, want, strict=True):
         if ticket in done:
-            assert torch.equal(done[ticket], picture)
+            assert torch.equal(done[ticket], image)

@@ -17,9 +17,9 @@ from fastgen.training.run import STATE_FILE, saved_run
 STEPS = 6
 
 
-def pictures(folder: Path) -> Path:
-    """An NPZ file of 12 pictures of 2 classes."""
-    path = folder / "pictures.npz"
+def images(folder: Path) -> Path:
+    """An NPZ file of 12 images of 2 classes."""
+    path = folder / "images.npz"
     images = np.random.default_rng(0).integers(0, 256, (12, 4, 4), dtype=np.uint8)
     np.savez(path, images=images, labels=np.arange(12) % 2)
     return path
@@ -72,9 +72,9 @@ def check_run(folder: Path) -> None:
         assert [int(row.split(",")[0]) for row in rows] == list(range(1, len(rows) + 1))
         assert len(rows) in (2, 3, STEPS)
     for path in folder.glob(f"{PREVIEWS}/*.png"):
-        check_picture(path)
+        check_image(path)
 
 
-def check_picture(path: Path) -> None:
-    with Image.open(path) as picture:
-        picture.load()
+def check_image(path: Path) -> None:
+    with Image.open(path) as image:
+        image.load()

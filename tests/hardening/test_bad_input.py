@@ -195,9 +195,9 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
-def test_pictures_of_too_many_pixels(tmp_path: Path) -> None:
+def test_images_of_too_many_pixels(tmp_path: Path) -> None:
     side = int(MAX_PIXELS**0.5)
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     (folder / "a.png").write_bytes(png(side + 1, side))
     with refused(DataError, folder / "a.png", side + 1, side, MAX_PIXELS):
@@ -209,7 +209,7 @@ def test_a_request_is_read_without_decoding_pixels(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "a.png") == {"model": "m"}  # whose pixels are not even there
 
 
-def test_a_bomb_in_a_pictures_text(tmp_path: Path) -> None:
+def test_a_bomb_in_a_images_text(tmp_path: Path) -> None:
     bomb = b"fastgen\0\0" + zlib.compress(b"1" * (64 << 20))
     (tmp_path / "a.png").write_bytes(png(8, 8, (b"zTXt", bomb)))
     with refused(DataError, tmp_path / "a.png"):
@@ -217,13 +217,13 @@ def test_a_bomb_in_a_pictures_text(tmp_path: Path) -> None:
 
 
 def test_postscript_is_not_handed_to_anybody(tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     (folder / "a.png").write_text(
         "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
     )
-    with Image.open(folder / "a.png") as picture:
-        assert picture.format == "EPS"  # as Pillow sees it, whatever its name
+    with Image.open(folder / "a.png") as image:
+        assert image.format == "EPS"  # as Pillow sees it, whatever its name
     with refused(DataError, folder / "a.png"):
         load(str(folder), size=(8, 8)).batch([0])
 
@@ -274,7 +274,7 @@ def test_a_training_that_diverges_keeps_its_last_save(
             with torch.no_grad():
                 next(state.networks.parameters()).fill_(float("nan"))
 
-    arguments = runs.train_arguments(tmp_path / "m", runs.pictures(tmp_path))
+    arguments = runs.train_arguments(tmp_path / "m", runs.images(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_train_step", diverges)
         assert main(arguments) == 1

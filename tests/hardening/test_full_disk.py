@@ -37,13 +37,13 @@ def at_a_full_disk(
         ) as file:  # somebody else's: all the room but a page or two
             fill(file.fileno(), os.statvfs(folder).f_bavail * PAGE - 2 * PAGE)
     else:
-        places.limit(1200)  # bytes a file: room for the words of this process, not for a picture or a network
+        places.limit(1200)  # bytes a file: room for the words of this process, not for an image or a network
     code = work(*arguments)
     (folder / "other").unlink(missing_ok=True)
     left = runs.digests(folder)
     assert kept.items() <= left.items()
-    for name in left.keys() - kept.keys():  # pictures that were whole before the room was gone
-        runs.check_picture(folder / name)
+    for name in left.keys() - kept.keys():  # images that were whole before the room was gone
+        runs.check_image(folder / name)
     print(how)
     return code
 
@@ -83,7 +83,7 @@ def reason(said: str) -> str:
 
 
 def noisy_model(folder: Path) -> Path:
-    """A model whose pictures of noise take more than half a page each."""
+    """A model whose images of noise take more than half a page each."""
     config = unet_config(sample_size=(48, 48))
     save(folder, spec(config), {f"unet.{n}": t for n, t in network(config).state_dict().items()})
     return folder
@@ -106,7 +106,7 @@ def passable() -> Iterator[Path]:
 
 
 def large(model: Path, *more: str) -> list[str]:
-    """A request whose pictures take more than two pages, on a sheet or by themselves."""
+    """A request whose images take more than two pages, on a sheet or by themselves."""
     return ["sample", str(model), "-n", "12", "--steps", "1", "--device", "cpu", "--quiet", *more]
 
 
@@ -142,7 +142,7 @@ def test_sample_on_a_full_disk(tmp_path: Path, model: Path, way: str, names: lis
 
 @pytest.mark.parametrize("way", WAYS)
 def test_train_on_a_full_disk(tmp_path: Path, way: str) -> None:
-    data, folder, before = runs.pictures(tmp_path), tmp_path / "run", tmp_path / "before"
+    data, folder, before = runs.images(tmp_path), tmp_path / "run", tmp_path / "before"
     outcome = children.run(
         tmp_path / "output", stopped_training, str(before), runs.train_arguments(before, data)
     )
@@ -189,7 +189,7 @@ def test_sample_into_a_read_only_folder(passable: Path, names: list[str]) -> Non
 
 @pytest.mark.parametrize("name", [".", "new"])
 def test_train_in_a_read_only_folder(passable: Path, name: str) -> None:
-    data, folder = runs.pictures(passable), passable / "run"
+    data, folder = runs.images(passable), passable / "run"
     folder.mkdir()
     arguments = runs.train_arguments(folder / name, data)
     outcome = children.run(

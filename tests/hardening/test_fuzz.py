@@ -24,7 +24,7 @@ from . import children, runs
 from .damage import as_json, broken, broken_tensors, mutated
 from .guard import guard
 
-CONFIGS, WEIGHTS, STATES, PICTURES = 1000, 500, 300, 300
+CONFIGS, WEIGHTS, STATES, IMAGES = 1000, 500, 300, 300
 PLAIN = pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
 
 
@@ -81,13 +81,13 @@ def claim(folder: Path) -> int:
 
 
 def load(folder: Path) -> None:
-    """Load a model; where its pictures are small, draw one."""
+    """Load a model; where its images are small, draw one."""
     import fastgen
 
     with guard(claim(folder)):
         engine = fastgen.load(folder, device="cpu")
         if math.prod(engine.shape) > 4096:
-            return  # no file backs the size of its pictures: drawing takes what the user asks for
+            return  # no file backs the size of its images: drawing takes what the user asks for
         labels = None if engine.settings.num_classes is None else 0
         steps = min(2, engine.settings.noise_schedule.num_train_timesteps)
         images = engine.sample(1, seed=0, labels=labels, steps=steps)
@@ -132,7 +132,7 @@ def fuzz_states(folder: str, count: int) -> None:
     from fastgen.training.state import RunState, check_state
 
     run_folder = Path(folder) / "run"
-    assert main(runs.train_arguments(run_folder, runs.pictures(Path(folder)))) == 0
+    assert main(runs.train_arguments(run_folder, runs.images(Path(folder)))) == 0
     path = run_folder / STATE_FILE
     whole = path.read_bytes()
     length = int.from_bytes(whole[:8], "little")
@@ -160,7 +160,7 @@ def fuzz_states(folder: str, count: int) -> None:
     attempts(count, st.one_of(broken_tensors(whole), mutated(run).map(with_run)), read)
 
 
-def fuzz_pictures(folder: str, count: int) -> None:
+def fuzz_images(folder: str, count: int) -> None:
     from fastgen.cli import main, parser
     from fastgen.images import read_metadata, save_image
 
@@ -170,7 +170,7 @@ def fuzz_pictures(folder: str, count: int) -> None:
     assert main(["sample", str(model), *words]) == 0
     whole, kept = path.read_bytes(), read_metadata(path)
 
-    def picture(raw: Any) -> bytes:
+    def image(raw: Any) -> bytes:
         save_image(torch.zeros(1, 8, 8), out, metadata=raw)
         return out.read_bytes()
 
@@ -182,7 +182,7 @@ def fuzz_pictures(folder: str, count: int) -> None:
             args = parser().parse_args(again)
             return args.run(args) == 0  # not `main`, which makes one exit code of all errors
 
-    attempts(count, st.one_of(broken(whole), mutated(kept).map(picture)), read)
+    attempts(count, st.one_of(broken(whole), mutated(kept).map(image)), read)
 
 
 @PLAIN
@@ -208,9 +208,9 @@ def test_training_states(tmp_path: Path, share: float) -> None:
 
 
 @PLAIN
-def test_pictures(tmp_path: Path, share: float) -> None:
-    count, loaded = passed(tmp_path, fuzz_pictures, str(tmp_path), int(share * PICTURES))
-    assert count >= share * PICTURES
+def test_images(tmp_path: Path, share: float) -> None:
+    count, loaded = passed(tmp_path, fuzz_images, str(tmp_path), int(share * IMAGES))
+    assert count >= share * IMAGES
     assert loaded < count
 
 

@@ -14,14 +14,14 @@ from fastgen.cli import main
 from tests.small import checkpoint
 
 from . import children
-from .runs import check_picture, check_run, digests, next_arguments, pictures, train_arguments
+from .runs import check_image, check_run, digests, images, next_arguments, train_arguments
 
 KILLS = 50
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return pictures(tmp_path)
+    return images(tmp_path)
 
 
 def sample_arguments(model: Path, out: Path, *more: str) -> list[str]:
@@ -137,7 +137,7 @@ def check_and_draw_again(tmp_path: Path, model: Path, folder: Path, whole: dict[
     there = {name: digest for name, digest in digests(folder).items() if not name.endswith(".tmp")}
     assert there.items() <= whole.items()
     for name in there:
-        check_picture(folder / name)
+        check_image(folder / name)
     code, said = children.run(
         tmp_path / "output", children.command, *sample_arguments(model, folder, "--overwrite")
     )

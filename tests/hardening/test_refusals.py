@@ -28,21 +28,21 @@ from tests.small import checkpoint, network, spec, unet_config
 
 from . import children, runs
 
-PICTURES = torch.zeros(2, 1, 8, 8)
+IMAGES = torch.zeros(2, 1, 8, 8)
 
 
-def picture_folder(folder: Path, *classes: bytes) -> Path:
-    """A folder of 8x8 pictures, two in each of `classes`."""
+def image_folder(folder: Path, *classes: bytes) -> Path:
+    """A folder of 8x8 images, two in each of `classes`."""
     for name in classes:
         inner = Path(os.fsdecode(os.fsencode(folder) + b"/" + name))
         inner.mkdir(parents=True)
         for i in range(2):
-            fastgen.save_image(PICTURES[0], inner / f"{i}.png")
+            fastgen.save_image(IMAGES[0], inner / f"{i}.png")
     return folder
 
 
 def test_a_class_whose_name_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = picture_folder(tmp_path / "pictures", b"cat\xe9", b"dog")
+    data = image_folder(tmp_path / "images", b"cat\xe9", b"dog")
     arguments = runs.train_arguments(tmp_path / "m", data)
     assert main([*arguments, "--size", "8"]) == 1
     said = capsys.readouterr()
@@ -53,7 +53,7 @@ def test_a_class_whose_name_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFi
 def test_data_whose_path_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff"))
     folder.mkdir()
-    assert main(runs.train_arguments(tmp_path / "m", runs.pictures(folder))) == 1
+    assert main(runs.train_arguments(tmp_path / "m", runs.images(folder))) == 1
     assert "--data: " in capsys.readouterr().err
 
 
@@ -77,13 +77,13 @@ def test_a_run_that_could_not_be_resumed_does_not_begin(
     steps: list[int] = []
     monkeypatch.setattr(loop, "_train_step", lambda *given: steps.append(1))
     monkeypatch.setattr("fastgen.training.data.describe", lambda dataset: {"pictures": 0})
-    assert main(runs.train_arguments(tmp_path / "m", runs.pictures(tmp_path))) == 1
+    assert main(runs.train_arguments(tmp_path / "m", runs.images(tmp_path))) == 1
     assert not steps
 
 
 def test_one_run_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "m"
-    assert main(runs.train_arguments(folder, runs.pictures(tmp_path))) == 0
+    assert main(runs.train_arguments(folder, runs.images(tmp_path))) == 0
     with held(folder) as alone:
         assert alone
         assert main(runs.resume_arguments(folder)) == 1
@@ -102,14 +102,14 @@ def test_memory_that_runs_out_in_training(
         step(state, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "_train_step", starved)
-    assert main(runs.train_arguments(tmp_path / "m", runs.pictures(tmp_path))) == 1
+    assert main(runs.train_arguments(tmp_path / "m", runs.images(tmp_path))) == 1
     said = capsys.readouterr().err
     assert names(said, tmp_path / "m", "cpu", 4, "--batch-size", "--resume")
     assert issubclass(OutOfMemoryError, fastgen.FastgenError)
 
 
 def test_a_file_where_the_run_should_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = runs.pictures(tmp_path)
+    data = runs.images(tmp_path)
     assert main(runs.train_arguments(data, data)) == 1
     assert names(capsys.readouterr().err, data, "--data")
 
@@ -231,25 +231,25 @@ def test_neither_a_pipe_nor_a_link_is_replaced(
 @pytest.mark.parametrize(
     ("write", "about"),
     [
-        (lambda: fastgen.save_grid(PICTURES, "a.png", scale=1.5), ("scale",)),
-        (lambda: fastgen.save_grid(PICTURES, "a.png", scale=True), ("scale",)),
-        (lambda: fastgen.save_grid(PICTURES, "a.png", columns="3"), ("columns", "'3'")),
-        (lambda: fastgen.save_grid(PICTURES, "a.png", scale=10**5), ("scale", MAX_SHEET)),
-        (lambda: fastgen.save_grid(PICTURES.numpy(), "a.png"), ("images", "ndarray")),
-        (lambda: fastgen.save_image(PICTURES.numpy()[0], "a.png"), ("image", "ndarray")),
+        (lambda: fastgen.save_grid(IMAGES, "a.png", scale=1.5), ("scale",)),
+        (lambda: fastgen.save_grid(IMAGES, "a.png", scale=True), ("scale",)),
+        (lambda: fastgen.save_grid(IMAGES, "a.png", columns="3"), ("columns", "'3'")),
+        (lambda: fastgen.save_grid(IMAGES, "a.png", scale=10**5), ("scale", MAX_SHEET)),
+        (lambda: fastgen.save_grid(IMAGES.numpy(), "a.png"), ("images", "ndarray")),
+        (lambda: fastgen.save_image(IMAGES.numpy()[0], "a.png"), ("image", "ndarray")),
         (lambda: fastgen.save_grid(torch.zeros(1, 1, 0, 8), "a.png"), ("images", "[1, 1, 0, 8]")),
         (lambda: fastgen.save_grid(torch.zeros(1, 1, 1, 65501), "a.jpg"), ("a.jpg", 65500)),
         (lambda: fastgen.save_grid(torch.zeros(1, 1, 1, 16384), "a.webp"), ("a.webp", 16383)),
-        (lambda: fastgen.save_grid(PICTURES, "a.png", captions=[1, 2]), ("captions", 1)),
-        (lambda: fastgen.save_grid(PICTURES, "a.png", metadata={"a": float("nan")}), ("metadata",)),
-        (lambda: fastgen.save_grid(PICTURES, "a.png", metadata={"a": PICTURES}), ("metadata",)),
-        (lambda: fastgen.save_gif([PICTURES], "a.xyz"), ("a.xyz", ".gif")),
-        (lambda: fastgen.save_gif([PICTURES], "a.gif", milliseconds=10**7), ("milliseconds", 655350)),
-        (lambda: fastgen.save_gif([PICTURES], "a.gif", hold=-5), ("hold", 655350, -5)),
+        (lambda: fastgen.save_grid(IMAGES, "a.png", captions=[1, 2]), ("captions", 1)),
+        (lambda: fastgen.save_grid(IMAGES, "a.png", metadata={"a": float("nan")}), ("metadata",)),
+        (lambda: fastgen.save_grid(IMAGES, "a.png", metadata={"a": IMAGES}), ("metadata",)),
+        (lambda: fastgen.save_gif([IMAGES], "a.xyz"), ("a.xyz", ".gif")),
+        (lambda: fastgen.save_gif([IMAGES], "a.gif", milliseconds=10**7), ("milliseconds", 655350)),
+        (lambda: fastgen.save_gif([IMAGES], "a.gif", hold=-5), ("hold", 655350, -5)),
         (lambda: fastgen.save_gif([torch.zeros(1, 1, 1, 65536)], "a.gif"), ("a.gif", 65535)),
     ],
 )
-def test_pictures_that_no_file_holds(write, about: tuple, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_images_that_no_file_holds(write, about: tuple, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
     with refused(ConfigError, *about):
         write()
@@ -261,10 +261,10 @@ def test_the_largest_sheet_and_the_largest_side(tmp_path: Path) -> None:
     side = int(MAX_SHEET**0.5) - 4
     assert sheet_size(1, (side, side)) == (side + 4, side + 4)
     fastgen.save_image(torch.zeros(1, 1, 65500), tmp_path / "a.jpg")
-    fastgen.save_gif([PICTURES], tmp_path / "a.gif", milliseconds=655_350, hold=0)
+    fastgen.save_gif([IMAGES], tmp_path / "a.gif", milliseconds=655_350, hold=0)
 
 
-def test_captions_are_cut_to_their_pictures() -> None:
+def test_captions_are_cut_to_their_images() -> None:
     images = torch.full((2, 1, 40, 40), -1.0)
     long = np.asarray(grid(images, captions=["W" * 10_000, ""]))
     assert (long[:, 44:] == np.asarray(grid(images, captions=["", ""]))[:, 44:]).all()

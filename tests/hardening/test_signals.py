@@ -37,7 +37,7 @@ def train_signalled(arguments: list[str], step: int, *numbers: int) -> int:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_training_ends_its_step_and_saves(tmp_path: Path, number: int) -> None:
-    data, folder, whole = runs.pictures(tmp_path), tmp_path / "run", tmp_path / "whole"
+    data, folder, whole = runs.images(tmp_path), tmp_path / "run", tmp_path / "whole"
     code, said = children.run(
         tmp_path / "output", train_signalled, runs.train_arguments(folder, data), 2, number
     )
@@ -53,7 +53,7 @@ def test_training_ends_its_step_and_saves(tmp_path: Path, number: int) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_second_signal_interrupts_at_once(tmp_path: Path, number: int) -> None:
-    data, folder = runs.pictures(tmp_path), tmp_path / "run"
+    data, folder = runs.images(tmp_path), tmp_path / "run"
     code, said = children.run(
         tmp_path / "output", train_signalled, runs.train_arguments(folder, data), 5, signal.SIGTERM, number
     )
@@ -70,14 +70,14 @@ def background_job(arguments: list[str]) -> int:
 
 
 def test_a_background_job_can_be_terminated(tmp_path: Path) -> None:
-    arguments = runs.train_arguments(tmp_path / "run", runs.pictures(tmp_path))
+    arguments = runs.train_arguments(tmp_path / "run", runs.images(tmp_path))
     code, said = children.run(tmp_path / "output", background_job, arguments)
     assert code == 128 + signal.SIGTERM, said
     assert f"step 2 of {runs.STEPS}" in said
 
 
 def sample_signalled(arguments: list[str], number: int) -> int:
-    """Sample; the signal comes when the third picture is on disk and has no name yet."""
+    """Sample; the signal comes when the third image is on disk and has no name yet."""
     from fastgen import files
 
     replaced = []
@@ -109,4 +109,4 @@ def test_sampling_leaves_whole_files(tmp_path: Path, number: int) -> None:
     assert said.splitlines()[-1] == f"fastgen: {WORDS[signal.Signals(number)]}"
     assert sorted(p.name for p in out.iterdir()) == ["00000-seed0.png", "00001-seed1.png"]
     for path in out.iterdir():
-        runs.check_picture(path)
+        runs.check_image(path)

@@ -48,17 +48,17 @@ def affine_coupling(
     """y and log_det in float64."""
     y = x.double().clone(memory_format=torch.contiguous_format)
     totals = torch.zeros(x.shape[0] if log_det else 0, dtype=torch.float64)
-    picture = x.shape if x.dim() == 4 else (*x.shape, 1, 1)
-    flat = y.view(picture)
-    raw = network.double().reshape(picture[0], -1, *picture[2:])
-    for b, c, h, w in torch.cartesian_prod(*(torch.arange(size) for size in picture)).tolist():
+    image = x.shape if x.dim() == 4 else (*x.shape, 1, 1)
+    flat = y.view(image)
+    raw = network.double().reshape(image[0], -1, *image[2:])
+    for b, c, h, w in torch.cartesian_prod(*(torch.arange(size) for size in image)).tolist():
         if parity is not None and (h + w if x.dim() == 4 else c) % 2 != parity:
             continue
         if mask is not None:
             at = (c, h, w) if x.dim() == 4 else (c,)
             if not mask[tuple(min(i, size - 1) for i, size in zip(at, mask.shape, strict=True))]:
                 continue
-        at_s, at_t = (0, c) if scale == "additive" else places(picture[1], c, parameters)
+        at_s, at_t = (0, c) if scale == "additive" else places(image[1], c, parameters)
         factor = 1.0 if rescale is None else float(rescale[c])
         a = scale_of(float(raw[b, at_s, h, w]), scale, eps, bound, slope, factor)
         value, t = float(flat[b, c, h, w]), float(raw[b, at_t, h, w])

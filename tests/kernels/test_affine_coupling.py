@@ -277,23 +277,23 @@ def test_in_place_form_has_no_gradient():
         affine_coupling_out(**arguments)
 
 
-PICTURES = make((2, 3, 4, 5), torch.float32)
+IMAGES = make((2, 3, 4, 5), torch.float32)
 
 
 @pytest.mark.parametrize(
     ("name", "spoilt"),
     [
         ("x", [1.0]),
-        ("x", PICTURES["x"][0]),
-        ("x", PICTURES["x"][:0]),
-        ("x", PICTURES["x"].half()),
+        ("x", IMAGES["x"][0]),
+        ("x", IMAGES["x"][:0]),
+        ("x", IMAGES["x"].half()),
         ("x", torch.zeros(2, 3, 8, 5)[:, :, ::2]),
         ("x", torch.zeros(2, 3, 5, 4).mT),
         ("x", torch.zeros(2, 1, 4, 5).expand(2, 3, 4, 5)),
         ("network", None),
-        ("network", PICTURES["network"][:, :3]),
-        ("network", PICTURES["network"].double()),
-        ("network", PICTURES["network"].to("meta")),
+        ("network", IMAGES["network"][:, :3]),
+        ("network", IMAGES["network"].double()),
+        ("network", IMAGES["network"].to("meta")),
         ("network", torch.zeros(2, 6, 4, 6)[..., :5]),
         ("scale", "softplus"),
         ("parameters", "interleaved"),
@@ -327,13 +327,13 @@ PICTURES = make((2, 3, 4, 5), torch.float32)
 )
 def test_refusals(name, spoilt):
     with refused(ValueError, name):
-        affine_coupling_out(**(PICTURES | {name: spoilt}))
+        affine_coupling_out(**(IMAGES | {name: spoilt}))
 
 
 @pytest.mark.parametrize("rescale", [torch.ones(2), torch.ones(3).double(), torch.ones(6)[::2]], ids=str)
 def test_rescale_refusals(rescale):
     with refused(ValueError, "rescale"):
-        affine_coupling(**(PICTURES | {"scale": "tanh", "rescale": rescale}))
+        affine_coupling(**(IMAGES | {"scale": "tanh", "rescale": rescale}))
 
 
 @pytest.mark.parametrize(
@@ -342,14 +342,14 @@ def test_rescale_refusals(rescale):
 def test_no_option_is_ignored(name, value, user):
     default = {"eps": 0.0, "bound": 1.0, "slope": 1e-3}[name]
     for scale in ("exp", "sigmoid", "tanh", "soft_clip"):
-        arguments = PICTURES | {"scale": scale}
+        arguments = IMAGES | {"scale": scale}
         affine_coupling(**(arguments | {name: default}))
         if scale == user:
             affine_coupling(**(arguments | {name: value}))
         else:
             with refused(ValueError, name, value):
                 affine_coupling(**(arguments | {name: value}))
-    affine_coupling(**PICTURES, eps=0, bound=1)  # the defaults, as integers
+    affine_coupling(**IMAGES, eps=0, bound=1)  # the defaults, as integers
 
 
 def test_memory_in_place_is_not_shared():
@@ -434,7 +434,7 @@ def test_forward_mode_and_vmap(options):
 def test_one_choice_of_what_changes():
     mask = torch.ones(3, 4, 5, dtype=torch.bool)
     with refused(ValueError, "mask"):
-        affine_coupling(**PICTURES, mask=mask, parity=0)
+        affine_coupling(**IMAGES, mask=mask, parity=0)
 
 
 def test_costs():

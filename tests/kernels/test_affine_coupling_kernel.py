@@ -196,7 +196,7 @@ def test_launches():
             one = plan.plane_launch(1, channels, pixels, first)
             many = plan.plane_launch(batch, channels, pixels, first)
             assert (one.rows, one.columns) == (many.rows, many.columns)
-    # One picture is spread over the machine; a long batch leaves nothing to add up.
+    # One image is spread over the machine; a long batch leaves nothing to add up.
     one, many = plan.flat_launch(1, 6 * 128 * 128), plan.flat_launch(512, 6 * 64 * 64)
     assert 6 * 128 * 128 // (one.columns * one.tiles) >= 132
     assert many.columns * many.tiles >= 6 * 64 * 64

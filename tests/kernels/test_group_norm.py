@@ -122,7 +122,7 @@ def test_a_large_mean(function, memory_format):
 
 @pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_a_constant_picture_leaves_the_bias(dtype, memory_format):
+def test_a_constant_image_leaves_the_bias(dtype, memory_format):
     bias = torch.randn(8).to(dtype)
     x = torch.ones(2, 8, 5, 7, dtype=dtype).contiguous(memory_format=memory_format)
     want = F.silu(bias)[None, :, None, None].expand(2, 8, 5, 7)
@@ -307,8 +307,8 @@ def test_export_with_dynamic_sizes(channels_last):
         return a["x"], a["skip"], a["add"]
 
     batch, height, width = (torch.export.Dim(name, min=2, max=64) for name in ("batch", "height", "width"))
-    picture = {0: batch, 2: height, 3: width}
-    program = torch.export.export(Block(), inputs(2, 4, 6, 0), dynamic_shapes=(picture, picture, {0: batch}))
+    image = {0: batch, 2: height, 3: width}
+    program = torch.export.export(Block(), inputs(2, 4, 6, 0), dynamic_shapes=(image, image, {0: batch}))
     plain = program.run_decompositions(decompositions())
     other = inputs(5, 7, 3, 1)
     for exported in (program, plain):

@@ -1,4 +1,4 @@
-"""Group normalisation's kernels, in the interpreter or on the GPU, and how they divide a picture."""
+"""Group normalisation's kernels, in the interpreter or on the GPU, and how they divide an image."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ def make(device, shape, num_groups, dtype=torch.float32, seed=0, **options):
 
 @pytest.fixture
 def divide(monkeypatch):
-    """Makes small pictures take the launches of large ones."""
+    """Makes small images take the launches of large ones."""
 
     def apply(**constants):
         constants.setdefault("PROGRAMS", 6)
@@ -70,7 +70,7 @@ WIDE = plan.Launch(row=64, column=64 << 10, num_warps=4, unroll=4)
     ("shape", "skip", "groups"), [((2, 6, 9, 11), 3, 3), ((1, 10, 11, 9), 10, 1), ((1, 12, 9, 10), 0, 12)]
 )
 def test_every_way_to_divide(kernel_device, divide, shape, skip, groups, launch, channels_last):
-    """Splits, groups cut into parts, idle lanes, rows shorter than a tile: all of a large picture's on a small one."""
+    """Splits, groups cut into parts, idle lanes, rows shorter than a tile: all of a large image's on a small one."""
     divide(LATENCY=(launch, SPLIT), THROUGHPUT=(launch, SPLIT), PLANES=4, MAX_PLANES=8)
     for dtype in (torch.float32, torch.float16):
         arguments = make(
@@ -141,7 +141,7 @@ def test_a_large_mean(kernel_device, divide, launch, memory_format):
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(("fills", "batches"), [(10**9, (1, 3)), (6, (2, 3))], ids=["small", "large"])
 def test_bits_of_batches_of_one_kind(kernel_device, monkeypatch, fills, batches, channels_last):
-    """With the launches of real pictures; only what fills the machine is less."""
+    """With the launches of real images; only what fills the machine is less."""
     monkeypatch.setattr(plan, "MANY_PROGRAMS", fills)
     plan.plan.cache_clear()
     shape, groups, skip = (max(batches), 30, 7, 9), 12, 6
@@ -216,7 +216,7 @@ def test_plans_differ_between_batches_only_where_the_words_say():
 
 
 def test_silu_of_any_number(kernel_device):
-    """Its exponential may overflow, and must not spoil the result: y = silu(bias) where the picture is constant."""
+    """Its exponential may overflow, and must not spoil the result: y = silu(bias) where the image is constant."""
     finite = [
         -3e38,
         -1e4,

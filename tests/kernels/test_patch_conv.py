@@ -70,15 +70,15 @@ def test_slopes(negative_slope):
 def test_receptive_field_is_seventy():
     """Isola et al. 2017, appendix 6.1.2: what one output of the five layers sees, by its gradient."""
     generator = torch.Generator().manual_seed(0)
-    picture = torch.randn(1, 3, 160, 160, generator=generator, dtype=torch.float64, requires_grad=True)
-    x = picture
+    image = torch.randn(1, 3, 160, 160, generator=generator, dtype=torch.float64, requires_grad=True)
+    x = image
     for i, stride in enumerate(STRIDES):
         weight = torch.randn(2 if i < 4 else 1, x.shape[1], 4, 4, generator=generator, dtype=torch.float64)
         x = patch_conv(x, weight, stride=stride, negative_slope=0.2 if i < 4 else None)
     assert x.shape == (1, 1, 18, 18)
     x[0, 0, 9, 9].backward()
     for axis in (0, 1):
-        seen = picture.grad[0].abs().sum((0, axis + 1)).nonzero().flatten()
+        seen = image.grad[0].abs().sum((0, axis + 1)).nonzero().flatten()
         assert seen.tolist() == list(range(int(seen[0]), int(seen[0]) + 70))
 
 
@@ -194,16 +194,16 @@ class PatchGAN(nn.Sequential):
 def test_chain_is_the_discriminator():
     torch.manual_seed(0)
     network = PatchGAN(6, 4).double()
-    picture = torch.randn(2, 6, 72, 64, dtype=torch.float64)
-    x = picture
+    image = torch.randn(2, 6, 72, 64, dtype=torch.float64)
+    x = image
     for i, stride in enumerate(STRIDES):
         convolution = network[2 * i]
         below = x
         slope = 0.2 if i < 4 else None
         x = patch_conv(x, convolution.weight, convolution.bias, stride=stride, negative_slope=slope)
-    torch.testing.assert_close(x, network(picture), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(x, network(image), rtol=1e-12, atol=1e-12)
     score = patch_score(below, network[8].weight, network[8].bias)
-    torch.testing.assert_close(score, network(picture).mean((1, 2, 3)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(score, network(image).mean((1, 2, 3)), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -34,7 +34,7 @@ def worst_rounding(arguments, got):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("form", ["descriptor", "gather"])
 def test_forms(kernel_device, form, stride, dtype):
-    """More patches than a tile both ways, in two pictures; Cout that no tile divides."""
+    """More patches than a tile both ways, in two images; Cout that no tile divides."""
     shape = (2, 64, 10, 18) if stride == 1 else (2, 64, 18, 34)
     arguments = make(kernel_device, shape, 72, dtype, stride=stride)
     got = kernel.convolve(*(arguments[n] for n in NAMES), stride, 0.2, form)
@@ -83,8 +83,8 @@ def test_chain_is_the_discriminator(kernel_device, dtype):
     """Five layers, each from the one before on the kernels; in float32 the whole against PyTorch's network too."""
     torch.manual_seed(0)
     network = PatchGAN(6, 8).to(kernel_device, dtype).requires_grad_(False)
-    picture = torch.randn(1, 6, 40, 32).to(kernel_device, dtype)
-    x, bound, fractions = picture, torch.zeros(picture.shape, device=kernel_device, dtype=torch.float64), []
+    image = torch.randn(1, 6, 40, 32).to(kernel_device, dtype)
+    x, bound, fractions = image, torch.zeros(image.shape, device=kernel_device, dtype=torch.float64), []
     for i, stride in enumerate(STRIDES):
         convolution = network[2 * i]
         arguments = {
@@ -107,7 +107,7 @@ def test_chain_is_the_discriminator(kernel_device, dtype):
     print(dtype, [f"{fraction:.3f}" for fraction in fractions])
     assert max(fractions) <= 1.0
     if dtype == torch.float32 and kernel_device.type == "cpu":  # elsewhere TF32 may take part
-        want = network.double()(picture.double())
+        want = network.double()(image.double())
         assert bound.max() < 1e-3 * want.std()  # a sharp test
         assert ((x.double() - want).abs() <= bound).all()
 
@@ -128,7 +128,7 @@ def test_what_is_copied(kernel_device, how, inputs):
 
 
 def test_a_broadcast_batch(kernel_device):
-    """One picture for all, stride 0, which no descriptor holds."""
+    """One image for all, stride 0, which no descriptor holds."""
     arguments = make(kernel_device, (1, 64, 14, 14), 8, torch.float16)
     once = arguments["x"]
     arguments["x"] = once.expand(3, -1, -1, -1)
@@ -209,7 +209,7 @@ def test_which_tile():
 
 
 def test_programs_are_counted_in_blocks():
-    """100 pictures of 9 x 9 patches: 64 tiles of a gather, and 200 blocks."""
+    """100 images of 9 x 9 patches: 64 tiles of a gather, and 200 blocks."""
     y = torch.empty(100, 64, 9, 9, device="meta", dtype=torch.float16)
     assert plan.count_programs(y, "gather", plan.NARROW) == 64
     assert plan.count_programs(y, "descriptor", plan.NARROW) == 200

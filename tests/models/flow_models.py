@@ -11,9 +11,9 @@ from fastgen.models.flow.nice import NICE, NICEConfig
 from fastgen.models.flow.realnvp import RealNVP, RealNVPConfig
 from fastgen.models.flow.vector import VectorFlow, VectorFlowConfig
 
-PICTURE = {"sample_size": (4, 4), "in_channels": 1, "hidden_channels": (6,)}
-GLOW = PICTURE | {"num_scales": 2, "steps_per_scale": 2}
-REALNVP = PICTURE | {"blocks": 1}
+IMAGE = {"sample_size": (4, 4), "in_channels": 1, "hidden_channels": (6,)}
+GLOW = IMAGE | {"num_scales": 2, "steps_per_scale": 2}
+REALNVP = IMAGE | {"blocks": 1}
 VECTOR = {"features": 5, "hidden_features": (8,), "steps": 3, "act_fn": "silu"}
 
 CONFIGS = {
@@ -69,7 +69,7 @@ CONFIGS = {
         dequantisation_channels=4,
     ),
     "realnvp, three-channel convolutions": RealNVPConfig(
-        **PICTURE | {"in_channels": 3, "sample_size": (2, 4)},
+        **IMAGE | {"in_channels": 3, "sample_size": (2, 4)},
         network="conv",
         checkerboard=(1, 1),
         channelwise=(1, 0),

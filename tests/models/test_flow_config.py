@@ -15,7 +15,7 @@ from fastgen.config import from_dict, to_dict
 from fastgen.errors import ConfigError
 from fastgen.models.flow.flow import Flow
 from fastgen.models.flow.options import MAX_CHANNELS
-from tests.models.flow_models import CONFIGS, GLOW, PICTURE, REALNVP, VECTOR
+from tests.models.flow_models import CONFIGS, GLOW, IMAGE, REALNVP, VECTOR
 
 SMALL: dict[str, dict[str, Any]] = {
     "glow": GLOW,
@@ -41,7 +41,7 @@ def config(architecture: str, changes: dict[str, Any]) -> Any:
             {"sample_size": [28, 28], "num_scales": 3},
             "28x28 cannot be squeezed 3 times: scale 2 has 7x7",
         ),
-        ("glow", {"sample_size": [5, 4]}, "both sides must be even; pad the pictures"),
+        ("glow", {"sample_size": [5, 4]}, "both sides must be even; pad the images"),
         ("glow", {"sample_size": [4]}, r"expected \(height, width\), got 1 numbers"),
         ("glow", {"sample_size": [4, 4, 4]}, "at most 2 items"),
         ("glow", {"sample_size": [0, 4]}, "expected 1 to 4096, got 0"),
@@ -124,11 +124,11 @@ def config(architecture: str, changes: dict[str, Any]) -> Any:
         ),
         ("realnvp", {"sample_size": [3, 3]}, "3x3 cannot be squeezed 1 times"),
         ("realnvp", {"checkerboard": [10**9, 1]}, "expected 0 to 64"),
-        ("nice", {"sample_size": [1, 1]}, "pictures of 2 to 65536 elements, got 1"),
+        ("nice", {"sample_size": [1, 1]}, "images of 2 to 65536 elements, got 1"),
         (
             "nice",
             {"sample_size": [256, 256], "in_channels": 4},
-            "pictures of 2 to 65536 elements, got 262144",
+            "images of 2 to 65536 elements, got 262144",
         ),
         ("nice", {"sample_size": [3]}, "got 1 numbers"),
         ("nice", {"prior": "conv"}, "expected one of logistic, standard"),
@@ -205,9 +205,9 @@ def test_any_config_builds_or_is_refused(architecture: str, draw: st.DataObject)
     assert all(tensor.is_meta for tensor in net.state_dict().values())
 
 
-def test_pictures_of_one_scale_and_channel_need_no_squeeze() -> None:
+def test_images_of_one_scale_and_channel_need_no_squeeze() -> None:
     """Odd sides are no hindrance where nothing is squeezed."""
     made = config("realnvp", {"sample_size": [5, 3], "checkerboard": [2], "channelwise": [0]})
     net = ARCHITECTURES["realnvp"].module(made)
     assert net.latent_shapes == [(1, 5, 3)]
-    assert PICTURE["in_channels"] == 1
+    assert IMAGE["in_channels"] == 1

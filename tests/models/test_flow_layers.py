@@ -28,7 +28,7 @@ from fastgen.models.flow.vector_networks import MLP
 from tests.models.flow_models import flow
 from tests.refusals import refused
 
-PICTURE, VECTOR = (4, 2, 4), (5,)
+IMAGE, VECTOR = (4, 2, 4), (5,)
 CHECKERBOARD = torch.tensor([[0, 1, 0, 1], [1, 0, 1, 0]], dtype=torch.uint8)[None]
 MAPS = {
     "exp": {"scale": "exp"},
@@ -71,15 +71,15 @@ def coupling(shape: tuple[int, ...], split: str, changes: int, **options: object
 def layers() -> dict[str, tuple[Layer, tuple[int, ...]]]:
     torch.manual_seed(0)
     cases: dict[str, tuple[Layer, tuple[int, ...]]] = {
-        "affine": (Affine(-2.0, 0.5), PICTURE),
-        "logit": (Logit(0.05), PICTURE),
-        "logit of small alpha": (Logit(1e-7), PICTURE),
-        "squeeze": (Squeeze(), PICTURE),
-        "squeeze, pixel_major": (Squeeze("pixel_major"), PICTURE),
-        "flatten": (Flatten(PICTURE), PICTURE),
+        "affine": (Affine(-2.0, 0.5), IMAGE),
+        "logit": (Logit(0.05), IMAGE),
+        "logit of small alpha": (Logit(1e-7), IMAGE),
+        "squeeze": (Squeeze(), IMAGE),
+        "squeeze, pixel_major": (Squeeze("pixel_major"), IMAGE),
+        "flatten": (Flatten(IMAGE), IMAGE),
     }
-    for shape in (PICTURE, VECTOR):
-        kind, channels = ("picture", "vector")[len(shape) == 1], shape[0]
+    for shape in (IMAGE, VECTOR):
+        kind, channels = ("image", "vector")[len(shape) == 1], shape[0]
         negative = ActNorm(channels)
         negative.scale.data[1] = -2.0
         cases |= {
@@ -166,10 +166,10 @@ def test_couplings_leave_what_the_network_sees() -> None:
         ("checkerboard", 1, CHECKERBOARD),
         ("checkerboard", 0, 1 - CHECKERBOARD),
     ):
-        layer = moved(coupling(PICTURE, split, changes))
+        layer = moved(coupling(IMAGE, split, changes))
         y, _ = layer(x)
         changed = (y != x).all(dim=0)
-        assert torch.equal(changed, where.bool().expand(PICTURE)), (split, changes)
+        assert torch.equal(changed, where.bool().expand(IMAGE)), (split, changes)
 
 
 def test_squeeze_orders() -> None:
@@ -320,7 +320,7 @@ def test_zero_conv(border: float) -> None:
 def test_networks_start_at_zero_and_take_conditions(kind: type[nn.Module]) -> None:
     blocks = {} if kind is ConvNet else {"blocks": 1}
     network = kind(2, 4, 6, classes=3, context=1, **blocks)
-    x, picture = torch.rand(2, 2, 4, 4), torch.rand(2, 1, 4, 4)
+    x, image = torch.rand(2, 2, 4, 4), torch.rand(2, 1, 4, 4)
     with refused(ConfigError, "condition"):
         network(x)
     plain = kind(2, 4, 6, classes=3, **blocks)
@@ -329,4 +329,4 @@ def test_networks_start_at_zero_and_take_conditions(kind: type[nn.Module]) -> No
         plain(x)
     seen = kind(2, 4, 6, context=1, **blocks)
     nn.init.normal_(seen.last.conv.weight)
-    assert not torch.equal(seen(x, picture), seen(x, 1 - picture))
+    assert not torch.equal(seen(x, image), seen(x, 1 - image))

@@ -143,7 +143,7 @@ def test_round_trip_of_a_deep_glow(dtype: torch.dtype, tolerance: float) -> None
     net.initialize(x)
     latents, log_det = net(x)
     assert log_det.dtype == dtype
-    assert (log_det[0] - log_det[1]).abs() > 0.1  # the couplings do see the picture
+    assert (log_det[0] - log_det[1]).abs() > 0.1  # the couplings do see the image
     assert (net.inverse(latents)[0] - x).abs().max() < tolerance
 
 

@@ -1,4 +1,4 @@
-"""The loop on a CUDA device: the same pictures, and no step in which the host waits."""
+"""The loop on a CUDA device: the same images, and no step in which the host waits."""
 
 from __future__ import annotations
 
@@ -113,11 +113,11 @@ def test_unlike_requests_that_join_on_captured_graphs() -> None:
     shape = test_adjust.SHAPE
     got = joining(session_on_gpu(shape, max_batch=16), sixteen())
     eager = joining(session_on_gpu(shape, max_batch=16, backend="eager"), sixteen())
-    for picture, other, request in zip(got, eager, sixteen(), strict=True):
-        test_adjust.assert_close(picture.cpu(), test_adjust.plain(request), request.table)
+    for image, other, request in zip(got, eager, sixteen(), strict=True):
+        test_adjust.assert_close(image.cpu(), test_adjust.plain(request), request.table)
         test_adjust.assert_close(other.cpu(), test_adjust.plain(request), request.table)
         (alone,) = draw(session_on_gpu(shape), [request])
-        test_adjust.assert_close(picture, alone.double(), request.table)
+        test_adjust.assert_close(image, alone.double(), request.table)
 
 
 def test_cancelling_on_another_stream() -> None:

@@ -1,4 +1,4 @@
-"""Every source of training pictures, good and bad."""
+"""Every source of training images, good and bad."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_folder_with_classes(tmp_path: Path) -> None:
     for name, colour in (("bee", (255, 0, 0)), ("ant", (0, 0, 255))):
         (tmp_path / name).mkdir()
         Image.new("RGB", (30, 20), colour).save(tmp_path / name / "1.png")
-    (tmp_path / "ant" / "notes.txt").write_text("no picture")
+    (tmp_path / "ant" / "notes.txt").write_text("no image")
     data = load(str(tmp_path), size=(8, 8))
     assert isinstance(data, ImageFolder)
     assert data.class_names == ["ant", "bee"]
@@ -112,7 +112,7 @@ def test_folders_that_are_not_what_they_seem(tmp_path: Path) -> None:
         load(str(tmp_path), size=(8, 8))
 
 
-def test_deep_pictures_are_refused_not_saturated(tmp_path: Path) -> None:
+def test_deep_images_are_refused_not_saturated(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 30_000, dtype=np.uint16)).save(tmp_path / "a.png")
     with refused(DataError, tmp_path / "a.png", 16, 8):
         load(str(tmp_path), size=(8, 8)).batch([0])
@@ -129,11 +129,11 @@ def test_truncated_npz(tmp_path: Path) -> None:
 
 
 def test_rotation_of_the_camera_is_undone(tmp_path: Path) -> None:
-    picture = Image.new("L", (4, 2), 0)
-    picture.putpixel((0, 0), 255)
+    image = Image.new("L", (4, 2), 0)
+    image.putpixel((0, 0), 255)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    picture.save(tmp_path / "a.png", exif=exif)
+    image.save(tmp_path / "a.png", exif=exif)
     image = load(str(tmp_path), size=(4, 2), channels=1).batch([0])[0]
     assert torch.equal(image[0, 0].nonzero(), torch.tensor([[0, 1]]))
 
@@ -166,7 +166,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
 def test_wrong_arrays(tmp_path: Path) -> None:
     cases: tuple[tuple[list, dict], ...] = (
         (["uint8", "float64"], {"images": np.zeros((2, 4, 4))}),
-        (["images", "pictures"], {"pictures": PIXELS}),
+        (["images", "photos"], {"photos": PIXELS}),
         ([[2, 8, 8, 4]], {"images": np.zeros((2, 8, 8, 4), dtype=np.uint8)}),
         ([6, [3]], {"images": PIXELS, "labels": LABELS[:3]}),
         ([-1, 4], {"images": PIXELS, "labels": np.array([-1, 0, 1, 2, 3, 4])}),

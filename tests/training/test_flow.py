@@ -32,7 +32,7 @@ from fastgen.training.tables import Rows
 from tests.refusals import names, refused
 
 COMMON = ["--warmup", "2", "--precision", "fp32", "--quiet"]
-PICTURES = [
+IMAGES = [
     "--model",
     "glow",
     "--data",
@@ -44,7 +44,7 @@ PICTURES = [
     "--preview-every",
     "0",
 ]
-PICTURES += ["--option", "steps_per_scale=2", *COMMON]
+IMAGES += ["--option", "steps_per_scale=2", *COMMON]
 TABLE = ["--model", "vector_flow", "--data", "two-moons", "--widths", "8", "--batch-size", "16"]
 TABLE += ["--option", "steps=2", "--option", "layers=actnorm,shuffle,coupling", *COMMON]
 
@@ -61,7 +61,7 @@ def step(x: torch.Tensor, label: torch.Tensor | None = None) -> Step:
     return Step(x, label, torch.Generator().manual_seed(0), RunConfig(precision="fp32"))
 
 
-def test_the_loss_of_pictures_is_bits_per_dimension() -> None:
+def test_the_loss_of_images_is_bits_per_dimension() -> None:
     """A uniform density on [0, 1] gives each of 256 levels 8 bits: the logit of it is logistic."""
     whole = Flow(
         (1, 2, 2),
@@ -178,7 +178,7 @@ def test_a_run_that_fails_leaves_no_empty_folder(tmp_path: Path, monkeypatch: py
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("arguments", [PICTURES, TABLE], ids=["pictures", "table"])
+@pytest.mark.parametrize("arguments", [IMAGES, TABLE], ids=["images", "table"])
 def test_the_loss_falls_and_the_model_samples(tmp_path: Path, arguments: list[str]) -> None:
     assert train(tmp_path, *arguments, "--steps", "80", "--lr", "3e-2", "--widths", "16") == 0
     curve = losses(tmp_path)
@@ -217,7 +217,7 @@ def sigint() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("sigint")
-@pytest.mark.parametrize("arguments", [PICTURES, TABLE], ids=["pictures", "table"])
+@pytest.mark.parametrize("arguments", [IMAGES, TABLE], ids=["images", "table"])
 def test_interrupt_saves_and_resume_ends_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
@@ -251,7 +251,7 @@ def test_buffers_stay_exact_in_half_precision(tmp_path: Path) -> None:
 
 
 def test_previews_are_drawn(tmp_path: Path) -> None:
-    train(tmp_path, *PICTURES, "--steps", "1", "--preview-every", "10")
+    train(tmp_path, *IMAGES, "--steps", "1", "--preview-every", "10")
     assert [p.name for p in (tmp_path / "previews").iterdir()] == ["step-0000001.png"]
 
 
@@ -282,9 +282,9 @@ def test_a_forged_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert names(capsys.readouterr().err, tmp_path, "gan", "vector_flow")
 
 
-def test_one_picture_has_no_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_image_has_no_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows have one in any batch: they start from all of the table."""
-    assert train(tmp_path / "m", *PICTURES, "--steps", "1", "--batch-size", "1") == 1
+    assert train(tmp_path / "m", *IMAGES, "--steps", "1", "--batch-size", "1") == 1
     assert "batch_size" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
     assert train(tmp_path / "rows", *TABLE, "--steps", "1", "--batch-size", "1") == 0
@@ -354,7 +354,7 @@ def test_flags_of_other_models_are_no_usage(
 
 
 @pytest.mark.parametrize("model", ["realnvp", "nice"])
-def test_the_other_flows_of_pictures_train(tmp_path: Path, model: str) -> None:
+def test_the_other_flows_of_images_train(tmp_path: Path, model: str) -> None:
     arguments = [
         "--model",
         model,

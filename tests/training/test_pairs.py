@@ -27,8 +27,8 @@ def image(seed: int, width: int = 12, height: int = 8) -> Image.Image:
     return Image.fromarray(values)
 
 
-def as_tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())
+def as_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
 
 
 @pytest.fixture

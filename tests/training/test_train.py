@@ -41,7 +41,7 @@ FAST = [
     "fp32",
     "--quiet",
 ]
-PICTURES = Denoising(NoiseSchedule(), None)
+IMAGES = Denoising(NoiseSchedule(), None)
 
 
 def train(folder: Path, *arguments: str) -> int:
@@ -156,11 +156,11 @@ def test_killed_within_the_first_save(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_error_before_the_first_step_leaves_nothing_behind(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
     arguments = [
         "--data",
-        str(tmp_path / "pictures"),
+        str(tmp_path / "images"),
         "--size",
         "8",
         *FAST[2:],
@@ -171,7 +171,7 @@ def test_an_error_before_the_first_step_leaves_nothing_behind(tmp_path: Path, ca
     ]
     assert train(tmp_path / "m", *arguments) == 1
     assert "a.png" in capsys.readouterr().err
-    fastgen.save_image(torch.zeros(3, 8, 8), tmp_path / "pictures" / "a.png")
+    fastgen.save_image(torch.zeros(3, 8, 8), tmp_path / "images" / "a.png")
     assert train(tmp_path / "m", *arguments) == 0
 
 
@@ -206,14 +206,14 @@ def test_a_model_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert file_sha256(tmp_path / WEIGHTS_FILE) == digest
 
 
-def test_other_pictures_are_not_taken_for_the_runs_own(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_other_images_are_not_taken_for_the_runs_own(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     for name in ("ant/1", "bee/1", "bee/2"):
-        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
-        fastgen.save_image(torch.zeros(3, 8, 8), tmp_path / "pictures" / f"{name}.png")
-    arguments = ["--data", str(tmp_path / "pictures"), "--size", "8", *FAST[2:], "--steps", "1"]
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        fastgen.save_image(torch.zeros(3, 8, 8), tmp_path / "images" / f"{name}.png")
+    arguments = ["--data", str(tmp_path / "images"), "--size", "8", *FAST[2:], "--steps", "1"]
     assert train(tmp_path / "m", *arguments) == 0
-    (tmp_path / "pictures" / "cat").mkdir()
-    (tmp_path / "pictures" / "bee" / "2.png").rename(tmp_path / "pictures" / "cat" / "2.png")
+    (tmp_path / "images" / "cat").mkdir()
+    (tmp_path / "images" / "bee" / "2.png").rename(tmp_path / "images" / "cat" / "2.png")
     assert train(tmp_path / "m", "--resume") == 1
     assert names(capsys.readouterr().err, tmp_path / "m", "num_classes 2", 3)
 
@@ -296,19 +296,19 @@ def test_previews_are_drawn(tmp_path: Path) -> None:
 def test_batches_are_shuffled_epochs_wherever_they_start() -> None:
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
     config = RunConfig(steps=10, batch_size=4)
-    whole = [x for x, *_ in batches(Arrays(images), PICTURES, config, 0)]
+    whole = [x for x, *_ in batches(Arrays(images), IMAGES, config, 0)]
     seen = torch.cat(whole).flatten().add(1).mul(127.5).round().int()
     for epoch in seen.split(10):
         assert epoch.sort().values.tolist() == list(range(10))
     assert seen[:10].tolist() != seen[10:20].tolist()
-    late = [x for x, *_ in batches(Arrays(images), PICTURES, config, 7)]
+    late = [x for x, *_ in batches(Arrays(images), IMAGES, config, 7)]
     assert all(torch.equal(a, b) for a, b in zip(late, whole[7:], strict=True))
 
 
 def test_flips_half() -> None:
     images = torch.zeros(64, 1, 1, 2, dtype=torch.uint8)
     images[..., 0] = 255
-    ((x, *_),) = batches(Arrays(images), PICTURES, RunConfig(steps=1, batch_size=64, flip=True), 0)
+    ((x, *_),) = batches(Arrays(images), IMAGES, RunConfig(steps=1, batch_size=64, flip=True), 0)
     flipped = int((x[:, 0, 0, 0] < 0).sum())
     assert 16 <= flipped <= 48
 

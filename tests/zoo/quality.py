@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 TRAINING = slice(0, 9000)  # what the model saw
 HELD_OUT = slice(9000, 10000)
 COUNT, GUIDANCE = 1000, 1.5
-Pictures = NDArray[np.float64]  # [N, 28, 28] in [0, 1]
+Images = NDArray[np.float64]  # [N, 28, 28] in [0, 1]
 QUANTILES = (0.0, 0.01, 0.1, 0.5, 0.9)  # 0 is the smallest
 
 
@@ -29,12 +29,12 @@ def measure(images: NDArray[np.uint8], labels: NDArray[np.int64], guidance: floa
     """
     import fastgen
 
-    pictures, asked = images / 255.0, np.arange(COUNT) % 10
+    images, asked = images / 255.0, np.arange(COUNT) % 10
     engine = fastgen.load("zoo:ddpm-mnist")
     arguments = {"seed": 0, "solver": "dpm++2m", "steps": 20, "guidance_scale": guidance, "output_type": "np"}
     drawn = np.asarray(engine.sample(COUNT, labels=asked.tolist(), **arguments))[..., 0].astype(np.float64)
-    judge = classifier(pictures[TRAINING], labels[TRAINING])
-    held_out, held_out_labels = pictures[HELD_OUT], labels[HELD_OUT]
+    judge = classifier(images[TRAINING], labels[TRAINING])
+    held_out, held_out_labels = images[HELD_OUT], labels[HELD_OUT]
     real_spread, drawn_spread = spread(held_out, held_out_labels), spread(drawn, asked)
     return {
         "samples": COUNT,
@@ -43,8 +43,8 @@ def measure(images: NDArray[np.uint8], labels: NDArray[np.int64], guidance: floa
         "agreement": float((judge.predict(features(drawn)) == asked).mean()),
         "variety": round(sum(drawn_spread.values()) / sum(real_spread.values()), 4),
         "variety_by_label": {str(i): round(drawn_spread[i] / real_spread[i], 3) for i in drawn_spread},
-        "nearest_training_digit": _quantiles(nearest(drawn, pictures[TRAINING])),
-        "nearest_training_digit_of_held_out": _quantiles(nearest(held_out, pictures[TRAINING])),
+        "nearest_training_digit": _quantiles(nearest(drawn, images[TRAINING])),
+        "nearest_training_digit_of_held_out": _quantiles(nearest(held_out, images[TRAINING])),
     }
 
 
@@ -52,7 +52,7 @@ def _quantiles(values: NDArray[np.float64]) -> dict[str, float]:
     return {str(q): round(float(np.quantile(values, q)), 3) for q in QUANTILES}
 
 
-def deskew(images: Pictures) -> Pictures:
+def deskew(images: Images) -> Images:
     """Slanted digits made upright and centred by their second moments: what a pixel classifier trips over."""
     from scipy.ndimage import affine_transform
 
@@ -69,20 +69,20 @@ def deskew(images: Pictures) -> Pictures:
     return upright
 
 
-def classifier(images: Pictures, labels: NDArray[np.int64]):  # type: ignore[no-untyped-def]
+def classifier(images: Images, labels: NDArray[np.int64]):  # type: ignore[no-untyped-def]
     """A support vector machine on deskewed pixels; call ``predict(features(images))``."""
     from sklearn.svm import SVC
 
     return SVC(C=10.0, gamma="scale").fit(features(images), labels)
 
 
-def features(images: Pictures) -> NDArray[np.float64]:
+def features(images: Images) -> NDArray[np.float64]:
     """[N, 784] for the classifier."""
     return deskew(images).reshape(len(images), -1)
 
 
-def spread(images: Pictures, labels: NDArray[np.int64]) -> dict[int, float]:
-    """For each label, the mean Euclidean distance between two different pictures of it."""
+def spread(images: Images, labels: NDArray[np.int64]) -> dict[int, float]:
+    """For each label, the mean Euclidean distance between two different images of it."""
     means = {}
     for label in np.unique(labels):
         flat = images[labels == label].reshape((labels == label).sum(), -1)
@@ -91,8 +91,8 @@ def spread(images: Pictures, labels: NDArray[np.int64]) -> dict[int, float]:
     return means
 
 
-def nearest(images: Pictures, training: Pictures) -> NDArray[np.float64]:
-    """[N]: the Euclidean distance of each picture to the closest training picture."""
+def nearest(images: Images, training: Images) -> NDArray[np.float64]:
+    """[N]: the Euclidean distance of each image to the closest training image."""
     flat = images.reshape(len(images), -1)
     return pairwise(flat, training.reshape(len(training), -1)).min(axis=1)
 

@@ -40,7 +40,7 @@ def test_sheet_in_the_readme_was_drawn_by_these_weights() -> None:
     assert read_metadata(home / "sheet.png")["sha256"] == spec["provenance"]["sha256"]
 
 
-def test_a_picture_does_not_depend_on_its_batch() -> None:
+def test_a_image_does_not_depend_on_its_batch() -> None:
     engine = fastgen.load("zoo:ddpm-mnist", device="cpu")
     call = {"seed": 7, "steps": 4, "solver": "ddpm", "guidance_scale": 1.5}
     labels = [k % 10 for k in range(64)]

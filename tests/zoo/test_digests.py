@@ -1,4 +1,4 @@
-"""Pictures of the zoo, numbers of its flow and short training runs are to the bit what they were."""
+"""Images of the zoo, numbers of its flow and short training runs are to the bit what they were."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""normflows (1.7): RealNVP and its like on vectors, Glow on pictures.
+"""normflows (1.7): RealNVP and its like on vectors, Glow on images.
 
 The package writes its formulas from latents to data; here its layers come in reverse order.
 """

@@ -85,7 +85,7 @@ def read(state: State, options: NormflowsOptions, report: Report) -> Result:
         without(options, report, "the couplings are additive", "scale_map")
     if not any(state.has(f"q0.{i}.loc_logs") for i in range(scales)):
         without(options, report, "there is no GlowBase", "logscale_factor")
-    without(options, report, "the flow is on pictures", "output_fn", "lu_eps", "layers")
+    without(options, report, "the flow is on images", "output_fn", "lu_eps", "layers")
     return Result("glow", from_dict(GlowConfig, values, where), tensors)
 
 
@@ -173,7 +173,7 @@ def _size(
     scales: int,
     report: Report,
 ) -> list[int]:
-    """Height and width of the pictures: as a prior has it for each element, or as the options say."""
+    """Height and width of the images: as a prior has it for each element, or as the options say."""
     given = [options.height, options.width]
     for i, (mean, _, _) in enumerate(priors):
         if mean.shape[2:] != (1, 1) or not state.has(f"q0.{scales - 1 - i}.loc_logs"):
@@ -187,7 +187,7 @@ def _size(
             return found
     if not all(given):
         raise ConfigError(
-            "GlowBase does not say how large the pictures are: give "
+            "GlowBase does not say how large the images are: give "
             "assume={'height': 32, 'width': 32} (--assume height=32 --assume width=32)",
             argument=state.where,
         )
@@ -203,7 +203,7 @@ def _together(priors: list[tuple[Tensor, Tensor, bool]], tensors: dict[str, Tens
         raise CheckpointError(f"priors of {sorted(counts)} classes", argument="q0")
     count = next(iter(counts), None)
     last_only = count is not None and not any(classes for _, _, classes in priors[:-1])
-    # Height and width of scale i, of a prior for each element; those for each channel are spread over the picture.
+    # Height and width of scale i, of a prior for each element; those for each channel are spread over the image.
     known = next(
         ((i, prior[0].shape[2:]) for i, prior in enumerate(priors) if prior[0].shape[2:] != (1, 1)), None
     )

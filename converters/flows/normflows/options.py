@@ -19,7 +19,7 @@ class NormflowsOptions:
     layers: of a flow on vectors, those without tensors (Permute("swap")) counted; 0: those that have tensors, and one
     swap more if there is one after every coupling before.
     transform: of a MultiscaleFlow, none, logit (with alpha) or shift by -1/2. logscale_factor: of GlowBase.
-    height, width: of pictures, where GlowBase has no place for them. levels: of pictures in [0, 1] that shall be
+    height, width: of images, where GlowBase has no place for them. levels: of images in [0, 1] that shall be
     dequantised, such as 256; 0: x is any real numbers.
     """
 

@@ -59,7 +59,7 @@ def read(state: State, options: NormflowsOptions, report: Report) -> Result:
         ("lu", "there is no LULinearPermute", ("lu_eps",)),
         (
             "glow",
-            "the flow is not on pictures",
+            "the flow is not on images",
             ("transform", "alpha", "logscale_factor", "height", "width", "levels"),
         ),
     ):

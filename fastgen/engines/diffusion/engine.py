@@ -158,7 +158,7 @@ class DiffusionEngine(Engine):
         output_type: str = "pt",
         **options: Any,
     ) -> Tensor | np.ndarray | list:
-        """Draw `n` pictures: float32 [n, C, H, W] in [-1, 1] on the engine's device.
+        """Draw `n` images: float32 [n, C, H, W] in [-1, 1] on the engine's device.
 
         Every argument from solver on is one value for all samples, or a list of one a sample.
 
@@ -177,8 +177,8 @@ class DiffusionEngine(Engine):
         guidance_rescale: phi in [0, 1]: brings the output's spread back to the conditional one's (Lin et al. 2023).
         classifier_scale: of the gradient of the classifier given to ``guide`` (Dhariwal & Nichol 2021); 0 = none.
         callback(step, total, images): called after every network evaluation with the noisy states [n, C, H, W].
-        progress: a bar on stderr, with pictures a second.
-        output_type: "pt"; "np": float32 [n, H, W, C] in [0, 1]; "pil": a list of pictures.
+        progress: a bar on stderr, with images a second.
+        output_type: "pt"; "np": float32 [n, H, W, C] in [0, 1]; "pil": a list of images.
 
         ConfigError (a ValueError) for values out of range, ArgumentError (a TypeError) for names that do not exist.
         """
@@ -278,7 +278,7 @@ class DiffusionEngine(Engine):
     def guide(self, classifier: nn.Module | None) -> None:
         """Give the engine a classifier for ``sample(classifier_scale=...)``, or take it away with None.
 
-        classifier: c(x, t) -> logits [B, classes] of noisy pictures, x as the denoising network gets it (in the
+        classifier: c(x, t) -> logits [B, classes] of noisy images, x as the denoising network gets it (in the
             classifier's own dtype), t likewise. It is moved to the engine's device and put into eval mode. Its labels
             are those of ``sample``, also where the denoising network knows no classes. Steps with it are not captured.
 

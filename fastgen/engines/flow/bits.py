@@ -12,7 +12,7 @@ from torch import Tensor
 from ...config import shown
 from ...errors import ConfigError
 
-GRID = 1e-3  # of the distance between levels: how far a picture's values may lie from them
+GRID = 1e-3  # of the distance between levels: how far an image's values may lie from them
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class BitsPerDim:
 
 
 def to_levels(x: Any, levels: int) -> Tensor:
-    """Pictures in [-1, 1] whose values are levels, or the levels as integers, as int32. Raises ConfigError."""
+    """Images in [-1, 1] whose values are levels, or the levels as integers, as int32. Raises ConfigError."""
     if not isinstance(x, Tensor) or x.dtype in (torch.bool, torch.complex64, torch.complex128):
-        raise ConfigError(f"expected a tensor of pictures, got {shown(x)}", argument="x")
+        raise ConfigError(f"expected a tensor of images, got {shown(x)}", argument="x")
     if not x.is_floating_point():
         k = x.to(torch.int64)  # int32 would wrap
         fits = (k >= 0) & (k < levels)
@@ -72,7 +72,7 @@ def to_levels(x: Any, levels: int) -> Tensor:
         if grid >= 0.5:
             raise ConfigError(
                 f"{str(x.dtype).removeprefix('torch.')} cannot tell {levels} levels apart; "
-                "hand over the levels as integers, or pictures in a wider type",
+                "hand over the levels as integers, or images in a wider type",
                 argument="x",
             )
         exact = (x.double() + 1) * ((levels - 1) / 2)
@@ -80,7 +80,7 @@ def to_levels(x: Any, levels: int) -> Tensor:
         fits = (k >= 0) & (k < levels) & ((exact - k).abs() <= grid)
     if not bool(fits.all()):
         raise ConfigError(
-            f"expected pictures in [-1, 1] of {levels} levels (level k is 2 k / {levels - 1} - 1), or the levels as "
+            f"expected images in [-1, 1] of {levels} levels (level k is 2 k / {levels - 1} - 1), or the levels as "
             "integers; got values between or beyond them. log_prob takes any values",
             argument="x",
         )

@@ -38,7 +38,7 @@ ROWS_PER_CALL = 1024  # 64 would wait for Python, not for arithmetic
 class FlowEngine(Engine):
     """Samples from a flow and says how likely data is. Made by :func:`fastgen.load`. Threads, forks: see ``Engine``.
 
-    Where the flow models levels (pictures of 256 values a channel), x is pictures: float32 [n, C, H, W] in [-1, 1]; the
+    Where the flow models levels (images of 256 values a channel), x is images: float32 [n, C, H, W] in [-1, 1]; the
     flow itself sees (x + 1) / 2. Else x is in the data's own units, [n, C, H, W] or [n, D]. Log-densities are those of
     the x that is handed over, in nats, in the state's type: float32, or float64 throughout with dtype="float64".
 
@@ -153,14 +153,14 @@ class FlowEngine(Engine):
         temperature: float | None = None,
         output_type: str = "pt",
     ) -> Tensor | np.ndarray | list:
-        """Draw `n` samples: [n, *shape] on the engine's device; pictures are clipped to [-1, 1].
+        """Draw `n` samples: [n, *shape] on the engine's device; images are clipped to [-1, 1].
 
         n: how many; by default as many as there are seeds, labels or rows of context, else 1.
         seed: sample k has seed + k, in [0, 2^64); seeds: one a sample. Neither: seeds from the system's entropy.
             A sample's noise depends on its seed, not on how many are drawn beside it.
         labels: class numbers or names, one for all or one a sample. context: float [n, D_c], or [D_c] for all.
         temperature: factor of the standard deviation of the latents; below 1 samples are closer to the mode.
-        output_type: "pt"; for pictures also "np": float32 [n, H, W, C] in [0, 1]; "pil": a list of pictures.
+        output_type: "pt"; for images also "np": float32 [n, H, W, C] in [0, 1]; "pil": a list of images.
 
         ConfigError (a ValueError) for values out of range, ArgumentError (a TypeError) for names that do not exist.
         """
@@ -185,7 +185,7 @@ class FlowEngine(Engine):
     def log_prob(self, x: Tensor, *, labels: Any = None, context: Tensor | None = None) -> Tensor:
         """log p(x) in nats, [n], in the state's type: the density of continuous x, float [n, *shape].
 
-        For the probability of pictures with levels, see `bits_per_dim`.
+        For the probability of images with levels, see `bits_per_dim`.
         """
         x = self._data("x", x)
         return self.call("log_prob", x, *self._condition(len(x), labels, context))[0]
@@ -201,7 +201,7 @@ class FlowEngine(Engine):
     ) -> BitsPerDim:
         """-log2 P(x) a dimension, [n], and what kind of number it is: see ``BitsPerDim``.
 
-        x: where the flow models levels, pictures in [-1, 1] whose values are levels, or the levels as integers; else
+        x: where the flow models levels, images in [-1, 1] whose values are levels, or the levels as integers; else
         as for `log_prob`, and the result is exact. samples: dequantisations averaged for each x (importance-weighted).
         seed: of their noise; that of x[k] is seed + k.
         """
@@ -237,7 +237,7 @@ class FlowEngine(Engine):
     def decode(
         self, latents: Sequence[Tensor], *, labels: Any = None, context: Tensor | None = None
     ) -> Tensor:
-        """x [n, *shape] of the latents of every scale. Pictures are not clipped: they may leave [-1, 1]."""
+        """x [n, *shape] of the latents of every scale. Images are not clipped: they may leave [-1, 1]."""
         shapes = self.flow.latent_shapes
         if not isinstance(latents, (list, tuple)) or len(latents) != len(shapes):
             raise ConfigError(
@@ -266,7 +266,7 @@ class FlowEngine(Engine):
         """From a to b along the straight line between their latents (Kingma & Dhariwal 2018, figure 5).
 
         a, b: [n, *shape]. Returns [n * steps, *shape], a row of `steps` for each pair, the first a and the last b;
-        pictures are clipped to [-1, 1]. labels, context: one for all or one a pair.
+        images are clipped to [-1, 1]. labels, context: one for all or one a pair.
         """
         self._check_output(output_type)
         steps = as_index(steps)
@@ -302,7 +302,7 @@ class FlowEngine(Engine):
 
     @property
     def discrete(self) -> bool:
-        """Whether x is pictures in [-1, 1], which the flow sees in [0, 1]."""
+        """Whether x is images in [-1, 1], which the flow sees in [0, 1]."""
         return self.flow.levels is not None
 
     def _place(self, dtype: str | torch.dtype | None) -> torch.dtype:
@@ -375,6 +375,6 @@ class FlowEngine(Engine):
         to_output(None, output_type)
         if output_type != "pt" and not self.discrete:
             raise ConfigError(
-                f"{output_type} is for pictures in [-1, 1]; this flow's data has its own units: take pt",
+                f"{output_type} is for images in [-1, 1]; this flow's data has its own units: take pt",
                 argument="output_type",
             )

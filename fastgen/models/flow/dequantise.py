@@ -57,7 +57,7 @@ class VariationalDequantiser(Dequantiser):
         self.base = base
 
     def offsets(self, k: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        picture = k.to(noise.dtype) * (2 / (self.levels - 1)) - 1
+        image = k.to(noise.dtype) * (2 / (self.levels - 1)) - 1
         if self.base == "logistic":
             v = logistic(noise)
             log_q = _log_slope(v)
@@ -65,7 +65,7 @@ class VariationalDequantiser(Dequantiser):
             v = noise
             log_q = (-0.5 * noise.square() - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
         for layer in self.layers:
-            v, change = layer(v, picture)
+            v, change = layer(v, image)
             log_q = log_q - change
         return torch.sigmoid(v), log_q - _log_slope(v)
 

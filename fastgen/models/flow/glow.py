@@ -14,7 +14,7 @@ __all__ = ["Glow", "GlowConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class GlowConfig(ImageOptions):
-    """Options of :class:`Glow`; those of every flow on pictures are in `ImageOptions`.
+    """Options of :class:`Glow`; those of every flow on images are in `ImageOptions`.
 
     num_scales: each squeezes and, but for the last, factors half of the channels out. steps_per_scale: ActNorm,
         linear, coupling, so often.

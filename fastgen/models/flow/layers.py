@@ -162,7 +162,7 @@ class Scaling(Layer):
 
 
 class Affine(Layer):
-    """y = scale * x + shift, the same two numbers everywhere: x - 1/2 for pictures in [0, 1] (Glow's code)."""
+    """y = scale * x + shift, the same two numbers everywhere: x - 1/2 for images in [0, 1] (Glow's code)."""
 
     def __init__(self, scale: float, shift: float) -> None:
         super().__init__()
@@ -273,7 +273,7 @@ class Squeeze(Layer):
         channels, height, width = shape
         if height % 2 or width % 2:
             raise ConfigError(
-                f"cannot squeeze {height}x{width}, both sides must be even: a picture's sides must be "
+                f"cannot squeeze {height}x{width}, both sides must be even: an image's sides must be "
                 "divisible by 2 for each squeeze; pad it, or take fewer scales",
                 argument=self.name,
             )
@@ -281,7 +281,7 @@ class Squeeze(Layer):
 
 
 class Flatten(Layer):
-    """[B, C, H, W] <-> [B, C H W], for vector flows on pictures. shape: (C, H, W)."""
+    """[B, C, H, W] <-> [B, C H W], for vector flows on images. shape: (C, H, W)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

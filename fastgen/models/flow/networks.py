@@ -1,7 +1,7 @@
-"""Networks inside couplings that see pictures: (x [B, in, H, W], condition) -> [B, out, H, W].
+"""Networks inside couplings that see images: (x [B, in, H, W], condition) -> [B, out, H, W].
 
 Each ends in a convolution that starts at zero, so that a new coupling changes nothing but by its map's constant.
-condition: labels int64 [B] where the network was built with `classes`, a picture [B, context, H, W] where it was built
+condition: labels int64 [B] where the network was built with `classes`, an image [B, context, H, W] where it was built
 with `context` channels, which is laid beside x; else it is ignored.
 """
 
@@ -32,7 +32,7 @@ def activation(name: str, slope: float = 0.01) -> nn.Module:
 class ZeroConv(nn.Module):
     """3x3 convolution that starts at zero, times exp(3 log_scale) for each channel (Glow's code, `conv2d_zeros`).
 
-    x: [B, in, H, W] -> [B, out, H, W]. border: what lies around the picture; rosinality's code has 1 there. log_scale:
+    x: [B, in, H, W] -> [B, out, H, W]. border: what lies around the image; rosinality's code has 1 there. log_scale:
     [out], or None where there is no such factor.
     """
 
@@ -240,9 +240,7 @@ class Condition(nn.Module):
         if not self.context:
             return x
         if condition is None:
-            raise ConfigError(
-                f"expected a picture of {self.context} channels, got None", argument="condition"
-            )
+            raise ConfigError(f"expected an image of {self.context} channels, got None", argument="condition")
         return torch.cat([x, condition.to(x.dtype)], dim=1)
 
     def added(self, hidden: Tensor, condition: Tensor | None) -> Tensor:

@@ -48,13 +48,13 @@ class NICEConfig:
             )
         if not 2 <= self.features <= MAX_FEATURES:
             raise ConfigError(
-                f"expected pictures of 2 to {MAX_FEATURES} elements, got {self.features}",
+                f"expected images of 2 to {MAX_FEATURES} elements, got {self.features}",
                 argument="sample_size",
             )
 
     @property
     def features(self) -> int:
-        """Elements of a picture."""
+        """Elements of an image."""
         return self.in_channels * self.sample_size[0] * self.sample_size[1]
 
 

@@ -99,11 +99,11 @@ class CouplingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(CouplingOptions):
-    """What flows on pictures have in common.
+    """What flows on images have in common.
 
-    sample_size: (height, width). in_channels: of the picture. levels: of each channel, such as 256, whose
-        dequantised values fill [0, 1]; None for continuous pictures of any range.
-    preprocessing: none; centre, x - 1/2 (Glow's code); logit of alpha + (1 - 2 alpha) x (RealNVP). Continuous pictures
+    sample_size: (height, width). in_channels: of the image. levels: of each channel, such as 256, whose
+        dequantised values fill [0, 1]; None for continuous images of any range.
+    preprocessing: none; centre, x - 1/2 (Glow's code); logit of alpha + (1 - 2 alpha) x (RealNVP). Continuous images
         must lie in [0, 1] for logit: beyond it nothing has a density, and log_prob is NaN.
     dequantisation: uniform, or variational with `dequantisation_layers` couplings on gated networks of
         `dequantisation_channels`, from logistic or normal noise (`dequantisation_base`). For levels alone.
@@ -113,7 +113,7 @@ class ImageOptions(CouplingOptions):
     conv_actnorm: an ActNorm after each inner convolution of conv, which then has no bias (Glow's own code).
     conv_scaled: exp(3 log_scale) on the last convolution of conv. conv_border: what surrounds its input, 0 or 1.
     prior: standard; logistic; channel or element, a learned mean and deviation for each; conv, as Glow's code has it.
-    prior_border: what surrounds the picture in the prior's convolution: 0, or 1 (rosinality).
+    prior_border: what surrounds the image in the prior's convolution: 0, or 1 (rosinality).
     num_classes: of labels; None for a flow without. class_priors: the priors that know the label: none of them, the
         last (Glow's code) or all (normflows); channel, element and conv can. class_couplings: the coupling networks
         do too.
@@ -191,7 +191,7 @@ class ImageOptions(CouplingOptions):
                 if sides[0] % 2 or sides[1] % 2:
                     raise ConfigError(
                         f"{self.sample_size[0]}x{self.sample_size[1]} cannot be squeezed {sum(squeezes)} "
-                        f"times: scale {i} has {sides[0]}x{sides[1]}, and both sides must be even; pad the pictures or "
+                        f"times: scale {i} has {sides[0]}x{sides[1]}, and both sides must be even; pad the images or "
                         "take fewer scales",
                         argument="sample_size",
                     )
@@ -305,7 +305,7 @@ def preprocessing(kind: str, alpha: float) -> list[Layer]:
 
 
 class ImageFlow(Flow):
-    """A flow on pictures, of the scales that a model makes of its `config`."""
+    """A flow on images, of the scales that a model makes of its `config`."""
 
     def __init__(self, config: ImageOptions, scales: Sequence[Iterable[Layer]]) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""RealNVP on pictures (Dinh et al. 2017), and the flows of the UvA tutorial 11, which are made alike."""
+"""RealNVP on images (Dinh et al. 2017), and the flows of the UvA tutorial 11, which are made alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["RealNVP", "RealNVPConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class RealNVPConfig(ImageOptions):
-    """Options of :class:`RealNVP`; those of every flow on pictures are in `ImageOptions`.
+    """Options of :class:`RealNVP`; those of every flow on images are in `ImageOptions`.
 
     checkerboard: couplings with checkerboard masks, for each scale. channelwise: couplings that change half of the
         channels, for each scale; a scale that has any squeezes first. Of each scale but the last half of the channels
@@ -23,7 +23,7 @@ class RealNVPConfig(ImageOptions):
     checkerboard_changes, channel_changes: what the first coupling of a run changes, pixels with (row + column) % 2
         equal to it, and the first (0) or second (1) half; the next changes the other, and so on.
     actnorm: an ActNorm before each coupling. The paper's batch norms, between couplings and in the networks, are left
-        out: with them the density of a picture depends on the batch it is trained in.
+        out: with them the density of an image depends on the batch it is trained in.
 
     The UvA tutorial's MNISTFlow_simple: checkerboard (8,), channelwise (0,), network gated, blocks 3, hidden_channels
     32, actnorm false, scale tanh, rescale = exp(scaling_factor) with the network's outputs for s divided by it,
