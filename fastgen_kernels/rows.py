@@ -15,7 +15,7 @@ wide: ContextVar[bool] = ContextVar("fastgen_kernels_wide_rows", default=False)
 def wide_rows(on: bool = True) -> Iterator[None]:
     """Within the block, `adain` and `group_norm` of this thread (or task) take channels-last tensors in wide rows.
 
-    A program then reads 128 bytes of adjacent channels a pixel where its plan has fewer, and planes are cut into
+    A program then reads 128 bytes of adjacent channels per pixel where its plan has fewer, and planes are cut into
     spans: one launch for their statistics, another that applies them. Results keep within the same bounds, but not
     the same bits. It holds for
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 from ..errors import ArgumentError, ConfigError
 
 MAX_SEED = (1 << 64) - 1
-MAX_COUNT = 1_000_000  # of samples a call, which holds all of them
+MAX_COUNT = 1_000_000  # of samples per call, which holds all of them
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def sample_count(n: Any, seeds: Any, labels: Any) -> int:
 
 
 def sample_seeds(count: int, seed: Any, seeds: Any) -> tuple[int, ...]:
-    """One seed a sample: `seeds`, or `seed` and those after it, or random ones. Raises ConfigError, ArgumentError."""
+    """One seed per sample: `seeds`, or `seed` and those after it, or random ones. Raises ConfigError, ArgumentError."""
     if seed is not None and seeds is not None:
         raise ArgumentError("give one of them", argument="seed, seeds")
     if seeds is None:
@@ -99,7 +99,7 @@ def _single(label: Any) -> bool:
 def sample_labels(
     count: int, labels: Any, classes: int | None, names: Sequence[str] | None, unlabelled: bool
 ) -> tuple[int | None, ...]:
-    """One label a sample, from 0 to classes - 1; None for all where there are no classes. Raises ConfigError.
+    """One label per sample, from 0 to classes - 1; None for all where there are no classes. Raises ConfigError.
 
     names: of the classes, which may stand for their numbers. unlabelled: whether None is a label.
     """

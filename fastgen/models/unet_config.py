@@ -31,7 +31,7 @@ UP_BLOCKS = (
 )
 SKIP_CHANNELS = 3  # of the image that skip blocks carry along
 SKIP_ATTENTION_GROUPS = 32
-K_GROUP_SIZE = 32  # channels a group in K blocks
+K_GROUP_SIZE = 32  # channels per group in K blocks
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class UNetConfig:
     layers_per_block: residual blocks a resolution on the way down; one more on the way up.
     mid_block_type: None leaves the middle out. add_attention: attention in it. mid_block_scale_factor: divides the
         sums in it.
-    attention_head_dim: channels a head, None = one head. attn_norm_num_groups: norm groups of the middle's attention;
+    attention_head_dim: channels per head, None = one head. attn_norm_num_groups: norm groups of the middle's attention;
         None = norm_num_groups, and no norm at all where resnet_time_scale_shift is not default.
     norm_num_groups: None only where every block is a Skip or a K block; those choose their groups by their channels.
     resnet_time_scale_shift: how residual blocks take the embedding: added (default), as scale and shift of the second

@@ -202,7 +202,7 @@ def _check_sizes(x: Tensor, skip: Tensor | None) -> None:
     channels = x.shape[1] + (0 if skip is None else skip.shape[1])
     if channels * x.shape[2] * x.shape[3] >= MAX_ELEMENTS:
         sample = [channels, *x.shape[2:]]
-        check.fail("x", "fewer than 2^31 elements a sample of the result", f"a sample of {sample}")
+        check.fail("x", "fewer than 2^31 elements per sample of the result", f"a sample of {sample}")
     for name, value in (("x", x), ("skip", skip)):
         if value is not None:
             extents = zip(value.shape[1:], value.stride()[1:], strict=True)

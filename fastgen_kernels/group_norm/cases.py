@@ -82,7 +82,7 @@ LAST: dict[str, Any] = {"channels_last": True}
 CASES = (
     _case(
         "everything",
-        "all options; a group across the seam; 3 channels a group, so that lanes stay idle",
+        "all options; a group across the seam; 3 channels per group, so that lanes stay idle",
         (2, 5, 5, 7),
         3,
         skip=4,
@@ -177,7 +177,7 @@ CASES = (
     _case("mnist1", "latency: a digit's first block", (1, 32, 28, 28), 8, True, add=True, **LAST),
     _case(
         "mnist1_seam",
-        "20 channels a group, one of them across the seam",
+        "20 channels per group, one of them across the seam",
         (1, 96, 14, 14),
         8,
         True,
@@ -188,7 +188,7 @@ CASES = (
     _case("cifar1", "latency", (1, 128, 32, 32), 32, True, add=True, **LAST),
     _case("cifar1_planes", "latency, NCHW", (1, 128, 32, 32), 32, True, add=True),
     _case("cifar1_low", "latency, lowest level", (1, 256, 4, 4), 32, True, add=True, **LAST),
-    _case("cifar1_up", "latency, 12 channels a group", (1, 256, 32, 32), 32, True, skip=128, **LAST),
+    _case("cifar1_up", "latency, 12 channels per group", (1, 256, 32, 32), 32, True, skip=128, **LAST),
     _case("cifar256", "throughput, 134 MB each way in bf16", (256, 256, 32, 32), 32, True, **LAST),
     _case(
         "cifar256_up",
@@ -206,7 +206,7 @@ CASES = (
     # 256x256 (LSUN): 128 channels at the top, 512 at the bottom.
     _case("lsun1", "latency: 128 x 256x256", (1, 128, 256, 256), 32, True, add=True, **LAST),
     _case("lsun1_planes", "the same, NCHW", (1, 128, 256, 256), 32, True, add=True),
-    _case("lsun1_up", "concatenation, 12 channels a group", (1, 256, 128, 128), 32, True, skip=128, **LAST),
+    _case("lsun1_up", "concatenation, 12 channels per group", (1, 256, 128, 128), 32, True, skip=128, **LAST),
     _case("lsun16", "throughput, two launches", (16, 128, 256, 256), 32, True, **LAST),
 )
 

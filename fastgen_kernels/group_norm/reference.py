@@ -1,6 +1,6 @@
 """Group normalisation (Wu & He 2018, eq. 1-4) with what U-Nets put around it, in plain PyTorch.
 
-    v = [x, skip] + add                                   over channels; add is one value a channel
+    v = [x, skip] + add                                   over channels; add is one value per channel
     t = (v - mean_g) / sqrt(var_g + eps) * weight + bias   mean and variance of each sample's group of channels
     y = silu(t * (1 + scale) + shift)                      silu(z) = z / (1 + exp(-z))
 

@@ -35,7 +35,7 @@ def ours(module: nn.Module, dtype: torch.dtype, **assume: Any) -> Flow:
 
 
 def noise(flow: Flow, dtype: torch.dtype) -> list[Tensor]:
-    """Standard normal numbers, one tensor a scale."""
+    """Standard normal numbers, one tensor per scale."""
     generator = torch.Generator().manual_seed(2)
     return [
         torch.randn(BATCH, *s, generator=generator, dtype=torch.float64).to(dtype) for s in flow.latent_shapes

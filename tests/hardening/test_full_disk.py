@@ -37,7 +37,9 @@ def at_a_full_disk(
         ) as file:  # somebody else's: all the room but a page or two
             fill(file.fileno(), os.statvfs(folder).f_bavail * PAGE - 2 * PAGE)
     else:
-        places.limit(1200)  # bytes a file: room for the words of this process, not for an image or a network
+        places.limit(
+            1200
+        )  # bytes per file: room for the words of this process, not for an image or a network
     code = work(*arguments)
     (folder / "other").unlink(missing_ok=True)
     left = runs.digests(folder)

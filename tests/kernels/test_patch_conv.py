@@ -273,7 +273,7 @@ def test_a_sample_too_long_for_the_kernel_is_not_read_as_it_lies():
 @pytest.mark.parametrize("last_x", [False, True])
 @pytest.mark.parametrize("channels", [3, 8])
 @pytest.mark.parametrize("op", [OP, SCORE], ids=lambda op: op.name)
-def test_the_eager_rival(op, channels, last_x):
+def test_the_eager_baseline(op, channels, last_x):
     """As good as the reference, and it converts a weight once."""
     arguments = make(
         (2, channels, 6, 8), 1 if op is SCORE else 5, torch.float32, layout="last" if last_x else "first"

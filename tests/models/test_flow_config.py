@@ -113,7 +113,7 @@ def config(architecture: str, changes: dict[str, Any]) -> Any:
         (
             "realnvp",
             {"checkerboard": [1], "channelwise": [1, 0]},
-            "one number a scale in both, at least one, got 1 and 2",
+            "one number per scale in both, at least one, got 1 and 2",
         ),
         ("realnvp", {"checkerboard": [], "channelwise": []}, "at least one, got 0 and 0"),
         ("realnvp", {"checkerboard": [1, 1], "channelwise": [0, 0]}, "cannot be halved without a squeeze"),

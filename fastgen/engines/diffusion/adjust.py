@@ -1,4 +1,4 @@
-"""Row adjustments: what a step needs beyond its row, as scalars a sample, found after the network has answered.
+"""Row adjustments: what a step needs beyond its row, as scalars per sample, found after the network has answered.
 
 The step's own copy of the rows is changed, [B, 32], and the reverse step stays what it is:
 

@@ -160,24 +160,24 @@ class DiffusionEngine(Engine):
     ) -> Tensor | np.ndarray | list:
         """Draw `n` images: float32 [n, C, H, W] in [-1, 1] on the engine's device.
 
-        Every argument from solver on is one value for all samples, or a list of one a sample.
+        Every argument from solver on is one value for all samples, or a list of one per sample.
 
         n: how many; by default as many as there are seeds, labels or values in a list, else 1.
-        seed: sample k has seed + k, in [0, 2^64); seeds: one a sample. Neither: seeds from the system's entropy.
+        seed: sample k has seed + k, in [0, 2^64); seeds: one per sample. Neither: seeds from the system's entropy.
             A sample depends on its seed, not on how many are drawn beside it (but with step_size="batch").
-        labels: class numbers or names, one for all or one a sample; None is "no label".
+        labels: class numbers or names, one for all or one per sample; None is "no label".
         solver, steps (alias num_inference_steps), eta, **options: a name in ``fastgen.diffusion.SOLVERS``, its steps
             (a network evaluation each; heun's n take 2n - 1), and its own options; the checkpoint's by default. Or a
             ``Table`` of your own (``compile_scheduler``), which has its steps and options in it.
         guidance_scale: classifier-free guidance (Ho & Salimans 2022) w in F_u + w (F_c - F_u); 1 = none. Or a function
-            of the progress, 0 <= p < 1; or for a sample a list of weights, one a network evaluation.
+            of the progress, 0 <= p < 1; or for a sample a list of weights, one per network evaluation.
         guidance_interval: (start, stop), guided only at that part of the network evaluations, in fractions of the run.
             The rest costs half where nobody in the batch is guided.
         guidance_sigmas: (low, high), guided only where low < sigma / alpha <= high (Kynkaanniemi et al. 2024).
         guidance_rescale: phi in [0, 1]: brings the output's spread back to the conditional one's (Lin et al. 2023).
         classifier_scale: of the gradient of the classifier given to ``guide`` (Dhariwal & Nichol 2021); 0 = none.
         callback(step, total, images): called after every network evaluation with the noisy states [n, C, H, W].
-        progress: a bar on stderr, with images a second.
+        progress: a bar on stderr, with images per second.
         output_type: "pt"; "np": float32 [n, H, W, C] in [0, 1]; "pil": a list of images.
 
         ConfigError (a ValueError) for values out of range, ArgumentError (a TypeError) for names that do not exist.

@@ -24,7 +24,7 @@ Weight = Callable[[float], float]
 class Guidance:
     """Guidance of one sample.
 
-    scale: a weight, or one a network evaluation. interval: guided at evaluation i of n where start <= i / n < stop.
+    scale: a weight, or one per network evaluation. interval: guided at evaluation i of n where start <= i / n < stop.
     sigmas: guided where low < sigma <= high (Kynkaanniemi et al. 2024, arXiv:2404.07724, eq. 5). rescale: phi of Lin et
     al. 2023. classifier_scale: of the classifier's gradient (Dhariwal & Nichol 2021); it is added, 0 is none.
     """

@@ -255,7 +255,7 @@ class Loop:
             )
         self.micro_batch = max(1, count // 2)
         warnings.warn(
-            f"{self.device} ran out of memory at {count} samples a step; fastgen goes on with {self.micro_batch}. "
+            f"{self.device} ran out of memory at {count} samples per step; fastgen goes on with {self.micro_batch}. "
             f"max_batch={self.micro_batch} avoids the attempt ({message})",
             stacklevel=5,
         )

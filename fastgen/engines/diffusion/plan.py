@@ -42,7 +42,7 @@ class Plan:
 
     @cached_property
     def weights(self) -> float | tuple[float, ...]:
-        """Guidance weight, or one a row of the table."""
+        """Guidance weight, or one per row of the table."""
         return self.guidance.weights(self.table)
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from .adjust import RESCALE
 class SampleRequest:
     """One sample to draw. `label` None is the network's null class.
 
-    guidance_scale: classifier-free guidance, one weight or one a row of the table; 1 is no guidance.
+    guidance_scale: classifier-free guidance, one weight or one per row of the table; 1 is no guidance.
     guidance_rescale: phi of Lin et al. 2023, 0 is none. classifier_scale: of the gradient of the loop's classifier, 0
     is none.
     initial: float32 [C, H, W] standard normal noise instead of the seed's own.

@@ -74,7 +74,7 @@ class Request:
         for name in dict.fromkeys(name for plan in kinds for name in made[id(plan)]):
             values = [made[id(plan)].get(name) for plan in kinds]
             alike = all(type(v) is type(values[0]) and v == values[0] for v in values)
-            # A list for all, of weights or of an option, would read as one value a sample.
+            # A list for all, of weights or of an option, would read as one value per sample.
             if alike and not (isinstance(values[0], list) and name not in PAIRS):
                 arguments[name] = values[0]
             else:
@@ -140,7 +140,7 @@ def resolve(
 
 
 def _per_sample(name: str, value: Any) -> list | None:
-    """The values of an argument that is given one a sample, None where it is one for all."""
+    """The values of an argument that is given one per sample, None where it is one for all."""
     if not isinstance(value, (list, tuple)) or (name in PAIRS and is_pair(value)):
         return None
     if name in _listed_options() and not any(v is None or isinstance(v, (list, tuple)) for v in value):

@@ -8,7 +8,7 @@ from fastgen_kernels.reverse_step.row import ROW_WORDS
 
 from ...diffusion.table import Table, idle_row, pack
 
-Weights = float | tuple[float, ...]  # of guidance: one, or one a row
+Weights = float | tuple[float, ...]  # of guidance: one, or one per row
 
 
 class RowPool:

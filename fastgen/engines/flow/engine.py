@@ -38,7 +38,7 @@ ROWS_PER_CALL = 1024  # 64 would wait for Python, not for arithmetic
 class FlowEngine(Engine):
     """Samples from a flow and says how likely data is. Made by :func:`fastgen.load`. Threads, forks: see ``Engine``.
 
-    Where the flow models levels (images of 256 values a channel), x is images: float32 [n, C, H, W] in [-1, 1]; the
+    Where the flow models levels (images of 256 values per channel), x is images: float32 [n, C, H, W] in [-1, 1]; the
     flow itself sees (x + 1) / 2. Else x is in the data's own units, [n, C, H, W] or [n, D]. Log-densities are those of
     the x that is handed over, in nats, in the state's type: float32, or float64 throughout with dtype="float64".
 
@@ -156,9 +156,9 @@ class FlowEngine(Engine):
         """Draw `n` samples: [n, *shape] on the engine's device; images are clipped to [-1, 1].
 
         n: how many; by default as many as there are seeds, labels or rows of context, else 1.
-        seed: sample k has seed + k, in [0, 2^64); seeds: one a sample. Neither: seeds from the system's entropy.
+        seed: sample k has seed + k, in [0, 2^64); seeds: one per sample. Neither: seeds from the system's entropy.
             A sample's noise depends on its seed, not on how many are drawn beside it.
-        labels: class numbers or names, one for all or one a sample. context: float [n, D_c], or [D_c] for all.
+        labels: class numbers or names, one for all or one per sample. context: float [n, D_c], or [D_c] for all.
         temperature: factor of the standard deviation of the latents; below 1 samples are closer to the mode.
         output_type: "pt"; for images also "np": float32 [n, H, W, C] in [0, 1]; "pil": a list of images.
 
@@ -230,7 +230,7 @@ class FlowEngine(Engine):
         return BitsPerDim(values, "bound" if samples == 1 else "importance-weighted bound", samples)
 
     def encode(self, x: Tensor, *, labels: Any = None, context: Tensor | None = None) -> list[Tensor]:
-        """The latents of x [n, *shape], one tensor a scale, the finest first: `decode` makes x of them again."""
+        """The latents of x [n, *shape], one tensor per scale, the finest first: `decode` makes x of them again."""
         x = self._data("x", x)
         return list(self.call("encode", x, *self._condition(len(x), labels, context)))
 
@@ -241,7 +241,7 @@ class FlowEngine(Engine):
         shapes = self.flow.latent_shapes
         if not isinstance(latents, (list, tuple)) or len(latents) != len(shapes):
             raise ConfigError(
-                f"expected a list of {len(shapes)} tensors, one a scale, got {shown(latents)}",
+                f"expected a list of {len(shapes)} tensors, one per scale, got {shown(latents)}",
                 argument="latents",
             )
         given = []

@@ -20,13 +20,13 @@ class Flow(nn.Module):
 
     preprocess: `Layer`s before the first scale. scales: lists of `Layer`s. After each scale but the last the second
     half of the channels is factored out as that scale's latent (Dinh et al. 2017, section 3.6); of an odd number the
-    half that goes on has one more. priors: one a scale.
+    half that goes on has one more. priors: one per scale.
 
     x: [B, *data_shape], float32 or float64; lower precision is raised to float32. Discrete data (levels is not None)
     is dequantised to [0, 1] by `dequantiser` first: level k of `levels` lies in [k, k + 1] / levels.
     condition: labels int64 [B] in [0, classes), or a context [B, context]; None for a flow that takes neither.
 
-    Attributes: data_shape, latent_shapes (one a scale), levels, classes, context.
+    Attributes: data_shape, latent_shapes (one per scale), levels, classes, context.
     """
 
     preprocess: nn.ModuleList
@@ -63,7 +63,7 @@ class Flow(nn.Module):
         self.priors = nn.ModuleList(priors)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """The latents, one a scale, and log |det d latents / d x|, [B], preprocessing included."""
+        """The latents, one per scale, and log |det d latents / d x|, [B], preprocessing included."""
         latents, _, log_det = self._analyse(x, condition)
         return latents, log_det
 

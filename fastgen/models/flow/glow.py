@@ -41,7 +41,7 @@ class GlowConfig(ImageOptions):
 
 
 class Glow(ImageFlow):
-    """x [B, C, H, W] in [0, 1] where it has levels. Latents: [B, C_i, H / 2^(i + 1), W / 2^(i + 1)], one a scale."""
+    """x [B, C, H, W] in [0, 1] where it has levels. Latents: [B, C_i, H / 2^(i + 1), W / 2^(i + 1)], one per scale."""
 
     def __init__(self, config: GlowConfig) -> None:
         channels, scales = config.in_channels, []

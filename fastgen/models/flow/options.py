@@ -108,7 +108,7 @@ class ImageOptions(CouplingOptions):
     dequantisation: uniform, or variational with `dequantisation_layers` couplings on gated networks of
         `dequantisation_channels`, from logistic or normal noise (`dequantisation_base`). For levels alone.
     network: of the couplings: conv, three convolutions (Glow); resnet with weight norm (RealNVP); gated (UvA tutorial
-        11). hidden_channels: one number or one a scale. blocks: residual blocks of resnet and gated.
+        11). hidden_channels: one number or one per scale. blocks: residual blocks of resnet and gated.
     act_fn, leaky_slope: activation of conv and resnet; the slope is leaky_relu's.
     conv_actnorm: an ActNorm after each inner convolution of conv, which then has no bias (Glow's own code).
     conv_scaled: exp(3 log_scale) on the last convolution of conv. conv_border: what surrounds its input, 0 or 1.

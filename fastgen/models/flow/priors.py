@@ -1,4 +1,4 @@
-"""Distributions of the latents, one a scale.
+"""Distributions of the latents, one per scale.
 
 A prior that `needs_kept` looks at the half that goes on to the next scale; the last scale has none (kept is None).
 """

@@ -47,7 +47,7 @@ class RealNVPConfig(ImageOptions):
     def __post_init__(self) -> None:
         if not self.checkerboard or len(self.checkerboard) != len(self.channelwise):
             raise ConfigError(
-                "expected one number a scale in both, at least one, "
+                "expected one number per scale in both, at least one, "
                 f"got {len(self.checkerboard)} and {len(self.channelwise)}",
                 argument="checkerboard, channelwise",
             )
