@@ -212,7 +212,9 @@ def spec_from_json(raw: Mapping[str, Any], where: str) -> Spec:
             f"expected an object with at least one network, at most {MAX_PARTS}", argument=f"{where}: parts"
         )
     for name in parts:
-        if not PART_NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):  # its networks become a ModuleDict
+        if not PART_NAME.fullmatch(name) or hasattr(
+            nn.ModuleDict(), name
+        ):  # its networks become a ModuleDict
             raise ConfigError(f"{shown(name)} is no name of a network", argument=f"{where}: parts")
     spec = from_dict(_Header, raw, where)
     return Spec(

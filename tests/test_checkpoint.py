@@ -126,6 +126,12 @@ def test_wrong_folders(tmp_path: Path) -> None:
     [
         ({"format_version": 2}, CheckpointError, "PATH", "format_version 2"),
         ({"parts": {}}, ConfigError, "PATH: parts", ""),
+        (  # its networks become a ModuleDict, which has such an attribute
+            {"parts": {"training": {"architecture": "unet", "config": {}}}},
+            ConfigError,
+            "PATH: parts",
+            "training",
+        ),
         ({"parts": {"unet": {"architecture": "unet"}}}, ConfigError, "PATH: parts.unet", "config"),
         (
             {"parts": {"unet": {"architecture": "vgg", "config": {}}}},

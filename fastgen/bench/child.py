@@ -1,4 +1,4 @@
-"""A fresh process's work, as a user's script would do it: import, load, draw, draw again. See `fresh.py`.
+"""A fresh process's work, as a script would do it: import, load, draw (or call a verb), again. See `fresh.py`.
 
 Run by its path, not as a module, so that nothing is imported but what the project needs itself.
 """

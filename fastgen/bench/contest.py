@@ -182,9 +182,9 @@ def chosen(prepared: Mapping[str, Prepare], against: Collection[str]) -> dict[st
     return {name: prepared[name] for name in against if name in prepared}
 
 
-def fastest(calls: Mapping[str, Call], device: torch.device) -> str:
+def fastest(calls: Mapping[str, Call], device: torch.device, clock: str = "wall") -> str:
     """The name of the quickest of some ways to do one thing: a baseline at its best setting."""
-    times = interleaved(calls, device, rounds=LEAST_ROUNDS)
+    times = interleaved(calls, device, rounds=LEAST_ROUNDS, clock=clock)
     return min(times, key=lambda name: times[name].median)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -100,40 +101,52 @@ def run(suite: str, plan: Plan) -> Iterator[Row]:
     """The rows of a suite of SUITES, of "tour" or of "all", in about `plan.seconds`."""
     if suite in ("tour", "all"):
         plan.how = replace(plan.how, seconds=plan.seconds / CASES)
+    parts: Iterable[tuple[float, Iterable[Unit]]]
     if suite == "tour":
-        units = list(tour(plan))
+        parts = tour(plan)
+    elif suite == "all":  # coldstart measures memory as well
+        shares = {"families": 0.35, "samplers": 0.55, "coldstart": 0.75, "kernels": 1.0}
+        parts = [(share, SUITES[name](plan)) for name, share in shares.items()]
     else:
-        names = ("families", "samplers", "coldstart", "kernels") if suite == "all" else (suite,)
-        units = [unit for name in names for unit in SUITES[name](plan)]  # coldstart measures memory as well
-    yield from measured(units, plan)
+        parts = [(1.0, SUITES[suite](plan))]
+    yield from measured(parts, plan)
 
 
-def measured(units: Sequence[Unit], plan: Plan) -> Iterator[Row]:
-    """The rows of `units`: all of them in order, or where time is bounded those that it suffices for.
+def measured(parts: Iterable[tuple[float, Iterable[Unit]]], plan: Plan) -> Iterator[Row]:
+    """The rows of the units of each part: all of them in order, or where time is bounded those that it suffices for.
 
-    Then the first unit of every group is always measured, and the second ones, third ones and so on while there is
-    time; what does not fit is named. A unit is expected to cost what the last one of its group did per size, and half
-    as much again.
+    parts: (share of the time that is over when the part ends, its units). Of bounded time the first unit of every group
+    is always measured, then the second ones, third ones and so on while there is time; what did not fit its part goes
+    last, or is named. A unit is expected to cost what the last one of its group did per size, and half as much again.
     """
     start = time.perf_counter()
-    places: dict[str, int] = {}
-    rank = []
-    for unit in units:
-        places[unit.group] = places.get(unit.group, 0) + 1
-        rank.append(places[unit.group])
-    if plan.seconds < math.inf:
-        units = [units[i] for i in sorted(range(len(units)), key=rank.__getitem__)]
     costs: dict[str, float] = {}  # seconds per size
-    waiting: dict[str, list[str]] = {}
-    for unit in units:
-        began = time.perf_counter()
-        if began + 1.5 * costs.get(unit.group, -math.inf) * unit.size > start + plan.seconds:
-            waiting.setdefault(unit.group, []).append(unit.name)
-            continue
-        yield from unit.rows()
-        costs[unit.group] = (time.perf_counter() - began) / unit.size
-    for group, names in waiting.items():
+    waiting: list[Unit] = []
+
+    def rows_of(units: Iterable[Unit], share: float) -> Iterator[Row]:
+        for unit in units:
+            began = time.perf_counter()
+            if began + 1.5 * costs.get(unit.group, -math.inf) * unit.size > start + share * plan.seconds:
+                waiting.append(unit)
+                continue
+            yield from unit.rows()
+            costs[unit.group] = (time.perf_counter() - began) / unit.size
+
+    for share, units in parts:
+        yield from rows_of(units if plan.seconds == math.inf else _in_turns(units), share)
+    rest, waiting[:] = list(waiting), []
+    yield from rows_of(rest, 1.0)
+    for group in dict.fromkeys(unit.group for unit in waiting):
+        names = [unit.name for unit in waiting if unit.group == group]
         plan.leave_out(f"{group}: {', '.join(names)}", "no time left")
+
+
+def _in_turns(units: Iterable[Unit]) -> list[Unit]:
+    """The first unit of every group, then the second ones, and so on."""
+    groups: dict[str, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(unit.group, []).append(unit)
+    return [unit for turn in itertools.zip_longest(*groups.values()) for unit in turn if unit is not None]
 
 
 def finished(contests: Iterable[Contest], plan: Plan) -> Iterator[Row]:
@@ -250,16 +263,16 @@ def _fresh_rows(plan: Plan, model: str) -> Iterator[Row]:
             yield fresh.measure(contest.row, contest.judge, orders, how)
 
 
-def tour(plan: Plan) -> Iterator[Unit]:
-    """Something of everything: kernels in one type, one model per family, time to the first image.
+def tour(plan: Plan) -> Iterator[tuple[float, Iterable[Unit]]]:
+    """Something of everything, as `measured` takes it: kernels in one type, one model per family, time to an image.
 
     Samplers, and what else the tour never measures, it names.
     """
     plan.steps = TOUR_STEPS
     first = first_models()
-    yield from kernel_units(plan, plan.kernel_dtypes()[-1:])
-    yield from family_units(plan, TOUR_BATCHES, first)
-    yield from fresh_units(plan, first[:1])
+    yield 0.4, kernel_units(plan, plan.kernel_dtypes()[-1:])
+    yield 0.7, family_units(plan, TOUR_BATCHES, first)
+    yield 1.0, fresh_units(plan, first[:1])
     if others := [model for model in models(plan.device.type) if model not in first]:
         plan.leave_out(", ".join(others), "the tour has one model per family; the families suite has all")
     plan.leave_out(f"{len(SOLVERS)} solvers by themselves", "not in the tour; the samplers suite has all")

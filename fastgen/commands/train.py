@@ -206,7 +206,13 @@ def _recipe_of(run: Run, folder: Path) -> tuple[Family, Recipe]:
             f"its run makes a {run.spec.engine} model of a {architecture}, which nothing trains",
             argument=folder,
         )
-    return family, family.recipes[architecture]
+    recipe = family.recipes[architecture]
+    if recipe.parts is not None and len(run.trained().parts) != recipe.parts:
+        raise CheckpointError(
+            f"its run trains {len(run.trained().parts)} networks, a {architecture} is {recipe.parts}",
+            argument=folder,
+        )
+    return family, recipe
 
 
 def _check_memory(networks: nn.ModuleDict, run: Run, device: torch.device) -> None:
@@ -224,9 +230,9 @@ def _check_memory(networks: nn.ModuleDict, run: Run, device: torch.device) -> No
     present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > present:
         raise ConfigError(
-            f"{sum(counts.values()):,} parameters, of which training holds {COPIES} numbers each, take "
-            f"{needed / 2**30:.1f} GiB, this machine has {present / 2**30:.1f}; take smaller ones",
-            argument="--widths",
+            f"training {sum(counts.values()):,} parameters, with gradients, moments and averages, takes "
+            f"{needed / 2**30:.1f} GiB, this machine has {present / 2**30:.1f}; take a smaller network (--widths of a unet or a flow)",
+            argument="train",
         )
 
 
@@ -268,7 +274,9 @@ def _new_run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> 
     fields = [*RUN_OPTIONS, *PATHS, "subset", "side_by_side", "flip"]
     chosen = {name: chosen[name] for name in fields if name in chosen}
     for name in (n for n in PATHS if n in chosen):
-        if chosen[name] not in data.NAMED:  # absolute, so that the run can be resumed from any folder
+        if (
+            name != "data" or chosen[name] not in data.NAMED
+        ):  # absolute, so that the run can be resumed from any folder
             chosen[name] = str(Path(chosen[name]).absolute())
         check_name(chosen[name], f"--{name}")
     config = from_dict(RunConfig, {**recipe.run_defaults, **chosen}, "train").settled(device)
@@ -295,5 +303,5 @@ def _load(config: RunConfig, **shape: Any) -> Dataset:
 
 def _provenance(config: RunConfig, version: str) -> dict[str, Any]:
     """Where the model comes from, as its config says it; no path of this machine."""
-    run = {k: v for k, v in to_dict(config).items() if k not in PATHS}
+    run = {k: v for k, v in to_dict(config).items() if k not in PATHS and (k != "side_by_side" or v)}
     return {"trained_with": f"fastgen {version}", "data": Path(config.data).name, "run": run}

@@ -30,7 +30,6 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 
@@ -126,24 +125,6 @@ class StepPoints:
     def log_snrs(self) -> np.ndarray:
         """lambda of all points, float64 [steps + 1], rising; inf at a clean end."""
         return np.array([point.log_snr for point in self.all])
-
-
-class Process(Protocol):
-    """What solvers need of a diffusion process; `fastgen.diffusion.processes` lists them."""
-
-    @property
-    def prediction_type(self) -> str:
-        """What the network's output means."""
-        ...
-
-    @property
-    def steps_limit(self) -> int:
-        """Most steps of a solver."""
-        ...
-
-    def point(self, level: float, time: float | None = None) -> Point:
-        """The point at `level` w. time: what the network is told there, by default what belongs to the level."""
-        ...
 
 
 def clean(scale: float = 1.0) -> Point:

@@ -44,6 +44,7 @@ class Recipe:
     # Fields of RunConfig that differ from its own defaults.
     run_defaults: Mapping[str, Any] = {}
     refused: Sequence[str] = ()  # flags of every run that mean nothing to this model, such as "--flip"
+    parts: int | None = 1  # networks of a run, auxiliary ones too; None: as many as `new_spec` says
     previews: bool = True  # whether sheets are drawn during a run
 
     def new_spec(

@@ -64,7 +64,7 @@ def train(
     the one before it is whole; CheckpointError where `folder` holds a run or a model and `resume` is False, or no run
     and it is True, or another process trains there; DataError where the data of a resumed run is not as much, of
     the shape and of the classes it began with; ConfigError for a run that could not be resumed,
-    networks that the spec does not name, or groups that do not cover them; OutOfMemoryError.
+    a part of the spec that is no network, or groups that do not cover the networks; OutOfMemoryError.
     """
     folder, device = Path(folder), torch.device(device)
     with _folder(folder, resume), held(folder) as alone:
@@ -176,10 +176,11 @@ def _opened(folder: Path, run: Run, dataset: Dataset, resume: bool) -> Run:
         return run
     if not resume:
         raise CheckpointError("holds a training run; resume it, or choose another folder", argument=folder)
-    for name, value in describe(dataset).items():
-        if earlier.data.get(name) != value:
+    found = describe(dataset)
+    for name in {**earlier.data, **found}:
+        if earlier.data.get(name) != found.get(name):
             raise DataError(
-                f"its run began with {name} {earlier.data.get(name)}, the data now has {value}",
+                f"its run began with {name} {earlier.data.get(name)}, the data now has {found.get(name)}",
                 argument=folder,
             )
     return earlier

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ..checkpoint import Part, Spec, encoded, spec_from_json
 from ..config import at_most, bounded, from_dict, parse_json, to_dict
 from ..errors import CheckpointError, ConfigError
@@ -89,8 +87,6 @@ def _run(text: str | None, where: str) -> Run:
         auxiliary: dict[str, Part] = {}
         if "auxiliary" in run:  # read as the parts of a spec are
             auxiliary = spec_from_json({**run["spec"], "parts": run["auxiliary"]}, where).parts
-        if taken := [name for name in (*spec.parts, *auxiliary) if hasattr(nn.ModuleDict(), name)]:
-            raise ValueError(f"a network cannot be named {taken[0]}")
         return Run(config, spec, _data(run["data"], f"{where}: data"), auxiliary)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(
@@ -119,6 +115,11 @@ class _Pairs(_Images):
     """Likewise of pairs of images."""
 
     paired: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.paired:
+            raise ConfigError("expected true, or no such key", argument="paired")
 
 
 @dataclass(frozen=True)

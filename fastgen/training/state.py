@@ -55,13 +55,14 @@ class RunState:
         """Replace the run's state file in `folder`. Raises WriteError; ConfigError for what could not be resumed."""
         tensors = self._weights()
         memories, updates = self._memories(), []
-        for name, parameter in _named(self.networks, dict(self.networks.named_parameters())).items():
+        for name, parameter in self._parameters().items():
             memory = memories[parameter]
             for key in MOMENTS:
                 # A parameter that no loss has reached yet has no memory; AdamW begins one with zeros.
-                tensors[f"optimizer.{key}.{name}"] = memory.get(key, torch.zeros_like(parameter))
-            updates.append(memory.get("step", torch.zeros((), device=parameter.device)))
-        counts = torch.stack(updates).long().cpu()
+                kept = memory[key] if key in memory else torch.zeros_like(parameter)
+                tensors[f"optimizer.{key}.{name}"] = kept
+            updates.append(float(memory["step"]) if "step" in memory else 0.0)
+        counts = torch.tensor(updates, dtype=torch.int64)
         if (counts != self.step).any():
             tensors["updates"] = counts
         losses = torch.tensor(self.losses, dtype=torch.float64)
@@ -78,7 +79,7 @@ class RunState:
         """Fill this state from `folder`'s state file. Raises CheckpointError."""
         path = folder / STATE_FILE
         targets, memories = self._weights(), self._memories()
-        parameters = _named(self.networks, dict(self.networks.named_parameters()))
+        parameters = self._parameters()
         for name, parameter in parameters.items():
             for key in MOMENTS:
                 memories[parameter][key] = torch.empty_like(parameter, requires_grad=False)
@@ -102,6 +103,10 @@ class RunState:
         for parameter, count in zip(parameters.values(), counts, strict=True):
             # where a fused AdamW keeps it
             memories[parameter]["step"] = torch.tensor(float(count), device=parameter.device)
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """Every parameter by the name that it is saved under, sorted: networks may come in another order next time."""
+        return dict(sorted(_named(self.networks, dict(self.networks.named_parameters())).items()))
 
     def _weights(self) -> dict[str, Tensor]:
         """What is saved of the networks and their averages; the tensors themselves."""

@@ -127,30 +127,33 @@ def test_what_there_is_no_time_for_is_named(seconds: float, monkeypatch: pytest.
     monkeypatch.setattr(suites.time, "perf_counter", lambda: now[0])
     plan = suites.Plan(torch.device("cpu"), (), How(rounds=3, say=said.append), Results({}), seconds=seconds)
     units = [unit(name[0], name, 1.0, 1.0, now) for name in ("a1", "b1", "a2", "a3")]
-    measured = [found.name for found in suites.measured(units, plan)]
+    measured = [found.name for found in suites.measured([(1.0, units)], plan)]
     assert measured == (["a1", "b1", "a2", "a3"] if seconds > 1 else ["a1", "b1"])
     assert list(plan.results.left_out) == ([] if seconds > 1 else ["a: a2, a3"])
     assert len(said) == len(plan.results.left_out)
 
 
 def test_groups_share_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first of all groups, then the second: of 400 seconds no group takes what another one needs."""
+    """Suites one after the other, in each the first of every group, then the second: of 400 seconds no group takes
+    what another one needs, and what is left goes to what waited.
+    """
     now = [0.0]
     monkeypatch.setattr(suites.time, "perf_counter", lambda: now[0])
     plan = suites.Plan(torch.device("cpu"), (), How(say=lambda words: None), Results({}), seconds=400.0)
-    costs = {"families": 5.0, "samplers": 1.0, "kernels": 30.0}  # per size
-    units = [
-        unit(group, f"{group} {size}", size, seconds * size, now)
-        for group, seconds in costs.items()
-        for size in (1, 4, 16)
-    ]
-    measured = [found.name for found in suites.measured(units, plan)]
-    assert measured == [f"{group} {size}" for size in (1, 4) for group in costs] + [
-        "families 16",
-        "samplers 16",
-    ]
-    assert now[0] == 36 + 4 * 36 + 80 + 16  # the kernels' 16 would take 480 more
-    assert list(plan.results.left_out) == ["kernels: kernels 16"]
+    parts = []
+    for share, costs in ((0.25, {"glow": 5.0, "unet": 1.0}), (1.0, {"adain": 30.0})):  # seconds per size
+        units = [
+            unit(group, f"{group} {size}", size, seconds * size, now)
+            for group, seconds in costs.items()
+            for size in (1, 4, 16)
+        ]
+        parts.append((share, units))
+    measured = [found.name for found in suites.measured(parts, plan)]
+    first = [f"{group} {size}" for size in (1, 4) for group in ("glow", "unet")]
+    # After 30 of the first part's 100 seconds the 80 of "glow 16" do not fit, nor do the 480 of "adain 16" at all.
+    assert measured == [*first, "unet 16", "adain 1", "adain 4", "glow 16"]
+    assert now[0] == 6 + 24 + 16 + 30 + 120 + 80
+    assert list(plan.results.left_out) == ["adain: adain 16"]
 
 
 def test_the_large_models_are_for_gpus() -> None:

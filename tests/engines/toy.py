@@ -117,6 +117,7 @@ class Adversarial:
 
 
 class ToyRecipe(Recipe):
+    parts = 2
     previews = False
 
     def new_spec(self, args: Any, dataset: Any, config: Any, provenance: dict[str, Any]) -> Spec:

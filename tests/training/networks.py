@@ -92,6 +92,7 @@ class Critic:
 class ToyRecipe(Recipe):
     """A generator, which is the model, and a critic, which is not."""
 
+    parts = 2
     flags = (Flag("--toy-channels", {"type": int, "help": "of both networks"}), *PAIRS)
     refused = ("--label-dropout",)
     run_defaults = MappingProxyType({"grad_clip": 0.0})

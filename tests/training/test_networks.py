@@ -114,6 +114,18 @@ class Interrupted(Critic):
 
 
 @pytest.mark.usefixtures("sigint")
+def test_networks_may_come_in_another_order_when_resumed(tmp_path: Path) -> None:
+    """Each keeps its own optimiser's count of updates."""
+    train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", Interrupted())
+    in_order = networks()
+    train(tmp_path / "broken", networks=nn.ModuleDict(reversed(list(in_order.items()))), resume=True)
+    for name in (LOSS_FILE, WEIGHTS_FILE):
+        assert file_sha256(tmp_path / "broken" / name) == file_sha256(tmp_path / "whole" / name), name
+
+
+@pytest.mark.usefixtures("sigint")
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
     """Both optimisers, the batch norms, and the critic, which no model file holds."""
     whole = train(tmp_path / "whole")
@@ -144,7 +156,7 @@ def test_what_is_published_and_what_is_kept(tmp_path: Path) -> None:
     assert all(len(row.split(",")) == 3 for row in rows)
     parameters = len(list(nets["critic"].parameters()))
     steps = RUN.steps
-    assert state["updates"].tolist() == [steps] * parameters + [CRITIC_STEPS * steps] * parameters
+    assert state["updates"].tolist() == [CRITIC_STEPS * steps] * parameters + [steps] * parameters  # by name
 
 
 def test_a_model_of_two_parts(tmp_path: Path) -> None:

@@ -84,6 +84,15 @@ def test_flags_that_do_not_apply(
     assert not (tmp_path / "m").exists()
 
 
+def test_a_run_of_another_number_of_networks_is_refused(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(tmp_path / "m"), "--data", toy, "--side-by-side", *ARGUMENTS]) == 0
+    monkeypatch.setattr(ToyRecipe, "parts", 1)
+    assert main(["train", str(tmp_path / "m"), "--resume", "--quiet", "--device", "cpu"]) == 1
+    assert str(tmp_path / "m") in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("toy")
 def test_help_has_a_group_of_flags_per_model(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
