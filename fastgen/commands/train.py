@@ -231,7 +231,7 @@ def _check_memory(networks: nn.ModuleDict, run: Run, device: torch.device) -> No
     if needed > present:
         raise ConfigError(
             f"training {sum(counts.values()):,} parameters, with gradients, moments and averages, takes "
-            f"{needed / 2**30:.1f} GiB, this machine has {present / 2**30:.1f}; take a smaller network (--widths of a unet or a flow)",
+            f"{needed / 2**30:.1f} GiB, this machine has {present / 2**30:.1f}; take a smaller network, as by --widths",
             argument="train",
         )
 
