@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,36 @@ if TYPE_CHECKING:
     from .engine import DiffusionEngine
 
 
+class _Step(NamedTuple):
+    """The verb's tensors, see `step_verb`."""
+
+    x: Tensor
+    history: Tensor
+    coefficients: Tensor
+    slot: Tensor
+    noise_step: Tensor
+    t: Tensor
+    seeds: Tensor
+    label: Tensor | None = None
+
+    def rows(self) -> Tensor:
+        """[B, 32], of the coefficients' type."""
+        rows = self.coefficients.clone()
+        words = reference.integer_words(rows)
+        words[:, row.SLOT] = self.slot.to(words.dtype)
+        words[:, row.NOISE_STEP] = self.noise_step.to(words.dtype)
+        return rows
+
+    def evaluate(self, network: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+        """The network's output for x as the row scales it."""
+        scale = self.coefficients[:, row.INPUT_SCALE, None, None, None]
+        inputs = (self.x * scale).to(dtype, memory_format=memory_format)
+        output: Tensor = (
+            network(inputs, self.t) if self.label is None else network(inputs, self.t, self.label)
+        )
+        return output
+
+
 def step_verb(engine: DiffusionEngine) -> Verb:
     """One unguided step of each sample by its own row.
 
@@ -30,42 +60,29 @@ def step_verb(engine: DiffusionEngine) -> Verb:
     loop, settings, shape = engine.loop, engine.settings, engine.shape
     (part,) = engine.networks
 
-    def fast(
-        x: Tensor,
-        history: Tensor,
-        coefficients: Tensor,
-        slot: Tensor,
-        noise_step: Tensor,
-        t: Tensor,
-        seeds: Tensor,
-        *label: Tensor,
-    ) -> Tensors:
-        rows = _rows(coefficients, slot, noise_step)
-        inputs = _scaled(x, rows).to(engine.dtype, memory_format=loop.memory_format)
-        output = engine.network(inputs, t, *label).contiguous(memory_format=loop.memory_format)
-        slots = history.transpose(0, 1).contiguous()
-        x, slots, _ = reverse_step(x.contiguous(), slots, output, rows, seeds, learned=settings.learned)
+    def fast(*tensors: Tensor) -> Tensors:
+        given = _Step(*tensors)
+        output = given.evaluate(engine.network, engine.dtype, loop.memory_format)
+        output = output.contiguous(memory_format=loop.memory_format)
+        slots = given.history.transpose(0, 1).contiguous()
+        x, slots, _ = reverse_step(
+            given.x.contiguous(), slots, output, given.rows(), given.seeds, learned=settings.learned
+        )
         return output, x, slots.transpose(0, 1).contiguous()
 
-    def plain(
-        networks: nn.ModuleDict,
-        x: Tensor,
-        history: Tensor,
-        coefficients: Tensor,
-        slot: Tensor,
-        noise_step: Tensor,
-        t: Tensor,
-        seeds: Tensor,
-        *label: Tensor,
-        noise: Tensor,
-    ) -> Tensors:
-        network = networks[part]
+    def plain(networks: nn.ModuleDict, *tensors: Tensor, noise: Tensor) -> Tensors:
+        given, network = _Step(*tensors), networks[part]
         # A float64 state is asked of a float64 network; else the network is in a type of its own.
-        dtype = x.dtype if x.dtype == torch.float64 else placed(network)[1]
-        rows = _rows(coefficients, slot, noise_step)
-        output = network(_scaled(x, rows).to(dtype), t, *label)
+        dtype = given.x.dtype if given.x.dtype == torch.float64 else placed(network)[1]
+        output = given.evaluate(network, dtype, torch.contiguous_format)
         x, slots, _ = reference.reverse_step(
-            x, history.transpose(0, 1), output, rows, seeds, settings.learned, noise.to(x.dtype)
+            given.x,
+            given.history.transpose(0, 1),
+            output,
+            given.rows(),
+            given.seeds,
+            settings.learned,
+            noise.to(given.x.dtype),
         )
         return output, x, slots.transpose(0, 1)
 
@@ -86,30 +103,9 @@ def step_verb(engine: DiffusionEngine) -> Verb:
             tensors.append(torch.randint(settings.num_classes, (batch,), generator=generator))
         return tuple(value.to(engine.device) for value in tensors)
 
-    def noise(
-        x: Tensor,
-        history: Tensor,
-        coefficients: Tensor,
-        slot: Tensor,
-        noise_step: Tensor,
-        t: Tensor,
-        seeds: Tensor,
-        *label: Tensor,
-    ) -> Tensor:
-        return normals(seeds, noise_step, "step", shape)
+    def noise(*tensors: Tensor) -> Tensor:
+        given = _Step(*tensors)
+        return normals(given.seeds, given.noise_step, "step", shape)
 
-    label = ("label",) if settings.num_classes is not None else ()
-    arguments = ("x", "history", "coefficients", "slot", "noise_step", "t", "seeds", *label)
-    return Verb("step", arguments, ("network", "state", "history"), fast, plain, trial, noise)
-
-
-def _scaled(x: Tensor, rows: Tensor) -> Tensor:
-    return x * rows[:, row.INPUT_SCALE, None, None, None]
-
-
-def _rows(coefficients: Tensor, slot: Tensor, noise_step: Tensor) -> Tensor:
-    rows = coefficients.clone()
-    words = reference.integer_words(rows)
-    words[:, row.SLOT] = slot.to(words.dtype)
-    words[:, row.NOISE_STEP] = noise_step.to(words.dtype)
-    return rows
+    names = _Step._fields if settings.num_classes is not None else _Step._fields[:-1]
+    return Verb("step", names, ("network", "state", "history"), fast, plain, trial, noise)
