@@ -59,12 +59,12 @@ def drawn(
     """Agreement of a classifier with the label asked for, and variety, as of zoo:ddpm-mnist."""
     asked = np.arange(COUNT) % CLASSES
     found = engine.sample(COUNT, labels=asked.tolist(), seed=0, temperature=temperature, output_type="np")
-    images = np.asarray(found)[..., 0].astype(np.float64)
+    samples = np.asarray(found)[..., 0].astype(np.float64)
     held_out = quality.HELD_OUT
-    spread = quality.spread(images, asked)
+    spread = quality.spread(samples, asked)
     real_spread = quality.spread(images[held_out] / 255.0, labels[held_out])
     return {
-        "agreement": round(float((judge.predict(quality.features(images)) == asked).mean()), 4),
+        "agreement": round(float((judge.predict(quality.features(samples)) == asked).mean()), 4),
         "variety": round(sum(spread.values()) / sum(real_spread.values()), 4),
     }
 
