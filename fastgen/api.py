@@ -76,7 +76,7 @@ def load(
     """
     return load_accepted(
         source,
-        lambda family: None,
+        None,
         device=device,
         dtype=dtype,
         revision=revision,
@@ -89,7 +89,7 @@ def load(
 
 def load_accepted(
     source: str | Path | nn.Module,
-    accept_family: Callable[[Family], None],
+    accept_family: Callable[[Family], None] | None,
     *,
     device: str | torch.device,
     dtype: str | torch.dtype,
@@ -109,7 +109,8 @@ def load_accepted(
             raise ConfigError(
                 f"unknown engine {reprlib.repr(spec.engine)}; known: {', '.join(FAMILIES)}", argument=name
             )
-        accept_family(FAMILIES[spec.engine])
+        if accept_family is not None:
+            accept_family(FAMILIES[spec.engine])
         engine = FAMILIES[spec.engine].engine_class()
         engine.check_parts(spec)
         check_options(engine, options)

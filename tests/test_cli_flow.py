@@ -223,6 +223,7 @@ def test_what_is_refused(
     labelled: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     argument: str,
 ) -> None:
@@ -231,10 +232,13 @@ def test_what_is_refused(
     zeros = str(Path(labelled).parent / "zeros.npz")  # a table without a row of class 1
     np.savez(zeros, x=np.eye(3), labels=np.array([0, 0, 0]))
     names = {"IMAGES": images, "MOONS": moons, "LABELLED": labelled, "TABLE": "table.csv", "ZEROS": zeros}
-    args = parser().parse_args([names.get(a, a) for a in arguments])
+    command = [names.get(a, a) for a in arguments]
+    args = parser().parse_args(command)
     with pytest.raises((ConfigError, DataError)) as refusal:
         args.run(args)
     assert refusal.value.argument == argument
+    assert main(command) == 1
+    assert capsys.readouterr().err.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
 
 

@@ -13,7 +13,7 @@ from fastgen.bench import kernels, suites
 from fastgen.bench.contest import Contest, How
 from fastgen.bench.environment import copy_bandwidth
 from fastgen.bench.results import Results
-from fastgen.engines.base import dtype_name
+from fastgen.runtime.device import dtype_name
 from fastgen_kernels import OPS
 from fastgen_kernels.rows import wide_rows
 

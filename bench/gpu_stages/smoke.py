@@ -9,10 +9,10 @@ from torch import Tensor
 
 import fastgen
 from fastgen.bench.environment import copy_bandwidth, environment, product_rate
-from fastgen.engines.base import dtype_name
 from fastgen.errors import CaptureError
 from fastgen.runtime.capture import recorded
 from fastgen.runtime.cuda_graph import CudaGraphs
+from fastgen.runtime.device import dtype_name
 from fastgen_kernels import OPS, use
 
 from .stage import Stage

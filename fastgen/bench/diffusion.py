@@ -17,10 +17,10 @@ from fastgen_kernels import normals
 from ..diffusion.interpreter import run
 from ..diffusion.table import Table
 from ..engines import DiffusionEngine
-from ..engines.base import dtype_name
 from ..engines.closeness import Closeness, spread
 from ..engines.diffusion.plan import Plan
 from ..engines.diffusion.request import Request
+from ..runtime.device import dtype_name
 from .baselines import diffusers, onnxruntime
 from .contest import Contest, Drawing, chosen, fastest
 from .results import Row

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastgen_kernels import OPS, Case, Op
 from fastgen_kernels.op import UNIT_ROUNDOFF
 
-from ..engines.base import dtype_name
+from ..runtime.device import dtype_name
 from .contest import Contest, chosen, plain_pytorch
 from .environment import cache_bytes
 from .results import Row

@@ -19,9 +19,8 @@ from fastgen_kernels import OPS, Case, Op
 from ..api import load
 from ..diffusion.solvers import SOLVERS
 from ..engines import DiffusionEngine
-from ..engines.base import dtype_name
 from ..errors import ConfigError, FastgenError
-from ..runtime.device import DTYPES
+from ..runtime.device import DTYPES, dtype_name
 from . import diffusion, fresh, kernels, samplers
 from .contest import Contest, How, NotApplicable, forget
 from .environment import copy_bandwidth, product_rate

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engines.base import Engine, dtype_name
+from ..engines.base import Engine
 from ..engines.closeness import Closeness, spread
 from ..engines.verb import Tensors, Verb
+from ..runtime.device import dtype_name
 from .contest import Contest, Drawing, chosen, plain_pytorch
 from .results import Row
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..families import Family
+from ..families import FAMILIES, Family
 
 
 def integer_ranges(text: str) -> list[int]:
@@ -85,27 +85,21 @@ def load_model(
     """
     from ..api import load_accepted
 
-    families: list[Family] = []
-
-    def accept_family(family: Family) -> None:
-        families.append(family)
-        if accept is not None:
-            accept(family)
-
     engine = load_accepted(
         args.model,
-        accept_family,
+        accept,
         device=args.device,
         dtype=args.dtype or "auto",
         revision=args.revision,
         local_files_only=args.local_files_only,
     )
-    return families[0], engine
+    return FAMILIES[engine.kind], engine
 
 
 def given_flags(args: argparse.Namespace, names: Sequence[str]) -> str:
     """Those flags out of `names` (attributes of `args`) that were given, for a message: ``--scale, --no-captions``."""
-    return flag_names([name for name in names if getattr(args, name) not in (None, False)])
+    values = {name: getattr(args, name) for name in names}
+    return flag_names([name for name, value in values.items() if value is not None and value is not False])
 
 
 def flag_names(names: Sequence[str]) -> str:

@@ -38,7 +38,10 @@ class SeededRequest:
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self._own().items())
+        own = self._own().items()
+        return ", ".join(
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in own
+        )
 
 
 def sample_count(n: Any, seeds: Any, labels: Any) -> int:

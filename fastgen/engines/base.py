@@ -1,4 +1,4 @@
-"""What every engine has: its networks, a lock, batches of captured verbs, and words for pickles and forks."""
+"""What every engine has: its networks, a lock, batches of captured verbs; what becomes of it in a fork."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..config import from_dict, shown
 from ..errors import ArgumentError, ConfigError, FastgenError
 from ..runtime.batches import Batches
 from ..runtime.capture import plainly
-from ..runtime.device import choose_device, choose_dtype, placed
+from ..runtime.device import choose_device, choose_dtype, dtype_name, placed
 from .arguments import as_index
 from .layers import Name, jittering
 from .verb import Networks, Tensors, Verb
@@ -46,7 +46,8 @@ class Engine:
     Weights that change in place, and tensors and modules that are replaced, show in the next call.
 
     A new engine says `kind` (``Spec.engine``) and `settings_type` (a dataclass, ``Spec.settings``), and writes `verbs`.
-    Where verbs run on something made of the weights (folded filters, packed matrices), `_prepare` makes it.
+    Where verbs run on something made of the weights (folded filters, packed matrices), `_prepare` makes it, again after
+    every change of the weights; an engine whose verbs read the weights themselves may say ``folds = False``.
     """
 
     kind: ClassVar[str]
@@ -54,7 +55,7 @@ class Engine:
     one_network: ClassVar[bool] = False  # whether a model has one, of any name
     operation: ClassVar[str] = "operations"  # what `describe` calls the kernels' path
     # Whether `_prepare` keeps values that are computed from the weights.
-    folds: ClassVar[bool] = False
+    folds: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -134,7 +135,14 @@ class Engine:
         raise NotImplementedError
 
     def call(self, name: str, *tensors: Tensor) -> Tensors:
-        """The results of a verb for tensors [n, ...] on the device, in turns that fit in memory, captured."""
+        """The results of a verb for tensors [n, ...] on the device, in turns that fit in memory, captured.
+
+        The tensors are those of ``verbs()[name].arguments``, unchecked. Raises ArgumentError for another name.
+        """
+        if name not in self._verbs:
+            raise ArgumentError(
+                f"expected one of {', '.join(self._verbs)}, got {shown(name)}", argument="name"
+            )
         with self._working():
             return self._call(name, *tensors)
 
@@ -189,7 +197,10 @@ class Engine:
             raise ConfigError(f"expected an int from 0 to 2^63 - 1, got {shown(seed)}", argument="seed")
         wanted = None if reference is None else self._reference(reference)
         with self._working():
-            return verify(self, wanted, batch, seed)
+            found = verify(self, wanted, batch, seed)
+            if self._runs is not self.batches:  # captured for this comparison alone
+                self.batches.clear()
+            return found
 
     def refresh(self) -> None:
         """Make anew what is made of the weights, for changes that are not seen: through `.data`, hooks added."""
@@ -234,9 +245,14 @@ class Engine:
         """`reference` by part, checked. Raises ConfigError where it cannot stand beside the engine's networks."""
         if isinstance(reference, nn.ModuleDict) and set(reference) == set(self.networks):
             return reference
-        if not isinstance(reference, nn.Module) or len(self.networks) != 1:
+        if (
+            not isinstance(reference, nn.Module)
+            or isinstance(reference, nn.ModuleDict)
+            or len(self.networks) != 1
+        ):
+            parts = f" of {', '.join(reference)}" if isinstance(reference, nn.ModuleDict) else ""
             raise ConfigError(
-                f"expected a ModuleDict of {', '.join(self.networks)}, got {type(reference).__qualname__}",
+                f"expected a ModuleDict of {', '.join(self.networks)}, got {type(reference).__qualname__}{parts}",
                 argument="reference",
             )
         return nn.ModuleDict(dict.fromkeys(self.networks, reference))
@@ -332,11 +348,6 @@ def only_part(networks: Networks) -> tuple[str, nn.Module]:
     """(part, network) of a model that has one network."""
     ((name, network),) = networks.items()
     return name, network
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """``"float32"``."""
-    return str(dtype).removeprefix("torch.")
 
 
 def capture_backend(graph: bool | str) -> str:

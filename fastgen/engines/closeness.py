@@ -38,14 +38,17 @@ class Closeness:
         self.exact, self.rounded = exact, rounded
         self.index = list(range(len(rounded[0]))) if index is None else list(index)
         floor = ROUNDINGS * unit * exact.abs().nan_to_num(posinf=0.0).max().item() if exact.numel() else 0.0
-        self.costs = max(floor, *(rms(r[self.index].to(exact.device).double() - exact) for r in rounded))
+        off = [r[self.index].to(exact.device).double() - exact for r in rounded]
+        self.costs = max(floor, *map(rms, off))
+        self.peak = max(floor, *(float(one.abs().max()) if one.numel() else 0.0 for one in off))
 
-    def error(self, output: Tensor, slack: float = 0.0) -> float:
+    def error(self, output: Tensor, slack: float = 0.0, *, peak: bool = False) -> float:
         """The worse of two, each as a fraction of what is allowed, at most 1 when right: samples `index` may be TIMES
         as far from float64 as `rounded` is; the whole batch may be as far from the first of `rounded` as both errors
-        together. inf where `output` is not finite and float64 is.
+        together. inf where `output` is not finite.
 
-        slack: root mean square that is allowed besides.
+        slack: root mean square that is allowed besides. peak: whether the greatest deviation of an element counts, too:
+        it may be TIMES the greatest one of `rounded`, which takes several of them to be known.
         """
         plain = self.rounded[0].to(self.exact.device)
         if output.shape != plain.shape:
@@ -55,7 +58,10 @@ class Closeness:
             return float("inf")
         near = _fraction(rms(output[self.index].double() - self.exact), TIMES * self.costs + slack)
         far = _fraction(rms(output.double() - plain.double()), (TIMES + 1) * self.costs + slack)
-        return max(near, far)
+        if not peak:
+            return max(near, far)
+        most = float((output[self.index].double() - self.exact).abs().max()) if output.numel() else 0.0
+        return max(near, far, _fraction(most, TIMES * self.peak))
 
 
 def rms(value: Tensor) -> float:

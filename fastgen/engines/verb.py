@@ -23,6 +23,7 @@ class Verb:
         *tensors), and `noise` as a keyword argument where the verb draws noise.
     trial: (batch, generator) -> random tensors for it, on the engine's device.
     noise: the standard normal noise [B, ...] that `fast` makes of the same tensors; None: it draws none.
+    exact: names of real arguments that are not rounded, as a timestep that a network looks up.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Verb:
     reference: Callable[..., Tensors]
     trial: Callable[[int, torch.Generator], Tensors]
     noise: Callable[..., Tensor] | None = None
+    exact: tuple[str, ...] = ()
 
     def plain(self, networks: nn.ModuleDict, *tensors: Tensor, noise: Tensor | None = None) -> Tensors:
         """The reference, on the noise that `fast` would make, or on `noise`."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastgen_kernels.op import UNIT_ROUNDOFF
 
 from ..runtime.capture import plainly
+from ..runtime.device import dtype_name, out_of_memory, placed
 from .closeness import Closeness, deviation
 from .layers import Name, judge_layer, rounded_off, watching
 from .verb import Tensors, Verb
@@ -101,13 +102,12 @@ def verify(engine: Engine, reference: nn.ModuleDict | None, batch: int, seed: in
     found = [*checks.values(), *engine.more_checks(batch, seed, generator)]
     for name, verb in engine.verbs().items():
         found += list(_captured(engine, verb, trials[name]))
-    full = reference is not None or engine.dtype.itemsize >= 4
+    weights = placed(engine.networks if reference is None else reference)[1]
     facts = {
         "model": engine.source,
         "device": str(engine.device),
-        "dtype": str(engine.dtype).removeprefix("torch."),
-        "reference": f"{str(wanted.dtype).removeprefix('torch.')} on the CPU, "
-        + ("float32 weights" if full else "rounded weights"),
+        "dtype": dtype_name(engine.dtype),
+        "reference": f"{dtype_name(wanted.dtype)} on the CPU, {dtype_name(weights)} weights",
         "batch": batch,
         "seed": seed,
     }
@@ -131,7 +131,9 @@ class Exact:
         try:
             for name, verb in engine.verbs().items():
                 exact.run(verb, trials[name])
-        except RuntimeError:
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             exact = cls(copies.to(torch.float32), torch.float32)
         return exact
 
@@ -168,7 +170,12 @@ def _verb(
     truth = own.run(verb, tensors)
     rounded = []
     for _ in range(SIMULATIONS):
-        inputs = [rounded_off(own.given(v), UNIT_ROUNDOFF.get(v.dtype, 0.0), generator) for v in tensors]
+        inputs = [
+            given
+            if name in verb.exact
+            else rounded_off(given, UNIT_ROUNDOFF.get(value.dtype, 0.0), generator)
+            for name, value, given in zip(verb.arguments, tensors, map(own.given, tensors), strict=True)
+        ]
         with engine.rounding_off(own.networks, rounding, generator):
             rounded.append(own.run(verb, tensors, inputs))
     for i, result in enumerate(verb.results):
@@ -177,7 +184,7 @@ def _verb(
         )
         title = verb.name if len(verb.results) == 1 else result
         error, drift = deviation(got[i], truth[i]), deviation(got[i], want[i])
-        yield Check(title, "verb", tuple(got[i].shape), error, close.error(got[i]), drift)
+        yield Check(title, "verb", tuple(got[i].shape), error, close.error(got[i], peak=True), drift)
 
 
 def _captured(engine: Engine, verb: Verb, tensors: Tensors) -> Iterator[Check]:

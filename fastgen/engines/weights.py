@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 class Weights:
@@ -24,20 +25,31 @@ class Weights:
         ]
         self._objects = self._held()
         self._ids = [id(value) for value in self._objects]
-        self._tensors = [value for value in self._objects if isinstance(value, Tensor)]
+        tensors = [value for value in self._objects if isinstance(value, Tensor)]
+        self._lazy = [tensor for tensor in tensors if is_lazy(tensor)]  # until their first call
+        self._tensors = [tensor for tensor in tensors if not is_lazy(tensor)]
         self._memory = [tensor.detach() for tensor in self._tensors]
         self._stamps = self._stamp()
 
     @property
     def changed(self) -> bool:
         """Whether a module, parameter or buffer was replaced, added, taken away or (with `writes`) written in place."""
-        return [id(value) for value in self._held()] != self._ids or self._stamp() != self._stamps
+        same = [id(value) for value in self._held()] == self._ids and self._stamp() == self._stamps
+        return not same or not all(map(is_lazy, self._lazy))
 
     def _held(self) -> list[Any]:
         return [value for table in self._tables for value in table.values()]
 
     def _stamp(self) -> list[tuple[int, int]]:
-        return [(t.data_ptr(), t._version if self._writes else 0) for t in self._tensors]
+        return [(_address(t), t._version if self._writes else 0) for t in self._tensors]
+
+
+def _address(tensor: Tensor) -> int:
+    """Of its memory; 0 for a tensor without one of its own, such as a sparse one, which its identity tells apart."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0
 
 
 def count_writes(network: nn.Module) -> None:

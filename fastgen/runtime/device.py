@@ -51,6 +51,11 @@ def placed(net: nn.Module) -> tuple[torch.device, torch.dtype]:
     return device, next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """``"float32"``."""
+    return str(dtype).removeprefix("torch.")
+
+
 def fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 convolutions are faster than float32 ones here: tensor cores, or AVX-512 BF16 / AMX."""
     if device.type == "cuda":

@@ -137,3 +137,33 @@ def test_arguments() -> None:
         engine.verify(reference=make("glow").flow)
     with torch.autocast("cpu", torch.bfloat16):  # the caller's mode does not matter
         assert engine.verify(batch=np.int64(2), seed=(1 << 63) - 1).passed  # type: ignore[arg-type]
+
+
+def test_one_element_of_a_coupling_that_is_off() -> None:
+    """Among 192 numbers, by some tens of roundings."""
+    engine = FlowEngine.from_module(make("glow").flow, device="cpu")
+    step = steps(engine, CouplingStep)[0]
+    whole = step.couple
+
+    def couple(changed: Tensor, raw: Tensor, log_det: Tensor | None, inverse: bool) -> None:
+        whole(changed, raw, log_det, inverse)
+        changed[0, 0, 0, 0] += 1e-5
+
+    step.couple = couple
+    found = engine.verify()
+    assert "scales.0.3" in {check.name for check in found.checks if not check.passed}, str(found)
+
+
+def test_what_a_coupling_leaves_alone_keeps_its_bits() -> None:
+    engine = FlowEngine.from_module(make("glow").flow, device="cpu")
+    step = steps(engine, CouplingStep)[0]
+    forward = step.forward
+
+    def touched(x: Tensor, condition: Tensor | None, log_det: Tensor | None) -> Tensor:
+        y = forward(x, condition, log_det)
+        step.layer.parts(y)[0].mul_(1 + 2**-23)
+        return y
+
+    step.forward = touched
+    wrong = [(check.name, check.bound) for check in engine.verify().checks if not check.passed]
+    assert ("scales.0.3", float("inf")) in wrong

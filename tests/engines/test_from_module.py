@@ -298,3 +298,20 @@ def test_what_does_not_fit_is_refused(changes: dict, about: tuple) -> None:
     values = {"net": Own(), "schedule": LINEAR, "prediction_type": "epsilon", "shape": SHAPE, **changes}
     with refused(ConfigError, *about):
         DiffusionEngine.from_module(**values)
+
+
+def test_a_network_whose_weights_are_made_in_its_first_call() -> None:
+    class Lazy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.LazyConv2d(2, 3, padding=1)
+            self.register_buffer("mask", torch.eye(3).to_sparse())  # has no memory of its own
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.conv(x)
+
+    engine = DiffusionEngine.from_module(Lazy(), {}, "epsilon", (2, 6, 10), graph="recorded")
+    before = engine.sample(1, seed=0, steps=2)
+    with torch.no_grad():
+        engine.network.net.conv.weight = torch.nn.Parameter(engine.network.net.conv.weight * 2)
+    assert not torch.equal(engine.sample(1, seed=0, steps=2), before)

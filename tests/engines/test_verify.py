@@ -170,3 +170,30 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "MODEL" in capsys.readouterr().err
     assert main(["verify", str(tmp_path / "none")]) == 1
     assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+class Table(torch.nn.Module):
+    """Looks its timestep up, as networks of discrete time do, and is 1 % too large in float32."""
+
+    def __init__(self, fault: float) -> None:
+        super().__init__()
+        self.table, self.fault = torch.nn.Embedding(1000, 2), fault
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        out = x * self.table(t.long())[:, :, None, None]
+        return out if x.dtype == torch.float64 else out * (1 + self.fault)
+
+
+@pytest.mark.parametrize("integer_time", [True, False])
+def test_a_timestep_that_is_looked_up_is_not_rounded(integer_time: bool) -> None:
+    for fault in (0.0, 0.01):
+        engine = DiffusionEngine.from_module(
+            Table(fault), {}, "epsilon", (2, 6, 10), integer_time=integer_time, solver="ddim"
+        )
+        assert engine.verify().passed == (fault == 0.0)
+
+
+def test_what_is_captured_for_the_comparison_is_given_back() -> None:
+    engine = DiffusionEngine.from_module(Own(), {}, "epsilon", (2, 6, 10), graph="recorded")
+    engine.verify()
+    assert not list(engine.batches.graphs.describe())

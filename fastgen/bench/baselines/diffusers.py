@@ -19,11 +19,11 @@ from ...converters.base import Report
 from ...converters.diffusers.scheduler_write import from_settings
 from ...diffusion.schedule import NoiseSchedule
 from ...engines import DiffusionEngine
-from ...engines.base import dtype_name
 from ...engines.diffusion.module import Wrapped
 from ...engines.diffusion.plan import Plan
 from ...engines.diffusion.request import Request
 from ...errors import ConfigError
+from ...runtime.device import dtype_name
 from ..contest import NotApplicable
 
 # Solvers of which diffusers has the same; the converter says which class that is, and with which options. Not pndm,

@@ -41,6 +41,7 @@ class DiffusionEngine(Engine):
     kind = "diffusion"
     one_network = True
     operation = "reverse_step"
+    folds = False
     settings_type = DiffusionSettings
     settings: DiffusionSettings
     loop: Loop

@@ -30,7 +30,7 @@ class Wrapped(nn.Module):
         self.net, self.integer_time = net, integer_time
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        t = t.to(torch.int64) if self.integer_time else t
+        t = t.round().to(torch.int64) if self.integer_time else t
         output = self.net(x, t) if label is None else self.net(x, t, label)
         if not isinstance(output, Tensor):
             output = output.sample if hasattr(output, "sample") else output[0]

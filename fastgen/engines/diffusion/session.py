@@ -162,7 +162,8 @@ class Session:
     def states(self, tickets: Sequence[int]) -> dict[int, Tensor]:
         """{ticket: float32 [C, H, W], a view} of those that are being drawn: their noisy states."""
         running = self._loop.current()
-        return {ticket: running[ticket] for ticket in tickets if ticket in running}
+        with self._changed:
+            return {t: running[t] for t in tickets if t in self._open and t in running}
 
     def stats(self) -> dict[str, int]:
         """How many samples wait, run, are finished and were cancelled; steps done. Plain data."""

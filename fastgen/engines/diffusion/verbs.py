@@ -57,13 +57,13 @@ def step_verb(engine: DiffusionEngine) -> Verb:
     slot, noise_step. t: float32 [B], the network's time. seeds: int64 [B], of the noise. label: int64 [B], where the
     network knows classes. Results: the network's output, and the next x and history.
     """
-    loop, settings, shape = engine.loop, engine.settings, engine.shape
+    layout, settings, shape = engine.loop.memory_format, engine.settings, engine.shape
     (part,) = engine.networks
 
     def fast(*tensors: Tensor) -> Tensors:
         given = _Step(*tensors)
-        output = given.evaluate(engine.network, engine.dtype, loop.memory_format)
-        output = output.contiguous(memory_format=loop.memory_format)
+        output = given.evaluate(engine.network, engine.dtype, layout)
+        output = output.contiguous(memory_format=layout)
         slots = given.history.transpose(0, 1).contiguous()
         x, slots, _ = reverse_step(
             given.x.contiguous(), slots, output, given.rows(), given.seeds, learned=settings.learned
@@ -108,4 +108,4 @@ def step_verb(engine: DiffusionEngine) -> Verb:
         return normals(given.seeds, given.noise_step, "step", shape)
 
     names = _Step._fields if settings.num_classes is not None else _Step._fields[:-1]
-    return Verb("step", names, ("network", "state", "history"), fast, plain, trial, noise)
+    return Verb("step", names, ("network", "state", "history"), fast, plain, trial, noise, exact=("t",))

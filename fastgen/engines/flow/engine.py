@@ -19,8 +19,9 @@ from ...errors import ConfigError
 from ...fused.flow import FusedFlow
 from ...images import to_output
 from ...models.flow.flow import Flow
+from ...runtime.device import dtype_name
 from ..arguments import as_index, sample_seeds
-from ..base import Engine, dtype_name, only_part
+from ..base import Engine, only_part
 from ..layers import Name
 from ..verb import Verb
 from ..verification import Check
@@ -50,7 +51,6 @@ class FlowEngine(Engine):
     operation = "affine_coupling"
     settings_type = FlowSettings
     settings: FlowSettings
-    folds = True
 
     def __init__(
         self,

@@ -168,8 +168,8 @@ class FlowVerbs:
         return (*self.encode(x, *condition), *condition)
 
     def _trial_levels(self, batch: int, generator: torch.Generator) -> Tensors:
-        seeds, _, *condition = self._trial_seeds(batch, generator)
-        x, *_ = self.sample(seeds, _, *condition)
+        seeds, temperature, *condition = self._trial_seeds(batch, generator)
+        (x,) = self.sample(seeds, temperature, *condition)
         assert self.flow.levels is not None
         k = ((x + 1) * ((self.flow.levels - 1) / 2)).round().to(torch.int32)
         return (k, seeds, torch.zeros_like(seeds), *condition)
