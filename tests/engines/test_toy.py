@@ -4,6 +4,7 @@ drawn from, verified, captured and timed.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -107,3 +108,22 @@ def test_the_benchmark_has_a_row_for_each_verb(model: str, tmp_path: Path) -> No
     rows = json.loads(out.read_text())["rows"]
     assert [row["case"] for row in rows] == ["sample 2", "score 2"]
     assert all("eager" in row["baselines"] for row in rows)
+
+
+def test_a_layer_that_is_wrong_in_one_verb_alone(model: str) -> None:
+    """A layer that two verbs run through is judged in both."""
+    engine = fastgen.load(model, device="cpu")
+    verbs = engine.verbs()
+    both = {**verbs, "later": dataclasses.replace(verbs["sample"], name="later")}
+    engine.verbs = lambda: both
+
+    class Faulty(nn.Linear):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            Faulty.calls += x.dtype == torch.float32
+            return super().forward(x) + 1e-2 * (x.dtype == torch.float32 and Faulty.calls > 1)
+
+    engine.networks["generator"][0].__class__ = Faulty
+    wrong = [check.name for check in engine.verify().checks if not check.passed]
+    assert wrong == ["generator.0", "later"]
