@@ -182,7 +182,7 @@ def check(converted: Converted) -> dict[str, nn.Module]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file that nobody vouches for. Raises CheckpointError."""
+    """An object from an untrusted JSON file. Raises CheckpointError."""
     data = read_ordinary(path, MAX_JSON_BYTES, CheckpointError)
     if data.startswith(LFS_POINTER):
         raise lfs_error(path)

@@ -96,7 +96,7 @@ def measure(stage: Stage, models: Models, model: str, batch: int, how: How) -> N
 def step_table(stage: Stage, engine: Any, model: str, batch: int) -> None:
     """Name, count and microseconds of the kernels of one step, the longest first.
 
-    The step is one that was captured: what it draws goes to nobody, for every sample is on the idle row.
+    The step is one that was captured: what it draws is not used: every sample is on the idle row.
     """
     from torch.profiler import ProfilerActivity, profile
 

@@ -95,7 +95,7 @@ def read(folder: Path, variant: str | None = None, assume: Mapping[str, Any] | N
         "sha256": weights.sha256(found),
     }
     spec = Spec("diffusion", {"unet": Part("unet", to_dict(config))}, settings, origin)
-    DiffusionSettings.from_spec(spec)  # fastgen.json is nobody's word for anything
+    DiffusionSettings.from_spec(spec)  # fastgen.json is not trusted
     return Converted(spec, tensors.renamed({f"unet.{new}": old for new, old in names.items()}), report)
 
 

@@ -84,7 +84,7 @@ class Contest:
                 prepared = prepare()
                 drawing = prepared if isinstance(prepared, Drawing) else Drawing(prepared, prepared)
                 errors[name] = (self.agrees or self.judge)(drawing.judged())
-            except Exception as error:  # somebody else's code: whatever it raises, the others run
+            except Exception as error:  # code of another project: whatever it raises, the others run
                 note(f"{name} is left out: {_words(error)}")
                 continue
             if errors[name] <= 1.0:

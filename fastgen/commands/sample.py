@@ -172,7 +172,7 @@ def _kept_request(request: Any, sampling: Sampling, path: Path) -> dict[str, Any
     damaged = "its fastgen request is damaged, or of another kind of model"
     if not isinstance(request, dict) or not set(sampling.kept) <= set(request):
         raise ConfigError(f"{damaged}: expected {', '.join(sampling.kept)} in it", argument=path)
-    if not isinstance(request["seeds"], list):  # else a count may follow, which is anybody's claim
+    if not isinstance(request["seeds"], list):  # else an untrusted count may follow
         raise ConfigError(f"{damaged}: expected a list of seeds", argument=path)
     if unknown := sorted(set(request) - {*sampling.kept, *sampling.may_keep()}):
         raise ConfigError(f"{damaged}: it asks for {shown(unknown[0])}", argument=path)

@@ -1,6 +1,6 @@
 """Options of the U-Net, with diffusers' names, and what follows from them: widths, norm groups, what fits.
 
-Everything is checked here, before a tensor is allocated, so that a configuration from a file nobody vouches for
+Everything is checked here, before a tensor is allocated, so that a configuration from an untrusted file
 either builds or is refused by the name of the option.
 """
 

@@ -93,7 +93,7 @@ def test_memory_that_runs_out_in_the_midst_of_a_run() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:cpu ran out of memory")
-def test_requests_that_join_sleepers_wait_behind_them() -> None:
+def test_requests_that_join_paused_wait_behind_them() -> None:
     requests = unlike(10)
     want = draw(loop(), requests)
     session = hungry(2)

@@ -202,8 +202,8 @@ def test_memory_that_runs_out_while_some_are_cancelled(backend: str) -> None:
     session.graphs.clear()
     with pytest.warns(UserWarning, match=r" 8 .*max_batch=4"):
         session.step()
-    sleepers = [ticket for ticket in tickets[:8] if ticket in session.current()][4:]
-    gone = {tickets[0], sleepers[0], tickets[8]}  # one that runs, one that sleeps, one that waits
+    paused = [ticket for ticket in tickets[:8] if ticket in session.current()][4:]
+    gone = {tickets[0], paused[0], tickets[8]}  # one that runs, one that is paused, one that waits
     assert all(session.cancel(ticket) for ticket in gone)
     done: dict[int, Tensor] = {}
     while session.step():

@@ -173,7 +173,7 @@ class DiffusionEngine(Engine):
         guidance_scale: classifier-free guidance (Ho & Salimans 2022) w in F_u + w (F_c - F_u); 1 = none. Or a function
             of the progress, 0 <= p < 1; or for a sample a list of weights, one per network evaluation.
         guidance_interval: (start, stop), guided only at that part of the network evaluations, in fractions of the run.
-            The rest costs half where nobody in the batch is guided.
+            The rest costs half where no sample of the batch is guided.
         guidance_sigmas: (low, high), guided only where low < sigma / alpha <= high (Kynkaanniemi et al. 2024).
         guidance_rescale: phi in [0, 1]: brings the output's spread back to the conditional one's (Lin et al. 2023).
         classifier_scale: of the gradient of the classifier given to ``guide`` (Dhariwal & Nichol 2021); 0 = none.
