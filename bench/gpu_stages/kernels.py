@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastgen.bench import kernels, suites
+from fastgen.bench import chains, kernels, suites
 from fastgen.bench.contest import Contest, How
 from fastgen.bench.environment import copy_bandwidth
 from fastgen.bench.results import Results
@@ -41,6 +41,10 @@ HEADLINES = (
     ("adain", "vgg1_last", BF16, True),
     ("adain", "stylegan64", BF16, False),
 )
+CHAIN_AFTER, CHAIN_BATCHES = (
+    4,
+    (1, 64),
+)  # how many headlines come before PatchGAN's layers one after the other
 UNIT_SECONDS = 4.0  # of a case, with compiling
 
 
@@ -60,13 +64,17 @@ def run(stage: Stage) -> None:
 
 
 def cases(stage: Stage) -> Iterator[tuple[str, Callable[[], Contest]]]:
-    """(name, a function that makes the contest); in a dry run the smallest ones."""
+    """(name, a function that makes the contest), PatchGAN's chain of convolutions too; in a dry run the smallest."""
     if stage.dry:
         for name, op in OPS.items():
             small = next(case for case in op.cases if not case.production)
             yield f"{name} {small.name}", lambda op=op, small=small: beside(op, small, F32, stage, False)
+        yield "patch_gan batch 1 float32", lambda: chain(stage, 1, F32)
         return
-    for name, case, dtype, wide in HEADLINES:
+    for i, (name, case, dtype, wide) in enumerate(HEADLINES):
+        if i == CHAIN_AFTER:
+            for batch in CHAIN_BATCHES:
+                yield f"patch_gan batch {batch} bfloat16", lambda batch=batch: chain(stage, batch, BF16)
         op = OPS[name]
         yield (
             f"{name} {case} {dtype_name(dtype)}",
@@ -85,3 +93,9 @@ def beside(op: Any, case: Any, dtype: torch.dtype, stage: Stage, wide: bool) -> 
             return contest.own()
 
     return replace(contest, baselines={**contest.baselines, "wide_rows": lambda: wide_call})
+
+
+def chain(stage: Stage, batch: int, dtype: torch.dtype) -> Contest:
+    """PatchGAN's layers one after the other."""
+    how: dict[str, Any] = {"dtypes": [dtype], "against": ("eager",), "batches": [batch]}
+    return next(chains.contests(stage.device, **how, size=64 if stage.dry else chains.SIZE))

@@ -21,7 +21,7 @@ from ..diffusion.solvers import SOLVERS
 from ..engines import DiffusionEngine
 from ..errors import ConfigError, FastgenError
 from ..runtime.device import DTYPES, dtype_name
-from . import diffusion, fresh, kernels, samplers
+from . import chains, diffusion, fresh, kernels, samplers
 from .contest import Contest, How, NotApplicable, forget
 from .environment import copy_bandwidth, product_rate
 from .families import first_models, models, on_disk, without_model, workload
@@ -181,6 +181,9 @@ def kernel_units(plan: Plan, dtypes: Sequence[torch.dtype] = ()) -> Iterator[Uni
         for i, found in enumerate(kernels.selected([name], plan.cases, dtypes, plan.device.type)):
             title = found[1].name if len(dtypes) == 1 else f"{found[1].name} {dtype_name(found[2])}"
             yield Unit(name, title, partial(of_case, *found), growth**i)
+    if not plan.ops and not plan.cases:
+        made = partial(chains.contests, plan.device, dtypes=dtypes, against=against)
+        yield Unit("patch_gan", "patch_gan", lambda: finished(made(), plan))
 
 
 def ceilings(plan: Plan) -> None:

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from fastgen.bench import environment, kernels, tables
+from fastgen.bench import chains, environment, kernels, tables
 from fastgen.bench.contest import How
 from fastgen_kernels import OPS
 
@@ -112,3 +112,29 @@ def test_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.copy_bandwidth(CPU, 3) > 1e6
     assert environment.product_rate(CPU, torch.float32, 3) > 1e6
     assert environment.cache_bytes(CPU) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chain(dtype: torch.dtype) -> None:
+    cases = chains.contests(CPU, dtypes=[dtype], against=["eager"], batches=(1, 2), size=32)
+    first, second = (case.run(QUICK) for case in cases)
+    assert (first.case, second.case) == ("batch 1", "batch 2")
+    assert 0 < first.error <= 1
+    assert first.ratio("eager") is not None
+    assert second.flops == 2 * first.flops
+
+
+def test_chain_has_the_receptive_field_of_70_pixels() -> None:
+    net = chains.Discriminator(CPU, torch.float32)
+    x = torch.zeros(1, 6, 256, 256, requires_grad=True)
+    net.eager(x)[0, 0, 15, 15].backward()
+    rows = x.grad.abs().sum((0, 1, 3)).nonzero().flatten()
+    assert rows.max() - rows.min() + 1 == 70
+    with torch.no_grad():
+        assert torch.allclose(net.fused(x[..., :64, :64]), net.eager(x[..., :64, :64]), atol=1e-5)
+
+
+def test_a_wrong_chain_gets_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chains.Discriminator, "error", lambda self, x: 1.5)
+    (case,) = chains.contests(CPU, dtypes=[torch.float32], against=[], batches=(1,), size=32)
+    assert case.run(QUICK).seconds is None
