@@ -181,8 +181,14 @@ def kernel_units(plan: Plan, dtypes: Sequence[torch.dtype] = ()) -> Iterator[Uni
         for i, found in enumerate(kernels.selected([name], plan.cases, dtypes, plan.device.type)):
             title = found[1].name if len(dtypes) == 1 else f"{found[1].name} {dtype_name(found[2])}"
             yield Unit(name, title, partial(of_case, *found), growth**i)
+
+
+def kernel_suite(plan: Plan) -> Iterator[Unit]:
+    """`kernel_units` and, where no operation or case was named, PatchGAN as a chain of them."""
+    yield from kernel_units(plan)
     if not plan.ops and not plan.cases:
-        made = partial(chains.contests, plan.device, dtypes=dtypes, against=against)
+        against = plan.baselines(kernels.BASELINES, "the kernels suite")
+        made = partial(chains.contests, plan.device, dtypes=plan.kernel_dtypes(), against=against)
         yield Unit("patch_gan", "patch_gan", lambda: finished(made(), plan))
 
 
@@ -281,7 +287,7 @@ def tour(plan: Plan) -> Iterator[tuple[float, Iterable[Unit]]]:
 
 
 SUITES: dict[str, Callable[[Plan], Iterable[Unit]]] = {
-    "kernels": kernel_units,
+    "kernels": kernel_suite,
     "samplers": sampler_units,
     "families": family_units,
     "coldstart": fresh_units,
