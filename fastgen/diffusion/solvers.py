@@ -111,7 +111,17 @@ class Solver:
                 f"expected an int from 1 to {named}{limit}, got {type(steps).__name__} {steps!r}",
                 argument="steps",
             )
-        return self.write(schedule, steps, self.check(options))
+        checked = self.check(options)
+        try:
+            return self.write(schedule, steps, checked)
+        except (
+            ZeroDivisionError
+        ) as error:  # as by Karras' formula with a tiny rho, whose last level rounds to 0
+            raise ConfigError(
+                "two of its noise levels are the same in float64, or one that must not be is 0: choose other levels "
+                "(rho, sigma_min, sigma_max) or fewer steps",
+                argument=f"solver {self.name}",
+            ) from error
 
     def check(self, options: Mapping[str, Any]) -> Any:
         """The options as the solver's dataclass. ConfigError for what is unknown, wrongly typed or out of range."""

@@ -182,6 +182,14 @@ def own_options(name: str) -> dict[str, st.SearchStrategy[Any]]:
     return {f.name: strategy(f.name, hints[f.name], f.metadata) for f in dataclasses.fields(cls)}
 
 
+@pytest.mark.parametrize("name", ["dpm++2m", "dpm++3m", "dpm_singlestep"])
+def test_levels_that_round_to_zero_are_refused(name: str) -> None:
+    """sigma_min^(1 / rho) is lost beside sigma_max^(1 / rho)."""
+    schedule = NoiseSchedule(num_train_timesteps=20, beta_start=1e-6, beta_end=0.125, beta_schedule="linear")
+    with refused(ConfigError, f"solver {name}", "rho"):
+        solver_table(name, schedule, 2, use_karras_sigmas=True, rho=0.125, lower_order_final=False)
+
+
 @pytest.mark.parametrize("name", DISCRETE)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
