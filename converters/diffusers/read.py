@@ -16,7 +16,7 @@ from typing import Any
 
 from fastgen.checkpoint import CONFIG_FILE, Part, Spec
 from fastgen.config import to_dict
-from fastgen.engines.diffusion.settings import DiffusionSettings
+from fastgen.engines.diffusion import DiffusionEngine
 from fastgen.errors import CheckpointError, ConfigError
 
 from .. import weights
@@ -95,7 +95,7 @@ def read(folder: Path, variant: str | None = None, assume: Mapping[str, Any] | N
         "sha256": weights.sha256(found),
     }
     spec = Spec("diffusion", {"unet": Part("unet", to_dict(config))}, settings, origin)
-    DiffusionSettings.from_spec(spec)  # fastgen.json is not trusted
+    DiffusionEngine.settings_of(spec)  # fastgen.json is not trusted
     return Converted(spec, tensors.renamed({f"unet.{new}": old for new, old in names.items()}), report)
 
 

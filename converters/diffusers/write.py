@@ -9,7 +9,7 @@ import torch
 from fastgen.architectures import part_config
 from fastgen.checkpoint import CONFIG_FILE, Spec
 from fastgen.config import to_dict
-from fastgen.engines.diffusion.settings import DiffusionSettings
+from fastgen.engines.diffusion import DiffusionEngine
 from fastgen.errors import ConfigError
 
 from .. import weights
@@ -48,7 +48,7 @@ def write(folder: Path, spec: Spec, tensors: Tensors, dtype: torch.dtype | None 
         )
     ((name, part),) = spec.parts.items()
     config = part_config(part, f"parts.{name}")
-    settings = DiffusionSettings.from_spec(spec)
+    settings = DiffusionEngine.settings_of(spec)
     scheduler = class_name(settings)
     report = Report(f"fastgen -> {unet.CLASS}, {scheduler}")
     schedule, lost = from_settings(settings, report)

@@ -1,38 +1,42 @@
-"""Flags of a command that only some families of models have: declared for all, refused where they do not apply."""
+"""Flags that only some families or models have: declared for all, refused where they do not apply."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from ..errors import ConfigError
 from ..families import FAMILIES, Family, Flag
+from ..families.family import given
 from .arguments import flag_names
 
 
-def add_family_flags(parser: argparse.ArgumentParser, command: str) -> None:
-    """Declare the flags that families have for `command`, those of the same families in one group of the help.
-
-    Raises ConfigError where two families declare a flag differently.
-    """
-    owners: dict[str, list[str]] = {}
-    for family in FAMILIES.values():
-        for flag in family.flags.get(command, ()):
-            if _flags(command)[flag.name] != flag:
-                raise ConfigError("two families declare it differently", argument=flag.name)
-            owners.setdefault(flag.name, []).append(family.name)
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for name, flag in _flags(command).items():
-        title = f"{', '.join(owners[name])} models"
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        flag.add(groups[title])
+def family_flags(command: str) -> dict[str, Sequence[Flag]]:
+    """The flags of `command` that each family has, by its name."""
+    return {family.name: family.flags.get(command, ()) for family in FAMILIES.values()}
 
 
-def given(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Values of the families' flags that the user gave, by their `dest`, in the order of their declaration."""
-    names = [flag.dest for flag in _flags(command).values()]
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+def add_owned_flags(parser: argparse.ArgumentParser, owned: Mapping[str, Sequence[Flag]], title: str) -> None:
+    """Declare `owned` flags, those of the same owners in one group of the help. title: ``"{} models"``."""
+    for names, flags in by_owners(owned).items():
+        group = parser.add_argument_group(title.format(", ".join(names)))
+        for flag in flags:
+            flag.add(group)
+
+
+def by_owners(owned: Mapping[str, Sequence[Flag]]) -> dict[tuple[str, ...], list[Flag]]:
+    """Every flag once, by the names of all that have it. Raises ConfigError where two declare it differently."""
+    owners: dict[str, tuple[Flag, list[str]]] = {}
+    for name, flags in owned.items():
+        for flag in flags:
+            known, names = owners.setdefault(flag.name, (flag, []))
+            if known != flag:
+                raise ConfigError(f"{names[0]} and {name} declare it differently", argument=flag.name)
+            names.append(name)
+    groups: dict[tuple[str, ...], list[Flag]] = {}
+    for flag, names in owners.values():
+        groups.setdefault(tuple(names), []).append(flag)
+    return groups
 
 
 def refuse_others(
@@ -40,10 +44,10 @@ def refuse_others(
 ) -> None:
     """End with a usage error (exit code 2) where the user gave flags that `family` does not have."""
     own = {flag.dest for flag in family.flags.get(command, ())}
-    if others := [name for name in given(args, command) if name not in own]:
+    if others := [name for name in given(args, every_flag(command)) if name not in own]:
         parser.error(f"unrecognized arguments for a {family.name} model: {flag_names(others)}")
 
 
-def _flags(command: str) -> dict[str, Flag]:
-    """The flags of all families for `command`, by name."""
-    return {flag.name: flag for family in FAMILIES.values() for flag in family.flags.get(command, ())}
+def every_flag(command: str) -> list[Flag]:
+    """The flags of `command` that some family has."""
+    return list({flag.name: flag for flags in family_flags(command).values() for flag in flags}.values())

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ..config import shown
 from ..errors import ConfigError
 from ..families import GIF, Family, Sampling
+from ..families.family import given
 from .arguments import add_model, flag_names, given_flags, integer_ranges, labels, load_model
-from .family_flags import add_family_flags, given, refuse_others
+from .family_flags import add_owned_flags, every_flag, family_flags, refuse_others
 from .layout import GIF_FRAMES, Layout, add_layout
 from .outputs import (
     TABLES,
@@ -59,14 +60,14 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     )
     add_layout(parser)
     add_reporting(parser)
-    add_family_flags(parser, COMMAND)
+    add_owned_flags(parser, family_flags(COMMAND), "{} models")
     parser.set_defaults(run=partial(run, parser))
 
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Draw as `args` ask; returns the exit code."""
     started = time.perf_counter()
-    flags = given(args, COMMAND)
+    flags = given(args, every_flag(COMMAND))
     gif = flags.pop("gif", None)
     kept = _kept(args, [*flags]) if args.like is not None else {}
     if not args.model:  # the image of --like knows

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from ..config import from_dict, to_dict
 from ..errors import CheckpointError, ConfigError
 from ..families import FAMILIES, Family, Flag
+from ..families.family import given
 from ..families.preview import previewer
-from ..families.recipe import Recipe, given
+from ..families.recipe import Recipe
 from .arguments import size, span
+from .family_flags import add_owned_flags
 
 if TYPE_CHECKING:
     import torch
@@ -75,10 +77,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in FOLDER")
     for flag in (*DATA_FLAGS, *run_flags()):
         flag.add(parser)
-    for names, flags in own_flags(models).items():
-        group = parser.add_argument_group(", ".join(names))
-        for flag in flags:
-            flag.add(group)
+    add_owned_flags(parser, {name: recipe.flags for name, (_, recipe) in models.items()}, "{}")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=partial(run, parser=parser))
@@ -101,21 +100,6 @@ def run_flags() -> list[Flag]:
         )
         for name, (kind, text) in RUN_OPTIONS.items()
     ]
-
-
-def own_flags(models: dict[str, tuple[Family, Recipe]]) -> dict[tuple[str, ...], list[Flag]]:
-    """The flags that only some models have, by the names of these models."""
-    takers: dict[str, tuple[Flag, list[str]]] = {}
-    for name, (_, recipe) in models.items():
-        for flag in recipe.flags:
-            known, names = takers.setdefault(flag.name, (flag, []))
-            if known != flag:
-                raise ValueError(f"{flag.name} of {name} is another flag than that of {names[0]}")
-            names.append(name)
-    groups: dict[tuple[str, ...], list[Flag]] = {}
-    for flag, names in takers.values():
-        groups.setdefault(tuple(names), []).append(flag)
-    return groups
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

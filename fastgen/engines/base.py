@@ -197,10 +197,11 @@ class Engine:
             raise ConfigError(f"expected an int from 0 to 2^63 - 1, got {shown(seed)}", argument="seed")
         wanted = None if reference is None else self._reference(reference)
         with self._working():
-            found = verify(self, wanted, batch, seed)
-            if self._runs is not self.batches:  # captured for this comparison alone
-                self.batches.clear()
-            return found
+            try:
+                return verify(self, wanted, batch, seed)
+            finally:
+                if self._runs is not self.batches:  # captured for this comparison alone
+                    self.batches.clear()
 
     def refresh(self) -> None:
         """Make anew what is made of the weights, for changes that are not seen: through `.data`, hooks added."""

@@ -90,17 +90,18 @@ class Verification:
 def verify(engine: Engine, reference: nn.ModuleDict | None, batch: int, seed: int) -> Verification:
     """As ``Engine.verify`` describes. The engine works for this call already."""
     generator = torch.Generator().manual_seed(seed)
-    trials = {name: verb.trial(batch, generator) for name, verb in engine.verbs().items()}
-    own = Exact.of(engine, engine.networks, trials)
-    wanted = own if reference is None else Exact.of(engine, reference, trials)
+    verbs = engine.verbs()
+    trials = {name: verb.trial(batch, generator) for name, verb in verbs.items()}
+    own = Exact.of(engine.networks, verbs, trials)
+    wanted = own if reference is None else Exact.of(reference, verbs, trials)
     checks: dict[tuple[str, str], Check] = {}  # of a layer that several verbs run through, the worst
-    for name, verb in engine.verbs().items():
+    for name, verb in verbs.items():
         for check in _verb(engine, verb, trials[name], own, wanted, generator):
             kept = checks.setdefault((check.name, check.kind), check)
             if check.bound is not None and not check.bound <= (kept.bound or 0.0):
                 checks[check.name, check.kind] = check
     found = [*checks.values(), *engine.more_checks(batch, seed, generator)]
-    for name, verb in engine.verbs().items():
+    for name, verb in verbs.items():
         found += list(_captured(engine, verb, trials[name]))
     weights = placed(engine.networks if reference is None else reference)[1]
     facts = {
@@ -122,14 +123,14 @@ class Exact:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, engine: Engine, networks: nn.ModuleDict, trials: Mapping[str, Tensors]) -> Exact:
-        """Of `networks`, in which every verb of the engine runs."""
+    def of(cls, networks: nn.ModuleDict, verbs: Mapping[str, Verb], trials: Mapping[str, Tensors]) -> Exact:
+        """Of `networks`, in a type in which every verb runs."""
         copies = copy.deepcopy(networks).cpu().eval()
         for parameter in copies.parameters():
             parameter.data = parameter.data.contiguous()
         exact = cls(copies.to(torch.float64), torch.float64)
         try:
-            for name, verb in engine.verbs().items():
+            for name, verb in verbs.items():
                 exact.run(verb, trials[name])
         except RuntimeError as error:
             if out_of_memory(error):
@@ -167,7 +168,7 @@ def _verb(
         whole.setdefault(name[0], []).append(check)
     yield from engine.layer_checks(whole)
 
-    truth = own.run(verb, tensors)
+    truth = want if wanted is own else own.run(verb, tensors)
     rounded = []
     for _ in range(SIMULATIONS):
         inputs = [

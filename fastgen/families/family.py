@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,11 @@ class Flag:
     def add(self, group: argparse._ActionsContainer) -> None:
         """Declare it. Where the user does not give it, the parsed arguments do not have it at all."""
         group.add_argument(self.name, **{**self.options, "default": argparse.SUPPRESS})
+
+
+def given(args: argparse.Namespace, flags: Iterable[Flag]) -> dict[str, Any]:
+    """The values of those of `flags` that the user has given, by ``Flag.dest``."""
+    return {flag.dest: getattr(args, flag.dest) for flag in flags if hasattr(args, flag.dest)}
 
 
 @dataclass(frozen=True)

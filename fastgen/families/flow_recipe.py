@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import from_dict, to_dict
 from ..errors import ConfigError, DataError
-from .family import Flag
-from .recipe import WIDTHS, Recipe, given
+from .family import Flag, given
+from .recipe import WIDTHS, Recipe
 from .values import assignments
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .family import Flag
@@ -72,8 +72,3 @@ class Recipe:
         columns = min(classes, PREVIEW_COLUMNS)
         labels = [i % classes for i in range(PREVIEW_ROWS * columns)]
         return engine.sample(len(labels), seed=0, labels=labels), columns
-
-
-def given(args: argparse.Namespace, flags: Iterable[Flag]) -> dict[str, Any]:
-    """The values of those of `flags` that the user has given, by ``Flag.dest``."""
-    return {flag.dest: getattr(args, flag.dest) for flag in flags if hasattr(args, flag.dest)}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import from_dict, to_dict
 from ..errors import ConfigError, DataError
-from .family import Flag
-from .recipe import WIDTHS, Recipe, given
+from .family import Flag, given
+from .recipe import WIDTHS, Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,10 +96,10 @@ class UNetRecipe(Recipe):
     def objective(self, networks: nn.ModuleDict, run: Run, dataset: Dataset) -> Denoising:
         """See ``Recipe``."""
         from ..diffusion.schedule import NoiseSchedule
-        from ..engines.diffusion.settings import DiffusionSettings
+        from ..engines.diffusion import DiffusionEngine
         from ..training.diffusion import Denoising
 
-        settings = DiffusionSettings.from_spec(run.spec)
+        settings = DiffusionEngine.settings_of(run.spec)
         schedule = settings.noise_schedule
         if not isinstance(schedule, NoiseSchedule):
             raise ConfigError(

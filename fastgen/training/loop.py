@@ -300,7 +300,7 @@ def _train_step(state: RunState, objective: Objective, batch: Batch) -> None:
 
     # Early on the average forgets faster, or it would keep the random start for 1 / (1 - decay) steps.
     decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
-    published = state.published()
+    published = state.published
     with torch.no_grad():
         torch._foreach_lerp_(list(state.averages.parameters()), list(published.parameters()), 1 - decay)
         for average, buffer in zip(state.averages.buffers(), published.buffers(), strict=True):

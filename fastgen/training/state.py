@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -47,6 +48,7 @@ class RunState:
         """How many steps are done."""
         return len(self.losses)
 
+    @cached_property
     def published(self) -> nn.ModuleDict:
         """The networks that `averages` are averages of."""
         return nn.ModuleDict({name: self.networks[name] for name in self.averages})

@@ -127,7 +127,7 @@ def fuzz_weights(folder: str, count: int) -> None:
 def fuzz_states(folder: str, count: int) -> None:
     from fastgen.architectures import builders
     from fastgen.cli import main
-    from fastgen.engines.diffusion.settings import DiffusionSettings
+    from fastgen.engines.diffusion import DiffusionEngine
     from fastgen.training.run import STATE_FILE, saved_run
     from fastgen.training.state import RunState, check_state
 
@@ -148,7 +148,7 @@ def fuzz_states(folder: str, count: int) -> None:
         with guard(len(data)):  # it holds the network, its average and what the optimiser remembers
             found = saved_run(run_folder)
             assert found is not None
-            DiffusionSettings.from_spec(found.spec)
+            DiffusionEngine.settings_of(found.spec)
             build = builders(found.trained())
             with torch.device("meta"):
                 check_state(run_folder, torch.nn.ModuleDict({n: b() for n, b in build.items()}), found)

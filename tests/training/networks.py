@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fastgen.checkpoint import Part, Spec
 from fastgen.config import bounded
 from fastgen.families import Flag
-from fastgen.families.recipe import PAIRS, Recipe, given
+from fastgen.families.family import given
+from fastgen.families.recipe import PAIRS, Recipe
 from fastgen.training.batch import Dataset
 from fastgen.training.objective import Group, Step
 from fastgen.training.run import Run

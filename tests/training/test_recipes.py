@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from fastgen.architectures import ARCHITECTURES, Architecture
 from fastgen.checkpoint import WEIGHTS_FILE, file_sha256, load_spec
 from fastgen.cli import main
-from fastgen.commands.train import own_flags, recipes
+from fastgen.commands.family_flags import by_owners
+from fastgen.commands.train import recipes
 from fastgen.families import FAMILIES, Family, Flag
 from fastgen.families.recipe import Recipe
 from fastgen.training.loop import LOSS_FILE
@@ -111,7 +112,7 @@ def test_a_name_means_one_flag() -> None:
 
     models = {**recipes(), "other": (FAMILIES["toy"], Other())}
     with pytest.raises(ValueError, match="--toy-channels"):
-        own_flags(models)
+        by_owners({name: recipe.flags for name, (_, recipe) in models.items()})
 
 
 def test_recipes_need_no_torch() -> None:

@@ -72,7 +72,8 @@ class DiffusionEngine(Engine):
     @classmethod
     def settings_of(cls, spec: Spec) -> DiffusionSettings:
         """A checkpoint's settings, checked. Raises ConfigError."""
-        return DiffusionSettings.from_spec(spec)
+        settings: DiffusionSettings = super().settings_of(spec)
+        return settings.checked()
 
     @classmethod
     def from_module(

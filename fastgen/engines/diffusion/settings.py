@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ...checkpoint import Spec
-from ...config import at_most, bounded, from_dict, one_of
+from ...config import at_most, bounded, one_of
 from ...diffusion.continuous import ContinuousProcess
 from ...diffusion.processes import AnyProcess, process_from_config
 from ...diffusion.table import LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE
@@ -37,13 +36,6 @@ class DiffusionSettings:
     guidance_scale: float = bounded(0.0, 100.0, default=1.0)
     solver_options: dict[str, Any] | None = None
     variance: str | None = one_of(*LEARNED, default=None)
-
-    @classmethod
-    def from_spec(cls, spec: Spec) -> DiffusionSettings:
-        """Check a checkpoint's settings. Raises ConfigError."""
-        if spec.engine != "diffusion":
-            raise ConfigError(f"expected diffusion, got {spec.engine!r}", argument="engine")
-        return from_dict(cls, spec.settings, "settings").checked()
 
     def checked(self) -> DiffusionSettings:
         """Itself, if its values fit one another. Raises ConfigError."""

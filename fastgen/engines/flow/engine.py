@@ -266,7 +266,7 @@ class FlowEngine(Engine):
         """From a to b along the straight line between their latents (Kingma & Dhariwal 2018, figure 5).
 
         a, b: [n, *shape]. Returns [n * steps, *shape], a row of `steps` for each pair, the first a and the last b;
-        images are clipped to [-1, 1]. labels, context: one for all or one a pair.
+        images are clipped to [-1, 1]. labels, context: one for all or one per pair.
         """
         self._check_output(output_type)
         steps = as_index(steps)
