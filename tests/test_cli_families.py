@@ -18,12 +18,11 @@ from fastgen.architectures import ARCHITECTURES, Architecture
 from fastgen.checkpoint import Part, Spec, save
 from fastgen.cli import main, parser
 from fastgen.config import bounded
-from fastgen.engines.arguments import SeededRequest, sample_count, sample_labels, sample_seeds
-from fastgen.engines.base import Engine
 from fastgen.engines.verb import Verb
 from fastgen.errors import ConfigError
 from fastgen.families import FAMILIES, Family, Flag, Sampling
 from fastgen.images import read_metadata
+from tests.engines.toy import GAIN, ToyEngine, ToyRequest
 
 
 @dataclass(frozen=True)
@@ -41,51 +40,28 @@ class ToyNet(nn.Module):
         self.gain = nn.Parameter(torch.ones(1))
 
 
-@dataclass(frozen=True)
-class ToyRequest(SeededRequest):
-    gain: float
+class NoiseEngine(ToyEngine):
+    """Draws noise that depends on the seed, in the shape that its network says."""
 
+    classes = 3
 
-class ToyEngine(Engine):
-    """Draws noise that depends on the seed."""
-
-    kind = "toy"
+    def __init__(self, networks: nn.ModuleDict, *arguments: Any, **options: Any) -> None:
+        config: Any = networks["net"].config
+        self.shape = (1, config.height, config.width) if config.height else (config.width,)
+        super().__init__(networks, *arguments, **options)
 
     def verbs(self) -> dict[str, Verb]:
         return {}
 
-    @property
-    def network(self) -> Any:
-        return next(iter(self.networks.values()))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        config = self.network.config
-        return (1, config.height, config.width) if config.height else (config.width,)
-
-    def request(
-        self,
-        n: int | None = None,
-        *,
-        seed: Any = None,
-        seeds: Any = None,
-        labels: Any = None,
-        gain: float = 1.0,
-    ) -> ToyRequest:
-        count = sample_count(n, seeds, labels)
-        return ToyRequest(
-            sample_seeds(count, seed, seeds), sample_labels(count, labels, 3, None, True), float(gain)
-        )
-
     def draw(self, request: ToyRequest) -> Tensor:
         draws = [torch.randn(self.shape, generator=torch.Generator().manual_seed(s)) for s in request.seeds]
-        return torch.stack(draws) * self.network.gain.detach() * request.gain
+        gain: Any = self.networks["net"].gain
+        return torch.stack(draws) * gain.detach() * request.gain
 
 
-GAIN = Flag("--gain", {"type": float, "help": "factor of the noise"})
 TOY = Family(
     name="toy",
-    engine=f"{__name__}:ToyEngine",
+    engine=f"{__name__}:NoiseEngine",
     flags={"sample": (GAIN,)},
     sampling=Sampling(kept=("seeds", "labels", "gain"), labels=lambda engine: [0, 1, 2]),
 )

@@ -39,7 +39,8 @@ class ToyRequest(SeededRequest):
 
 class ToyEngine(Engine):
     kind = "toy"
-    shape = (2,)
+    shape: tuple[int, ...] = (2,)
+    classes: int | None = None
 
     def verbs(self) -> dict[str, Verb]:
         def noise(seeds: Tensor, gain: Tensor) -> Tensor:
@@ -76,7 +77,9 @@ class ToyEngine(Engine):
     ) -> ToyRequest:
         count = sample_count(n, seeds, labels)
         return ToyRequest(
-            sample_seeds(count, seed, seeds), sample_labels(count, labels, None, None, True), float(gain)
+            sample_seeds(count, seed, seeds),
+            sample_labels(count, labels, self.classes, None, True),
+            float(gain),
         )
 
     def draw(self, request: ToyRequest) -> Tensor:
