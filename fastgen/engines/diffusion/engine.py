@@ -16,13 +16,15 @@ from ...checkpoint import Spec
 from ...diffusion.processes import AnyProcess
 from ...diffusion.table import Table
 from ...errors import ConfigError
+from ...fused.onednn import why_not
+from ...fused.swap import census
 from ...images import to_output
 from ...runtime.device import DTYPES, placed
 from ..base import Engine, only_part
-from ..verb import Verb
+from ..verb import Networks, Verb
 from ..verification import Check
 from .loop import Loop
-from .module import Wrapped, check_shape, module_settings, noisy_classifier, wrap
+from .module import Wrapped, check_shape, module_settings, noisy_classifier, swapped, wrap
 from .previews import Preview, Run
 from .request import Request, resolve
 from .session import Session
@@ -41,9 +43,9 @@ class DiffusionEngine(Engine):
     kind = "diffusion"
     one_network = True
     operation = "reverse_step"
-    folds = False
     settings_type = DiffusionSettings
     settings: DiffusionSettings
+    fused: nn.Module
     loop: Loop
 
     def __init__(
@@ -54,7 +56,7 @@ class DiffusionEngine(Engine):
         shape: (C, H, W) of a sample. options: those of ``Engine``; max_batch: samples that step together; graph:
         capture steps.
         """
-        self.shape, self.network = shape, network
+        self.shape, self.network = shape, network  # `fused` is what runs
         self._guiding_classes: int | None = None  # of the classifier given to `guide`
         part = next(iter(options.get("architectures") or {"network": ""}))
         super().__init__({part: network}, settings, **options)
@@ -333,15 +335,16 @@ class DiffusionEngine(Engine):
             "max_batch": self.batches.max_batch,
             "backend": self.batches.graphs.backend,
         }
-        return Loop(self.network, self.shape, **{**arguments, **changes})
+        return Loop(self.fused, self.shape, **{**arguments, **changes})
 
     @property
     def _runs(self) -> Loop:
         return self.loop
 
     def _prepare(self) -> None:
+        self.fused = swapped(self.network)
         if "loop" in vars(self):
-            self.loop.graphs.clear()  # captured steps hold the addresses of weights
+            self.loop.use(self.fused)
         else:
             self.loop = self.new_loop()
 
@@ -354,7 +357,17 @@ class DiffusionEngine(Engine):
             "shape": list(self.shape),
             "classes": self.settings.num_classes,
             "memory_format": str(self.loop.memory_format).removeprefix("torch."),
+            "blocks": census(self.fused),
+            "convolutions": self._convolutions(),
+            "conditions": None if self.loop.conditions is None else self.loop.conditions.describe(),
         }
+
+    def _convolutions(self) -> str:
+        """Whose they are, and why not oneDNN's on a CPU."""
+        if self.device.type != "cpu":
+            return "PyTorch's"
+        reason = why_not(self.dtype)
+        return "oneDNN's own calls" if reason is None else f"PyTorch's: {reason}"
 
     def _defaults(self) -> dict[str, Any]:
         return {
@@ -363,6 +376,9 @@ class DiffusionEngine(Engine):
             "guidance_scale": self.settings.guidance_scale,
             **(self.settings.solver_options or {}),
         }
+
+    def running(self) -> Networks:
+        return dict.fromkeys(self.networks, self.fused)
 
     def more_checks(self, batch: int, seed: int, generator: torch.Generator) -> Iterator[Check]:
         yield from steps(self, batch, generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from ...diffusion.processes import AnyProcess, process_from_config
 from ...diffusion.schedule import NoiseSchedule
 from ...diffusion.table import Table
 from ...errors import ConfigError, OutOfMemoryError
+from ...fused.swap import swap
+from ...fused.unet import FusedUNet
 from ...runtime.device import out_of_memory, placed
 from .classifier import Classifier
 from .settings import DiffusionSettings
@@ -95,6 +98,20 @@ def wrap(net: nn.Module, integer_time: bool) -> Wrapped:
     if type(integer_time) is not bool:
         raise ConfigError(f"expected True or False, got {integer_time!r}", argument="integer_time")
     return Wrapped(net, integer_time)
+
+
+def swapped(network: nn.Module) -> nn.Module:
+    """What runs in place of `network`: the same with fused blocks where it is one of ours."""
+    if not isinstance(network, Wrapped):
+        return swap(network)
+    inner = swap(network.net)
+    if inner is network.net:
+        return network
+    if isinstance(inner, FusedUNet):  # it returns a tensor, and tables say times that it can take
+        return inner
+    made = copy.copy(network)
+    made._modules = {"net": inner}
+    return made
 
 
 def noisy_classifier(
