@@ -30,6 +30,7 @@ from ..patch_conv.layout import GROUP, group_strides, input_precision, is_ready,
 from .plan import Plan, choose, finish
 
 _GROUP = tl.constexpr(GROUP)
+MAX_SPAN = 2**31  # elements that int32 counts
 QUAD = 4  # channels of a pixel's parts that lie together: 16 bytes
 _QUAD = tl.constexpr(QUAD)
 
@@ -60,6 +61,7 @@ def _accumulate(
     K: tl.constexpr,
     UPSAMPLE: tl.constexpr,
     FEW: tl.constexpr,  # x's strides are in elements, and x_channel is one of them
+    FAR: tl.constexpr,  # an input's elements are more than int32 counts
     RAGGED: tl.constexpr,  # BK does not divide C rounded up to groups
     HOLES: tl.constexpr,  # groups of 8 do not divide C; what lies beyond may be anything
     PRECISION: tl.constexpr,
@@ -67,8 +69,9 @@ def _accumulate(
 ):
     k = tl.arange(0, BK)
     unit: tl.constexpr = 1 if FEW else _GROUP
-    sample = b.to(tl.int64) * x_sample * unit
-    filters = n.to(tl.int64) * (weight_row * _GROUP)
+    sample = (b.to(tl.int64) if FAR else b) * x_sample * unit
+    # Rows from cout on read the last one, so that weights need no mask; what comes of them is not stored.
+    filters = tl.minimum(n, cout - 1) * (weight_row * _GROUP)
     for i in range(lo, hi):
         tap = i // chunks
         c = (i - tap * chunks) * BK + k
@@ -82,26 +85,42 @@ def _accumulate(
             inside = live & (ih >= 0) & (ih < height) & (iw >= 0) & (iw < width)
         at = sample + (ih * x_row + iw * x_column) * unit
         pixel_mask = inside[None, :]
-        tap_mask = (n < cout)[:, None]
+        column = (tap * weight_tap * _GROUP + c)[None, :]
         if RAGGED:
             whole = c < (channels + (_GROUP - 1)) // _GROUP * _GROUP
             pixel_mask = pixel_mask & whole[:, None]
-            tap_mask = tap_mask & whole[None, :]
+            taps = tl.load(weight + (filters[:, None] + column), mask=whole[None, :], other=0.0)
+        else:
+            taps = tl.load(weight + (filters[:, None] + column))
         if FEW:
             few_mask = pixel_mask & (c < channels)[:, None]
             pixels = tl.load(
-                x + (at[None, :] + (c.to(tl.int64) * x_channel)[:, None]), mask=few_mask, other=0.0
+                x + (at[None, :] + ((c.to(tl.int64) if FAR else c) * x_channel)[:, None]),
+                mask=few_mask,
+                other=0.0,
             )
         else:
             pixels = tl.load(x + (at[None, :] + c[:, None]), mask=pixel_mask, other=0.0)
-        taps = tl.load(
-            weight + (filters[:, None] + (tap * weight_tap * _GROUP + c)[None, :]), mask=tap_mask, other=0.0
-        )
         if HOLES:  # after the load, which stays wide
             pixels = tl.where((c < channels)[:, None], pixels, 0.0)
             taps = tl.where((c < channels)[None, :], taps, 0.0)
         acc = tl.dot(taps, pixels, acc, input_precision=PRECISION)
     return acc
+
+
+@triton.jit
+def _prefetch(weight, n, row, first, last, BK: tl.constexpr):
+    """Bring columns [first, last) of weight's rows n to the L2 cache, a row's BK terms at a time."""
+    for column in range(first, last, BK):
+        address = (weight + (n * row + column)).to(tl.int64, bitcast=True)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [address],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
 # Sizes are no part of the compiled code: the layers of a network share kernels.
@@ -111,7 +130,7 @@ _SIZES = (
     "beside_channels", "beside_chunks", "beside_sample", "beside_row", "beside_column",
     "shortcut_channels", "shortcut_chunks", "shortcut_sample", "shortcut_row", "shortcut_column", "shortcut_weight_row",
     "shortcut_beside_channels", "shortcut_beside_chunks", "shortcut_beside_sample", "shortcut_beside_row",
-    "shortcut_beside_column", "add_row",
+    "shortcut_beside_column", "add_units",
 )  # fmt: skip
 
 
@@ -161,14 +180,16 @@ def product_kernel(
     shortcut_beside_sample,
     shortcut_beside_row,
     shortcut_beside_column,
-    add_row,
+    add_units,  # from a sample of add to the next, in ADD_UNIT elements
     K: tl.constexpr,
     STRIDE: tl.constexpr,
     UPSAMPLE: tl.constexpr,
     FEW: tl.constexpr,
+    FAR: tl.constexpr,
     RAGGED: tl.constexpr,
     HOLES: tl.constexpr,
     UNIT: tl.constexpr,
+    ADD_UNIT: tl.constexpr,
     PARTS: tl.constexpr,
     PDL: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -190,16 +211,26 @@ def product_kernel(
     ow = p - oh * out_width
     h = oh * STRIDE - before
     w = ow * STRIDE - before
+    end = x_chunks * (K * K)
     if PDL:
+        if not RAGGED:  # steps follow one another in a row of weights
+            row = tl.minimum(n, cout - 1)
+            if beside is None:
+                _prefetch(weight, row, weight_row * _GROUP, lo * BK, tl.minimum(hi, end) * BK, BK)
+            if shortcut is not None:
+                start = end + (beside_chunks * (K * K) if beside is not None else 0)
+                first = tl.maximum(lo, start) - start
+                _prefetch(
+                    shortcut_weight, row, shortcut_weight_row * _GROUP, first * BK, (hi - start) * BK, BK
+                )
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 
     acc = tl.zeros((BM, BN), tl.float32)
-    end = x_chunks * (K * K)
     acc = _accumulate(
         acc, x, weight, tl.minimum(lo, end), tl.minimum(hi, end), x_chunks, n, b, h, w, live,
         x_channels, cout, height, width, x_sample, x_row, x_column, x_channel, weight_row, weight_tap,
-        K, UPSAMPLE, FEW, RAGGED, HOLES, PRECISION, BK,
+        K, UPSAMPLE, FEW, FAR, RAGGED, HOLES, PRECISION, BK,
     )  # fmt: skip
     if beside is not None:
         start = end
@@ -208,7 +239,7 @@ def product_kernel(
             acc, beside, weight + x_channels // _GROUP * _GROUP, tl.maximum(lo, start) - start,
             tl.minimum(hi, end) - start, beside_chunks, n, b, h, w, live,
             beside_channels, cout, height, width, beside_sample, beside_row, beside_column, 1, weight_row, weight_tap,
-            K, UPSAMPLE, False, RAGGED, HOLES, PRECISION, BK,
+            K, UPSAMPLE, False, FAR, RAGGED, HOLES, PRECISION, BK,
         )  # fmt: skip
     if shortcut is not None:
         start = end
@@ -217,7 +248,7 @@ def product_kernel(
             acc, shortcut, shortcut_weight, tl.maximum(lo, start) - start, tl.minimum(hi, end) - start, shortcut_chunks,
             n, b, oh, ow, live,
             shortcut_channels, cout, out_height, out_width, shortcut_sample, shortcut_row, shortcut_column,
-            1, shortcut_weight_row, 0, 1, False, False, RAGGED, HOLES, PRECISION, BK,
+            1, shortcut_weight_row, 0, 1, False, False, FAR, RAGGED, HOLES, PRECISION, BK,
         )  # fmt: skip
     if shortcut_beside is not None:
         start = end
@@ -226,11 +257,11 @@ def product_kernel(
             acc, shortcut_beside, shortcut_weight + shortcut_channels // _GROUP * _GROUP, tl.maximum(lo, start) - start,
             tl.minimum(hi, end) - start, shortcut_beside_chunks, n, b, oh, ow, live,
             shortcut_beside_channels, cout, out_height, out_width, shortcut_beside_sample, shortcut_beside_row,
-            shortcut_beside_column, 1, shortcut_weight_row, 0, 1, False, False, RAGGED, HOLES, PRECISION, BK,
+            shortcut_beside_column, 1, shortcut_weight_row, 0, 1, False, False, FAR, RAGGED, HOLES, PRECISION, BK,
         )  # fmt: skip
 
     if PARTS:
-        # In the last group of 4, channels from COUT on are zeros: the accesses stay whole.
+        # The last group of 4 is written whole, with whatever stands behind COUT.
         quads = (cout + (_QUAD - 1)) // _QUAD
         to = ((split * quads + n // _QUAD)[:, None] * pixels + m[None, :]) * _QUAD + (n % _QUAD)[:, None]
         tl.store(out + to, acc, mask=(n < quads * _QUAD)[:, None] & live[None, :])
@@ -241,7 +272,7 @@ def product_kernel(
         if bias is not None:
             acc += tl.load(bias + n, mask=known, other=0.0).to(tl.float32)[:, None]
         if add is not None:
-            at = b.to(tl.int64)[None, :] * add_row + n[:, None]
+            at = b.to(tl.int64)[None, :] * (add_units * ADD_UNIT) + n[:, None]
             acc += tl.load(add + at, mask=inside, other=0.0).to(tl.float32)
         if residual is not None:
             acc += tl.load(residual + to, mask=inside, other=0.0).to(tl.float32)
@@ -360,6 +391,12 @@ class Input:
     taps: int
     few: bool = False
 
+    def span(self) -> int:
+        """Elements from the first to the last."""
+        return 1 + sum(
+            (n - 1) * stride for n, stride in zip(self.tensor.shape, self.tensor.stride(), strict=True)
+        )
+
     def sizes(self, step: int) -> tuple[int, ...]:
         """Channels, steps of a tap, strides."""
         channels = self.tensor.shape[1]
@@ -418,7 +455,7 @@ def launch(
     terms = tuple((one.taps, padded(one.tensor.shape[1])) for one in (*main, *short) if one is not None)
     if plan is None:
         tensor_cores = x.dtype != torch.float32 or precision == "tf32"
-        plan = choose(batch * pixels, channels, terms, x.element_size(), tensor_cores)
+        plan = choose(batch * pixels, channels, terms, x.element_size(), tensor_cores, num_groups is not None)
     wide = channels + (0 if skip is None else skip.shape[1])
     group = None if num_groups is None else wide // num_groups
     block = finish(pixels, group, plan.splits)
@@ -501,7 +538,8 @@ def _product(
     assert x is not None
     wide = padded(weight.shape[1]) // GROUP
     grid = (-(-channels // tile.channels), -(-pixels // tile.pixels), plan.splits)
-    unit = math.gcd(channels, GROUP)
+    unit, add_unit = math.gcd(channels, GROUP), math.gcd(add_row, GROUP)
+    far = any(one is not None and one.span() >= MAX_SPAN for one in (*main, *short))
     pdl = launching.dependent.get()
     product_kernel[grid](
         x, beside, weight, shortcut, shortcut_beside, short_weight, *after, out, factor,
@@ -509,11 +547,11 @@ def _product(
         sum(taps * -(-width // step) for taps, width in terms), before,
         *x_sizes, first.tensor.stride(1), wide * weight.shape[2] * weight.shape[3], wide,
         *beside_sizes, *shortcut_sizes, 0 if short_weight is None else padded(short_weight.shape[1]) // GROUP,
-        *more_sizes, add_row,
-        K=weight.shape[2], STRIDE=stride, UPSAMPLE=upsample, FEW=first.few,
+        *more_sizes, add_row // add_unit,
+        K=weight.shape[2], STRIDE=stride, UPSAMPLE=upsample, FEW=first.few, FAR=far,
         RAGGED=any(width % step for _, width in terms),
         HOLES=any(one is not None and one.tensor.shape[1] % GROUP for one in (*main, *short)),
-        UNIT=unit, PARTS=plan.splits > 1, PDL=pdl, PRECISION=precision, BM=tile.channels, BN=tile.pixels, BK=step,
+        UNIT=unit, ADD_UNIT=add_unit, PARTS=plan.splits > 1, PDL=pdl, PRECISION=precision, BM=tile.channels, BN=tile.pixels, BK=step,
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True, launch_pdl=pdl,
     )  # fmt: skip
 

@@ -24,15 +24,15 @@ class Tile:
 
 # An instruction of sm_90 takes 64 rows and any multiple of 8 columns. Channels are the rows, of which there are always
 # 64; pixels the columns, so that 4x4 of them are 16 columns, where as rows three quarters would be empty.
-SMALL = (
-    # (most pixels of the batch, tile)
-    (16, Tile(64, 16, num_warps=4, num_stages=4)),  # 4x4
-    # 8x8, or four images of 4x4. 32 rather than 64 columns: twice the tiles, so half as many parts of each sum, whose
-    # float32 values are written and read again; for 256 channels 3.5 MB of inputs and 1.5 of parts, not 2.3 and 4.7.
-    (64, Tile(64, 32, num_warps=4, num_stages=4)),
-)
-# 16x16 and 32x32. 16 KiB of factors a step, so that 4 steps and two programs fit a multiprocessor; 32 sums a thread.
-MEDIUM = Tile(64, 64, num_warps=4, num_stages=4)
+# 8 warps, because a program has a multiprocessor nearly to itself and its instructions, addresses for the most part,
+# take as long as its loads: 776 of them a thread at 64 x 64, where 4 warps have 1129.
+# 4x4 pixels: 4 warps, as 8 would have little less to do.
+FEW = Tile(64, 16, num_warps=4, num_stages=4)
+# 8x8, or four images of 4x4. 32 rather than 64 columns: twice the tiles, so half as many parts of each sum, whose
+# float32 values are written and read again; for 256 channels 3.5 MB of inputs and 1.5 of parts, not 2.3 and 4.7.
+HALF = Tile(64, 32, num_warps=8, num_stages=4)
+# 16x16 and 32x32. 16 KiB of factors a step, so that 4 steps and two programs fit a multiprocessor; 16 sums a thread.
+MEDIUM = Tile(64, 64, num_warps=8, num_stages=4)
 # Twice the products for each byte that is read; from so many pixels on that every multiprocessor still has a tile.
 LARGE = Tile(128, 128, num_warps=8, num_stages=3)
 # float32 without TF32 has no tensor cores: threads hold the factors of their 16 sums in registers.
@@ -41,6 +41,9 @@ FULL_PRECISION = Tile(64, 32, num_warps=4, num_stages=2)
 STEP_BYTES = 128  # of adjacent channels in a step: a line of the cache, the widest swizzle in shared memory
 LEAST_STEP = 16  # terms that a tensor core's instruction multiplies
 WASTE = 1.25  # most terms computed for one that is wanted, before a shorter step is taken
+# Steps up to which, without a norm, a second launch to add parts would last longer than the steps do: attention's 1x1
+# products of 256 channels, whose 4 steps are all under way at once, and of 512.
+SHORT = 8
 MOST_SPLITS = 32  # the finishing kernel's code holds as many loads
 
 # Of one group's pixels and channels: 512 threads with 32 values each. Larger groups are left to `group_norm`.
@@ -62,19 +65,29 @@ class Plan:
 
 
 def choose(
-    pixels: int, channels: int, terms: tuple[tuple[int, int], ...], size: int, tensor_cores: bool
+    pixels: int, channels: int, terms: tuple[tuple[int, int], ...], size: int, tensor_cores: bool, norm: bool
 ) -> Plan:
     """The plan of a sum over `terms`, (taps, channels) of every input, at `pixels` x `channels` results.
 
-    size: bytes of an element. By the batch's pixels, not by their shape: two images of 4x4 are one of 4x8.
+    size: bytes of an element. norm: whether there is one, for which a second launch is needed anyway. By the batch's
+    pixels, not by their shape: two images of 4x4 are one of 4x8.
     """
     step = choose_step(terms, size)
     steps = count_steps(terms, step)
     tile = FULL_PRECISION
     if tensor_cores:
-        tile = next((tile for most, tile in SMALL if pixels <= most), MEDIUM)
+        tile = FEW if pixels <= FEW.pixels else HALF if pixels <= 2 * HALF.pixels else MEDIUM
         if channels > MEDIUM.channels and _tiles(LARGE, pixels, channels) >= MULTIPROCESSORS:
             tile = LARGE
+        elif (
+            tile is MEDIUM
+            and not norm
+            and steps <= SHORT
+            and _tiles(MEDIUM, pixels, channels) < MULTIPROCESSORS
+        ):
+            tile = HALF
+    if not norm and steps <= SHORT:
+        return Plan(tile, step, 1)
     return Plan(tile, step, choose_splits(_tiles(tile, pixels, channels), steps))
 
 
