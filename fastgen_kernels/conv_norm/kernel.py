@@ -551,7 +551,8 @@ def _product(
         K=weight.shape[2], STRIDE=stride, UPSAMPLE=upsample, FEW=first.few, FAR=far,
         RAGGED=any(width % step for _, width in terms),
         HOLES=any(one is not None and one.tensor.shape[1] % GROUP for one in (*main, *short)),
-        UNIT=unit, ADD_UNIT=add_unit, PARTS=plan.splits > 1, PDL=pdl, PRECISION=precision, BM=tile.channels, BN=tile.pixels, BK=step,
+        UNIT=unit, ADD_UNIT=add_unit, PARTS=plan.splits > 1, PDL=pdl, PRECISION=precision,
+        BM=tile.channels, BN=tile.pixels, BK=step,
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True, launch_pdl=pdl,
     )  # fmt: skip
 
