@@ -15,7 +15,9 @@ def dependent_launch(on: bool = True) -> Iterator[None]:
 
     It takes a GPU of compute capability 9.0 or more, and changes no bits of a result. A kernel's programs are then
     placed while the kernel before still runs, and wait before they read what it wrote: that hides the launch, 1 us or
-    so. A CUDA graph replays the launches that it was captured with.
+    so. What no kernel is taken to write, bias and the norm's weight and bias, is read before that wait: do not let work
+    write them that was launched just before, on the same stream. A CUDA graph replays the launches that it was captured
+    with.
 
     >>> with dependent_launch():
     ...     dependent.get()

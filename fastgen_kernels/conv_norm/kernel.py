@@ -197,11 +197,12 @@ def product_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    # Grid: (tiles of BM channels, tiles of BN pixels, splits). Those of the same pixels run side by side.
+    # Grid: (tiles of BM channels times tiles of BN pixels, splits). Those of the same pixels run side by side.
     cout = cout_units * UNIT
-    n = tl.program_id(0) * BM + tl.arange(0, BM)
-    m = tl.program_id(1) * BN + tl.arange(0, BN)
-    split = tl.program_id(2)
+    tiles = tl.cdiv(cout, BM)
+    n = (tl.program_id(0) % tiles) * BM + tl.arange(0, BM)
+    m = (tl.program_id(0) // tiles) * BN + tl.arange(0, BN)
+    split = tl.program_id(1)
     lo = split * steps // splits
     hi = (split + 1) * steps // splits
     live = m < pixels
@@ -537,7 +538,7 @@ def _product(
     (x, x_sizes), (beside, beside_sizes), (shortcut, shortcut_sizes), (shortcut_beside, more_sizes) = taken
     assert x is not None
     wide = padded(weight.shape[1]) // GROUP
-    grid = (-(-channels // tile.channels), -(-pixels // tile.pixels), plan.splits)
+    grid = (plan.tiles(pixels, channels), plan.splits)
     unit, add_unit = math.gcd(channels, GROUP), math.gcd(add_row, GROUP)
     far = any(one is not None and one.span() >= MAX_SPAN for one in (*main, *short))
     pdl = launching.dependent.get()

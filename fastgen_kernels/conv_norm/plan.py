@@ -25,7 +25,7 @@ class Tile:
 # An instruction of sm_90 takes 64 rows and any multiple of 8 columns. Channels are the rows, of which there are always
 # 64; pixels the columns, so that 4x4 of them are 16 columns, where as rows three quarters would be empty.
 # 8 warps, because a program has a multiprocessor nearly to itself and its instructions, addresses for the most part,
-# take as long as its loads: 776 of them a thread at 64 x 64, where 4 warps have 1129.
+# take as long as its loads: 806 of them a thread at 64 x 64, where 4 warps have about 1150.
 # 4x4 pixels: 4 warps, as 8 would have little less to do.
 FEW = Tile(64, 16, num_warps=4, num_stages=4)
 # 8x8, or four images of 4x4. 32 rather than 64 columns: twice the tiles, so half as many parts of each sum, whose
@@ -62,6 +62,10 @@ class Plan:
     tile: Tile
     step: int
     splits: int
+
+    def tiles(self, pixels: int, channels: int) -> int:
+        """Tiles of `pixels` x `channels` results."""
+        return _tiles(self.tile, pixels, channels)
 
 
 def choose(

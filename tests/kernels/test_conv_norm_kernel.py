@@ -9,6 +9,7 @@ from bench import compile_gate
 from fastgen_kernels import OPS, conv_norm, dependent_launch, use
 from fastgen_kernels.conv_norm import cases, kernel, plan
 from fastgen_kernels.group_norm.cases import tolerance as norm_tolerance
+from fastgen_kernels.patch_conv.layout import is_packed, is_ready
 
 OP = OPS["conv_norm"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -185,3 +186,31 @@ def test_full_precision_within_budget():
     assert {report["architecture"] for report in reports} == {80, 90, 100}
     assert any(report["full_precision_dots"] for report in reports)
     assert compile_gate.judge(reports) == []
+
+
+class Counted:
+    """Stands in for a kernel: launches are counted, and nothing runs."""
+
+    def __init__(self, name: str, seen: list[str]) -> None:
+        self.name, self.seen = name, seen
+
+    def __getitem__(self, grid: tuple[int, ...]):
+        return lambda *_, **__: self.seen.append(self.name)
+
+
+def test_launches_of_the_cifar_u_net(monkeypatch):
+    """Two kernels a half of a block, at every level; one for attention's three products. Nothing is copied."""
+    seen: list[str] = []
+    for name in ("product", "finish"):
+        monkeypatch.setattr(kernel, f"{name}_kernel", Counted(name, seen))
+    monkeypatch.setattr(kernel, "ready", lambda x: x if is_ready(x) else seen.append("copy"))
+    monkeypatch.setattr(
+        kernel, "pack_weight", lambda weight: weight if is_packed(weight) else seen.append("copy")
+    )
+    monkeypatch.setattr(kernel.norm_kernel, "launch", lambda *_: seen.append("norm") or torch.empty(0))
+    for case in OP.cases:
+        if case.name.startswith("cifar"):
+            seen.clear()
+            OP.fused(**case.make(torch.Generator(), torch.device("cpu"), torch.bfloat16))
+            one = {"cifar16_qkv": ["product"], "cifar32_first_4": ["product", "norm"]}
+            assert seen == one.get(case.name, ["product", "finish"]), case.name
