@@ -190,9 +190,9 @@ def _empty(given: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
 
 def _launch(raw: Tensor, normed: Tensor | None, given: dict[str, Any]) -> None:
     checks.kernel(given["x"], given["weight"], given["beside"], tuple(raw.shape))
-    from . import kernel
+    from . import launch
 
-    kernel.launch(**given, raw=raw, normed=normed)
+    launch.launch(**given, raw=raw, normed=normed)
 
 
 @torch.library.custom_op("fastgen::conv_norm", mutates_args=(), tags=(torch.Tag.needs_exact_strides,))
