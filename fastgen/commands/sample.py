@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from ..config import shown
 from ..errors import ConfigError
 from ..families import GIF, Family, Sampling
 from ..families.family import given
-from .arguments import add_model, flag_names, given_flags, integer_ranges, labels, load_model
+from .arguments import add_model, flag_names, given_flags, integer_ranges, load_model
 from .family_flags import add_owned_flags, every_flag, family_flags, refuse_others
 from .layout import GIF_FRAMES, Layout, add_layout
 from .outputs import (
@@ -56,7 +57,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     which.add_argument("--seeds", type=integer_ranges, metavar="0-63,99", help="the seeds themselves")
     which.add_argument("--like", type=Path, metavar="PNG", help="repeat the request kept in this file")
     parser.add_argument(
-        "--labels", type=labels, help="classes, numbers or names: 0-9 or 3,7; repeated for all samples"
+        "--labels", help="classes, names or numbers: 0-9 or 3,7 or ant,bee; repeated for all samples"
     )
     add_layout(parser)
     add_reporting(parser)
@@ -151,7 +152,7 @@ def _request(
     args: argparse.Namespace, kept: dict[str, Any], flags: dict[str, Any], sampling: Sampling, engine: Any
 ) -> Any:
     """What the image of ``--like`` asks for, whose metadata is `kept`, or what the command line asks for."""
-    from ..engines.arguments import MAX_COUNT
+    from ..engines.arguments import MAX_COUNT, written_labels
 
     if args.like is not None:
         return engine.request(**_kept_request(kept.get("request"), sampling, args.like))
@@ -162,7 +163,9 @@ def _request(
         raise ConfigError(
             f"expected at least 1 and at most {MAX_COUNT}, got {shown(count)}", argument="--count"
         )
-    classes = sampling.labels(engine) if args.labels is None else args.labels
+    classes: Sequence[int | str] | None = sampling.labels(engine)
+    if args.labels is not None:
+        classes = written_labels(args.labels, sampling.class_names(engine))
     repeated = None if classes is None else [classes[i % len(classes)] for i in range(count)]
     own = sampling.arguments(flags, count)
     return engine.request(count, seed=args.seed, seeds=args.seeds, labels=repeated, **own)
