@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import shown
-from ..errors import ConfigError
+from ..errors import ConfigError, FastgenError
 from ..families import GIF, Family, Sampling
 from ..families.family import given
 from .arguments import add_model, flag_names, given_flags, integer_ranges, load_model
@@ -111,6 +111,8 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     loaded = time.perf_counter()
     samples, frames = _draw(engine, request, args, GIF in family.flags.get(COMMAND, ()), gif)
     drawn = time.perf_counter()
+    if not samples.isfinite().flatten(1).all(1).any():
+        raise FastgenError("no sample is finite (NaN or infinite); nothing is written", argument=args.model)
     unit, more_files = "row" if rows else "image", [gif] if gif else []
     known = args.like is not None or args.seed is not None or args.seeds is not None
     with writing([*files, *more_files], f"{unit}s", None if known else request.seeds[0]):
@@ -226,6 +228,8 @@ def _draw(
     engine: Any, request: Any, args: argparse.Namespace, has_steps: bool, gif: Path | None
 ) -> tuple[Tensor, list[Tensor]]:
     """The samples, and where an animation is asked for, the states on the way. has_steps: see ``families.GIF``."""
+    from ..images import to_pictures
+
     frames: list[Tensor] = []
 
     def keep(step: int, total: int, images: Tensor) -> None:
@@ -234,4 +238,5 @@ def _draw(
 
     progress = not (args.quiet or args.json) and sys.stderr.isatty()
     options = {"callback": keep if gif else None, "progress": progress} if has_steps else {}
-    return engine.draw(request, **options), frames
+    samples = to_pictures(engine.draw(request, **options), engine.value_range)
+    return samples, [to_pictures(frame, engine.value_range) for frame in frames]
