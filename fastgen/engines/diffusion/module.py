@@ -159,6 +159,7 @@ def module_settings(
     null_class: int | None,
     class_names: Sequence[str] | None,
     variance: str | None,
+    value_range: Sequence[float] | None,
     defaults: Mapping[str, Any],
 ) -> DiffusionSettings:
     """The settings of a model without a checkpoint, checked as strictly. Raises ConfigError."""
@@ -190,6 +191,7 @@ def module_settings(
         "null_class": null_class,
         "class_names": None if class_names is None else list(class_names),
         "variance": variance,
+        "value_range": value_range,
         **defaults,
     }
     return from_dict(DiffusionSettings, values, "from_module").checked()
