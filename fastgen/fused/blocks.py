@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastgen_kernels import group_norm
+from fastgen_kernels.group_norm import group_norm_unchecked
 
 from ..models.blocks import ACTIVATIONS, AdaNormAct, AdaResidualBlock, Attention, NormAct, ResidualBlock
 from .exactly import hooked
@@ -58,6 +58,9 @@ class FusedNorm(Twin[PlainNorm]):
 
     def __init__(self, norm: NormAct) -> None:
         super().__init__(PlainNorm.of(norm))
+        weight, bias = (None if p is None else p.detach() for p in (norm.weight, norm.bias))
+        self._given = norm.num_groups, weight, bias, norm.eps
+        self._silu = norm.act in SILU
 
     def forward(
         self,
@@ -68,10 +71,9 @@ class FusedNorm(Twin[PlainNorm]):
         skip: Tensor | None = None,
         add: Tensor | None = None,
     ) -> Tensor:
-        norm = self.plain
-        given = {"skip": skip, "add": add, "scale": scale, "shift": shift}
-        y = group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, **given, act=norm.act in SILU)
-        return y if norm.act is None or norm.act in SILU else ACTIVATIONS[norm.act](y)
+        y = group_norm_unchecked(x, *self._given, skip, add, scale, shift, self._silu)
+        act = self.plain.act
+        return y if self._silu or act is None else ACTIVATIONS[act](y)
 
 
 class FusedResidual(nn.Module):
