@@ -110,14 +110,15 @@ def sampler_interface(pieces: Pieces) -> Interface:
         Port("slot", (STEPS,), "of the table", torch.int64),
         Port("noise_step", (STEPS,), "of the table", torch.int64),
         Port("time", (STEPS,), "of the table"),
-        Port("initial_scale", (), "of the table"),
+        Port("initial_scale", (1,), "of the table"),
     ]
     if pieces.labelled:
         meaning = "class number" + ("" if pieces.null_class is None else f"; {pieces.null_class} is none")
         inputs.append(Port("label", (BATCH,), meaning, torch.int64))
     if pieces.guided:
         inputs.append(Port("guidance", (BATCH,), "classifier-free guidance weight, 1 is none"))
-    inputs.append(Port("keep", (KEPT,), "samples whose states are wanted after every step; by default none", torch.int64))
+    meaning = "numbers of the samples whose states are wanted after every step; none: an empty list"
+    inputs.append(Port("keep", (KEPT,), meaning, torch.int64))
     outputs = (
         pieces.image("images", "in [-1, 1]"),
         Port("trajectory", (STEPS, KEPT, *pieces.shape), "states of the samples in keep"),
@@ -147,7 +148,7 @@ def step_model(pieces: Pieces, metadata: Mapping[str, str]) -> onnx.ModelProto:
 
 def sampler_model(pieces: Pieces, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """Pictures of seeds, a table, labels and guidance weights."""
-    from .graphs import Graph, value_info
+    from .graphs import Graph
 
     graph, interface = Graph(), sampler_interface(pieces)
     batch = graph.add("Shape", "seeds", name="batch_size")
@@ -165,11 +166,7 @@ def sampler_model(pieces: Pieces, metadata: Mapping[str, str]) -> onnx.ModelProt
     graph.nodes.append(_node("Loop", [steps, always, x, history], results, "loop", body=body))
     bounds = [graph.constant(bound, np.float32) for bound in (-1.0, 1.0)]
     graph.add("Clip", "final_x", *bounds, name="images")
-    model = _model(graph, interface, pieces.opset, "sampler", metadata)
-    default = model.graph.initializer.add()
-    default.CopyFrom(_empty("keep"))
-    del value_info
-    return model
+    return _model(graph, interface, pieces.opset, "sampler", metadata)
 
 
 def _body(pieces: Pieces) -> onnx.GraphProto:
@@ -280,13 +277,6 @@ def _node(operation: str, inputs: list[str], outputs: list[str], name: str, **at
     from onnx import helper
 
     made: onnx.NodeProto = helper.make_node(operation, inputs, outputs, name=name, **attributes)
-    return made
-
-
-def _empty(name: str) -> onnx.TensorProto:
-    from onnx import numpy_helper
-
-    made: onnx.TensorProto = numpy_helper.from_array(np.zeros(0, dtype=np.int64), name)
     return made
 
 

@@ -8,6 +8,7 @@ N times for B samples, sample by sample with their labels first, then without a 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -126,13 +127,14 @@ class Update(_AfterNetwork):
         x0 = torch.minimum(torch.maximum(x0, -clip), clip)
         if self.learned:
             z = z * self._deviation(self.of_samples(output, x)[:, self.shape[0] :], rows)
-        terms = torch.cat((torch.stack((x, x0, F, z), 1), history), 1)
         a, b = (rows[:, word : word + WIDTH, None, None, None] for word in (row.A, row.B))
-        terms = torch.where((a != 0) | (b != 0), terms, 0.0)  # unused terms may be anything
+        used = ((a != 0) | (b != 0))[:, row.H :]
+        memory = torch.where(used, history, 0.0)  # what is not used may be anything
+        # One after the other, in the engine's order: a reduction's order depends on the batch.
+        terms = (x, x0, F, z, *memory.unbind(1))
+        next_x, g = (_combined(terms, coefficients.unbind(1)) for coefficients in (a, b))
         written = slot[:, None] == torch.arange(row.MAX_SLOTS, device=slot.device)
-        g = (terms * b).sum(1)
-        history = torch.where(written[:, :, None, None, None], g[:, None], history)
-        return (terms * a).sum(1), history
+        return next_x, torch.where(written[:, :, None, None, None], g[:, None], history)
 
     def _deviation(self, V: Tensor, rows: Tensor) -> Tensor:
         """Of z, as the network's second half of channels says it; see ``reverse_step.reference.noise_scale``."""
@@ -201,6 +203,13 @@ class Adjust(_AfterNetwork):
     def example(self) -> tuple[Tensor, ...]:
         found = self.examples()
         return tuple(found[port.name] for port in self.interface().inputs)
+
+
+def _combined(terms: Sequence[Tensor], coefficients: Sequence[Tensor]) -> Tensor:
+    total = coefficients[0] * terms[0]
+    for term, coefficient in zip(terms[1:], coefficients[1:], strict=True):
+        total = total + coefficient * term
+    return total
 
 
 def _std(values: Tensor) -> Tensor:
