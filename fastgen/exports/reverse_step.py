@@ -76,7 +76,11 @@ class _AfterNetwork(nn.Module):
 
     def ports(self) -> dict[str, Port]:
         image = (BATCH, *self.shape)
-        outputs = (EVALUATIONS if self.guided else BATCH, self.shape[0] * (2 if self.learned else 1), *self.shape[1:])
+        outputs = (
+            EVALUATIONS if self.guided else BATCH,
+            self.shape[0] * (2 if self.learned else 1),
+            *self.shape[1:],
+        )
         found = {
             "x": Port("x", image, ""),
             "history": Port("history", (BATCH, row.MAX_SLOTS, *self.shape), ""),
@@ -189,7 +193,10 @@ class Adjust(_AfterNetwork):
             **{start + row.X0: torch.where(bounded, 1.0 / s, 1.0) * root * root for start in (row.A, row.B)},
             **{start + row.Z: root for start in (row.A, row.B)},
         }
-        words = [rows[:, word] * factors[word] if word in factors else rows[:, word] for word in range(row.ROW_WORDS)]
+        words = [
+            rows[:, word] * factors[word] if word in factors else rows[:, word]
+            for word in range(row.ROW_WORDS)
+        ]
         words[row.CLIP] = torch.where(bounded, s, words[row.CLIP])
         return (torch.stack(words, 1),)
 
