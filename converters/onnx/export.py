@@ -58,6 +58,7 @@ class Source:
     def __init__(self, engine: Engine, precision: str, opset: int) -> None:
         self.engine, self.precision, self.opset = engine, precision, opset
         self.forms = forms_of(engine)
+        self.left_out: list[str] = []  # forms that this network does not have, and why
 
     def items(self, what: str) -> list[Item]:
         """The models of `what`, none of them made yet."""
@@ -66,7 +67,12 @@ class Source:
         if what in ("model", "server", "all"):
             for network, form in self.forms:
                 build = (lambda: self.pieces.denoiser) if diffusion else self._builder(network, form)
-                found.append(Item(form.name, form.interface(network), build, form, network))
+                try:
+                    interface = form.interface(network)
+                except ConfigError as error:
+                    self.left_out.append(f"{form.name}.onnx: {error}")
+                    continue
+                found.append(Item(form.name, interface, build, form, network))
         if diffusion and what in ("step", "all"):
             found.append(Item("step", step_interface(self.layout), lambda: step_model(self.pieces)))
         if diffusion and what in ("sampler", "server", "all"):
@@ -92,7 +98,7 @@ class Source:
     def metadata(self, item: Item) -> dict[str, str]:
         """What a file says of itself."""
         engine = self.engine
-        networks = {part: to_dict(net.config) for part, net in engine.networks.items()}  # type: ignore[call-overload]
+        networks = {part: to_dict(net.config) for part, net in engine.networks.items()}
         ports = (*item.interface.inputs, *item.interface.outputs)
         return {
             "fastgen.version": __version__,
@@ -141,6 +147,7 @@ def flow_facts(engine: FlowEngine) -> dict[str, Any]:
         "levels": flow.levels,
         "classes": flow.classes,
         "context": flow.context,
+        "class_names": None if engine.settings.class_names is None else list(engine.settings.class_names),
         "defaults": {"temperature": engine.settings.temperature},
     }
 
@@ -188,9 +195,10 @@ def export_engine(
     place: Callable[[str], str] = _served if what == "server" else _plain
     files: dict[str, bytes] = {}
     described: dict[str, Mapping[str, Any]] = {}
-    left_out: list[str] = []
+    left_out = source.left_out
     if isinstance(engine, DiffusionEngine) and what != "model":
-        files, left_out = table_files(engine, asked)
+        files, missing = table_files(engine, asked)
+        left_out += missing
     # Before minutes of work: would anything be overwritten, can anything be written at all?
     once = (
         {name for solver, steps in asked for name in [table_name(solver, steps)]}
