@@ -98,7 +98,7 @@ def export_form(
     example = form.example(network, 3, torch.Generator().manual_seed(0), {})
     module = form.make(network)
     if dtype is not torch.float32:
-        module = _Rounded(copy.deepcopy(module), dtype)
+        module = (form.rounded or _Rounded)(copy.deepcopy(module), dtype)
     return export_module(module, interface, example, f"form {form.name}", opset=opset, metadata=metadata)
 
 

@@ -12,6 +12,7 @@ A file's tensors are in the units of the engine's verbs (images in [-1, 1]), and
 """
 
 from .denoiser import DENOISER
+from .flow import FLOW
 from .form import BATCH, ExportForm, Interface, Port
 
-__all__ = ["BATCH", "DENOISER", "ExportForm", "Interface", "Port"]
+__all__ = ["BATCH", "DENOISER", "FLOW", "ExportForm", "Interface", "Port"]
