@@ -14,6 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fastgen_kernels import normals
+
 from ..errors import ConfigError
 from ..models.flow.dequantise import Dequantiser, VariationalDequantiser
 from ..models.flow.flow import Flow
@@ -23,6 +25,7 @@ from .accurate import log_sigmoid, logistic, normal_cdf
 from .flow_layers import Coupled, Piece, pieces
 from .flow_priors import Latent, exported
 from .form import BATCH, ExportForm, Interface, Port, Tensors
+from .noise import export_normals
 
 
 class _Flow(nn.Module):
@@ -104,8 +107,10 @@ class _Sample(_Flow):
     def __init__(self, flow: Flow) -> None:
         super().__init__(flow, inverse=True)
 
-    def forward(self, noise: Tensor, temperature: Tensor, condition: Tensor | None = None) -> Tensors:
-        parts = noise.split([math.prod(shape) for shape in self.shapes], 1)
+    def forward(self, seeds: Tensor, temperature: Tensor, condition: Tensor | None = None) -> Tensors:
+        sizes = [math.prod(shape) for shape in self.shapes]
+        noise = export_normals(seeds, torch.zeros_like(seeds), "initial", sum(sizes))
+        parts = noise.split(sizes, 1)
         by_scale = [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
         spread = temperature.view(-1, *[1] * len(self.shapes[0]))
         x = self.synthesise(tuple(by_scale), condition, spread)
@@ -116,14 +121,17 @@ class _Bound(_Flow):
     def __init__(self, flow: Flow) -> None:
         super().__init__(flow, inverse=False, outer=False)
         dequantiser = _dequantiser(flow)
-        self.levels = dequantiser.levels
+        self.levels, self.shape = dequantiser.levels, flow.data_shape
         self.offsets: nn.ModuleList | None = None
         if isinstance(dequantiser, VariationalDequantiser):
             layers = cast(list[Layer], list(dequantiser.layers))
             self.base = dequantiser.base
             self.offsets = nn.ModuleList(pieces(layers, flow.data_shape, inverse=False)[0])
 
-    def forward(self, levels: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensors:
+    def forward(
+        self, levels: Tensor, seeds: Tensor, draws: Tensor, condition: Tensor | None = None
+    ) -> Tensors:
+        noise = export_normals(seeds, draws, "dequantise", math.prod(self.shape)).view(-1, *self.shape)
         k = levels.to(noise.dtype)
         if self.offsets is None:
             return (self.analyse((k + normal_cdf(noise)) / self.levels, condition)[2],)
@@ -170,9 +178,7 @@ def _condition(flow: Flow) -> tuple[Port, ...]:
     return (Port("context", (BATCH, flow.context), "what x depends on"),) if flow.context else ()
 
 
-def _noise(flow: Flow) -> Port:
-    elements = sum(math.prod(shape) for shape in flow.latent_shapes)
-    return Port("noise", (BATCH, elements), "standard normal numbers, the finest scale's first")
+SEEDS = Port("seeds", (BATCH,), "of each sample's noise; 64 bits", torch.int64)
 
 
 def _encode_tensors(flow: Flow) -> Interface:
@@ -192,20 +198,20 @@ def _sample_tensors(flow: Flow) -> Interface:
     temperature = Port(
         "temperature", (BATCH,), "1 for the model's own distribution, less for likelier samples"
     )
-    return Interface((_noise(flow), temperature, *_condition(flow)), (_x(flow),))
+    return Interface((SEEDS, temperature, *_condition(flow)), (_x(flow),))
 
 
 def _bound_tensors(flow: Flow) -> Interface:
     last = _dequantiser(flow).levels - 1
     levels = Port("levels", (BATCH, *flow.data_shape), f"integers, 0 to {last}", torch.int64)
-    noise = Port("noise", (BATCH, *flow.data_shape), "standard normal numbers")
+    draws = Port("draws", (BATCH,), "numbers of the seeds' noise, from 0: a draw each", torch.int64)
     bound = Port(
         "elbo",
         (BATCH,),
         "log p(x) - log q(x | levels) of dequantised x in [0, 1], in nats: less D log(number of levels) it bounds "
         "the log-probability of the levels from below",
     )
-    return Interface((levels, noise, *_condition(flow)), (bound,))
+    return Interface((levels, SEEDS, draws, *_condition(flow)), (bound,))
 
 
 def _dequantiser(flow: Flow) -> Dequantiser:
@@ -236,15 +242,18 @@ def _reference_decode(flow: Flow, *tensors: Tensor) -> Tensors:
     return (_outward(flow, flow.inverse(tensors[:count], *tensors[count:])[0]),)
 
 
-def _reference_sample(flow: Flow, noise: Tensor, temperature: Tensor, *condition: Tensor) -> Tensors:
+def _reference_sample(flow: Flow, seeds: Tensor, temperature: Tensor, *condition: Tensor) -> Tensors:
     shapes = flow.latent_shapes
-    parts = noise.split([math.prod(shape) for shape in shapes], 1)
+    sizes = [math.prod(shape) for shape in shapes]
+    noise = normals(seeds, 0, "initial", (sum(sizes),)).to(temperature.dtype)
+    parts = noise.split(sizes, 1)
     by_scale = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
     x = flow.sample(by_scale, temperature.view(-1, *[1] * len(shapes[0])), *condition)
     return (_outward(flow, x).clamp(-1, 1) if flow.levels is not None else x,)
 
 
-def _reference_bound(flow: Flow, levels: Tensor, noise: Tensor, *condition: Tensor) -> Tensors:
+def _reference_bound(flow: Flow, levels: Tensor, seeds: Tensor, draws: Tensor, *condition: Tensor) -> Tensors:
+    noise = normals(seeds, draws, "dequantise", flow.data_shape)
     x, log_q = _dequantiser(flow)(levels, noise)
     return (flow.log_prob(x, *condition) - log_q,)
 
@@ -256,16 +265,14 @@ def _example_condition(flow: Flow, batch: int, generator: torch.Generator) -> Te
 
 
 def _example_sample(flow: Flow, batch: int, generator: torch.Generator, sizes: Mapping[str, int]) -> Tensors:
-    (port,) = (port for port in _sample_tensors(flow).inputs if port.name == "noise")
-    noise = torch.randn(batch, cast(int, port.axes[1]), generator=generator)
     temperature = 0.5 + 0.5 * torch.rand(batch, generator=generator)
-    return noise, temperature, *_example_condition(flow, batch, generator)
+    return _random_seeds(batch, generator), temperature, *_example_condition(flow, batch, generator)
 
 
 @torch.no_grad()
 def _example_encode(flow: Flow, batch: int, generator: torch.Generator, sizes: Mapping[str, int]) -> Tensors:
-    noise, temperature, *condition = _example_sample(flow, batch, generator, sizes)
-    return (*_reference_sample(flow, noise, temperature, *condition), *condition)
+    seeds, temperature, *condition = _example_sample(flow, batch, generator, sizes)
+    return (*_reference_sample(flow, seeds, temperature, *condition), *condition)
 
 
 @torch.no_grad()
@@ -278,7 +285,12 @@ def _example_bound(flow: Flow, batch: int, generator: torch.Generator, sizes: Ma
     last = _dequantiser(flow).levels - 1
     x, *condition = _example_encode(flow, batch, generator, sizes)
     levels = ((x + 1) * (last / 2)).round().to(torch.int64)
-    return levels, torch.randn(levels.shape, generator=generator), *condition
+    draws = torch.randint(1000, (batch,), generator=generator)
+    return levels, _random_seeds(batch, generator), draws, *condition
+
+
+def _random_seeds(batch: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(-(1 << 63), (1 << 63) - 1, (batch,), generator=generator)
 
 
 def _rounded(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -307,7 +319,7 @@ DECODE = _form(
 )
 SAMPLE = _form(
     name="sample",
-    about="samples from standard normal noise",
+    about="samples of seeds",
     interface=_sample_tensors,
     make=lambda flow: _Sample(flow).eval(),
     reference=_reference_sample,
