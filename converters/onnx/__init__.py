@@ -1,5 +1,18 @@
 """Models as ONNX files: every export form of a network, a step, a whole sampler."""
 
-from .exporter import OPSET, export_form, export_module
+from .export import WHAT, check_arguments, export_engine
+from .exporter import OPSET, PRECISIONS, export_form, export_module
+from .folder import MANIFEST, Written, read_manifest
 
-__all__ = ["OPSET", "export_form", "export_module"]
+__all__ = [
+    "MANIFEST",
+    "OPSET",
+    "PRECISIONS",
+    "WHAT",
+    "Written",
+    "check_arguments",
+    "export_engine",
+    "export_form",
+    "export_module",
+    "read_manifest",
+]

@@ -29,14 +29,14 @@ MAX_LENGTH = 1 << 20  # of a dynamic axis
 
 
 class _Rounded(nn.Module):
-    """A module in half precision between real tensors in float32."""
+    """A module in half precision between real tensors in float32. rounded: which of its inputs become halves."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype, rounded: Sequence[bool]) -> None:
         super().__init__()
-        self.module, self.dtype = module.to(dtype), dtype
+        self.module, self.dtype, self.rounded = module.to(dtype), dtype, tuple(rounded)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        given = [t.to(self.dtype) if t.is_floating_point() else t for t in tensors]
+        given = [t.to(self.dtype) if r else t for t, r in zip(tensors, self.rounded, strict=True)]
         return tuple(t.float() if t.is_floating_point() else t for t in self.module(*given))
 
 
@@ -98,7 +98,12 @@ def export_form(
     example = form.example(network, 3, torch.Generator().manual_seed(0), {})
     module = form.make(network)
     if dtype is not torch.float32:
-        module = (form.rounded or _Rounded)(copy.deepcopy(module), dtype)
+        module = copy.deepcopy(module)
+        if form.rounded is None:
+            rounded = [port.dtype.is_floating_point and not port.exact for port in interface.inputs]
+            module = _Rounded(module, dtype, rounded)
+        else:
+            module = form.rounded(module, dtype)
     return export_module(module, interface, example, f"form {form.name}", opset=opset, metadata=metadata)
 
 

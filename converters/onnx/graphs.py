@@ -45,14 +45,18 @@ class Graph:
             self.constants.append(numpy_helper.from_array(array, name))
         return name
 
-    def inline(self, model: onnx.ModelProto, prefix: str, bound: Mapping[str, str], results: Sequence[str] = ()) -> list[str]:
+    def inline(
+        self, model: onnx.ModelProto, prefix: str, bound: Mapping[str, str], results: Sequence[str] = ()
+    ) -> list[str]:
         """The nodes and weights of `model`, whose inputs are the values `bound` names.
 
         results: names for the outputs. Names inside, and outputs without one, begin with `prefix` and a slash.
         """
         names = dict(bound)
         graph = model.graph
-        for value, result in zip(graph.output, results or [f"{prefix}/{v.name}" for v in graph.output], strict=True):
+        for value, result in zip(
+            graph.output, results or [f"{prefix}/{v.name}" for v in graph.output], strict=True
+        ):
             if value.name in names:
                 raise AssertionError(f"{value.name} is an input and an output")
             names[value.name] = result
@@ -61,8 +65,10 @@ class Graph:
             return names.setdefault(name, f"{prefix}/{name}") if name else ""
 
         for tensor in graph.initializer:
-            copy = self.constants_add(tensor)
-            copy.name = renamed(tensor.name)
+            copied_tensor = onnx.TensorProto()
+            copied_tensor.CopyFrom(tensor)
+            copied_tensor.name = renamed(tensor.name)
+            self.constants.append(copied_tensor)
         for node in graph.node:
             copied = onnx.NodeProto()
             copied.CopyFrom(node)
@@ -73,12 +79,6 @@ class Graph:
                 raise AssertionError(f"{node.op_type} holds a graph, whose names would not be changed")
             self.nodes.append(copied)
         return [names[value.name] for value in graph.output]
-
-    def constants_add(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
-        copy = onnx.TensorProto()
-        copy.CopyFrom(tensor)
-        self.constants.append(copy)
-        return copy
 
     def graph(
         self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]

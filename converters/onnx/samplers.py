@@ -1,13 +1,12 @@
 """``step.onnx``, one step of any diffusion solver, and ``sampler.onnx``, all of them from seeds to pictures in a Loop.
 
 Both are put together from the exported denoiser and the pieces of ``fastgen.exports.reverse_step``. A solver is data, a
-table of rows (``fastgen_kernels.reverse_step.row``), so that one file serves all. The weights lie inside the Loop's body:
-outside of it, each iteration takes about a fifth longer in onnxruntime.
+table of rows (``fastgen_kernels.reverse_step.row``), so that one file serves all. The weights lie inside the Loop's
+body: outside of it, each iteration takes about a fifth longer in onnxruntime.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,12 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastgen.errors import ConfigError
 from fastgen.exports import BATCH, DENOISER, Interface, Port
 from fastgen.exports.reverse_step import EVALUATIONS, Adjust, Noise, Shape, Update
 from fastgen_kernels.reverse_step import row
 
-from .exporter import OPSET, describe, export_form, export_module
+from .exporter import OPSET, export_form, export_module
 
 if TYPE_CHECKING:
     import onnx
@@ -33,12 +31,35 @@ ADJUSTED = (row.THRESHOLD_MAX, row.RESCALE, row.LANGEVIN)  # ... is changed once
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """The exported parts of a diffusion model. shape: (C, H, W). null_class: the label that stands for none."""
+class Layout:
+    """What a diffusion model's files depend on besides its network.
+
+    shape: (C, H, W). null_class: the label that stands for none, None where there is none. learned: how the network's
+    variance channels are read, as in ``reverse_step``.
+    """
 
     shape: Shape
     labelled: bool
     null_class: int | None
+    learned: int
+
+    @property
+    def guided(self) -> bool:
+        return self.null_class is not None
+
+    @property
+    def history(self) -> tuple[str | int, ...]:
+        return (BATCH, row.MAX_SLOTS, *self.shape)
+
+    def image(self, name: str, meaning: str = "") -> Port:
+        return Port(name, (BATCH, *self.shape), meaning)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The exported parts of a diffusion model."""
+
+    layout: Layout
     opset: int
     denoiser: onnx.ModelProto
     initial: onnx.ModelProto
@@ -46,63 +67,57 @@ class Pieces:
     update: onnx.ModelProto
     adjust: onnx.ModelProto
 
-    @property
-    def guided(self) -> bool:
-        return self.null_class is not None
-
-    def image(self, name: str, meaning: str) -> Port:
-        return Port(name, (BATCH, *self.shape), meaning)
-
 
 def export_pieces(
-    network: nn.Module,
-    shape: Shape,
-    *,
-    labelled: bool,
-    null_class: int | None,
-    learned: int,
-    precision: str = "fp32",
-    opset: int = OPSET,
+    network: nn.Module, layout: Layout, *, precision: str = "fp32", opset: int = OPSET
 ) -> Pieces:
     """All parts, of a network of the architecture "unet". Raises ConfigError, see `export_form`."""
-    made = {}
     modules: dict[str, Noise | Update | Adjust] = {
-        "initial": Noise(shape, "initial"),
-        "noise": Noise(shape, "step"),
-        "update": Update(shape, learned, null_class is not None),
-        "adjust": Adjust(shape, learned, null_class is not None),
+        "initial": Noise(layout.shape, "initial"),
+        "noise": Noise(layout.shape, "step"),
+        "update": Update(layout.shape, layout.learned, layout.guided),
+        "adjust": Adjust(layout.shape, layout.learned, layout.guided),
     }
-    for name, module in modules.items():
-        made[name] = export_module(module, module.interface(), module.example(), name, opset=opset)
     denoiser = export_form(DENOISER, network, precision=precision, opset=opset)
-    return Pieces(shape, labelled, null_class, opset, denoiser, **made)
+    parts = {
+        name: export_module(module, module.interface(), module.example(), name, opset=opset)
+        for name, module in modules.items()
+    }
+    return Pieces(layout, opset, denoiser, **parts)
 
 
-def step_interface(pieces: Pieces) -> Interface:
+def step_interface(layout: Layout) -> Interface:
     """The tensors of ``step.onnx``."""
-    history = (BATCH, row.MAX_SLOTS, *pieces.shape)
     inputs = [
-        pieces.image("x", "the state; of the first step initial_scale times normal noise"),
-        Port("history", history, "earlier values of the solver; zeros in the first step"),
+        layout.image("x", "the state; of the first step initial_scale times normal noise"),
+        Port("history", layout.history, "earlier values of the solver; zeros in the first step"),
         Port("rows", (BATCH, row.ROW_WORDS), "each sample's row of its table, its guidance weight in word 2"),
         Port("slot", (BATCH,), "history slot that the row writes, -1 for none", torch.int64),
         Port("noise_step", (BATCH,), "number of the row's noise", torch.int64),
         Port("time", (BATCH,), "the network's time"),
         Port("seeds", (BATCH,), "of the noise; 64 bits", torch.int64),
     ]
-    if pieces.guided:
+    if layout.guided:
         inputs += [
-            Port("label", (EVALUATIONS,), "class of each evaluation: first the samples' own, then none's", torch.int64),
+            Port(
+                "label",
+                (EVALUATIONS,),
+                "class of each evaluation: first the samples' own, then none's",
+                torch.int64,
+            ),
             Port("sample_of", (EVALUATIONS,), "the sample that each evaluation is of", torch.int64),
             Port("unguided", (BATCH,), "each sample's evaluation without a label, or its own", torch.int64),
         ]
-    elif pieces.labelled:
+    elif layout.labelled:
         inputs.append(Port("label", (BATCH,), "class number", torch.int64))
-    outputs = (pieces.image("next_x", "the next state"), Port("next_history", history, "the next history"))
+    outputs = (
+        layout.image("next_x", "the next state"),
+        Port("next_history", layout.history, "the next history"),
+    )
     return Interface(tuple(inputs), outputs)
 
 
-def sampler_interface(pieces: Pieces) -> Interface:
+def sampler_interface(layout: Layout) -> Interface:
     """The tensors of ``sampler.onnx``."""
     inputs = [
         Port("seeds", (BATCH,), "one per sample; 64 bits", torch.int64),
@@ -110,46 +125,55 @@ def sampler_interface(pieces: Pieces) -> Interface:
         Port("slot", (STEPS,), "of the table", torch.int64),
         Port("noise_step", (STEPS,), "of the table", torch.int64),
         Port("time", (STEPS,), "of the table"),
-        Port("initial_scale", (), "of the table"),
+        Port("initial_scale", (1,), "of the table"),
     ]
-    if pieces.labelled:
-        meaning = "class number" + ("" if pieces.null_class is None else f"; {pieces.null_class} is none")
+    if layout.labelled:
+        meaning = "class number" + ("" if layout.null_class is None else f"; {layout.null_class} is none")
         inputs.append(Port("label", (BATCH,), meaning, torch.int64))
-    if pieces.guided:
+    if layout.guided:
         inputs.append(Port("guidance", (BATCH,), "classifier-free guidance weight, 1 is none"))
-    inputs.append(Port("keep", (KEPT,), "samples whose states are wanted after every step; by default none", torch.int64))
+    meaning = "numbers of the samples whose states are wanted after every step; none: an empty list"
+    inputs.append(Port("keep", (KEPT,), meaning, torch.int64))
     outputs = (
-        pieces.image("images", "in [-1, 1]"),
-        Port("trajectory", (STEPS, KEPT, *pieces.shape), "states of the samples in keep"),
+        layout.image("images", "in [-1, 1]"),
+        Port("trajectory", (STEPS, KEPT, *layout.shape), "states of the samples in keep"),
     )
     return Interface(tuple(inputs), outputs)
 
 
-def step_model(pieces: Pieces, metadata: Mapping[str, str]) -> onnx.ModelProto:
+def step_model(pieces: Pieces) -> onnx.ModelProto:
     """One step of each sample by its own row. Noise is made in every step; rows' adjustments are left out."""
     from .graphs import Graph
 
-    graph, interface = Graph(), step_interface(pieces)
+    graph, interface = Graph(), step_interface(pieces.layout)
     scale = graph.add("Gather", "rows", graph.constant([row.INPUT_SCALE], np.int64), axis=1)
     x, time, guiding = "x", "time", {}
     scaled = graph.add("Mul", x, graph.add("Reshape", scale, graph.constant([-1, 1, 1, 1], np.int64)))
-    if pieces.guided:
+    if pieces.layout.guided:
         scaled = graph.add("Gather", scaled, "sample_of", axis=0)
         time = graph.add("Gather", time, "sample_of", axis=0)
         guidance = graph.add("Gather", "rows", graph.constant(row.GUIDANCE, np.int64), axis=1)
         guiding = {"guidance": guidance, "unguided": "unguided"}
     (z,) = graph.inline(pieces.noise, "noise", {"seeds": "seeds", "noise_step": "noise_step"})
     output = _network(graph, pieces, scaled, time, "label")
-    bound = {"x": x, "history": "history", "output": output, "rows": "rows", "slot": "slot", "z": z, **guiding}
+    bound = {
+        "x": x,
+        "history": "history",
+        "output": output,
+        "rows": "rows",
+        "slot": "slot",
+        "z": z,
+        **guiding,
+    }
     graph.inline(pieces.update, "update", bound, ["next_x", "next_history"])
-    return _model(graph, interface, pieces.opset, "step", metadata)
+    return _model(graph, interface, pieces.opset, "step")
 
 
-def sampler_model(pieces: Pieces, metadata: Mapping[str, str]) -> onnx.ModelProto:
+def sampler_model(pieces: Pieces) -> onnx.ModelProto:
     """Pictures of seeds, a table, labels and guidance weights."""
-    from .graphs import Graph, value_info
+    from .graphs import Graph
 
-    graph, interface = Graph(), sampler_interface(pieces)
+    graph, interface = Graph(), sampler_interface(pieces.layout)
     batch = graph.add("Shape", "seeds", name="batch_size")
     count = graph.add("Shape", "rows", start=0, end=1)
     steps = graph.add("Squeeze", count, name="step_count")
@@ -157,7 +181,7 @@ def sampler_model(pieces: Pieces, metadata: Mapping[str, str]) -> onnx.ModelProt
     zeros = graph.add("Expand", nothing, batch)
     (noise,) = graph.inline(pieces.initial, "initial", {"seeds": "seeds", "noise_step": zeros})
     x = graph.add("Mul", noise, "initial_scale", name="initial_x")
-    sizes = graph.constant([row.MAX_SLOTS, *pieces.shape], np.int64)
+    sizes = graph.constant([row.MAX_SLOTS, *pieces.layout.shape], np.int64)
     history = graph.add("ConstantOfShape", graph.add("Concat", batch, sizes, axis=0), name="initial_history")
     body = _body(pieces)
     always = graph.constant(True, np.bool_)
@@ -165,11 +189,7 @@ def sampler_model(pieces: Pieces, metadata: Mapping[str, str]) -> onnx.ModelProt
     graph.nodes.append(_node("Loop", [steps, always, x, history], results, "loop", body=body))
     bounds = [graph.constant(bound, np.float32) for bound in (-1.0, 1.0)]
     graph.add("Clip", "final_x", *bounds, name="images")
-    model = _model(graph, interface, pieces.opset, "sampler", metadata)
-    default = model.graph.initializer.add()
-    default.CopyFrom(_empty("keep"))
-    del value_info
-    return model
+    return _model(graph, interface, pieces.opset, "sampler")
 
 
 def _body(pieces: Pieces) -> onnx.GraphProto:
@@ -178,20 +198,23 @@ def _body(pieces: Pieces) -> onnx.GraphProto:
 
     from .graphs import Graph, value_info
 
-    body = Graph("body/")
-    taken = {name: body.add("Gather", name, "iteration", axis=0, name=f"body/{name}") for name in ("rows", "slot", "noise_step", "time")}
+    layout, body = pieces.layout, Graph("body/")
+    columns = ("rows", "slot", "noise_step", "time")
+    taken = {name: body.add("Gather", name, "iteration", axis=0, name=f"body/{name}") for name in columns}
     one_row = taken["rows"]
     width = body.constant([row.ROW_WORDS], np.int64)
     rows = body.add("Expand", one_row, body.add("Concat", "batch_size", width, axis=0))
     slot, noise_step = (body.add("Expand", taken[name], "batch_size") for name in ("slot", "noise_step"))
-    scaled = body.add("Mul", "x", body.add("Gather", one_row, body.constant(row.INPUT_SCALE, np.int64), axis=0))
+    scaled = body.add(
+        "Mul", "x", body.add("Gather", one_row, body.constant(row.INPUT_SCALE, np.int64), axis=0)
+    )
     label, evaluations, guiding = "label", "batch_size", {}
-    if pieces.guided:
+    if pieces.layout.guided:
         scaled, label, evaluations, guiding = _guide(body, pieces, one_row, scaled)
     time = body.add("Expand", taken["time"], evaluations)
     output = _network(body, pieces, scaled, time, label)
 
-    image = pieces.image("z", "")
+    image = pieces.layout.image("z", "")
     made, none = Graph("noisy/"), Graph("quiet/")
     made.inline(pieces.noise, "noise", {"seeds": "seeds", "noise_step": noise_step}, ["noisy/z"])
     none.add("ConstantOfShape", none.add("Shape", "x"), name="quiet/z")
@@ -214,22 +237,29 @@ def _body(pieces: Pieces) -> onnx.GraphProto:
     adjusted = "body/adjusted_rows"
     body.nodes.append(_node("If", [_any(body, one_row, ADJUSTED)], [adjusted], "body/adjust", **branches))
 
-    bound = {"x": "x", "history": "history", "output": output, "rows": adjusted, "slot": slot, "z": z, **guiding}
+    bound = {
+        "x": "x",
+        "history": "history",
+        "output": output,
+        "rows": adjusted,
+        "slot": slot,
+        "z": z,
+        **guiding,
+    }
     body.inline(pieces.update, "update", bound, ["next_x", "next_history"])
     body.add("Gather", "next_x", "keep", axis=0, name="kept_x")
     body.add("Identity", "go_on", name="still_go_on")
-    history = (BATCH, row.MAX_SLOTS, *pieces.shape)
     inputs = [
         helper.make_tensor_value_info("iteration", TensorProto.INT64, []),
         helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
-        value_info(pieces.image("x", "")),
-        value_info(Port("history", history, "")),
+        value_info(pieces.layout.image("x", "")),
+        value_info(Port("history", layout.history, "")),
     ]
     outputs = [
         helper.make_tensor_value_info("still_go_on", TensorProto.BOOL, []),
-        value_info(pieces.image("next_x", "")),
-        value_info(Port("next_history", history, "")),
-        value_info(Port("kept_x", (KEPT, *pieces.shape), "")),
+        value_info(pieces.layout.image("next_x", "")),
+        value_info(Port("next_history", layout.history, "")),
+        value_info(Port("kept_x", (KEPT, *pieces.layout.shape), "")),
     ]
     return body.graph("body", inputs, outputs)
 
@@ -251,7 +281,7 @@ def _guide(body: Graph, pieces: Pieces, one_row: str, scaled: str) -> tuple[str,
     samples = body.add("Range", zero_i, batch, one_i)
     again = body.add("Range", zero_i, more, one_i)
     sample_of = body.add("Concat", samples, again, axis=0)
-    null = body.constant([pieces.null_class], np.int64)
+    null = body.constant([pieces.layout.null_class], np.int64)
     nulls = body.add("Expand", null, body.add("Shape", again))
     labels = body.add("Concat", "label", nulls, axis=0)
     guiding = {"guidance": weight, "unguided": body.add("Add", samples, more)}
@@ -259,7 +289,7 @@ def _guide(body: Graph, pieces: Pieces, one_row: str, scaled: str) -> tuple[str,
 
 
 def _network(graph: Graph, pieces: Pieces, x: str, time: str, label: str) -> str:
-    bound = {"x": x, "time": time, **({"label": label} if pieces.labelled else {})}
+    bound = {"x": x, "time": time, **({"label": label} if pieces.layout.labelled else {})}
     return graph.inline(pieces.denoiser, "network", bound)[0]
 
 
@@ -276,33 +306,24 @@ def _output(name: str, port: Port) -> onnx.ValueInfoProto:
     return value_info(Port(name, port.axes, "", port.dtype))
 
 
-def _node(operation: str, inputs: list[str], outputs: list[str], name: str, **attributes: object) -> onnx.NodeProto:
+def _node(
+    operation: str, inputs: list[str], outputs: list[str], name: str, **attributes: object
+) -> onnx.NodeProto:
     from onnx import helper
 
     made: onnx.NodeProto = helper.make_node(operation, inputs, outputs, name=name, **attributes)
     return made
 
 
-def _empty(name: str) -> onnx.TensorProto:
-    from onnx import numpy_helper
-
-    made: onnx.TensorProto = numpy_helper.from_array(np.zeros(0, dtype=np.int64), name)
-    return made
-
-
-def _model(
-    graph: Graph, interface: Interface, opset: int, name: str, metadata: Mapping[str, str]
-) -> onnx.ModelProto:
+def _model(graph: Graph, interface: Interface, opset: int, name: str) -> onnx.ModelProto:
     from onnx import helper
 
     from .graphs import value_info
 
-    made = graph.graph(name, [value_info(p) for p in interface.inputs], [value_info(p) for p in interface.outputs])
+    made = graph.graph(
+        name, [value_info(p) for p in interface.inputs], [value_info(p) for p in interface.outputs]
+    )
     model: onnx.ModelProto = helper.make_model(
         made, producer_name="fastgen", opset_imports=[helper.make_opsetid("", opset)], ir_version=10
     )
-    describe(model, metadata)
     return model
-
-
-__all__ = ["ConfigError", "Pieces", "export_pieces", "sampler_model", "step_model"]

@@ -26,7 +26,7 @@ def _interface(network: UNet) -> Interface:
     image = (BATCH, config.in_channels, "height", "width")
     inputs = [
         Port("x", image, "the noisy image, scaled as the network was trained on it"),
-        Port("time", (BATCH,), "the network's time, of a solver's table"),
+        Port("time", (BATCH,), "the network's time, of a solver's table", exact=True),
     ]
     if config.num_class_embeds is not None:
         meaning = f"class number, 0 to {config.num_class_embeds - 1}"

@@ -19,13 +19,15 @@ class Port:
 
     name: what callers of the file use: an identifier. axes: its shape, a word for an axis that may have any length
     ("batch", "height"). meaning: its units and range, for the file's metadata. dtype: of a real tensor float32, which
-    it is in a file of half precision too: that one rounds inside.
+    it is in a file of half precision too: that one rounds inside. exact: it is not rounded there, as a time that a
+    network looks up.
     """
 
     name: str
     axes: tuple[str | int, ...]
     meaning: str
     dtype: torch.dtype = torch.float32
+    exact: bool = False
 
 
 @dataclass(frozen=True)

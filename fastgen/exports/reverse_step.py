@@ -8,6 +8,7 @@ N times for B samples, sample by sample with their labels first, then without a 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,11 @@ class _AfterNetwork(nn.Module):
 
     def ports(self) -> dict[str, Port]:
         image = (BATCH, *self.shape)
-        outputs = (EVALUATIONS if self.guided else BATCH, self.shape[0] * (2 if self.learned else 1), *self.shape[1:])
+        outputs = (
+            EVALUATIONS if self.guided else BATCH,
+            self.shape[0] * (2 if self.learned else 1),
+            *self.shape[1:],
+        )
         found = {
             "x": Port("x", image, ""),
             "history": Port("history", (BATCH, row.MAX_SLOTS, *self.shape), ""),
@@ -126,13 +131,14 @@ class Update(_AfterNetwork):
         x0 = torch.minimum(torch.maximum(x0, -clip), clip)
         if self.learned:
             z = z * self._deviation(self.of_samples(output, x)[:, self.shape[0] :], rows)
-        terms = torch.cat((torch.stack((x, x0, F, z), 1), history), 1)
         a, b = (rows[:, word : word + WIDTH, None, None, None] for word in (row.A, row.B))
-        terms = torch.where((a != 0) | (b != 0), terms, 0.0)  # unused terms may be anything
+        used = ((a != 0) | (b != 0))[:, row.H :]
+        memory = torch.where(used, history, 0.0)  # what is not used may be anything
+        # One after the other, in the engine's order: a reduction's order depends on the batch.
+        terms = (x, x0, F, z, *memory.unbind(1))
+        next_x, g = (_combined(terms, coefficients.unbind(1)) for coefficients in (a, b))
         written = slot[:, None] == torch.arange(row.MAX_SLOTS, device=slot.device)
-        g = (terms * b).sum(1)
-        history = torch.where(written[:, :, None, None, None], g[:, None], history)
-        return (terms * a).sum(1), history
+        return next_x, torch.where(written[:, :, None, None, None], g[:, None], history)
 
     def _deviation(self, V: Tensor, rows: Tensor) -> Tensor:
         """Of z, as the network's second half of channels says it; see ``reverse_step.reference.noise_scale``."""
@@ -187,7 +193,10 @@ class Adjust(_AfterNetwork):
             **{start + row.X0: torch.where(bounded, 1.0 / s, 1.0) * root * root for start in (row.A, row.B)},
             **{start + row.Z: root for start in (row.A, row.B)},
         }
-        words = [rows[:, word] * factors[word] if word in factors else rows[:, word] for word in range(row.ROW_WORDS)]
+        words = [
+            rows[:, word] * factors[word] if word in factors else rows[:, word]
+            for word in range(row.ROW_WORDS)
+        ]
         words[row.CLIP] = torch.where(bounded, s, words[row.CLIP])
         return (torch.stack(words, 1),)
 
@@ -201,6 +210,13 @@ class Adjust(_AfterNetwork):
     def example(self) -> tuple[Tensor, ...]:
         found = self.examples()
         return tuple(found[port.name] for port in self.interface().inputs)
+
+
+def _combined(terms: Sequence[Tensor], coefficients: Sequence[Tensor]) -> Tensor:
+    total = coefficients[0] * terms[0]
+    for term, coefficient in zip(terms[1:], coefficients[1:], strict=True):
+        total = total + coefficient * term
+    return total
 
 
 def _std(values: Tensor) -> Tensor:
