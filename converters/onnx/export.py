@@ -57,7 +57,10 @@ class Source:
 
     def __init__(self, engine: Engine, precision: str, opset: int) -> None:
         self.engine, self.precision, self.opset = engine, precision, opset
-        self.forms = forms_of(engine)
+        every = forms_of(engine)
+        self.forms = [(network, form) for network, form in every if not form.missing(network)]
+        reasons = {form.name: form.missing(network) for network, form in every}
+        self.left_out = [f"{name}.onnx: {reason}" for name, reason in reasons.items() if reason]
 
     def items(self, what: str) -> list[Item]:
         """The models of `what`, none of them made yet."""
@@ -188,9 +191,10 @@ def export_engine(
     place: Callable[[str], str] = _served if what == "server" else _plain
     files: dict[str, bytes] = {}
     described: dict[str, Mapping[str, Any]] = {}
-    left_out: list[str] = []
+    left_out = source.left_out
     if isinstance(engine, DiffusionEngine) and what != "model":
-        files, left_out = table_files(engine, asked)
+        files, tables_left_out = table_files(engine, asked)
+        left_out = [*left_out, *tables_left_out]
     # Before minutes of work: would anything be overwritten, can anything be written at all?
     once = (
         {name for solver, steps in asked for name in [table_name(solver, steps)]}

@@ -214,12 +214,17 @@ def _bound_tensors(flow: Flow) -> Interface:
     return Interface((levels, SEEDS, draws, *_condition(flow)), (bound,))
 
 
+def _no_bound(flow: Flow) -> str:
+    return (
+        ""
+        if flow.levels is not None
+        else "data without levels has no bound; log_prob of encode.onnx is exact"
+    )
+
+
 def _dequantiser(flow: Flow) -> Dequantiser:
     if flow.dequantiser is None:
-        raise ConfigError(
-            "is null: data without levels has no such bound, log_prob of the form encode is exact",
-            argument="levels",
-        )
+        raise ConfigError(f"is null: {_no_bound(flow)}", argument="levels")
     return flow.dequantiser
 
 
@@ -332,5 +337,6 @@ BOUND = _form(
     make=lambda flow: _Bound(flow).eval(),
     reference=_reference_bound,
     example=_example_bound,
+    missing=_no_bound,
 )
 FLOW = (ENCODE, DECODE, SAMPLE, BOUND)

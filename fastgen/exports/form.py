@@ -69,6 +69,7 @@ class ExportForm:
     precisions: "fp32", "fp16": what the form can be written in.
     rounded(module, dtype): a module of `make`'s in half precision between float32 tensors; it may change the one that
         it gets. None: everything is rounded.
+    missing(network): why a network of these options has no such form, "" where it has; an export leaves it out then.
     """
 
     name: str
@@ -80,3 +81,4 @@ class ExportForm:
     sizes: Callable[[Any], Mapping[str, int]] = lambda network: {}
     precisions: tuple[str, ...] = ("fp32", "fp16")
     rounded: Callable[[nn.Module, torch.dtype], nn.Module] | None = None
+    missing: Callable[[Any], str] = lambda network: ""

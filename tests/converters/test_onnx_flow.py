@@ -26,7 +26,15 @@ ENCODE, DECODE, SAMPLE, BOUND = FLOW
 
 def forms(flow: Flow) -> list[ExportForm]:
     """Those that there are: data without levels has no bound."""
-    return [form for form in FLOW if form is not BOUND or flow.levels is not None]
+    assert bool(BOUND.missing(flow)) == (flow.levels is None)
+    return [form for form in FLOW if not form.missing(flow)]
+
+
+# Of each architecture the case with the most options.
+FIRST = {architecture: name for name, (architecture, _) in CASES.items()} | {
+    "glow": "glow, everything else",
+    "vector_flow": "vector_flow, masks",
+}
 
 
 def close(got: Tensor, want: Tensor, tolerance: float = 1e-4) -> None:
@@ -144,8 +152,9 @@ class Runner:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_file_is_the_reference(name: str) -> None:
+    """The forms of one case of each architecture, and of every case those that are most used."""
     flow = make(name).flow
-    for form in forms(flow):
+    for form in forms(flow) if name in FIRST.values() else (ENCODE, DECODE):
         run = Runner(form, flow)
         for batch in (1, 4):
             tensors = form.example(flow, batch, torch.Generator().manual_seed(batch), {})
