@@ -12,7 +12,7 @@ from torch import nn
 from .checkpoint import Part, Spec
 from .config import from_dict
 from .errors import ConfigError
-from .exports import DENOISER, ExportForm
+from .exports import DENOISER, FLOW, ExportForm
 from .models.flow.glow import Glow, GlowConfig
 from .models.flow.nice import NICE, NICEConfig
 from .models.flow.realnvp import RealNVP, RealNVPConfig
@@ -34,11 +34,11 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "glow": Architecture(GlowConfig, Glow),
-    "nice": Architecture(NICEConfig, NICE),
-    "realnvp": Architecture(RealNVPConfig, RealNVP),
+    "glow": Architecture(GlowConfig, Glow, exports=FLOW),
+    "nice": Architecture(NICEConfig, NICE, exports=FLOW),
+    "realnvp": Architecture(RealNVPConfig, RealNVP, exports=FLOW),
     "unet": Architecture(UNetConfig, UNet, exports=(DENOISER,)),
-    "vector_flow": Architecture(VectorFlowConfig, VectorFlow),
+    "vector_flow": Architecture(VectorFlowConfig, VectorFlow, exports=FLOW),
 }
 
 

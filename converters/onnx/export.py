@@ -16,9 +16,9 @@ from fastgen.architectures import ARCHITECTURES
 from fastgen.config import to_dict
 from fastgen.engines import DiffusionEngine, FlowEngine
 from fastgen.engines.base import Engine
-from fastgen.errors import ArgumentError, ConfigError
+from fastgen.errors import ArgumentError, CheckpointError, ConfigError
 from fastgen.exports import ExportForm, Interface, Port
-from fastgen.files import check_writable, make_folder
+from fastgen.files import check_writable, make_folder, read_ordinary
 
 from .exporter import OPSET, check_opset, describe, export_form, precision_dtype
 from .folder import Written, check_destination, model_files, write_folder
@@ -32,7 +32,7 @@ from .samplers import (
     step_model,
 )
 from .server import configuration
-from .tables import parse_table, table_files, table_name
+from .tables import parse_table, table_files
 
 if TYPE_CHECKING:
     import onnx
@@ -57,8 +57,10 @@ class Source:
 
     def __init__(self, engine: Engine, precision: str, opset: int) -> None:
         self.engine, self.precision, self.opset = engine, precision, opset
-        self.forms = forms_of(engine)
-        self.left_out: list[str] = []  # forms that this network does not have, and why
+        every = forms_of(engine)
+        self.forms = [(network, form) for network, form in every if not form.missing(network)]
+        reasons = {form.name: form.missing(network) for network, form in every}
+        self.left_out = [f"{name}.onnx: {reason}" for name, reason in reasons.items() if reason]
 
     def items(self, what: str) -> list[Item]:
         """The models of `what`, none of them made yet."""
@@ -67,12 +69,7 @@ class Source:
         if what in ("model", "server", "all"):
             for network, form in self.forms:
                 build = (lambda: self.pieces.denoiser) if diffusion else self._builder(network, form)
-                try:
-                    interface = form.interface(network)
-                except ConfigError as error:
-                    self.left_out.append(f"{form.name}.onnx: {error}")
-                    continue
-                found.append(Item(form.name, interface, build, form, network))
+                found.append(Item(form.name, form.interface(network), build, form, network))
         if diffusion and what in ("step", "all"):
             found.append(Item("step", step_interface(self.layout), lambda: step_model(self.pieces)))
         if diffusion and what in ("sampler", "server", "all"):
@@ -197,17 +194,11 @@ def export_engine(
     described: dict[str, Mapping[str, Any]] = {}
     left_out = source.left_out
     if isinstance(engine, DiffusionEngine) and what != "model":
-        files, missing = table_files(engine, asked)
-        left_out += missing
+        files, tables_left_out = table_files(engine, asked)
+        left_out = [*left_out, *tables_left_out]
+    files = {name: data for name, data in files.items() if not _holds(folder / name, data)}
     # Before minutes of work: would anything be overwritten, can anything be written at all?
-    once = (
-        {name for solver, steps in asked for name in [table_name(solver, steps)]}
-        if what == "tables"
-        else set(files)
-    )
-    check_destination(folder, [*(place(item.name) for item in items), *once], force)
-    if what == "tables" and not force:
-        files = {name: data for name, data in files.items() if not (folder / name).exists()}
+    check_destination(folder, [*(place(item.name) for item in items), *files], force)
     make_folder(folder, parents=True)
     check_writable(folder)
     checks: list[str] = []
@@ -239,6 +230,14 @@ def check_arguments(what: str, precision: str, opset: int) -> None:
         raise ArgumentError(f"expected one of {', '.join(WHAT)}, got {what!r}", argument="what")
     precision_dtype(precision)
     check_opset(opset)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether the file is there already, as it would be written."""
+    try:
+        return read_ordinary(path, len(data), CheckpointError) == data
+    except CheckpointError:
+        return False
 
 
 def _plain(name: str) -> str:

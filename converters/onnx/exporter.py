@@ -98,8 +98,12 @@ def export_form(
     example = form.example(network, 3, torch.Generator().manual_seed(0), {})
     module = form.make(network)
     if dtype is not torch.float32:
-        rounded = [port.dtype.is_floating_point and not port.exact for port in interface.inputs]
-        module = _Rounded(copy.deepcopy(module), dtype, rounded)
+        module = copy.deepcopy(module)
+        if form.rounded is None:
+            rounded = [port.dtype.is_floating_point and not port.exact for port in interface.inputs]
+            module = _Rounded(module, dtype, rounded)
+        else:
+            module = form.rounded(module, dtype)
     return export_module(module, interface, example, f"form {form.name}", opset=opset, metadata=metadata)
 
 

@@ -67,6 +67,9 @@ class ExportForm:
         lengths of the dynamic axes besides "batch", {} where there are none.
     sizes(network): lengths of those axes in use, {"height": 28, "width": 28}.
     precisions: "fp32", "fp16": what the form can be written in.
+    rounded(module, dtype): a module of `make`'s in half precision between float32 tensors; it may change the one that
+        it gets. None: everything is rounded.
+    missing(network): why a network of these options has no such form, "" where it has; an export leaves it out then.
     """
 
     name: str
@@ -77,3 +80,5 @@ class ExportForm:
     example: Callable[[Any, int, torch.Generator, Mapping[str, int]], Tensors]
     sizes: Callable[[Any], Mapping[str, int]] = lambda network: {}
     precisions: tuple[str, ...] = ("fp32", "fp16")
+    rounded: Callable[[nn.Module, torch.dtype], nn.Module] | None = None
+    missing: Callable[[Any], str] = lambda network: ""
