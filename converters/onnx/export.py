@@ -16,12 +16,12 @@ from fastgen.architectures import ARCHITECTURES
 from fastgen.config import to_dict
 from fastgen.engines import DiffusionEngine, FlowEngine
 from fastgen.engines.base import Engine
-from fastgen.errors import ArgumentError, CheckpointError, ConfigError
+from fastgen.errors import ArgumentError, ConfigError
 from fastgen.exports import ExportForm, Interface, Port
-from fastgen.files import check_writable, make_folder, read_ordinary
+from fastgen.files import check_writable, make_folder
 
 from .exporter import OPSET, check_opset, describe, export_form, precision_dtype
-from .folder import Written, check_destination, model_files, write_folder
+from .folder import Written, changed, check_destination, model_files, write_folder
 from .samplers import (
     Layout,
     Pieces,
@@ -196,9 +196,8 @@ def export_engine(
     if isinstance(engine, DiffusionEngine) and what != "model":
         files, tables_left_out = table_files(engine, asked)
         left_out = [*left_out, *tables_left_out]
-    files = {name: data for name, data in files.items() if not _holds(folder / name, data)}
     # Before minutes of work: would anything be overwritten, can anything be written at all?
-    check_destination(folder, [*(place(item.name) for item in items), *files], force)
+    check_destination(folder, [*(place(item.name) for item in items), *changed(folder, files)], force)
     make_folder(folder, parents=True)
     check_writable(folder)
     checks: list[str] = []
@@ -230,14 +229,6 @@ def check_arguments(what: str, precision: str, opset: int) -> None:
         raise ArgumentError(f"expected one of {', '.join(WHAT)}, got {what!r}", argument="what")
     precision_dtype(precision)
     check_opset(opset)
-
-
-def _holds(path: Path, data: bytes) -> bool:
-    """Whether the file is there already, as it would be written."""
-    try:
-        return read_ordinary(path, len(data), CheckpointError) == data
-    except CheckpointError:
-        return False
 
 
 def _plain(name: str) -> str:

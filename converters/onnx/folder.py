@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastgen.errors import ConfigError
-from fastgen.files import make_folder, prepared
+from fastgen.errors import CheckpointError, ConfigError
+from fastgen.files import make_folder, prepared, read_ordinary
 from fastgen.onnx_runtime.manifest import FORMAT, MANIFEST, VERSION, read_manifest
 
 if TYPE_CHECKING:
@@ -76,6 +76,18 @@ def check_destination(folder: Path, names: Iterable[str], force: bool) -> None:
         )
 
 
+def changed(folder: Path, files: Mapping[str, bytes]) -> list[str]:
+    """Names of those that are not in the folder already, as they would be written."""
+    return [name for name, data in files.items() if not _holds(folder / name, data)]
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return read_ordinary(path, len(data), CheckpointError) == data
+    except CheckpointError:
+        return False
+
+
 def write_folder(
     folder: Path,
     files: Mapping[str, bytes],
@@ -97,7 +109,7 @@ def write_folder(
             "overwrite with force=True (--force)",
             argument=folder,
         )
-    check_destination(folder, files, force)
+    check_destination(folder, changed(folder, files), force)
     entries = dict(old["files"]) if old is not None and same else {}
     for name, data in files.items():
         entries[name] = {
