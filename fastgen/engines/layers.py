@@ -17,6 +17,7 @@ from fastgen_kernels import OPS
 from fastgen_kernels.op import UNIT_ROUNDOFF
 
 from ..fused.blocks import SILU, PlainNorm
+from ..fused.small import PlainHalf
 from ..fused.twin import Twin
 from ..models.blocks import NormAct
 from ..models.resample import Upsample
@@ -192,6 +193,14 @@ def _allowed(
         # Where a second tensor is added in a pass of its own, the first sum is rounded to the type by itself.
         relative += 1.01 * u if len(inputs) > 1 or named else 0.0
         return rounded + relative * twin(*map(_magnitude, inputs), **_magnitudes(named))
+    if isinstance(module, PlainHalf):
+        given = module.arguments(*inputs, **named)
+        op, index = OPS["conv_norm"], 0 if module.norm is None else 1
+        outputs = op.exact(**given)
+        return (
+            op.tolerance(outputs, given | {"x": given["x"].to(dtype)})[index]
+            + products * outputs[0].abs().max()
+        )
     if isinstance(module, PlainNorm):
         return _of_norm(module, inputs, named, exact, dtype)
     if isinstance(module, nn.GroupNorm) and len(inputs) == 1:  # not scaled and shifted by an embedding
