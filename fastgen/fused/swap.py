@@ -16,7 +16,7 @@ from .blocks import FusedAdaResidual, FusedAttention, FusedNorm, FusedResidual, 
 from .exactly import hooked
 from .folding import baked
 from .networks import COUPLING_NETWORKS, sequential, twin
-from .onednn import OneDNNUp, takes_up
+from .onednn import OneDNNUp, takes_up, why_not
 from .twin import Twin
 from .unet import FusedUNet
 
@@ -94,3 +94,11 @@ def census(network: nn.Module) -> dict[str, dict[str, int]]:
 
 
 EMPTY = (nn.Identity, nn.Dropout, nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+def convolutions(device: torch.device, dtype: torch.dtype) -> str:
+    """Whose convolutions twins call there; on a CPU, why not oneDNN's."""
+    if device.type != "cpu":
+        return "PyTorch's"
+    reason = why_not(dtype)
+    return "oneDNN's own calls" if reason is None else f"PyTorch's: {reason}"

@@ -106,7 +106,9 @@ def test_the_way_of_small_batches_on_a_gpu(name: str, monkeypatch: pytest.Monkey
             module.register_forward_hook(lambda module, given, result: called.append(module))
     for _ in range(2):
         torch.testing.assert_close(fast(x, t, label), network(x, t, label), rtol=1e-11, atol=1e-12)
-    silu = network.config.act_fn in ("silu", "swish") and "KDownBlock2D" not in network.config.down_block_types
+    silu = (
+        network.config.act_fn in ("silu", "swish") and "KDownBlock2D" not in network.config.down_block_types
+    )
     assert bool(called) == silu
     called.clear()
     monkeypatch.setattr(small, "SMALL_PIXELS", 0)

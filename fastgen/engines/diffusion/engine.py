@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from ...architectures import part_config
 from ...checkpoint import Spec
+from ...config import shown
 from ...diffusion.processes import AnyProcess
 from ...diffusion.table import Table
 from ...errors import ConfigError
-from ...fused.onednn import why_not
-from ...fused.swap import census
+from ...fused.swap import census, convolutions
 from ...images import PICTURES, Range, to_output
 from ...runtime.device import DTYPES, placed
 from ..base import Engine, only_part
@@ -25,7 +25,7 @@ from ..finished import warn_clamped
 from ..verb import Networks, Verb
 from ..verification import Check
 from .loop import Loop
-from .module import Wrapped, check_shape, module_settings, noisy_classifier, swapped, wrap
+from .module import Wrapped, check_shape, compiled, module_settings, noisy_classifier, swapped, wrap
 from .previews import Preview, Run
 from .request import Request, resolve
 from .session import Session
@@ -50,14 +50,24 @@ class DiffusionEngine(Engine):
     loop: Loop
 
     def __init__(
-        self, network: nn.Module, settings: DiffusionSettings, shape: tuple[int, int, int], **options: Any
+        self,
+        network: nn.Module,
+        settings: DiffusionSettings,
+        shape: tuple[int, int, int],
+        *,
+        compile: bool = False,
+        **options: Any,
     ) -> None:
         """`network`, F(x, t, label), is moved to its device and type and belongs to the engine from here on.
 
-        shape: (C, H, W) of a sample. options: those of ``Engine``; max_batch: samples that step together; graph:
-        capture steps.
+        shape: (C, H, W) of a sample. compile: run the network under ``torch.compile`` in place of its fused blocks,
+        with frozen weights on a CPU; the first call for each batch takes a minute or more. options: those of
+        ``Engine``; max_batch: samples that step together; graph: capture steps.
         """
         self.shape, self.network = shape, network  # `fused` is what runs
+        if type(compile) is not bool:
+            raise ConfigError(f"expected True or False, got {shown(compile)}", argument="compile")
+        self._compile = compile
         self._range_assumed = False  # whether nobody has said the value range
         self._guiding_classes: int | None = None  # of the classifier given to `guide`
         part = next(iter(options.get("architectures") or {"network": ""}))
@@ -359,7 +369,7 @@ class DiffusionEngine(Engine):
         return self.loop
 
     def _prepare(self) -> None:
-        self.fused = swapped(self.network)
+        self.fused = compiled(self.network, self.device) if self._compile else swapped(self.network)
         if "loop" in vars(self):
             self.loop.use(self.fused)
         else:
@@ -375,17 +385,10 @@ class DiffusionEngine(Engine):
             "classes": self.settings.num_classes,
             "value_range": None if self.value_range is None else list(self.value_range),
             "memory_format": str(self.loop.memory_format).removeprefix("torch."),
-            "blocks": census(self.fused),
-            "convolutions": self._convolutions(),
+            "blocks": "compiled by torch.compile" if self._compile else census(self.fused),
+            "convolutions": convolutions(self.device, self.dtype),
             "conditions": None if self.loop.conditions is None else self.loop.conditions.describe(),
         }
-
-    def _convolutions(self) -> str:
-        """Whose they are, and why not oneDNN's on a CPU."""
-        if self.device.type != "cpu":
-            return "PyTorch's"
-        reason = why_not(self.dtype)
-        return "oneDNN's own calls" if reason is None else f"PyTorch's: {reason}"
 
     def _defaults(self) -> dict[str, Any]:
         return {
@@ -396,7 +399,8 @@ class DiffusionEngine(Engine):
         }
 
     def running(self) -> Networks:
-        return dict.fromkeys(self.networks, self.fused)
+        # Within a compiled network there are no layers to look at.
+        return {} if self._compile else dict.fromkeys(self.networks, self.fused)
 
     def more_checks(self, batch: int, seed: int, generator: torch.Generator) -> Iterator[Check]:
         yield from steps(self, batch, generator)

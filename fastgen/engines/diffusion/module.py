@@ -114,6 +114,15 @@ def swapped(network: nn.Module) -> nn.Module:
     return made
 
 
+def compiled(network: nn.Module, device: torch.device) -> nn.Module:
+    """`network` under ``torch.compile``, compiled in its first call for each shape."""
+    torch._dynamo.reset()  # frozen weights are those of the compilation: what was compiled before may be out of date
+    if device.type == "cpu":
+        return torch.compile(network, dynamic=False, options={"freezing": True})  # type: ignore[return-value]
+    # Without CUDA graphs of its own: the engine captures the whole step.
+    return torch.compile(network, dynamic=False, mode="max-autotune-no-cudagraphs")  # type: ignore[return-value]
+
+
 def noisy_classifier(
     net: nn.Module, shape: tuple[int, int, int], device: torch.device
 ) -> tuple[Classifier, int]:
