@@ -22,9 +22,7 @@ EDGES = [0, 1, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
 @pytest.mark.parametrize("stream", ["initial", "step", "dequantise"])
 def test_noise_is_the_engines_bit_for_bit(stream: str, count: int) -> None:
     generator = torch.Generator().manual_seed(count)
-    seeds = torch.cat(
-        [signed_seeds(EDGES), torch.randint(-(2**63), 2**63 - 1, (40,), generator=generator)]
-    )
+    seeds = torch.cat([signed_seeds(EDGES), torch.randint(-(2**63), 2**63 - 1, (40,), generator=generator)])
     steps = torch.randint(0, 2**32, seeds.shape, generator=generator)
     steps[:3] = torch.tensor([0, 1, 2**32 - 1])
     assert torch.equal(
@@ -97,9 +95,7 @@ def test_the_update_is_the_kernels_reference(learned: int, guided: bool) -> None
         output=output, **{name: given[name] for name in names}, **more
     )
     torch.testing.assert_close(got_x, x, rtol=2e-6, atol=2e-6)
-    torch.testing.assert_close(
-        got_history, history.transpose(0, 1), rtol=2e-6, atol=2e-6, equal_nan=True
-    )
+    torch.testing.assert_close(got_history, history.transpose(0, 1), rtol=2e-6, atol=2e-6, equal_nan=True)
 
 
 def test_a_sample_that_is_not_guided_does_not_see_that_others_are() -> None:
@@ -128,9 +124,7 @@ def test_adjusted_rows_are_the_engines(kind: str, guided: bool) -> None:
         rows[:, row.THRESHOLD_MAX] = torch.tensor([1.5, 100.0, 0.0, 2.0])
     elif kind != "none":
         rows[:, row.LANGEVIN] = torch.tensor([1.0, 0.0, 1.0, 0.0]) if kind == "langevin" else 2.0
-    wanted = adjusted(
-        rows, given["x"], given["output"], given["z"], guided=guided, kinds=EVERY_KIND
-    )
+    wanted = adjusted(rows, given["x"], given["output"], given["z"], guided=guided, kinds=EVERY_KIND)
     output, more = compact(given["output"], guided)
     if guided:
         more["guidance"] = given["guidance"]
