@@ -48,7 +48,7 @@ def forms() -> Iterator[tuple[str, ExportForm]]:
 
 
 def errors(architecture: str, form: ExportForm, precision: str) -> float:
-    """The largest error over batches and sizes, each relative to the reference's largest value; ONNX's checker passed."""
+    """The largest error over batches and sizes, relative to the reference's largest value; ONNX's checker passed."""
     net = network(architecture)[1]
     model = export_form(form, net, precision=precision)
     onnx.checker.check_model(model, full_check=True)
