@@ -38,7 +38,8 @@ STAGES = {
     "kernels": 110.0,
     "networks": 105.0,
     "probes": 30.0,
-    "compiled": 125.0,  # the last, because it uses all that is left
+    "onnx": 25.0,
+    "compiled": 100.0,  # the last, because it uses all that is left
 }
 AGAIN = {"machine": 20.0, "smoke": 20.0, "tests": 45.0, "old_new": 50.0, "sanitizer": 35.0}
 GRACE = 2.0  # seconds between asking a process to end and ending it
