@@ -24,7 +24,7 @@ LAYERS = [
         "fastgen.training",
         "fastgen.images",
     },
-    {"fastgen.architectures", "fastgen.engines", "fastgen.zoo"},
+    {"fastgen.architectures", "fastgen.engines", "fastgen.onnx_runtime", "fastgen.zoo"},
     {"fastgen.converters"},
     {"fastgen.families"},
     {"fastgen.api", "fastgen"},

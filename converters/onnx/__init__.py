@@ -2,10 +2,9 @@
 
 from .export import WHAT, check_arguments, export_engine
 from .exporter import OPSET, PRECISIONS, export_form, export_module
-from .folder import MANIFEST, Written, read_manifest
+from .folder import Written
 
 __all__ = [
-    "MANIFEST",
     "OPSET",
     "PRECISIONS",
     "WHAT",
@@ -14,5 +13,4 @@ __all__ = [
     "export_engine",
     "export_form",
     "export_module",
-    "read_manifest",
 ]

@@ -21,7 +21,7 @@ from fastgen.exports import ExportForm, Interface, Port
 from fastgen.files import check_writable, make_folder
 
 from .exporter import OPSET, check_opset, describe, export_form, precision_dtype
-from .folder import Written, check_destination, model_files, write_folder
+from .folder import Written, changed, check_destination, model_files, write_folder
 from .samplers import (
     Layout,
     Pieces,
@@ -32,7 +32,7 @@ from .samplers import (
     step_model,
 )
 from .server import configuration
-from .tables import parse_table, table_files, table_name
+from .tables import parse_table, table_files
 
 if TYPE_CHECKING:
     import onnx
@@ -95,7 +95,7 @@ class Source:
     def metadata(self, item: Item) -> dict[str, str]:
         """What a file says of itself."""
         engine = self.engine
-        networks = {part: to_dict(net.config) for part, net in engine.networks.items()}  # type: ignore[call-overload]
+        networks = {part: to_dict(net.config) for part, net in engine.networks.items()}
         ports = (*item.interface.inputs, *item.interface.outputs)
         return {
             "fastgen.version": __version__,
@@ -144,6 +144,7 @@ def flow_facts(engine: FlowEngine) -> dict[str, Any]:
         "levels": flow.levels,
         "classes": flow.classes,
         "context": flow.context,
+        "class_names": None if engine.settings.class_names is None else list(engine.settings.class_names),
         "defaults": {"temperature": engine.settings.temperature},
     }
 
@@ -196,14 +197,7 @@ def export_engine(
         files, tables_left_out = table_files(engine, asked)
         left_out = [*left_out, *tables_left_out]
     # Before minutes of work: would anything be overwritten, can anything be written at all?
-    once = (
-        {name for solver, steps in asked for name in [table_name(solver, steps)]}
-        if what == "tables"
-        else set(files)
-    )
-    check_destination(folder, [*(place(item.name) for item in items), *once], force)
-    if what == "tables" and not force:
-        files = {name: data for name, data in files.items() if not (folder / name).exists()}
+    check_destination(folder, [*(place(item.name) for item in items), *changed(folder, files)], force)
     make_folder(folder, parents=True)
     check_writable(folder)
     checks: list[str] = []

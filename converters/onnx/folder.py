@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastgen.errors import CheckpointError, ConfigError
 from fastgen.files import make_folder, prepared, read_ordinary
+from fastgen.onnx_runtime.manifest import FORMAT, MANIFEST, VERSION, read_manifest
 
 if TYPE_CHECKING:
     import onnx
 
-MANIFEST = "model.json"
-FORMAT = "fastgen-onnx"
-VERSION = 1
 LIMIT = 2_000_000_000  # bytes of one protobuf file are at most 2^31 - 1
 SMALL = 1024  # bytes of a tensor that stays in the model where others lie outside
-MAX_MANIFEST = 8 << 20
 
 
 @dataclass
@@ -79,6 +76,18 @@ def check_destination(folder: Path, names: Iterable[str], force: bool) -> None:
         )
 
 
+def changed(folder: Path, files: Mapping[str, bytes]) -> list[str]:
+    """Names of those that are not in the folder already, as they would be written."""
+    return [name for name, data in files.items() if not _holds(folder / name, data)]
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return read_ordinary(path, len(data), CheckpointError) == data
+    except CheckpointError:
+        return False
+
+
 def write_folder(
     folder: Path,
     files: Mapping[str, bytes],
@@ -100,7 +109,7 @@ def write_folder(
             "overwrite with force=True (--force)",
             argument=folder,
         )
-    check_destination(folder, files, force)
+    check_destination(folder, changed(folder, files), force)
     entries = dict(old["files"]) if old is not None and same else {}
     for name, data in files.items():
         entries[name] = {
@@ -123,21 +132,3 @@ def write_folder(
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
     return {name: len(data) for name, data in files.items()} | {MANIFEST: len(text)}
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What ``model.json`` of an export says. Raises CheckpointError."""
-    path = folder / MANIFEST
-    try:
-        raw = json.loads(read_ordinary(path, MAX_MANIFEST, CheckpointError))
-    except ValueError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"not valid JSON: {error}", argument=path) from error
-    files = raw.get("files") if isinstance(raw, dict) else None
-    if not isinstance(files, dict) or raw.get("format") != FORMAT or raw.get("version") != VERSION:
-        raise CheckpointError("is no description of an export that this version can read", argument=path)
-    inside = all(isinstance(n, str) and not os.path.isabs(n) and ".." not in Path(n).parts for n in files)
-    if not inside:
-        raise CheckpointError("names files outside of its folder", argument=path)
-    return raw

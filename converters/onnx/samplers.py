@@ -8,7 +8,7 @@ body: outside of it, each iteration takes about a fifth longer in onnxruntime.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -208,7 +208,8 @@ def _body(pieces: Pieces) -> onnx.GraphProto:
     scaled = body.add(
         "Mul", "x", body.add("Gather", one_row, body.constant(row.INPUT_SCALE, np.int64), axis=0)
     )
-    label, evaluations, guiding = "label", "batch_size", {}
+    label, evaluations = "label", "batch_size"
+    guiding: dict[str, str] = {}
     if pieces.layout.guided:
         scaled, label, evaluations, guiding = _guide(body, pieces, one_row, scaled)
     time = body.add("Expand", taken["time"], evaluations)
@@ -307,7 +308,7 @@ def _output(name: str, port: Port) -> onnx.ValueInfoProto:
 
 
 def _node(
-    operation: str, inputs: list[str], outputs: list[str], name: str, **attributes: object
+    operation: str, inputs: list[str], outputs: list[str], name: str, **attributes: Any
 ) -> onnx.NodeProto:
     from onnx import helper
 
