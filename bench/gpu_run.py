@@ -38,6 +38,7 @@ STAGES = {
     "kernels": 80.0,
     "networks": 85.0,
     "probes": 35.0,
+    "onnx": 25.0,
     "compiled": 80.0,  # the last, because it uses all that is left
 }
 AGAIN = {"machine": 20.0, "smoke": 20.0, "tests": 45.0, "old_new": 50.0, "sanitizer": 35.0}

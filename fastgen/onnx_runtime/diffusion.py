@@ -98,7 +98,8 @@ class DiffusionModel:
         label = (
             np.array([null if number is None else number for number in numbers]) if known["classes"] else None
         )
-        by_step = callback is not None or "sampler" not in self.sessions or self.sessions.cuda_graph
+        only_step = "step" in self.sessions and "sampler" not in self.sessions
+        by_step = callback is not None or only_step or self.sessions.cuda_graph
         parts = []
         for start in range(0, count, self.max_batch):
             part = slice(start, start + self.max_batch)

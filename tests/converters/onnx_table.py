@@ -1,0 +1,113 @@
+"""The table of export forms in ``docs/onnx.md``: ``python -m tests.converters.onnx_table`` measures and writes it."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+import fastgen
+from fastgen.architectures import ARCHITECTURES
+from fastgen.converters.onnx import export_form
+from fastgen.converters.onnx.checking import BATCHES, form_error, open_session, trial_sizes
+from fastgen.converters.onnx.export import Item
+from fastgen.exports import ExportForm, Port
+from tests.engines.flows import CASES, make
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "onnx.md"
+MARKS = ("<!-- forms: python -m tests.converters.onnx_table -->\n", "<!-- end of forms -->")
+ZOO = {"unet": "zoo:ddpm-mnist", "glow": "zoo:glow-mnist"}
+HEAD = (
+    "| architecture | form | in | out | of any length | measured on | error fp32 | error fp16 |\n"
+    "|---|---|---|---|---|---|---|---|\n"
+)
+
+
+@functools.cache
+def network(architecture: str) -> tuple[str, nn.Module]:
+    """(what it is, a network) that an architecture's forms are tried on: a zoo model, else a small one of the tests."""
+    if architecture in ZOO:
+        engine = fastgen.load(ZOO[architecture], device="cpu", dtype="float32")
+        return ZOO[architecture], next(iter(engine.networks.values()))
+    name = next(name for name, (kind, _) in CASES.items() if kind == architecture)
+    return f"a small one ({name})", make(name).flow
+
+
+def forms() -> Iterator[tuple[str, ExportForm]]:
+    """(architecture, form) of every form that the architecture's network has."""
+    for architecture, entry in ARCHITECTURES.items():
+        for form in entry.exports:
+            if not form.missing(network(architecture)[1]):
+                yield architecture, form
+
+
+def errors(architecture: str, form: ExportForm, precision: str) -> float:
+    """The largest error over batches and sizes, relative to the reference's largest value; ONNX's checker passed."""
+    net = network(architecture)[1]
+    model = export_form(form, net, precision=precision)
+    onnx.checker.check_model(model, full_check=True)
+    item = Item(form.name, form.interface(net), lambda: model, form, net)
+    session = open_session(model)
+    return max(
+        form_error(item, session, batch, sizes)
+        for batch in BATCHES
+        for sizes in trial_sizes(item.interface, form.sizes(net))
+    )
+
+
+def described(architecture: str, form: ExportForm) -> str:
+    """A row without its errors."""
+    what, net = network(architecture)
+    interface = form.interface(net)
+    dynamic = [
+        f"{axis} (of {interface.divisor(axis)})" if interface.divisor(axis) > 1 else axis
+        for axis in interface.dynamic
+    ]
+    cells = [
+        architecture,
+        form.name,
+        _names(interface.inputs),
+        _names(interface.outputs),
+        ", ".join(dynamic),
+        what,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _names(ports: tuple[Port, ...]) -> str:
+    """``latents_0 .. latents_3`` for many alike."""
+    names: list[str] = []
+    for port in ports:
+        match = re.fullmatch(r"(\w+_)(\d+)", port.name)
+        if match and names and names[-1].startswith(match[1]):
+            names[-1] = f"{match[1]}0 .. {port.name}"
+        else:
+            names.append(port.name)
+    return ", ".join(names)
+
+
+def table() -> str:
+    torch.set_num_threads(1)
+    lines = []
+    for architecture, form in forms():
+        found = " ".join(f"{errors(architecture, form, p):.1e} |" for p in form.precisions)
+        lines.append(f"{described(architecture, form)} {found}\n")
+        print(lines[-1], end="", file=sys.stderr, flush=True)
+    return HEAD + "".join(lines)
+
+
+def main() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    PAGE.write_text(f"{before}{MARKS[0]}{table()}{MARKS[1]}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
