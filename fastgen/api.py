@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from .converters import (
     replace,
     save,
 )
+from .converters.onnx import OPSET, Written, check_arguments, export_engine
 from .errors import ArgumentError, CheckpointError, ConfigError
 from .families import FAMILIES, Family
 from .files import exists
@@ -181,6 +182,47 @@ def convert(
         return converted.report.followed_by(written) if foreign else written
 
     return replace(destination, to, fill)
+
+
+def export(
+    source: str | Path | nn.Module,
+    destination: str | Path,
+    *,
+    what: str = "all",
+    precision: str = "fp32",
+    opset: int = OPSET,
+    tables: Iterable[str] = (),
+    check: bool = False,
+    force: bool = False,
+    **source_options: Any,
+) -> Written:
+    """Write a model (as for `load`) as ONNX files into a folder, for ``fastgen.onnx_runtime`` and other programs.
+
+    what: "model": every export form of its network; "step", "sampler": of a diffusion model one step of any solver, and
+        all steps from seeds to pictures; "tables": solvers for these two, as JSON; "server": a model repository of the
+        Triton Inference Server in ``server/``; "all": everything but the last.
+    precision: "fp32", or "fp16": weights and networks in half precision, tensors in and out still float32.
+    opset: of ONNX; onnxruntime 1.17 and later run the default.
+    tables: solvers beside the usual ones, each "SOLVER:STEPS", as "unipc:12".
+    check: run ONNX's checker on every file, and the file in onnxruntime beside the reference.
+    force: overwrite. Without it, nothing that is there is touched.
+    source_options: revision, local_files_only, variant, assume, as for `load`.
+
+    Files appear all together, or not at all; the same model gives the same bytes. Returns what was written. Raises
+    ConfigError or ArgumentError, with the reason; CheckpointError; WriteError.
+    """
+    check_arguments(what, precision, opset)
+    engine = load(source, device="cpu", dtype="float32", **source_options)
+    return export_engine(
+        engine,
+        destination,
+        what=what,
+        precision=precision,
+        opset=opset,
+        tables=tables,
+        check=check,
+        force=force,
+    )
 
 
 def _name(source: str | Path | nn.Module) -> str:

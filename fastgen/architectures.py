@@ -12,6 +12,7 @@ from torch import nn
 from .checkpoint import Part, Spec
 from .config import from_dict
 from .errors import ConfigError
+from .exports import DENOISER, FLOW, ExportForm
 from .models.flow.glow import Glow, GlowConfig
 from .models.flow.nice import NICE, NICEConfig
 from .models.flow.realnvp import RealNVP, RealNVPConfig
@@ -21,18 +22,23 @@ from .models.unet import UNet, UNetConfig
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build a network: a config dataclass and a class that takes an instance of it."""
+    """How to build a network: a config dataclass and a class that takes an instance of it.
+
+    exports: its functions that can be written as ONNX files. no_export: why there are none.
+    """
 
     config: type
     module: Callable[[Any], nn.Module]
+    exports: tuple[ExportForm, ...] = ()
+    no_export: str = ""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "glow": Architecture(GlowConfig, Glow),
-    "nice": Architecture(NICEConfig, NICE),
-    "realnvp": Architecture(RealNVPConfig, RealNVP),
-    "unet": Architecture(UNetConfig, UNet),
-    "vector_flow": Architecture(VectorFlowConfig, VectorFlow),
+    "glow": Architecture(GlowConfig, Glow, exports=FLOW),
+    "nice": Architecture(NICEConfig, NICE, exports=FLOW),
+    "realnvp": Architecture(RealNVPConfig, RealNVP, exports=FLOW),
+    "unet": Architecture(UNetConfig, UNet, exports=(DENOISER,)),
+    "vector_flow": Architecture(VectorFlowConfig, VectorFlow, exports=FLOW),
 }
 
 
