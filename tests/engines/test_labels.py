@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 import fastgen
 from fastgen.checkpoint import load_spec
 from fastgen.cli import main
+from fastgen.commands.evaluate import load_data
 from fastgen.engines.arguments import class_number, written_labels
 from fastgen.errors import ConfigError
 from fastgen.images import read_metadata
@@ -167,3 +170,18 @@ def test_a_run_of_the_old_order_goes_on_in_it(tmp_path: Path, monkeypatch: pytes
     x, label, _ = again.batch(range(12))
     assert label is not None
     assert [AS_STRINGS[i] for i in label] == [str(int(value) // 20) for value in x[:, 0, 0, 0]]
+
+
+def test_evaluation_numbers_classes_as_the_model_does(tmp_path: Path) -> None:
+    for name in ("2", "10"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8), 20 * int(name)).save(tmp_path / name / "x.png")
+    settings = SimpleNamespace(class_names=tuple(AS_STRINGS))
+    model: Any = SimpleNamespace(shape=(1, 8, 8), settings=settings, describe=lambda: {"levels": 256})
+    x, label, _ = load_data(model, str(tmp_path)).batch(range(2))
+    assert label is not None
+    assert [AS_STRINGS[i] for i in label] == [str(int(value) // 20) for value in x[:, 0, 0, 0]]
+    (tmp_path / "12").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "12" / "x.png")
+    with refused(ConfigError, "--data", 12):
+        load_data(model, str(tmp_path))
