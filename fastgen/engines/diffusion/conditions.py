@@ -38,10 +38,10 @@ class Conditions:
     """
 
     def __init__(
-        self, network: Conditioned, device: torch.device, dtype: torch.dtype, *, limit: int = LIMIT
+        self, network: Conditioned, device: torch.device, dtype: torch.dtype, *, limit: int | None = None
     ) -> None:
         self._network, self._device, self._dtype = network, device, dtype
-        self._most = limit // (max(1, network.width) * dtype.itemsize)
+        self._most = (LIMIT if limit is None else limit) // (max(1, network.width) * dtype.itemsize)
         self.values = torch.zeros(min(FIRST_ENTRIES, self._most), network.width, device=device, dtype=dtype)
         self._stretches = Stretches(0)
         self.overflowed = False  # whether a table has not found room
