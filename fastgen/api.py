@@ -5,35 +5,42 @@ from __future__ import annotations
 import inspect
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from . import architectures
-from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec, load_spec
+from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec, is_ours, load_spec
 from .checkpoint import load as load_checkpoint
-from .converters import (
-    CONVERTERS,
-    Converted,
-    Report,
-    build,
-    check,
-    detect,
-    from_module,
-    read_ours,
-    replace,
-    save,
-)
 from .errors import ArgumentError, CheckpointError, ConfigError
 from .families import FAMILIES, Family
 from .files import exists
 from .zoo import ZOO
 from .zoo import folder as zoo_folder
 
-ENGINES = {name: family.engine_class() for name, family in FAMILIES.items()}
+# Converters are imported where they are used: a model of our own needs none of them.
+if TYPE_CHECKING:
+    from .converters import Converted, Report
+    from .engines.base import Engine
+
+
+class _Engines(Mapping[str, "type[Engine]"]):
+    """The engine of each family by its name, imported when it is looked up."""
+
+    def __getitem__(self, name: str) -> type[Engine]:
+        return FAMILIES[name].engine_class()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(FAMILIES)
+
+    def __len__(self) -> int:
+        return len(FAMILIES)
+
+
+ENGINES = _Engines()
 OURS = {
     "device",
     "dtype",
@@ -140,6 +147,8 @@ def convert(
 
     Returns what was mapped, renamed, assumed and ignored. Raises ConfigError or CheckpointError.
     """
+    from .converters import CONVERTERS, check, read_ours, replace, save
+
     destination = Path(destination)
     if to != "fastgen" and (to not in CONVERTERS or CONVERTERS[to].write is None):
         writers = [name for name, converter in CONVERTERS.items() if converter.write is not None]
@@ -207,10 +216,15 @@ def _foreign(
 ) -> Converted | None:
     """A model of another project; None for fastgen's own. Raises ConfigError where that cannot be had as asked for."""
     if isinstance(model, nn.Module):
+        from .converters import from_module
+
         return from_module(model, assume)
-    converter = detect(model)
-    if converter is not None:
-        return converter.read(model, variant, assume)
+    if not is_ours(model):
+        from .converters import detect
+
+        converter = detect(model)
+        if converter is not None:
+            return converter.read(model, variant, assume)
     if variant is not None:
         raise ConfigError(_no_variant(variant, model), argument="variant")
     if assume:
@@ -227,6 +241,8 @@ def _read(
     """The spec and filled networks of a folder, file or module, ours or foreign, once `accept` has seen the spec."""
     converted = _foreign(model, variant, assume)
     if converted is not None:
+        from .converters import build
+
         accept(converted.spec)
         exact = isinstance(model, nn.Module) and any(p.dtype == torch.float64 for p in model.parameters())
         return converted.reported(), build(converted, torch.float64 if exact else None)
@@ -286,6 +302,8 @@ def _download(name: str, revision: str | None, local_files_only: bool, variant: 
     """The hub's model in the local cache: its small files, which say what it is, then the weights it needs."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    from .converters import CONVERTERS, detect
 
     def fetch(patterns: list[str]) -> Path:
         return Path(

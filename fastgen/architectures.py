@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -12,11 +13,6 @@ from torch import nn
 from .checkpoint import Part, Spec
 from .config import from_dict
 from .errors import ConfigError
-from .models.flow.glow import Glow, GlowConfig
-from .models.flow.nice import NICE, NICEConfig
-from .models.flow.realnvp import RealNVP, RealNVPConfig
-from .models.flow.vector import VectorFlow, VectorFlowConfig
-from .models.unet import UNet, UNetConfig
 
 
 @dataclass(frozen=True)
@@ -27,12 +23,33 @@ class Architecture:
     module: Callable[[Any], nn.Module]
 
 
+class _Listed(Architecture):
+    """A network `name` and its config `nameConfig` in a module of ``fastgen.models``, which is imported when used."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.__dict__["place"] = module, name
+
+    def _get(self, suffix: str) -> Any:
+        module, name = self.__dict__["place"]
+        return getattr(import_module(f".models.{module}", __package__), name + suffix)
+
+    @cached_property
+    def config(self) -> type:  # type: ignore[override]
+        found: type = self._get("Config")
+        return found
+
+    @cached_property
+    def module(self) -> Callable[[Any], nn.Module]:  # type: ignore[override]
+        found: Callable[[Any], nn.Module] = self._get("")
+        return found
+
+
 ARCHITECTURES: dict[str, Architecture] = {
-    "glow": Architecture(GlowConfig, Glow),
-    "nice": Architecture(NICEConfig, NICE),
-    "realnvp": Architecture(RealNVPConfig, RealNVP),
-    "unet": Architecture(UNetConfig, UNet),
-    "vector_flow": Architecture(VectorFlowConfig, VectorFlow),
+    "glow": _Listed("flow.glow", "Glow"),
+    "nice": _Listed("flow.nice", "NICE"),
+    "realnvp": _Listed("flow.realnvp", "RealNVP"),
+    "unet": _Listed("unet", "UNet"),
+    "vector_flow": _Listed("flow.vector", "VectorFlow"),
 }
 
 

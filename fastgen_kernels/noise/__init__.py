@@ -74,7 +74,8 @@ def normals(
         raise OperandError(
             f"expected one per seed ({seeds.shape[0]}), received shape {tuple(steps.shape)}", argument="steps"
         )
-    return _normals(seeds, steps, STREAMS[stream], math.prod(shape), dtype).view(seeds.shape[0], *shape)
+    noise: Tensor = torch.ops.fastgen.normals(seeds, steps, STREAMS[stream], math.prod(shape), dtype)
+    return noise.view(seeds.shape[0], *shape)
 
 
 def signed_seeds(seeds: Sequence[int]) -> Tensor:
@@ -110,14 +111,25 @@ def _pairs_column(
     return value.contiguous()
 
 
-@torch.library.custom_op("fastgen::normals", mutates_args=())
+# Defined at the dispatcher itself: the first call of a `torch.library.custom_op` imports torch._dynamo, which takes
+# longer than all else that a process's first image needs. Noise has no gradient, which is what else it would offer.
+_LIBRARY = torch.library.Library("fastgen", "FRAGMENT")
+_LIBRARY.define(
+    "normals(Tensor seeds, Tensor steps, SymInt stream, SymInt count, ScalarType dtype) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
+)
+
+
 def _normals(seeds: Tensor, steps: Tensor, stream: int, count: int, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float32 and select(seeds.device.type) == "triton":
         return _fused(seeds, steps, stream, count)
     return reference.normals(seeds, steps, stream, count, dtype).contiguous()
 
 
-@_normals.register_fake
+_LIBRARY.impl("normals", _normals, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("fastgen::normals", lib=_LIBRARY)
 def _(seeds: Tensor, steps: Tensor, stream: int, count: int, dtype: torch.dtype) -> Tensor:
     return seeds.new_empty((seeds.shape[0], count), dtype=dtype)
 
