@@ -157,6 +157,10 @@ def _of_name(
             raise ConfigError(
                 f"expected a number, a truth value, a string, or a list of them, got {value!r}", argument=name
             )
+    if settings.value_range is None and any(
+        o.name == "clip_sample" and o.default for o in SOLVERS[solver].options
+    ):
+        options.setdefault("clip_sample", False)  # no images: nothing says where their values end
     if settings.learned and solver == "ddpm":
         options.setdefault("variance_type", settings.variance)
     steps = settings.steps if steps is None else as_index(steps)
