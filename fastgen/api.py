@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +109,38 @@ def load_accepted(
     **options: Any,
 ) -> Any:
     """As `load`. accept_family: called with the model's family before weights are read; it may raise."""
+    with _no_collections():
+        return _load(
+            source, accept_family, device, dtype, revision, local_files_only, variant, assume, options
+        )
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Within the block Python looks for no reference cycles: what a load makes, thousands of objects, is there to stay.
+
+    In a process that has just imported PyTorch one such search takes as long as reading a small model.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _load(
+    source: str | Path | nn.Module,
+    accept_family: Callable[[Family], None] | None,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    revision: str | None,
+    local_files_only: bool,
+    variant: str | None,
+    assume: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+) -> Any:
     model = _find(source, revision, local_files_only, variant)
     name = _name(source)
 

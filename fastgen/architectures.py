@@ -34,12 +34,12 @@ class _Listed(Architecture):
         return getattr(import_module(f".models.{module}", __package__), name + suffix)
 
     @cached_property
-    def config(self) -> type:  # type: ignore[override]
+    def config(self) -> type:
         found: type = self._get("Config")
         return found
 
     @cached_property
-    def module(self) -> Callable[[Any], nn.Module]:  # type: ignore[override]
+    def module(self) -> Callable[[Any], nn.Module]:
         found: Callable[[Any], nn.Module] = self._get("")
         return found
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..check import OperandError
-from ..op import select
+from ..op import custom_op, select
 from . import reference
 
 # What a stream of noise is for. Numbers are part of every stored result: append, never renumber.
@@ -111,25 +111,15 @@ def _pairs_column(
     return value.contiguous()
 
 
-# Defined at the dispatcher itself: the first call of a `torch.library.custom_op` imports torch._dynamo, which takes
-# longer than all else that a process's first image needs. Noise has no gradient, which is what else it would offer.
-_LIBRARY = torch.library.Library("fastgen", "FRAGMENT")
-_LIBRARY.define(
-    "normals(Tensor seeds, Tensor steps, SymInt stream, SymInt count, ScalarType dtype) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
-)
-
-
+# Noise has no gradient.
+@custom_op("normals", tags=(torch.Tag.needs_exact_strides,))
 def _normals(seeds: Tensor, steps: Tensor, stream: int, count: int, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float32 and select(seeds.device.type) == "triton":
         return _fused(seeds, steps, stream, count)
     return reference.normals(seeds, steps, stream, count, dtype).contiguous()
 
 
-_LIBRARY.impl("normals", _normals, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("fastgen::normals", lib=_LIBRARY)
+@_normals.register_fake
 def _(seeds: Tensor, steps: Tensor, stream: int, count: int, dtype: torch.dtype) -> Tensor:
     return seeds.new_empty((seeds.shape[0], count), dtype=dtype)
 
