@@ -48,8 +48,9 @@ class _NoValues(TorchFunctionMode):
 def without_values() -> Iterator[None]:
     """Within the block, modules that are built have their shapes and types, on `meta`, and no values.
 
-    It costs no memory, whatever a configuration asks for, and little time. Fill them by
-    ``module.load_state_dict(state, assign=True)``.
+    It costs no memory, whatever a configuration asks for, and little time, unless a constructor computes with its
+    tensors: PyTorch does that for `meta` tensors in Python too. One that must, asks ``tensor.is_meta`` first. Fill the
+    modules by ``module.load_state_dict(state, assign=True)``.
     """
     with torch.device("meta"), _NoValues():
         yield
