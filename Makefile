@@ -11,7 +11,7 @@ INSTALL := $(PIP) install --quiet -c constraints.txt
 TRITON_MIN := $(abspath $(VENV)/triton-3.6.0)
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: demo test test-all lint format bench bench-record gate gpu gpu-again clean
+.PHONY: demo test test-all lint format bench bench-record gate gpu gpu-again browser clean
 
 demo: $(VENV)/core
 	$(BIN)/fastgen sample zoo:ddpm-mnist --count 64 --labels 0-9 --seed 0 --out demo.png --overwrite
@@ -54,6 +54,11 @@ gpu:
 gpu-again: OUT = again
 gpu-again:
 	$(PYTHON) -m bench.gpu_run --out $(OUT) --again $(or $(FAILED),none) $(if $(OLD),--old $(OLD)) $(if $(DRY),--dry)
+
+# A page that draws digits with the exported sampler: docs/onnx.md. Needs Node.js for npm.
+browser: $(VENV)/core
+	$(INSTALL) -e ".[onnx]"
+	$(BIN)/python docs/browser/serve.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

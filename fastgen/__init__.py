@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import CaptureError, CheckpointError, ConfigError, DataError, FastgenError
 
 if TYPE_CHECKING:
-    from .api import ENGINES, convert, load
+    from .api import ENGINES, convert, export, load
     from .engines import DiffusionEngine, FlowEngine
     from .images import save_gif, save_grid, save_image
 
@@ -27,6 +27,7 @@ __all__ = [
     "FastgenError",
     "FlowEngine",
     "convert",
+    "export",
     "load",
     "save_gif",
     "save_grid",
@@ -35,7 +36,7 @@ __all__ = [
 
 # Loaded when first used: PyTorch takes seconds, and `fastgen --help` needs none of it.
 _LATER = {
-    "api": ("ENGINES", "convert", "load"),
+    "api": ("ENGINES", "convert", "export", "load"),
     "engines": ("DiffusionEngine", "FlowEngine"),
     "images": ("save_gif", "save_grid", "save_image"),
 }

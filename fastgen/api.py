@@ -6,7 +6,7 @@ import gc
 import inspect
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from .zoo import folder as zoo_folder
 # Converters are imported where they are used: a model of our own needs none of them.
 if TYPE_CHECKING:
     from .converters import Converted, Report
+    from .converters.onnx import Written
     from .engines.base import Engine
 
 
@@ -224,6 +225,50 @@ def convert(
         return converted.report.followed_by(written) if foreign else written
 
     return replace(destination, to, fill)
+
+
+def export(
+    source: str | Path | nn.Module,
+    destination: str | Path,
+    *,
+    what: str = "all",
+    precision: str = "fp32",
+    opset: int | None = None,
+    tables: Iterable[str] = (),
+    check: bool = False,
+    force: bool = False,
+    **source_options: Any,
+) -> Written:
+    """Write a model (as for `load`) as ONNX files into a folder, for ``fastgen.onnx_runtime`` and other programs.
+
+    what: "model": every export form of its network; "step", "sampler": of a diffusion model one step of any solver, and
+        all steps from seeds to pictures; "tables": solvers for these two, as JSON; "server": a model repository of the
+        Triton Inference Server in ``server/``; "all": everything but the last.
+    precision: "fp32", or "fp16": weights and networks in half precision, tensors in and out still float32.
+    opset: of ONNX; onnxruntime 1.17 and later run the default, ``fastgen.converters.onnx.OPSET``.
+    tables: solvers beside the usual ones, each "SOLVER:STEPS", as "unipc:12".
+    check: run ONNX's checker on every file, and the file in onnxruntime beside the reference.
+    force: overwrite. Without it, nothing that is there is touched.
+    source_options: revision, local_files_only, variant, assume, as for `load`.
+
+    Files appear all together, or not at all; the same model gives the same bytes. Returns what was written. Raises
+    ConfigError or ArgumentError, with the reason; CheckpointError; WriteError.
+    """
+    from .converters.onnx import OPSET, check_arguments, export_engine
+
+    opset = OPSET if opset is None else opset
+    check_arguments(what, precision, opset)
+    engine = load(source, device="cpu", dtype="float32", **source_options)
+    return export_engine(
+        engine,
+        destination,
+        what=what,
+        precision=precision,
+        opset=opset,
+        tables=tables,
+        check=check,
+        force=force,
+    )
 
 
 def _name(source: str | Path | nn.Module) -> str:

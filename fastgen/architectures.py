@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -14,20 +14,31 @@ from .checkpoint import Part, Spec
 from .config import from_dict
 from .errors import ConfigError
 
+if TYPE_CHECKING:
+    from .exports import ExportForm
+
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build a network: a config dataclass and a class that takes an instance of it."""
+    """How to build a network: a config dataclass and a class that takes an instance of it.
+
+    exports: its functions that can be written as ONNX files. no_export: why there are none.
+    """
 
     config: type
     module: Callable[[Any], nn.Module]
+    exports: tuple[ExportForm, ...] = ()
+    no_export: str = ""
 
 
 class _Listed(Architecture):
-    """A network `name` and its config `nameConfig` in a module of ``fastgen.models``, which is imported when used."""
+    """A network `name` and its config `nameConfig` in a module of ``fastgen.models``, which is imported when used.
 
-    def __init__(self, module: str, name: str) -> None:
-        self.__dict__["place"] = module, name
+    exports: a name in ``fastgen.exports``.
+    """
+
+    def __init__(self, module: str, name: str, exports: str) -> None:
+        self.__dict__.update(place=(module, name), forms=exports)
 
     def _get(self, suffix: str) -> Any:
         module, name = self.__dict__["place"]
@@ -43,13 +54,18 @@ class _Listed(Architecture):
         found: Callable[[Any], nn.Module] = self._get("")
         return found
 
+    @cached_property
+    def exports(self) -> tuple[ExportForm, ...]:
+        forms = getattr(import_module(".exports", __package__), self.__dict__["forms"])
+        return forms if isinstance(forms, tuple) else (forms,)
+
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "glow": _Listed("flow.glow", "Glow"),
-    "nice": _Listed("flow.nice", "NICE"),
-    "realnvp": _Listed("flow.realnvp", "RealNVP"),
-    "unet": _Listed("unet", "UNet"),
-    "vector_flow": _Listed("flow.vector", "VectorFlow"),
+    "glow": _Listed("flow.glow", "Glow", "FLOW"),
+    "nice": _Listed("flow.nice", "NICE", "FLOW"),
+    "realnvp": _Listed("flow.realnvp", "RealNVP", "FLOW"),
+    "unet": _Listed("unet", "UNet", "DENOISER"),
+    "vector_flow": _Listed("flow.vector", "VectorFlow", "FLOW"),
 }
 
 

@@ -1,6 +1,5 @@
-"""What users call: one engine per generative family, imported when it is used."""
+"""What users call: one engine per generative family."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,10 +8,15 @@ if TYPE_CHECKING:
 
 __all__ = ["DiffusionEngine", "FlowEngine"]
 
-_PLACES = {"DiffusionEngine": ".diffusion.engine", "FlowEngine": ".flow.engine"}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PLACES[name], __name__), name)
+    """Engines when first used: `arguments`, which ``fastgen.onnx_runtime`` shares, needs no PyTorch."""
+    if name == "DiffusionEngine":
+        from .diffusion.engine import DiffusionEngine
+
+        return DiffusionEngine
+    if name == "FlowEngine":
+        from .flow.engine import FlowEngine
+
+        return FlowEngine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

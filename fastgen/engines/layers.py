@@ -17,6 +17,7 @@ from fastgen_kernels import OPS
 from fastgen_kernels.op import UNIT_ROUNDOFF
 
 from ..fused.blocks import SILU, PlainNorm
+from ..fused.small import PlainHalf
 from ..fused.twin import Twin
 from ..models.blocks import NormAct
 from ..models.resample import Upsample
@@ -152,7 +153,7 @@ def _products(module: nn.Module, call: Call) -> float:
         return 0.0
     if call.output.dtype == torch.float32:
         convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-        backend = convolutions if isinstance(module, nn.Conv2d) else torch.backends.cuda.matmul
+        backend = convolutions if isinstance(module, (nn.Conv2d, PlainHalf)) else torch.backends.cuda.matmul
         return 2.0 * TF32 if backend.fp32_precision == "tf32" else 0.0
     # Products of half precision that are divided among programs are added in it.
     return UNIT_ROUNDOFF[call.output.dtype] if isinstance(module, nn.Linear) else 0.0
@@ -192,6 +193,13 @@ def _allowed(
         # Where a second tensor is added in a pass of its own, the first sum is rounded to the type by itself.
         relative += 1.01 * u if len(inputs) > 1 or named else 0.0
         return rounded + relative * twin(*map(_magnitude, inputs), **_magnitudes(named))
+    if isinstance(module, PlainHalf):
+        given = module.arguments(*inputs, **named)
+        op, index = OPS["conv_norm"], 0 if module.norm is None else 1
+        if products:  # how far TF32's reach behind the norm is not known here
+            return None
+        outputs = op.exact(**given)
+        return op.tolerance(outputs, given | {"x": given["x"].to(dtype)})[index]
     if isinstance(module, PlainNorm):
         return _of_norm(module, inputs, named, exact, dtype)
     if isinstance(module, nn.GroupNorm) and len(inputs) == 1:  # not scaled and shifted by an embedding

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastgen_kernels import group_norm
+from fastgen_kernels.group_norm import group_norm_unchecked
 
 from ..models.blocks import ACTIVATIONS, AdaNormAct, AdaResidualBlock, Attention, NormAct, ResidualBlock
 from .exactly import hooked
 from .onednn import Convolution, JoinedConvolution, OneDNNConv, OneDNNJoined, takes
+from .small import DEVICES, SmallHalf, is_small
 from .twin import Twin
 
 SILU = ("silu", "swish")
@@ -58,6 +59,9 @@ class FusedNorm(Twin[PlainNorm]):
 
     def __init__(self, norm: NormAct) -> None:
         super().__init__(PlainNorm.of(norm))
+        weight, bias = (None if p is None else p.detach() for p in (norm.weight, norm.bias))
+        self._given = norm.num_groups, weight, bias, norm.eps
+        self._silu = norm.act in SILU
 
     def forward(
         self,
@@ -68,10 +72,9 @@ class FusedNorm(Twin[PlainNorm]):
         skip: Tensor | None = None,
         add: Tensor | None = None,
     ) -> Tensor:
-        norm = self.plain
-        given = {"skip": skip, "add": add, "scale": scale, "shift": shift}
-        y = group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, **given, act=norm.act in SILU)
-        return y if norm.act is None or norm.act in SILU else ACTIVATIONS[norm.act](y)
+        y = group_norm_unchecked(x, *self._given, skip, add, scale, shift, self._silu)
+        act = self.plain.act
+        return y if self._silu or act is None else ACTIVATIONS[act](y)
 
 
 class FusedResidual(nn.Module):
@@ -90,6 +93,13 @@ class FusedResidual(nn.Module):
         self.conv1, self.conv2 = convolution(block.conv1), convolution(block.conv2)
         self.conv_shortcut = joined(block.conv_shortcut)
         self.resample = block.resample
+        # The halves of the block where few pixels leave a GPU idle.
+        self.first: SmallHalf | None = None
+        self.second: SmallHalf | None = None
+        if block.act in SILU and block.conv1.weight.device.type in DEVICES:
+            short = block.conv_shortcut if isinstance(block.conv_shortcut, nn.Conv2d) else None
+            self.first = SmallHalf(block.conv1, PlainNorm.of(block.norm2))
+            self.second = SmallHalf(block.conv2, None, short, block.output_scale)
         self.time_emb_proj = block.time_emb_proj
         self.places: tuple[slice, ...] = ()
 
@@ -103,6 +113,13 @@ class FusedResidual(nn.Module):
             if skip is not None:
                 x, skip = torch.cat([x, skip], dim=1), None
             x, hidden = self.resample(x), self.resample(hidden)
+        if self.first is not None and self.second is not None and is_small(x):
+            told = (
+                dict(zip(("scale", "shift"), emb.chunk(2, dim=1), strict=True))
+                if self.scale_shift
+                else {"add": emb}
+            )
+            return self.second(self.first(hidden, **told), short=x, skip=skip)
         hidden = self.conv1(hidden)
         if self.scale_shift:
             scale, shift = emb.chunk(2, dim=1)

@@ -51,7 +51,10 @@ class OneDNNConv(Twin[Convolution]):
 
     def __init__(self, conv: nn.Conv2d, rectified: bool = False, *, prepacked: bool = False) -> None:
         super().__init__(Convolution.of(conv, rectified))
+        # Small images take microseconds: what a call needs is at hand.
+        self._how = _sides(conv.padding), _sides(conv.stride), _sides(conv.dilation), conv.groups
         self._act = "relu" if rectified else "none"
+        self._bias = None if conv.bias is None else conv.bias.detach()
         self._prepacked = prepacked or conv.weight.dtype in HALF
         self._packed: Tensor | None = None
 
@@ -64,23 +67,22 @@ class OneDNNConv(Twin[Convolution]):
         return self.plain.bias
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        conv = self.plain
-        weight = conv.weight.detach()
-        how = _sides(conv.padding), _sides(conv.stride), _sides(conv.dilation), conv.groups
-        if self._prepacked:
-            # In the first call: the layout goes by the image's size, not by the batch's.
-            if self._packed is None:
-                self._packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *how, list(x.shape))
-            weight = self._packed
-        elif len(x) == 1:
-            # Rearranging the filters costs more than oneDNN gains: PyTorch multiplies matrices instead.
-            return conv(x, residual)
+        weight, how = self._packed, self._how
+        if weight is None:
+            weight = self.plain.weight.detach()
+            if self._prepacked:
+                # In the first call: the layout goes by the image's size, not by the batch's.
+                weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *how, list(x.shape))
+                self._packed = weight
+            elif len(x) == 1:
+                # Rearranging the filters costs more than oneDNN gains: PyTorch multiplies matrices instead.
+                return self.plain(x, residual)
         if residual is None:
-            return torch.ops.mkldnn._convolution_pointwise(x, weight, conv.bias, *how, self._act, [], "")
-        if conv.rectified:  # oneDNN would add first
+            return torch.ops.mkldnn._convolution_pointwise(x, weight, self._bias, *how, self._act, [], "")
+        if self._act == "relu":  # oneDNN would add first
             return self(x).add_(residual)
         return torch.ops.mkldnn._convolution_pointwise.binary(
-            x, residual, weight, conv.bias, *how, "add", 1.0, None, [], None
+            x, residual, weight, self._bias, *how, "add", 1.0, None, [], None
         )
 
 

@@ -35,8 +35,8 @@ HALF = Tile(64, 32, num_warps=8, num_stages=4)
 MEDIUM = Tile(64, 64, num_warps=8, num_stages=4)
 # Twice the products for each byte that is read; from so many pixels on that every multiprocessor still has a tile.
 LARGE = Tile(128, 128, num_warps=8, num_stages=3)
-# float32 without TF32 has no tensor cores: threads hold the factors of their 16 sums in registers.
-FULL_PRECISION = Tile(64, 32, num_warps=4, num_stages=2)
+# float32 without TF32 has no tensor cores: threads hold the factors of their 8 sums in registers.
+FULL_PRECISION = Tile(64, 32, num_warps=8, num_stages=2)
 
 STEP_BYTES = 128  # of adjacent channels in a step: a line of the cache, the widest swizzle in shared memory
 LEAST_STEP = 16  # terms that a tensor core's instruction multiplies

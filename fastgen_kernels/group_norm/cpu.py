@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .reference import LOW_PRECISION, maybe, output_format
 
 # Elements up to which a channels-last tensor's copies to NCHW and back cost less than a dozen calls.
-SMALL = 8192
+SMALL = 1 << 15
 # Elements that are worked on at a time: float32 copies of them stay in the cache, and with malloc.
 TILE = 1 << 18
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgen.fused import onednn
+from fastgen.fused import blocks, onednn, small
 from fastgen.fused.blocks import FusedNorm, FusedResidual, PlainNorm
 from fastgen.fused.folding import folded
 from fastgen.fused.onednn import OneDNNConv, OneDNNUp
+from fastgen.fused.small import SmallHalf
 from fastgen.fused.swap import census, swap
 from fastgen.fused.twin import Twin
 from fastgen.fused.unet import FusedUNet
@@ -89,6 +90,30 @@ def test_in_low_precision_it_is_as_near_to_float64_as_the_plain_network(dtype: t
         (run(inputs, t.float(), label).double() - want).square().mean().sqrt() for run in (low, swap(low))
     )
     assert fast <= 2 * plain
+
+
+@pytest.mark.parametrize("name", MODULES)
+@torch.no_grad()
+def test_the_way_of_small_batches_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU the operation is its formula in PyTorch: what is looked at is who gives it what."""
+    for module in (small, blocks):
+        monkeypatch.setattr(module, "DEVICES", ("cpu",))
+    network, (x, t, label) = build(MODULES[name])
+    fast = swap(network)
+    called: list[nn.Module] = []
+    for module in fast.modules():
+        if isinstance(module, SmallHalf):
+            module.register_forward_hook(lambda module, given, result: called.append(module))
+    for _ in range(2):
+        torch.testing.assert_close(fast(x, t, label), network(x, t, label), rtol=1e-11, atol=1e-12)
+    silu = (
+        network.config.act_fn in ("silu", "swish") and "KDownBlock2D" not in network.config.down_block_types
+    )
+    assert bool(called) == silu
+    called.clear()
+    monkeypatch.setattr(small, "SMALL_PIXELS", 0)
+    fast(x, t, label)
+    assert not called
 
 
 @torch.no_grad()

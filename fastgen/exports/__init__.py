@@ -1,0 +1,20 @@
+"""Export forms: what each architecture's networks become outside of PyTorch, declared in `architectures.py`.
+
+A file's tensors are in the units of the engine's verbs (images in [-1, 1]), and so are the names that
+``fastgen.onnx_runtime`` looks for:
+
+    denoiser   x, time, [label]                      -> output
+    encode     x, [labels | context]                 -> latents_0 .. latents_K, log_det, log_prob
+    decode     latents_0 .. latents_K, [labels | context] -> x
+    sample     seeds, temperature, [labels | context]     -> x, of the noise that the engine makes of these seeds
+    elbo       levels, seeds, draws, [labels | context]   -> elbo, what the engine's bits_per_dim averages
+
+`latents_0` is the finest scale's. log_det is of the map to the latents; log_prob is the engine's, in nats. elbo exists
+where a flow models levels.
+"""
+
+from .denoiser import DENOISER
+from .flow import FLOW
+from .form import BATCH, ExportForm, Interface, Port
+
+__all__ = ["BATCH", "DENOISER", "FLOW", "ExportForm", "Interface", "Port"]

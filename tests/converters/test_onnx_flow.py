@@ -1,0 +1,206 @@
+"""Flows as ONNX files: the modules that are written, against the reference flow, and the files in onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import fastgen
+from fastgen.architectures import ARCHITECTURES
+from fastgen.converters.onnx import export_form
+from fastgen.engines import FlowEngine
+from fastgen.errors import CheckpointError, ConfigError
+from fastgen.exports import FLOW, ExportForm
+from fastgen.exports.accurate import log_sigmoid, log_tail, logistic, normal_cdf
+from fastgen.models.flow.flow import Flow
+from tests.engines.flows import CASES, architectures, make
+from tests.models import flow_models
+from tests.refusals import refused
+
+ENCODE, DECODE, SAMPLE, BOUND = FLOW
+
+
+def forms(flow: Flow) -> list[ExportForm]:
+    """Those that there are: data without levels has no bound."""
+    assert bool(BOUND.missing(flow)) == (flow.levels is None)
+    return [form for form in FLOW if not form.missing(flow)]
+
+
+# Of each architecture the case with the most options.
+FIRST = {architecture: name for name, (architecture, _) in CASES.items()} | {
+    "glow": "glow, everything else",
+    "vector_flow": "vector_flow, masks",
+}
+
+
+def close(got: Tensor, want: Tensor, tolerance: float = 1e-4) -> None:
+    """To `tolerance` of the largest value, or of 1 where that is less: a log-density may lie anywhere near 0."""
+    scale = max(float(want.abs().max()), 1.0)
+    torch.testing.assert_close(got.to(want.dtype), want, rtol=0, atol=tolerance * scale)
+
+
+def test_every_flow_has_every_form() -> None:
+    names = list(architectures())
+    assert {"glow", "nice", "realnvp", "vector_flow"} <= set(names)
+    assert {architecture for architecture, _ in CASES.values()} == set(names), (
+        "a case for each, in tests/engines/flows.py"
+    )
+    for name in names:
+        assert ARCHITECTURES[name].exports == FLOW, name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_module_is_the_reference(name: str) -> None:
+    compare(make(name).flow)
+
+
+@pytest.mark.parametrize("name", flow_models.CONFIGS)
+def test_the_module_is_the_reference_with_every_option(name: str) -> None:
+    compare(flow_models.flow(name, noise=0.1).float())
+
+
+def compare(flow: Flow) -> None:
+    """Both in float32, the reference in float64 too."""
+    before = {name: value.clone() for name, value in flow.state_dict().items()}
+    for form in forms(flow):
+        module, interface = form.make(flow), form.interface(flow)
+        for batch in (1, 4):
+            tensors = form.example(flow, batch, torch.Generator().manual_seed(batch), {})
+            with torch.no_grad():
+                got, want = module(*tensors), form.reference(flow, *tensors)
+            assert len(tensors) == len(interface.inputs)
+            assert len(got) == len(want) == len(interface.outputs)
+            for port, value in zip((*interface.inputs, *interface.outputs), (*tensors, *got), strict=True):
+                assert port.name.isidentifier()
+                assert tuple(value.shape) == (batch, *port.axes[1:]), port.name
+                assert value.dtype == port.dtype, port.name
+            for one, other in zip(got, want, strict=True):
+                close(one, other)
+    for name, value in flow.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("function", [log_sigmoid, log_tail, normal_cdf, logistic])
+def test_functions_keep_their_digits(function: Callable[[Tensor], Tensor]) -> None:
+    """Against float64; tails are compared with themselves, what is near 0 with 1."""
+    x = torch.cat([torch.linspace(-30, 30, 20001), torch.linspace(-0.01, 0.01, 201)])
+    if function is log_tail:
+        x = x.abs()
+    d = x.double()
+    want = {
+        log_sigmoid: torch.nn.functional.logsigmoid(d),
+        log_tail: torch.special.log_ndtr(-d),
+        normal_cdf: torch.special.log_ndtr(d).exp(),  # `ndtr` itself has no digits below -8
+        logistic: torch.special.log_ndtr(d) - torch.special.log_ndtr(-d),
+    }[function]
+    error = (function(x).double() - want).abs()
+    if function is normal_cdf:
+        # The logarithm, off by 2e-6 at most of 1 and 2^-23 of itself, is the relative error of what is made of it.
+        normal = d.abs() < 13  # below, float32 has no normal numbers
+        allowed = want * (2e-6 + 2.0**-22 * torch.special.log_ndtr(d).abs())
+        assert bool((error <= allowed)[normal].all())
+    else:
+        assert bool((error <= 2e-6 * torch.clamp(want.abs(), min=1.0)).all())
+
+
+def test_a_bound_is_refused_where_there_are_no_levels() -> None:
+    flow = make("vector_flow").flow
+    with refused(ConfigError, "levels", "log_prob"):
+        BOUND.make(flow)
+    with refused(ConfigError, "levels"):
+        BOUND.interface(flow)
+
+
+def test_a_flow_without_an_inverse_is_refused() -> None:
+    flow = make("glow").flow
+    layer = flow.scales[1][1]  # type: ignore[index]
+    layer.scale.zero_()
+    for form in FLOW:
+        with refused(CheckpointError, "scales.1.1"):
+            form.make(flow)
+
+
+class Runner:
+    """A form of a flow, exported once, in onnxruntime."""
+
+    def __init__(self, form: ExportForm, flow: Flow, precision: str = "fp32") -> None:
+        onnx = pytest.importorskip("onnx")
+        onnxruntime = pytest.importorskip("onnxruntime")
+        self.model = export_form(form, flow, precision=precision)
+        onnx.checker.check_model(self.model, full_check=True)
+        self.session = onnxruntime.InferenceSession(
+            self.model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        interface = form.interface(flow)
+        assert [value.name for value in self.session.get_inputs()] == [port.name for port in interface.inputs]
+        assert [value.name for value in self.session.get_outputs()] == [
+            port.name for port in interface.outputs
+        ]
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        names = [value.name for value in self.session.get_inputs()]
+        arrays = {
+            name: np.ascontiguousarray(value.numpy()) for name, value in zip(names, tensors, strict=True)
+        }
+        return [torch.from_numpy(value) for value in self.session.run(None, arrays)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_file_is_the_reference(name: str) -> None:
+    """The forms of one case of each architecture, and of every case those that are most used."""
+    flow = make(name).flow
+    for form in forms(flow) if name in FIRST.values() else (ENCODE, DECODE):
+        run = Runner(form, flow)
+        for batch in (1, 4):
+            tensors = form.example(flow, batch, torch.Generator().manual_seed(batch), {})
+            with torch.no_grad():
+                want = form.reference(flow, *tensors)
+            for one, other in zip(run(*tensors), want, strict=True):
+                close(one, other)
+
+
+@pytest.fixture(scope="module")
+def glow() -> FlowEngine:
+    engine = fastgen.load("zoo:glow-mnist", device="cpu")
+    assert isinstance(engine, FlowEngine)
+    return engine
+
+
+@pytest.mark.slow
+def test_glow_mnist_as_the_engine_computes_it(glow: FlowEngine) -> None:
+    """encode, decode and log_prob of files equal the engine's, and a decoded image is the one that was encoded."""
+    labels = torch.tensor([0, 4, 7])
+    x = glow.sample(3, seed=5, labels=labels)
+    assert isinstance(x, Tensor)
+    latents = glow.encode(x, labels=labels)
+    *got, log_det, log_prob = Runner(ENCODE, glow.flow)(x, labels)
+    for one, other in zip(got, latents, strict=True):
+        close(one, other)
+    want = glow.log_prob(x, labels=labels)
+    torch.testing.assert_close(log_prob, want, rtol=1e-4, atol=0)
+    with torch.no_grad():
+        prior = glow.flow.log_prior(latents, labels)
+    torch.testing.assert_close(log_det, want - prior, rtol=1e-4, atol=0)
+    (back,) = Runner(DECODE, glow.flow)(*got, labels)
+    close(back, glow.decode(latents, labels=labels))
+    close(back, x)
+
+
+@pytest.mark.slow
+def test_half_precision_rounds_the_networks_alone(glow: FlowEngine) -> None:
+    """As an engine of float16, whose state is float32: its result, and within 2^-11 a layer of float32's."""
+    half = fastgen.load("zoo:glow-mnist", device="cpu", dtype="float16")
+    labels = torch.tensor([1, 2])
+    x = glow.sample(2, seed=3, labels=labels)
+    assert isinstance(x, Tensor)
+    got = Runner(ENCODE, glow.flow, "fp16")(x, labels)[-1]
+    want = glow.log_prob(x, labels=labels)
+    assert bool(((got - want).abs() > 0).any())
+    layers = glow.describe()["layers"]
+    torch.testing.assert_close(got, half.log_prob(x, labels=labels), rtol=layers * 2.0**-11, atol=0)
+    torch.testing.assert_close(got, want, rtol=layers * 2.0**-11, atol=0)
