@@ -131,6 +131,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     import torch
 
     from ..architectures import builders
+    from ..models.building import without_values
     from ..runtime.device import choose_device
     from ..training.state import check_state
 
@@ -145,7 +146,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         run, dataset = _new_run(args, recipe, device)
     family, recipe = _recipe_of(run, args.folder)
     built = builders(run.trained())
-    with torch.device("meta"):
+    with without_values():
         planned = torch.nn.ModuleDict({name: build() for name, build in built.items()})
     if args.resume:  # the run says how large its networks are: see that its weights are, before they get room
         check_state(args.folder, planned, run)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import check
-from ..op import Budget, Op, differentiate_through, direct, select
+from ..op import Budget, Op, custom_op, differentiate_through, direct, select
 from ..patch_conv.reference import without_autocast
 from . import cases, checks, eager, reference
 
@@ -195,7 +195,7 @@ def _launch(raw: Tensor, normed: Tensor | None, given: dict[str, Any]) -> None:
     launch.launch(**given, raw=raw, normed=normed)
 
 
-@torch.library.custom_op("fastgen::conv_norm", mutates_args=(), tags=(torch.Tag.needs_exact_strides,))
+@custom_op("conv_norm", tags=(torch.Tag.needs_exact_strides,))
 def _conv_norm(
     x: Tensor,
     weight: Tensor,
@@ -236,9 +236,7 @@ def _(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 differentiate_through(_conv_norm, _reference, wrt=(0, 1, 2, 6, 7, 8, 9, 10, 11, 14, 15, 17, 18, 19))
 
 
-@torch.library.custom_op(
-    "fastgen::conv_norm_out", mutates_args=("raw", "normed"), tags=(torch.Tag.needs_exact_strides,)
-)
+@custom_op("conv_norm_out", mutates_args=("raw", "normed"), tags=(torch.Tag.needs_exact_strides,))
 def _conv_norm_out(
     raw: Tensor,
     normed: Tensor | None,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import check
-from ..op import Budget, Op, differentiate_through, direct, select
+from ..op import Budget, Op, custom_op, differentiate_through, direct, select
 from . import cases, cpu, reference
 
 __all__ = ["OP", "group_norm", "group_norm_unchecked"]
@@ -169,7 +169,7 @@ def _check_layouts(x: Tensor, skip: Tensor) -> None:
         )
 
 
-@torch.library.custom_op("fastgen::group_norm", mutates_args=())
+@custom_op("group_norm")
 def _group_norm(
     x: Tensor,
     num_groups: int,

@@ -292,9 +292,9 @@ class ImageOptions(CouplingOptions):
 
 def half_mask(channels: int, changes: int) -> Tensor:
     """A mask [C, 1, 1] of the half that a coupling with split "half" would change."""
-    index = torch.arange(channels)
-    first = index < (channels + 1) // 2
-    return (~first if changes else first).to(torch.uint8).view(-1, 1, 1)
+    first = (channels + 1) // 2
+    values = [1 - changes] * first + [changes] * (channels - first)
+    return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1)
 
 
 def preprocessing(kind: str, alpha: float) -> list[Layer]:
