@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import fusion, parametrize
 
+from ..models.building import without_values
 from ..models.flow.networks import WeightNormConv
 from .exactly import hooked
 
@@ -59,7 +60,7 @@ def baked(block: nn.Module) -> nn.Module:
 def weight_norm(block: WeightNormConv) -> nn.Conv2d:
     """The convolution with its filters computed once."""
     out_channels, in_channels, size, _ = block.direction.shape
-    with torch.device("meta"):
+    with without_values():
         conv = nn.Conv2d(in_channels, out_channels, size, padding=block.padding)
     conv.weight = nn.Parameter(block.weight().detach(), requires_grad=False)
     conv.bias = block.bias
