@@ -43,6 +43,13 @@ class PlainHalf(nn.Module):
         raw, normed = conv_norm(**self.arguments(x, **given))
         return raw if self.norm is None else normed
 
+    def bias(self) -> Tensor | None:
+        """Of convolution and shortcut together."""
+        found = [
+            layer.bias for layer in (self.conv, self.shortcut) if layer is not None and layer.bias is not None
+        ]
+        return found[0] + found[1] if len(found) == 2 else found[0] if found else None
+
     def arguments(
         self,
         x: Tensor,
@@ -52,17 +59,24 @@ class PlainHalf(nn.Module):
         shift: Tensor | None = None,
         short: Tensor | None = None,
         skip: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> dict[str, Any]:
-        """Those of `conv_norm`. short: the block's input, for the shortcut; skip: stands behind its channels."""
-        conv, bias = self.conv, self.conv.bias
-        given: dict[str, Any] = {"x": x, "weight": conv.weight, "add": add, "output_scale": self.output_scale}
+        """Those of `conv_norm`.
+
+        short: the block's input, for the shortcut; skip: stands behind its channels. bias: what `bias` returns, where the
+        caller has it.
+        """
+        given: dict[str, Any] = {
+            "x": x,
+            "weight": self.conv.weight,
+            "add": add,
+            "output_scale": self.output_scale,
+        }
+        given["bias"] = self.bias() if bias is None else bias
         if self.shortcut is not None and short is not None:
             given |= {"shortcut": short, "shortcut_beside": skip, "shortcut_weight": self.shortcut.weight}
-            if self.shortcut.bias is not None:
-                bias = self.shortcut.bias if bias is None else bias + self.shortcut.bias
         elif short is not None:
             given["residual"] = short if skip is None else torch.cat([short, skip], dim=1)
-        given["bias"] = bias
         if self.norm is not None:
             given |= {
                 "num_groups": self.norm.num_groups,
@@ -86,15 +100,15 @@ class SmallHalf(Twin[PlainHalf]):
         output_scale: float = 1.0,
     ) -> None:
         super().__init__(PlainHalf(conv, norm, shortcut, output_scale))
+        bias = self.plain.bias()
+        self._bias = None if bias is None else bias.detach()
         self._packed: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor, **given: Tensor | None) -> Tensor:
-        arguments = self.plain.arguments(x, **given)
+        arguments = self.plain.arguments(x, bias=self._bias, **given)
         if not self._packed:  # in the first call: most models never draw so few
             for name in ("weight", "shortcut_weight"):
                 if arguments.get(name) is not None:
                     self._packed[name] = pack_weight(arguments[name].detach())
-            if arguments["bias"] is not None:
-                self._packed["bias"] = arguments["bias"].detach()
         raw, normed = conv_norm(**{**arguments, **self._packed})
         return raw if self.plain.norm is None else normed
