@@ -59,10 +59,8 @@ class Counting(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name
-        views = func.is_view or (
-            isinstance(result, Tensor) and any(result is value for value in args) and name[-1] != "_"
-        )
-        if not views:
+        same = isinstance(result, Tensor) and any(result is value for value in args)  # nothing was done
+        if not func.is_view and (not same or name.endswith("_")):
             biased = name == "aten::convolution" and args[2] is not None
             self.launches[name] += LAUNCHES.get(name, 1) + biased
         return result

@@ -63,8 +63,8 @@ class PlainHalf(nn.Module):
     ) -> dict[str, Any]:
         """Those of `conv_norm`.
 
-        short: the block's input, for the shortcut; skip: stands behind its channels. bias: what `bias` returns, where the
-        caller has it.
+        short: the block's input, for the shortcut; skip: stands behind its channels. bias: what `bias` returns, where
+        the caller has it.
         """
         given: dict[str, Any] = {
             "x": x,
