@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,10 +180,12 @@ def test_half_precision_is_that_of_the_networks_alone(name: str) -> None:
 @pytest.mark.slow
 def test_the_script_of_the_page(glow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(encoding="utf-8")
-    (script,) = (text for text in page.split("```python\n")[1:] if "encode.onnx" in text)
+    (script,) = (
+        text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "encode.onnx" in text
+    )
     monkeypatch.chdir(glow.parent)
     names: dict[str, Any] = {}
-    exec(script.split("```")[0], names)
+    exec(script, names)
     engine = fastgen.load("zoo:glow-mnist", device="cpu")
     assert isinstance(engine, FlowEngine)
     want = engine.log_prob(torch.from_numpy(names["x"]), labels=[3, 8])
