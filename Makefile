@@ -44,7 +44,7 @@ bench-record: $(VENV)/bench
 gate: $(VENV)/dev $(TRITON_MIN)
 	$(BIN)/python -m bench.compile_gate --also $(TRITON_MIN) --record
 
-# On the machine with the GPU, which may be offline: whatever Python it has, under eight minutes, each result kept as it
+# On the machine with the GPU, which may be offline: whatever Python it has, nine minutes at most, each result kept as it
 # comes. DRY=1 tries the plumbing on a CPU. Afterwards: python -m bench.report $(OUT)/results.jsonl
 gpu:
 	$(PYTHON) -m bench.gpu_run --out $(OUT) $(if $(DRY),--dry)

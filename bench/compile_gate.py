@@ -149,8 +149,9 @@ def table(results: dict[str, list[Report]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def record(results: dict[str, list[Report]]) -> None:
-    """Write the reports, a line each, and the documentation's table."""
+def record(results: dict[str, list[Report]], kept: dict[str, list[Report]]) -> None:
+    """Write the reports, a line each, and the documentation's table. kept: those that stay, by triton too."""
+    results = {triton: [*kept.get(triton, []), *reports] for triton, reports in results.items()}
     versions = []
     for triton, reports in results.items():
         lines = ",\n".join(json.dumps(report) for report in reports)
@@ -169,11 +170,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--also", type=Path, action="append", default=[], metavar="DIR", help="another triton's folder"
     )
     parser.add_argument(
-        "--record", action="store_true", help=f"write {RESULTS.name} and the table of {PAGE.name}"
+        "--record",
+        action="store_true",
+        help=f"write {RESULTS.name} and the table of {PAGE.name}; operations that are not named stay as they are there",
     )
     chosen = parser.parse_args(arguments)
-    if chosen.record and chosen.ops:
-        parser.error("--record is for all operations at once: leave out their names")
     if unknown := sorted(set(chosen.ops) - set(BUDGETS)):
         parser.error(f"unknown operation {', '.join(unknown)}; known: {', '.join(BUDGETS)}")
     for folder in chosen.also:
@@ -182,7 +183,13 @@ def main(arguments: list[str] | None = None) -> int:
     names = chosen.ops or list(BUDGETS)
     results = {version(folder): compiled(names, folder) for folder in (None, *chosen.also)}
     if chosen.record:
-        record(results)
+        before = json.loads(RESULTS.read_text()) if chosen.ops else {}
+        if chosen.ops and set(before) != set(results):
+            parser.error(
+                f"--record with names: {RESULTS.name} is of triton {', '.join(before)}; use the same with --also"
+            )
+        kept = {triton: [r for r in reports if r["op"] not in names] for triton, reports in before.items()}
+        record(results, kept)
     found = [f"triton {triton}: {line}" for triton, reports in results.items() for line in judge(reports)]
     print(
         "\n".join(found) if found else f"{sum(map(len, results.values()))} kernels, all within their budgets",

@@ -1,10 +1,10 @@
 """What every solver draws in few steps and in many: one sheet, the same seeds, labels and guidance everywhere.
 
     python -m bench.gallery --out docs/images/gallery.png
-    python -m bench.gallery --solvers ddim dpm++2m unipc --steps 2,5,10 --out few.png
+    python -m bench.gallery --solvers ddim dpm++2m unipc --evaluations 2,5,10 --out few.png
 
-A row per solver with its default options, a column per number of steps. Where the defaults suit this model badly, a
-second row has better ones. All samples of the sheet share the engine's batches.
+A row per solver with its default options, a column per number of network evaluations: as many steps as fit into them.
+All samples of the sheet share the engine's batches.
 """
 
 from __future__ import annotations
@@ -15,34 +15,28 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 import fastgen
-from fastgen.diffusion import SOLVERS, Table
-from fastgen.errors import FastgenError
+from fastgen.diffusion import SOLVERS, Table, solver_table
+from fastgen.diffusion.processes import AnyProcess
+from fastgen.errors import ConfigError, FastgenError
 from fastgen.images import save_grid
 
 MODEL = "zoo:ddpm-mnist"
-STEPS = (5, 10, 20, 50)
+EVALUATIONS = (5, 10, 20, 50)  # of the network, which are what a sample costs
 LABELS = (2, 3, 5, 8)  # a digit each in every cell
 SEED = 0  # of the first digit; the next ones have the next
 GUIDANCE = 1.5  # the model's own default
 SCALE = 2  # four digits by four columns are then as wide as a page of documentation
 DISTILLED = ("lcm", "tcd", "consistency")
 FOR_DISTILLED = "for networks distilled to answer with the clean sample at once; this one is not"
-# Steps even in log-SNR, for methods that combine slopes at both ends of a step in sigma: the first of 10 linspace steps
-# on this model's cosine schedule goes from sigma = 20291 to 6, and that ratio magnifies what the two differ by.
-SECOND_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "heun": ("heun (log-SNR)", {"use_lu_lambdas": True}),
-    "rk4": ("rk4 (log-SNR)", {"use_lu_lambdas": True}),
-}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A row's `title`, a column's `steps`, and the table that draws the digits."""
+    """A row's `title`, the `steps` that fit into a column's evaluations, and the table that draws the digits."""
 
     title: str
     steps: int
@@ -57,27 +51,49 @@ class Cell:
         )
 
 
+def steps_for(solver: str, process: AnyProcess, evaluations: int) -> int:
+    """The most steps that take at most so many network evaluations; the fewest steps there are if all take more.
+
+    Raises ConfigError for a solver that refuses this process.
+    """
+    found, refusal = None, None
+    for steps in range(1, evaluations + 1):
+        try:
+            rows = len(SOLVERS[solver](process, steps))
+        except ConfigError as error:
+            if error.argument != "steps":
+                raise
+            refusal = error
+            continue
+        if rows > evaluations and found is not None:
+            break
+        found = steps
+        if rows > evaluations:
+            break
+    if found is None:
+        assert refusal is not None
+        raise refusal
+    return found
+
+
 def plan(
-    engine: fastgen.DiffusionEngine, solvers: Sequence[str], steps: Sequence[int]
+    engine: fastgen.DiffusionEngine, solvers: Sequence[str], evaluations: Sequence[int]
 ) -> tuple[list[Cell], dict[str, str]]:
     """The cells, row by row, and why a solver is left out: it is for distilled models, or refuses one of the cells."""
+    process = engine.settings.noise_schedule
     cells: list[Cell] = []
     left_out: dict[str, str] = {}
     for solver in solvers:
         if solver in DISTILLED:
             left_out[solver] = FOR_DISTILLED
             continue
-        rows: list[tuple[str, dict[str, Any]]] = [(solver, {})]
-        if solver in SECOND_ROWS:
-            rows.append(SECOND_ROWS[solver])
         try:
-            cells += [
-                Cell(title, count, engine.request(1, solver=solver, steps=count, **options).plans[0].table)
-                for title, options in rows
-                for count in steps
-            ]
+            for count in evaluations:
+                steps = steps_for(solver, process, count)
+                cells.append(Cell(solver, steps, solver_table(solver, process, steps)))
         except FastgenError as error:
             left_out[solver] = str(error)
+            cells = [cell for cell in cells if cell.title != solver]
     return cells, left_out
 
 
@@ -99,11 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the sheet; say on standard output what is left out, and why. Returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS), metavar="NAME")
-    parser.add_argument("--steps", type=_counts, default=STEPS, metavar="5,10,20,50")
+    parser.add_argument("--evaluations", type=_counts, default=EVALUATIONS, metavar="5,10,20,50")
     parser.add_argument("--out", type=Path, default=Path("docs/images/gallery.png"))
     chosen = parser.parse_args(arguments)
     engine = fastgen.load(MODEL)
-    cells, left_out = plan(engine, chosen.solvers, chosen.steps)
+    cells, left_out = plan(engine, chosen.solvers, chosen.evaluations)
     for solver, reason in left_out.items():
         print(f"left out: {solver}: {reason}")
     if not cells:
@@ -111,8 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     images = draw(engine, cells, progress=sys.stderr.isatty())
     captions = [cell.caption for cell in cells]
-    save_grid(images, chosen.out, columns=len(chosen.steps), captions=captions, scale=SCALE)
-    print(f"{chosen.out}: {len(cells) // len(chosen.steps)} rows, {chosen.out.stat().st_size // 1024} KiB")
+    save_grid(images, chosen.out, columns=len(chosen.evaluations), captions=captions, scale=SCALE)
+    print(
+        f"{chosen.out}: {len(cells) // len(chosen.evaluations)} rows, {chosen.out.stat().st_size // 1024} KiB"
+    )
     return 0
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from fastgen.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_spec
+from fastgen.checkpoint import CONFIG_FILE, WEIGHTS_FILE, is_ours, load_spec
 from fastgen.errors import CheckpointError, ConfigError
 
 from .base import Converted, Converter, Report, Tensors, build, check
@@ -38,6 +38,8 @@ def detect(path: Path) -> Converter | None:
 
     Raises CheckpointError for a file that is no one's: a model of ours is a folder.
     """
+    if is_ours(path):
+        return None
     converter = next((converter for converter in CONVERTERS.values() if converter.detect(path)), None)
     if converter is None and os.path.isfile(path):  # False, too, for what is no name of a file
         open_weights(Found((path,)))  # says what is wrong with a damaged one

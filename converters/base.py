@@ -15,6 +15,7 @@ from fastgen.architectures import builders
 from fastgen.checkpoint import Spec
 from fastgen.errors import CheckpointError, ConfigError
 from fastgen.files import read_ordinary, write_atomic
+from fastgen.models.building import without_values
 
 MAX_JSON_BYTES = 8 << 20  # an index of shards names every tensor
 LFS_POINTER = b"version https://git-lfs"
@@ -159,7 +160,7 @@ def build(converted: Converted, dtype: torch.dtype | None = None) -> dict[str, n
 
 def check(converted: Converted) -> dict[str, nn.Module]:
     """The networks without memory, once names and shapes of the tensors were found to fit. Raises CheckpointError."""
-    with torch.device("meta"):
+    with without_values():
         modules = {part: make() for part, make in builders(converted.spec).items()}
     wanted = {f"{p}.{name}": t for p, m in modules.items() for name, t in m.state_dict().items()}
     found, where = converted.tensors.shapes, converted.tensors.where

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from . import architectures
-from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec, load_spec
+from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec, is_ours, load_spec
 from .checkpoint import load as load_checkpoint
-from .converters import (
-    CONVERTERS,
-    Converted,
-    Report,
-    build,
-    check,
-    detect,
-    from_module,
-    read_ours,
-    replace,
-    save,
-)
-from .converters.onnx import OPSET, Written, check_arguments, export_engine
 from .errors import ArgumentError, CheckpointError, ConfigError
 from .families import FAMILIES, Family
 from .files import exists
 from .zoo import ZOO
 from .zoo import folder as zoo_folder
 
-ENGINES = {name: family.engine_class() for name, family in FAMILIES.items()}
+# Converters are imported where they are used: a model of our own needs none of them.
+if TYPE_CHECKING:
+    from .converters import Converted, Report
+    from .converters.onnx import Written
+    from .engines.base import Engine
+
+
+class _Engines(Mapping[str, "type[Engine]"]):
+    """The engine of each family by its name, imported when it is looked up."""
+
+    def __getitem__(self, name: str) -> type[Engine]:
+        return FAMILIES[name].engine_class()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(FAMILIES)
+
+    def __len__(self) -> int:
+        return len(FAMILIES)
+
+
+ENGINES = _Engines()
 OURS = {
     "device",
     "dtype",
@@ -101,6 +110,38 @@ def load_accepted(
     **options: Any,
 ) -> Any:
     """As `load`. accept_family: called with the model's family before weights are read; it may raise."""
+    with _no_collections():
+        return _load(
+            source, accept_family, device, dtype, revision, local_files_only, variant, assume, options
+        )
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Within the block Python looks for no reference cycles: what a load makes, thousands of objects, is there to stay.
+
+    In a process that has just imported PyTorch one such search takes as long as reading a small model.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _load(
+    source: str | Path | nn.Module,
+    accept_family: Callable[[Family], None] | None,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    revision: str | None,
+    local_files_only: bool,
+    variant: str | None,
+    assume: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+) -> Any:
     model = _find(source, revision, local_files_only, variant)
     name = _name(source)
 
@@ -141,6 +182,8 @@ def convert(
 
     Returns what was mapped, renamed, assumed and ignored. Raises ConfigError or CheckpointError.
     """
+    from .converters import CONVERTERS, check, read_ours, replace, save
+
     destination = Path(destination)
     if to != "fastgen" and (to not in CONVERTERS or CONVERTERS[to].write is None):
         writers = [name for name, converter in CONVERTERS.items() if converter.write is not None]
@@ -190,7 +233,7 @@ def export(
     *,
     what: str = "all",
     precision: str = "fp32",
-    opset: int = OPSET,
+    opset: int | None = None,
     tables: Iterable[str] = (),
     check: bool = False,
     force: bool = False,
@@ -202,7 +245,7 @@ def export(
         all steps from seeds to pictures; "tables": solvers for these two, as JSON; "server": a model repository of the
         Triton Inference Server in ``server/``; "all": everything but the last.
     precision: "fp32", or "fp16": weights and networks in half precision, tensors in and out still float32.
-    opset: of ONNX; onnxruntime 1.17 and later run the default.
+    opset: of ONNX; onnxruntime 1.17 and later run the default, ``fastgen.converters.onnx.OPSET``.
     tables: solvers beside the usual ones, each "SOLVER:STEPS", as "unipc:12".
     check: run ONNX's checker on every file, and the file in onnxruntime beside the reference.
     force: overwrite. Without it, nothing that is there is touched.
@@ -211,6 +254,9 @@ def export(
     Files appear all together, or not at all; the same model gives the same bytes. Returns what was written. Raises
     ConfigError or ArgumentError, with the reason; CheckpointError; WriteError.
     """
+    from .converters.onnx import OPSET, check_arguments, export_engine
+
+    opset = OPSET if opset is None else opset
     check_arguments(what, precision, opset)
     engine = load(source, device="cpu", dtype="float32", **source_options)
     return export_engine(
@@ -249,10 +295,15 @@ def _foreign(
 ) -> Converted | None:
     """A model of another project; None for fastgen's own. Raises ConfigError where that cannot be had as asked for."""
     if isinstance(model, nn.Module):
+        from .converters import from_module
+
         return from_module(model, assume)
-    converter = detect(model)
-    if converter is not None:
-        return converter.read(model, variant, assume)
+    if not is_ours(model):
+        from .converters import detect
+
+        converter = detect(model)
+        if converter is not None:
+            return converter.read(model, variant, assume)
     if variant is not None:
         raise ConfigError(_no_variant(variant, model), argument="variant")
     if assume:
@@ -269,6 +320,8 @@ def _read(
     """The spec and filled networks of a folder, file or module, ours or foreign, once `accept` has seen the spec."""
     converted = _foreign(model, variant, assume)
     if converted is not None:
+        from .converters import build
+
         accept(converted.spec)
         exact = isinstance(model, nn.Module) and any(p.dtype == torch.float64 for p in model.parameters())
         return converted.reported(), build(converted, torch.float64 if exact else None)
@@ -328,6 +381,8 @@ def _download(name: str, revision: str | None, local_files_only: bool, variant: 
     """The hub's model in the local cache: its small files, which say what it is, then the weights it needs."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    from .converters import CONVERTERS, detect
 
     def fetch(patterns: list[str]) -> Path:
         return Path(

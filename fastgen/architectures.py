@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from .checkpoint import Part, Spec
 from .config import from_dict
 from .errors import ConfigError
-from .exports import DENOISER, FLOW, ExportForm
-from .models.flow.glow import Glow, GlowConfig
-from .models.flow.nice import NICE, NICEConfig
-from .models.flow.realnvp import RealNVP, RealNVPConfig
-from .models.flow.vector import VectorFlow, VectorFlowConfig
-from .models.unet import UNet, UNetConfig
+
+if TYPE_CHECKING:
+    from .exports import ExportForm
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,41 @@ class Architecture:
     no_export: str = ""
 
 
+class _Listed(Architecture):
+    """A network `name` and its config `nameConfig` in a module of ``fastgen.models``, which is imported when used.
+
+    exports: a name in ``fastgen.exports``.
+    """
+
+    def __init__(self, module: str, name: str, exports: str) -> None:
+        self.__dict__.update(place=(module, name), forms=exports)
+
+    def _get(self, suffix: str) -> Any:
+        module, name = self.__dict__["place"]
+        return getattr(import_module(f".models.{module}", __package__), name + suffix)
+
+    @cached_property
+    def config(self) -> type:
+        found: type = self._get("Config")
+        return found
+
+    @cached_property
+    def module(self) -> Callable[[Any], nn.Module]:
+        found: Callable[[Any], nn.Module] = self._get("")
+        return found
+
+    @cached_property
+    def exports(self) -> tuple[ExportForm, ...]:
+        forms = getattr(import_module(".exports", __package__), self.__dict__["forms"])
+        return forms if isinstance(forms, tuple) else (forms,)
+
+
 ARCHITECTURES: dict[str, Architecture] = {
-    "glow": Architecture(GlowConfig, Glow, exports=FLOW),
-    "nice": Architecture(NICEConfig, NICE, exports=FLOW),
-    "realnvp": Architecture(RealNVPConfig, RealNVP, exports=FLOW),
-    "unet": Architecture(UNetConfig, UNet, exports=(DENOISER,)),
-    "vector_flow": Architecture(VectorFlowConfig, VectorFlow, exports=FLOW),
+    "glow": _Listed("flow.glow", "Glow", "FLOW"),
+    "nice": _Listed("flow.nice", "NICE", "FLOW"),
+    "realnvp": _Listed("flow.realnvp", "RealNVP", "FLOW"),
+    "unet": _Listed("unet", "UNet", "DENOISER"),
+    "vector_flow": _Listed("flow.vector", "VectorFlow", "FLOW"),
 }
 
 

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from .config import from_dict, parse_json, shown
 from .errors import CheckpointError, ConfigError
 from .files import exists, make_folder, open_ordinary, prepared, read_ordinary
+from .models.building import without_values
 from .tensor_file import TensorFile
 
 FORMAT_VERSION = 1
@@ -120,6 +120,15 @@ def load_spec(folder: str | Path) -> Spec:
     return spec_from_json(raw, str(path))
 
 
+def is_ours(path: str | Path) -> bool:
+    """Whether `path` is a folder whose ``config.json`` is one of ours, perhaps a wrong one. Raises nothing."""
+    try:
+        raw = parse_json(read_ordinary(Path(path) / CONFIG_FILE, MAX_CONFIG_BYTES, CheckpointError), "")
+    except (CheckpointError, ConfigError):
+        return False
+    return isinstance(raw, dict) and {"format_version", "engine", "parts"} <= set(raw)
+
+
 def load(
     folder: str | Path, builders: Callable[[Spec], Mapping[str, Callable[[], nn.Module]]]
 ) -> tuple[Spec, dict[str, nn.Module]]:
@@ -159,7 +168,7 @@ def _load_tensors(
     path = Path(folder) / WEIGHTS_FILE
     if not exists(path):
         raise CheckpointError(f"no {WEIGHTS_FILE} beside {CONFIG_FILE}", argument=folder)
-    with torch.device("meta"):
+    with without_values():
         modules = {part: build() for part, build in builders.items()}
     wanted = {
         f"{part}.{name}": tensor

@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from . import __version__
 from .commands import convert, evaluate, export, info, sample, train, verify
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         _open_standard_streams()
-        with _sigterm_like_ctrl_c():
+        with _plain_warnings(), _sigterm_like_ctrl_c():
             args = parser().parse_args(arguments)
             code = args.run(args)
             sys.stdout.flush()  # a full disk shows here, not after the exit code is given
@@ -82,6 +84,25 @@ def _forget_output() -> None:
 def _line(text: str) -> str:
     """`text` on one line and harmless to a terminal: it may quote an untrusted file."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings meant for users are one line, without a place in the code."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *others: Any, **more: Any) -> None:
+        if category is not UserWarning:  # of other packages, for programmers
+            before(message, category, *others, **more)
+        else:
+            print(f"fastgen: warning: {_line(str(message))}", file=sys.stderr)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        if warnings.showwarning is show:
+            warnings.showwarning = before
 
 
 @contextmanager

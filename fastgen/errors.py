@@ -5,12 +5,13 @@ class FastgenError(Exception):
     """Base of every error raised on purpose by fastgen for something the user can mend.
 
     argument: what the error is about: an argument's, option's or field's name, or a file; None where there is no such
-    thing. The message begins with it.
+    thing. The message begins with it; reason: the rest of the message.
     """
 
     def __init__(self, message: object = "", *, argument: object = None) -> None:
         super().__init__(message if argument is None else f"{argument}: {message}")
         self.argument = None if argument is None else str(argument)
+        self.reason = str(message)
 
 
 class ConfigError(FastgenError, ValueError):

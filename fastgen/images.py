@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from .files import open_ordinary, write_atomic
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Range = tuple[float, float]
+PICTURES: Range = (-1.0, 1.0)  # the values of an image, from black to white
 METADATA_KEY = "fastgen"
 OUTPUT_TYPES = ("pt", "np", "pil")
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -32,10 +35,21 @@ BACKGROUND = 32  # grey level between the cells of a sheet
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """float [n, C, H, W] in [-1, 1] -> uint8 [n, H, W, C]; values outside are clipped, NaN becomes 0."""
+    """float [n, C, H, W] in [-1, 1] -> uint8 [n, H, W, C]; values outside are clipped.
+
+    What is NaN or infinite becomes 0, and a warning says in which images.
+    """
     _check(images)
-    scaled = images.detach().float().nan_to_num(nan=-1.0).add(1).mul(127.5).round().clamp(0, 255)
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    finite = images.isfinite()
+    failed = [i for i, whole in enumerate(finite.flatten(1).all(1).tolist()) if not whole]
+    if failed:
+        which = ", ".join(map(str, failed[:20])) + (", ..." if len(failed) > 20 else "")
+        warnings.warn(
+            f"{len(failed)} of {len(images)} images have values that are NaN or infinite and drawn black: {which}",
+            stacklevel=2,
+        )
+    scaled = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
+    return torch.where(finite, scaled, 0).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def to_pil(images: Tensor) -> list[Image]:
@@ -45,17 +59,38 @@ def to_pil(images: Tensor) -> list[Image]:
     return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in to_uint8(images)]
 
 
-def to_output(images: Tensor | None, output_type: str) -> Any:
-    """`images` as an engine's caller wants them; ``None`` only checks the name. Raises ConfigError."""
+def within(values: Tensor, value_range: Range | None) -> Tensor:
+    """Clamp `values` to a range, in place; None leaves them alone. An infinite one becomes NaN: it is no colour."""
+    if value_range is None:
+        return values
+    failed = ~values.isfinite()
+    return values.clamp_(*value_range).masked_fill_(failed, math.nan)
+
+
+def to_pictures(values: Tensor, value_range: Range | None) -> Tensor:
+    """What `values` in a range are as images in [-1, 1]; None: they are taken as they are."""
+    if value_range in (None, PICTURES):
+        return values
+    low, high = value_range
+    return (values - low) * (2 / (high - low)) - 1
+
+
+def to_output(images: Tensor | None, output_type: str, value_range: Range | None = PICTURES) -> Any:
+    """`images`, whose values lie in `value_range`, as an engine's caller wants them: "pt", "np" or "pil".
+
+    For "np" and "pil" None means [-1, 1], and values outside are clipped. ``None`` for `images` only checks the name.
+    Raises ConfigError.
+    """
     if output_type not in OUTPUT_TYPES:
         raise ConfigError(
             f"expected one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}", argument="output_type"
         )
     if images is None or output_type == "pt":
         return images
+    images = to_pictures(images, value_range)
     if output_type == "pil":
         return to_pil(images)
-    return images.add(1).div(2).permute(0, 2, 3, 1).cpu().numpy()
+    return images.add(1).div(2).clamp_(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def grid(

@@ -13,8 +13,11 @@ from .adain import OP as _ADAIN
 from .adain import adain
 from .affine_coupling import OP as _AFFINE_COUPLING
 from .affine_coupling import affine_coupling, affine_coupling_out
+from .conv_norm import OP as _CONV_NORM
+from .conv_norm import conv_norm, conv_norm_out
 from .group_norm import OP as _GROUP_NORM
 from .group_norm import group_norm
+from .launching import dependent_launch
 from .noise import STREAMS, normals, signed_seeds
 from .op import Budget, Case, Op, loaded_kernels, select, use
 from .patch_conv import OP as _PATCH_CONV
@@ -27,6 +30,7 @@ from .reverse_step import reverse_step, reverse_step_out
 OPS: Mapping[str, Op] = {
     "adain": _ADAIN,
     "affine_coupling": _AFFINE_COUPLING,
+    "conv_norm": _CONV_NORM,
     "group_norm": _GROUP_NORM,
     "patch_conv": _PATCH_CONV,
     "patch_score": _PATCH_SCORE,
@@ -42,7 +46,10 @@ __all__ = [
     "adain",
     "affine_coupling",
     "affine_coupling_out",
+    "conv_norm",
+    "conv_norm_out",
     "decompositions",
+    "dependent_launch",
     "group_norm",
     "loaded_kernels",
     "normals",

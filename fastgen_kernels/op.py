@@ -218,8 +218,51 @@ def loaded_kernels() -> list[Any]:
     ]
 
 
-def differentiate_through(custom_op: Any, reference: Callable[..., Any], wrt: tuple[int, ...]) -> None:
-    """Give a functional custom op its reference's gradient, for the inputs at the positions `wrt`.
+LIBRARY = torch.library.Library("fastgen", "FRAGMENT")
+
+
+class CustomOp:
+    """An operation at the dispatcher, ``torch.ops.fastgen.NAME``, made by `custom_op`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
+        """A decorator: `fake` makes results without values, of their shapes, types and strides, for traces."""
+        LIBRARY.impl(self.name, fake, "Meta")
+        return fake
+
+    def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
+        """As ``torch.library.register_autograd``."""
+        torch.library.register_autograd(
+            f"fastgen::{self.name}", backward, setup_context=setup_context, lib=LIBRARY
+        )
+
+
+def custom_op(
+    name: str, *, mutates_args: Sequence[str] = (), tags: Sequence[torch.Tag] = ()
+) -> Callable[[Callable[..., Any]], CustomOp]:
+    """Make a function, with its arguments' types annotated, the operation ``fastgen::NAME`` on all devices.
+
+    As ``torch.library.custom_op``, but defined at the dispatcher itself: the first call of one of those imports
+    torch._dynamo, which takes longer than all else that a process's first image needs, every call some 20 us of
+    Python, and each definition a search through all modules. What results alias is not watched here.
+    """
+
+    def define(function: Callable[..., Any]) -> CustomOp:
+        schema = torch.library.infer_schema(function, mutates_args=mutates_args)
+        LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
+        LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        made = CustomOp(name)
+        if mutates_args:
+            made.register_fake(lambda *args: None)
+        return made
+
+    return define
+
+
+def differentiate_through(op: CustomOp, reference: Callable[..., Any], wrt: tuple[int, ...]) -> None:
+    """Give a functional operation its reference's gradient, for the inputs at the positions `wrt`.
 
     The forward pass keeps the inputs only; the backward pass runs the reference again and differentiates it.
     """
@@ -259,4 +302,4 @@ def differentiate_through(custom_op: Any, reference: Callable[..., Any], wrt: tu
             result[i] = gradient
         return tuple(result)
 
-    custom_op.register_autograd(backward, setup_context=setup_context)
+    op.register_autograd(backward, setup_context=setup_context)

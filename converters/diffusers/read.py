@@ -27,7 +27,16 @@ INDEX = "model_index.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
 STEM = "diffusion_pytorch_model"
 SETTINGS = "fastgen.json"  # ours beside theirs: what diffusers has no place for
-KEPT = ("num_classes", "null_class", "class_names", "steps", "guidance_scale", "variance", "solver_options")
+KEPT = (
+    "num_classes",
+    "null_class",
+    "class_names",
+    "steps",
+    "guidance_scale",
+    "variance",
+    "solver_options",
+    "value_range",
+)
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")
 FILES = (
     INDEX,

@@ -73,6 +73,13 @@ def to_settings(
             argument=where,
         )
     _drop_what_has_no_effect(solver, options, schedule, report)
+    if rule.process is None:  # the words of the file, and of diffusers where it says nothing
+        options = {**_theirs_unsaid(solver), **options}
+    if rule.process == "edm" and options.get("final_sigmas_type") == "sigma_min":
+        options["as_diffusers"] = True
+        report.assumed.append(
+            "final_sigmas_type=sigma_min: the last step, from sigma_min to sigma_min, does nothing"
+        )
     for key, why in as_diffusers(solver, process, options).items():
         options[key] = True
         report.assumed.append(f"{key}=True: {why}")
@@ -89,6 +96,11 @@ def to_settings(
         steps = rule.steps
     settings["steps"] = min(steps, process.steps_limit, getattr(checked, "original_inference_steps", steps))
     return settings
+
+
+def _theirs_unsaid(solver: str) -> dict[str, Any]:
+    """diffusers' defaults where ours are others; `as_diffusers` says those that it has no name for."""
+    return {k: v for k, v in SOLVERS[solver].diffusers.items() if k not in ("constant_stride", "sum_outputs")}
 
 
 def as_diffusers(solver: str, process: AnyProcess, options: Mapping[str, Any]) -> dict[str, str]:
@@ -227,7 +239,7 @@ def _filled(
 ) -> str:
     """The defaults that stand for missing keys and have an effect on the image, in words."""
     process = NoiseSchedule if rule.process is None else PROCESSES[rule.process]
-    values = {o.name: o.default for o in SOLVERS[solver].options} | dict(options)
+    values = {o.name: o.default for o in SOLVERS[solver].options} | _theirs_unsaid(solver) | dict(options)
     values |= {f.name: f.default for f in dataclasses.fields(process) if f.name in rule.schedule}
     values |= {**rule.defaults, **schedule}
     silent = {"trained_betas"} | (

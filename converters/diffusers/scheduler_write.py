@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from fastgen.diffusion import SOLVERS, NoiseSchedule
+from fastgen.diffusion.timesteps import STABLE
 from fastgen.engines.diffusion.settings import DiffusionSettings
 from fastgen.errors import ConfigError
 
@@ -33,7 +34,7 @@ def from_settings(settings: DiffusionSettings, report: Report) -> tuple[dict[str
     name = class_name(settings)
     rule = rule_of(name, flow=not isinstance(settings.noise_schedule, NoiseSchedule))
     given = settings.solver_options or {}
-    options = {o.name: o.default for o in SOLVERS[settings.solver].options} | given
+    options = dataclasses.asdict(SOLVERS[settings.solver].check(given))
     renamed = {ours: theirs for theirs, ours in rule.renamed.items()}
     config = {"_class_name": name, **_schedule(rule, name, settings), **rule.solvers[settings.solver]}
     if "use_flow_sigmas" in rule.only:
@@ -43,6 +44,16 @@ def from_settings(settings: DiffusionSettings, report: Report) -> tuple[dict[str
             value = options[rule.renamed.get(key, key)]
             config[key] = list(value) if isinstance(value, tuple) else value
     lost = {key: value for key, value in given.items() if renamed.get(key, key) not in rule.options}
+    lost.pop("as_diffusers", None)  # what follows from it is written down
+    if rule.process == "edm" and options["final_sigmas_type"] == "sigma_min" and not options["as_diffusers"]:
+        config["final_sigmas_type"], lost["final_sigmas_type"] = "zero", "sigma_min"
+    if rule.process is None:
+        for key, theirs in SOLVERS[settings.solver].diffusers.items():
+            if key not in rule.options and options[key] != theirs:
+                lost[key] = options[key]
+        if config.get("timestep_spacing") == STABLE or options.get("timestep_spacing") == STABLE:
+            lost["timestep_spacing"] = STABLE
+            config.pop("timestep_spacing", None)
     if settings.variance is not None and "variance_type" in rule.options:
         config["variance_type"] = settings.variance
         if given.get("variance_type", settings.variance) != settings.variance:

@@ -11,6 +11,7 @@ from fastgen.checkpoint import CONFIG_FILE, Spec
 from fastgen.config import to_dict
 from fastgen.engines.diffusion import DiffusionEngine
 from fastgen.errors import ConfigError
+from fastgen.images import PICTURES
 
 from .. import weights
 from ..base import Report, Tensors, write_json
@@ -63,6 +64,9 @@ def write(folder: Path, spec: Spec, tensors: Tensors, dtype: torch.dtype | None 
     prefix = f"{name}."
     theirs = tensors.renamed({unet.their_name(n.removeprefix(prefix)): n for n in tensors.shapes})
     kept = {key: value for key, value in to_dict(settings).items() if key in KEPT and value is not None}
+    kept.pop("value_range", None)
+    if settings.value_range != PICTURES:  # None says that there are no images
+        kept["value_range"] = to_dict(settings)["value_range"]
     if "variance_type" in schedule:
         kept.pop("variance", None)  # the scheduler's file says it
     kept.pop("solver_options", None)

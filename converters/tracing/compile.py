@@ -13,9 +13,11 @@ and a table that remembers just that, in as few slots as are found (`converters/
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,7 +191,7 @@ class _Player:
         except ConfigError:
             raise
         except Exception as error:
-            raise ConfigError(f"{what} raised {type(error).__name__}: {error}", argument=self.name) from error
+            raise ConfigError(f"{what} raised {_said(error)}", argument=self.name) from error
 
     def _state(self, value: Any, like: Tensor, where: str) -> Tensor:
         if not isinstance(value, Tensor) or value.shape != like.shape:
@@ -332,6 +334,16 @@ class _Player:
         return "clipping, thresholds, adaptive step sizes and norms over a sample or batch do not fit a table"
 
 
+def _said(error: Exception) -> str:
+    """What an exception says; of one without words, an assertion's as a rule, the line that raised it."""
+    name = type(error).__name__
+    if str(error):
+        return f"{name}: {error}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
+    return f"{name} without a message at {place}: {frame.line}"
+
+
 def _prepared(scheduler: Any, steps: int | None) -> Any:
     """A copy, ready for its first step."""
     if not callable(getattr(scheduler, "step", None)):
@@ -349,7 +361,7 @@ def _prepared(scheduler: Any, steps: int | None) -> Any:
             scheduler.set_timesteps(steps)
         except Exception as error:
             raise ConfigError(
-                f"set_timesteps({steps}) raised {type(error).__name__}: {error}: call it "
+                f"set_timesteps({steps}) raised {_said(error)}: call it "
                 "yourself with its arguments, and leave steps out",
                 argument=type(scheduler).__name__,
             ) from error

@@ -12,7 +12,7 @@ worker.onmessage = ({ data }) => {
 };
 
 // manifest: model.json of the export.
-function ready({ manifest, seconds, megabytes, threads }) {
+function ready({ manifest, seconds, megabytes }) {
   const { files, classes, defaults, shape } = manifest;
   for (let label = 0; label < classes; label++) element("label").append(new Option(label, label));
   for (const table of Object.keys(files).filter((name) => name.startsWith("tables/"))) {
@@ -25,7 +25,7 @@ function ready({ manifest, seconds, megabytes, threads }) {
   loaded = true;
   element("draw").disabled = false;
   showGuidance();
-  say(`Model of ${megabytes.toFixed(1)} MB loaded in ${seconds.toFixed(1)} s; ${threads} thread(s).`);
+  say(`Model of ${megabytes.toFixed(1)} MB loaded in ${seconds.toFixed(1)} s.`);
 }
 
 function draw() {

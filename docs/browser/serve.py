@@ -3,7 +3,7 @@
     python docs/browser/serve.py [--out out/browser] [--port 8000] [--prepare]
 
 The folder holds the page, onnxruntime-web and the model's sampler with its tables. Any server of static files can serve
-it; this one sends the two headers that WebAssembly needs to use several threads.
+it.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ def prepare(folder: Path, force: bool = False) -> None:
     if force or not (folder / "model" / "model.json").exists():
         import fastgen
 
+        print(f"exporting {MODEL}, about a minute", flush=True)
         fastgen.export(MODEL, folder / "model", what="sampler", force=force)
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Files, with the types that browsers insist on and the headers of an isolated page."""
+    """Files, with the types that browsers insist on, whatever this machine thinks that they are."""
 
     extensions_map = {  # noqa: RUF012 - as the class that it extends has it
         **SimpleHTTPRequestHandler.extensions_map,
@@ -54,12 +55,6 @@ class Handler(SimpleHTTPRequestHandler):
         ".mjs": "text/javascript",
         ".wasm": "application/wasm",
     }
-
-    def end_headers(self) -> None:
-        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-        self.send_header("Cache-Control", "no-cache")
-        super().end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: the terminal shows the address alone."""

@@ -53,8 +53,7 @@ try {
     drawings.push({ ...choice, pixels, status });
   }
   if (screenshot) await page.screenshot({ path: screenshot, fullPage: true });
-  const isolated = await page.evaluate(() => crossOriginIsolated);
-  console.log(JSON.stringify({ loaded, drawings, requests, errors, isolated }));
+  console.log(JSON.stringify({ loaded, drawings, requests, errors }));
 } finally {
   await browser.close();
 }

@@ -4,8 +4,7 @@
 import * as ort from "./ort/ort.wasm.min.mjs";
 
 ort.env.wasm.wasmPaths = new URL("./ort/", import.meta.url).href;
-// Several threads need an isolated page (serve.py sends the headers); without them WebAssembly has one.
-ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
+ort.env.wasm.numThreads = 1; // so small a network gains nothing by more, which would need special headers of the server
 
 const int64 = (values, dims) => new ort.Tensor("int64", values.map(BigInt), dims);
 const float32 = (values, dims) => new ort.Tensor("float32", values, dims);
@@ -29,7 +28,6 @@ async function load() {
     manifest,
     megabytes: bytes.byteLength / 1e6,
     seconds: (performance.now() - begun) / 1000,
-    threads: ort.env.wasm.numThreads,
   });
   return session;
 }

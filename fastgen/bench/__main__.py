@@ -36,7 +36,11 @@ def parser() -> argparse.ArgumentParser:
     add = top.add_argument
     several: dict[str, Any] = {"action": "append", "default": []}
     add("suite", nargs="?", default="tour", choices=["tour", *suites.SUITES, "all"])
-    add("--model", **several, help="a folder, zoo:NAME, hub id or random:cifar10; repeatable")
+    add(
+        "--model",
+        **several,
+        help="a folder, zoo:NAME, hub id, random:cifar10 or random:celebahq256; repeatable",
+    )
     add("--batch", type=integers, default=(), help="samples per call, comma-separated")
     add("--steps", type=positive, help="of a solver; default: the model's")
     add("--dtype", **several, choices=list(DTYPES), help="repeatable")

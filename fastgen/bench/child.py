@@ -14,6 +14,7 @@ from typing import Any
 
 Order = dict[str, Any]
 Draw = Callable[[], Any]
+FLOOR = "import torch"
 
 
 def fastgen(order: Order, mark: Callable[[str], None]) -> Draw:
@@ -64,6 +65,13 @@ def diffusers(order: Order, mark: Callable[[str], None]) -> Draw:
     return draw
 
 
+def floor(mark: Callable[[str], None]) -> None:
+    """What no process that draws with PyTorch can be faster than: it imports it, and does no more."""
+    import torch  # noqa: F401
+
+    mark("imports")
+
+
 def peak(device: str) -> int:
     """Most bytes held so far: of the GPU by PyTorch's allocator, or by the whole process, imports included."""
     if device.startswith("cuda"):
@@ -96,6 +104,10 @@ def main(text: str) -> None:
             tuple(x.cpu() for x in found) if isinstance(found, tuple) else found.cpu()
         )  # waits for the device
 
+    if order["who"] == FLOOR:
+        floor(mark)
+        print(json.dumps(marks))
+        return
     draw = {"fastgen": fastgen, "diffusers": diffusers}[order["who"]](order, mark)
     mark("loaded")
     first = drawn()

@@ -16,32 +16,34 @@ from ..errors import ConfigError
 from ..families import FAMILIES
 from . import diffusion, verbs
 
+
+def _unet(pixels: int, widths: list[int], attends: int) -> Spec:
+    """A U-Net of Ho et al. 2020 for images of 3 x `pixels` x `pixels`; attends: the level with attention, from 0."""
+    down = ["DownBlock2D"] * len(widths)
+    down[attends] = "AttnDownBlock2D"
+    config: dict[str, Any] = {
+        "sample_size": [pixels, pixels],
+        "in_channels": 3,
+        "out_channels": 3,
+        "layers_per_block": 2,
+        "block_out_channels": widths,
+        "down_block_types": down,
+        "up_block_types": [kind.replace("Down", "Up") for kind in reversed(down)],
+        "attention_head_dim": None,
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "norm_eps": 1e-6,
+    }
+    return Spec("diffusion", {"unet": Part("unet", config)}, {"schedule": {}, "solver": "ddim"})
+
+
 # Models of random weights: name -> its spec.
 BUILT: dict[str, Spec] = {
     # The U-Net of google/ddpm-cifar10-32 (Ho et al. 2020), 35.7 M parameters.
-    "random:cifar10": Spec(
-        "diffusion",
-        {
-            "unet": Part(
-                "unet",
-                {
-                    "sample_size": [32, 32],
-                    "in_channels": 3,
-                    "out_channels": 3,
-                    "layers_per_block": 2,
-                    "block_out_channels": [128, 256, 256, 256],
-                    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-                    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-                    "attention_head_dim": None,
-                    "downsample_padding": 0,
-                    "flip_sin_to_cos": False,
-                    "freq_shift": 1,
-                    "norm_eps": 1e-6,
-                },
-            )
-        },
-        {"schedule": {}, "solver": "ddim"},
-    ),
+    "random:cifar10": _unet(32, [128, 256, 256, 256], attends=1),
+    # That of google/ddpm-celebahq-256, for 256x256 pixels, 113.7 M parameters.
+    "random:celebahq256": _unet(256, [128, 128, 256, 256, 512, 512], attends=4),
     # Shapes of the smallest images in their papers.
     "random:realnvp": Spec(
         "flow", {"flow": Part("realnvp", {"sample_size": [32, 32], "in_channels": 3})}, {}

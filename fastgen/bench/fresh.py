@@ -6,6 +6,7 @@ memory it took.
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import subprocess
@@ -20,7 +21,11 @@ from typing import Any
 
 import torch
 
+import fastgen.converters
+import fastgen_kernels
+
 from . import child
+from .child import FLOOR
 from .contest import How
 from .results import Row
 from .timing import Timing, in_turn
@@ -46,7 +51,9 @@ def run_child(order: Order) -> dict[str, Any]:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise RuntimeError(lines[-1])
         report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return {**report, "result": torch.load(result, weights_only=True)}
+        if result.exists():
+            report["result"] = torch.load(result, weights_only=True)
+        return report
 
 
 def measure(
@@ -55,6 +62,7 @@ def measure(
     orders: Mapping[str, Order],
     how: How,
     start: Callable[[Order], dict[str, Any]] = run_child,
+    floor: bool = False,
 ) -> Row:
     """`row` with times to the first image in fresh processes, in turns, and their peak memory: medians over rounds.
 
@@ -62,8 +70,11 @@ def measure(
     the seconds that each phase took; `peak_bytes` the most that a whole process held, imports included: projects import
     at different moments, so that nothing less can be compared. On CUDA it is GPU memory alone. After how.seconds no
     further round begins. start: runs a child. A baseline that fails or differs is left out; RuntimeError where
-    fastgen's child fails.
+    fastgen's child fails. floor: time in every round, too, what ``import torch`` alone takes; the row's notes say how
+    many times as long the first image is.
     """
+    compile_packages()
+    floors: list[float] = []
     reports: dict[str, list[dict[str, Any]]] = {name: [] for name in orders}
     errors = dict.fromkeys(orders, 0.0)
 
@@ -77,7 +88,10 @@ def measure(
     for turn in range(how.rounds):
         if turn and time.perf_counter() - began > how.seconds:
             break
-        for name in in_turn(list(reports), turn):
+        for name in in_turn([*reports, *([FLOOR] if floor else [])], turn):
+            if name == FLOOR:
+                floors.append(start({"who": FLOOR})[how.clock]["imports"])
+                continue
             try:
                 report = start({**orders[name], "who": name})
             except RuntimeError as error:
@@ -97,6 +111,13 @@ def measure(
             leave_out(name, f"its result differs ({off:.3g} of the bound)")
     marks = {name: [report[how.clock] for report in found] for name, found in reports.items()}
     times = {name: Timing.of([mark["first image"] for mark in found]) for name, found in marks.items()}
+    if floor:
+        alone = Timing.of(floors)
+        ratio = times["fastgen"].over(alone)
+        row = row.noted(
+            f"{ratio.median:.2f} ({ratio.low:.2f} - {ratio.high:.2f}) times as long as {FLOOR} alone, "
+            f"{alone.median:.2f} s"
+        )
     return replace(
         row,
         seconds=times.pop("fastgen"),
@@ -104,6 +125,13 @@ def measure(
         phases={name: _phases(found) for name, found in marks.items()},
         peak_bytes={n: median_low(report["peak_bytes"] for report in found) for n, found in reports.items()},
     )
+
+
+def compile_packages() -> None:
+    """Have our bytecode on disk, as pip leaves it: a child that compiles 200 files would time Python's compiler."""
+    for file in (fastgen.__file__, fastgen_kernels.__file__, fastgen.converters.__file__):
+        assert file is not None
+        compileall.compile_dir(Path(file).parent, quiet=2)
 
 
 def _phases(marks: list[dict[str, float]]) -> dict[str, float]:

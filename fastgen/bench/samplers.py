@@ -44,7 +44,9 @@ def least(device: torch.device, solver: str) -> DiffusionEngine:
     """An engine around the least network."""
     options: dict[str, Any] = {"device": device, "dtype": torch.float32}
     on = process(solver)
-    return DiffusionEngine.from_module(Scaled(), on, on.prediction_type, SHAPE, **options)
+    return DiffusionEngine.from_module(
+        Scaled(), on, on.prediction_type, SHAPE, value_range=(-1, 1), **options
+    )
 
 
 def unfit(solver: str, engine: DiffusionEngine) -> str:

@@ -268,7 +268,7 @@ def _fresh_rows(plan: Plan, model: str) -> Iterator[Row]:
                 contest, orders = told(())
             common = {"device": str(plan.device), "dtype": dtype, "folder": engine.source}
             orders = {name: {**common, **order} for name, order in orders.items()}
-            yield fresh.measure(contest.row, contest.judge, orders, how)
+            yield fresh.measure(contest.row, contest.judge, orders, how, floor=True)
 
 
 def tour(plan: Plan) -> Iterator[tuple[float, Iterable[Unit]]]:

@@ -52,14 +52,6 @@ def size(text: str) -> tuple[int, int]:
     return int(values[0]), int(values[-1])
 
 
-def labels(text: str) -> list[int | str]:
-    """``0-2,5`` -> [0, 1, 2, 5]; ``ant,bee`` -> ["ant", "bee"]: names, of which the engine knows which exist."""
-    try:
-        return list(integer_ranges(text))
-    except argparse.ArgumentTypeError:
-        return [name.strip() for name in text.split(",")]
-
-
 def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """The arguments that say which model runs where."""
     parser.add_argument(

@@ -28,7 +28,7 @@ COMMAND = "evaluate"
 CHUNK = 256  # samples handed to the engine at a time, between two moves of the progress bar
 COUNT = 2000  # of samples, and of rows of data, that a plot shows
 PLOT_FLAGS = ("columns", "count", "temperature", "overwrite")
-DATA_FLAGS = ("labels", "subset", "samples")
+DATA_FLAGS = ("labels", "subset", "samples", "background")
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -45,11 +45,18 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     add_model(parser)
     parser.add_argument("--data", help="as for `fastgen train`")
     parser.add_argument("--labels", help="IDX file of labels, where it does not lie beside the images")
+    parser.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="what lies under transparent pixels of a folder (default white)",
+    )
     parser.add_argument("--subset", type=span, metavar="FIRST-LAST", help="use only these samples of a file")
     parser.add_argument(
         "--samples", type=positive, metavar="K", help="dequantisation samples per image (default 1)"
     )
-    parser.add_argument("--label", type=int, help="the class that is plotted, and of data without labels")
+    parser.add_argument(
+        "--label", help="the class, name or number, that is plotted, and of data without labels"
+    )
     parser.add_argument(
         "--seed", type=int, help="of the dequantisation noise, or of the plotted samples (default 0)"
     )
@@ -64,7 +71,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Evaluate as `args` ask; returns the exit code."""
-    from ..engines.arguments import MAX_SEED
+    from ..engines.arguments import MAX_SEED, class_number
 
     started = time.perf_counter()
     if args.data is None and args.plot is None:
@@ -87,9 +94,13 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             raise ConfigError(
                 "is of dequantisation; the likelihood of real numbers is exact", argument=f"--{name}"
             )
-    dataset = None if args.data is None else load_data(engine, args.data, args.labels, args.subset)
+    dataset = (
+        None if args.data is None else load_data(engine, args.data, args.labels, args.subset, args.background)
+    )
     if args.label is not None and not facts["classes"]:
         raise ConfigError("this model has no classes", argument="--label")
+    if args.label is not None:
+        args.label = class_number(args.label, facts["classes"], engine.settings.class_names)
     if args.label is not None and args.plot is None and dataset is not None and dataset.num_classes:
         raise ConfigError("the data has labels of its own", argument="--label")
     if dataset is not None and not exact and not 0 <= seed <= (last := MAX_SEED + 1 - len(dataset)):
@@ -158,14 +169,34 @@ def _rows(dataset: Dataset, label: int | None) -> NDArray[Any]:
 
 
 def load_data(
-    engine: Any, source: str, labels: str | None = None, subset: tuple[int, int] | None = None
+    engine: Any,
+    source: str,
+    labels: str | None = None,
+    subset: tuple[int, int] | None = None,
+    background: str | None = None,
 ) -> Dataset:
     """Data of the shape that `engine` models. Raises DataError or ConfigError."""
     from ..training import data
 
     shape, levels = engine.shape, engine.describe()["levels"]
     size, channels = ((shape[1], shape[2]), shape[0]) if len(shape) == 3 else (None, None)
-    dataset = data.load(source, labels=labels, subset=subset, size=size, channels=channels)
+    names = engine.settings.class_names
+    dataset = data.load(
+        source,
+        labels=labels,
+        subset=subset,
+        size=size,
+        channels=channels,
+        background=background,
+        class_names=names,
+    )
+    found = dataset.class_names
+    if names and found and (strange := [name for name in found if name not in names]):
+        raise ConfigError(
+            f"{source} has a folder {strange[0]}, which is no class of the model; its classes are "
+            f"{', '.join(names[:20])}",
+            argument="--data",
+        )
     if len(shape) == 1 and len(dataset.shape) == 3:
         raise ConfigError(f"{source} holds images, the model rows of {shape[0]} numbers", argument="--data")
     if tuple(dataset.shape) != tuple(shape):

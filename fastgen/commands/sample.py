@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import shown
-from ..errors import ConfigError
+from ..errors import ConfigError, FastgenError
 from ..families import GIF, Family, Sampling
 from ..families.family import given
-from .arguments import add_model, flag_names, given_flags, integer_ranges, labels, load_model
+from .arguments import add_model, flag_names, given_flags, integer_ranges, load_model
 from .family_flags import add_owned_flags, every_flag, family_flags, refuse_others
 from .layout import GIF_FRAMES, Layout, add_layout
 from .outputs import (
@@ -56,7 +57,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     which.add_argument("--seeds", type=integer_ranges, metavar="0-63,99", help="the seeds themselves")
     which.add_argument("--like", type=Path, metavar="PNG", help="repeat the request kept in this file")
     parser.add_argument(
-        "--labels", type=labels, help="classes, numbers or names: 0-9 or 3,7; repeated for all samples"
+        "--labels", help="classes, names or numbers: 0-9 or 3,7 or ant,bee; repeated for all samples"
     )
     add_layout(parser)
     add_reporting(parser)
@@ -110,6 +111,8 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     loaded = time.perf_counter()
     samples, frames = _draw(engine, request, args, GIF in family.flags.get(COMMAND, ()), gif)
     drawn = time.perf_counter()
+    if not samples.isfinite().flatten(1).all(1).any():
+        raise FastgenError("no sample is finite (NaN or infinite); nothing is written", argument=args.model)
     unit, more_files = "row" if rows else "image", [gif] if gif else []
     known = args.like is not None or args.seed is not None or args.seeds is not None
     with writing([*files, *more_files], f"{unit}s", None if known else request.seeds[0]):
@@ -151,7 +154,7 @@ def _request(
     args: argparse.Namespace, kept: dict[str, Any], flags: dict[str, Any], sampling: Sampling, engine: Any
 ) -> Any:
     """What the image of ``--like`` asks for, whose metadata is `kept`, or what the command line asks for."""
-    from ..engines.arguments import MAX_COUNT
+    from ..engines.arguments import MAX_COUNT, written_labels
 
     if args.like is not None:
         return engine.request(**_kept_request(kept.get("request"), sampling, args.like))
@@ -162,7 +165,9 @@ def _request(
         raise ConfigError(
             f"expected at least 1 and at most {MAX_COUNT}, got {shown(count)}", argument="--count"
         )
-    classes = sampling.labels(engine) if args.labels is None else args.labels
+    classes: Sequence[int | str] | None = sampling.labels(engine)
+    if args.labels is not None:
+        classes = written_labels(args.labels, sampling.class_names(engine))
     repeated = None if classes is None else [classes[i % len(classes)] for i in range(count)]
     own = sampling.arguments(flags, count)
     return engine.request(count, seed=args.seed, seeds=args.seeds, labels=repeated, **own)
@@ -223,6 +228,8 @@ def _draw(
     engine: Any, request: Any, args: argparse.Namespace, has_steps: bool, gif: Path | None
 ) -> tuple[Tensor, list[Tensor]]:
     """The samples, and where an animation is asked for, the states on the way. has_steps: see ``families.GIF``."""
+    from ..images import to_pictures
+
     frames: list[Tensor] = []
 
     def keep(step: int, total: int, images: Tensor) -> None:
@@ -231,4 +238,5 @@ def _draw(
 
     progress = not (args.quiet or args.json) and sys.stderr.isatty()
     options = {"callback": keep if gif else None, "progress": progress} if has_steps else {}
-    return engine.draw(request, **options), frames
+    samples = to_pictures(engine.draw(request, **options), engine.value_range)
+    return samples, [to_pictures(frame, engine.value_range) for frame in frames]

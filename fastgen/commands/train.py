@@ -57,6 +57,13 @@ DATA_FLAGS = (
     Flag("--subset", {"type": span, "metavar": "FIRST-LAST", "help": "use only these samples of a file"}),
     Flag("--size", {"type": size, "metavar": "H[xW]", "help": "image size; folders are resized to it"}),
     Flag("--channels", {"type": int, "choices": (1, 3), "help": "grey or RGB (folders; default RGB)"}),
+    Flag(
+        "--background",
+        {
+            "metavar": "COLOUR",
+            "help": "what lies under transparent pixels: white (default), black, #ff8000, ...",
+        },
+    ),
     Flag("--flip", {"action": "store_true", "help": "mirror half of the images"}),
 )
 PATHS = ("data", "labels", "target")  # fields of RunConfig
@@ -75,6 +82,11 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the model and the run are kept")
     parser.add_argument("--model", choices=models, help=f"what to train (default {next(iter(models))})")
     parser.add_argument("--resume", action="store_true", help="go on with the run in FOLDER")
+    parser.add_argument(
+        "--changed-data",
+        action="store_true",
+        help="with --resume: go on though the number of samples has changed, as after a broken image was removed",
+    )
     for flag in (*DATA_FLAGS, *run_flags()):
         flag.add(parser)
     add_owned_flags(parser, {name: recipe.flags for name, (_, recipe) in models.items()}, "{}")
@@ -104,6 +116,8 @@ def run_flags() -> list[Flag]:
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Train as `args` ask; returns the exit code."""
+    if args.changed_data and not args.resume:
+        parser.error("--changed-data belongs to --resume")
     models = recipes()
     every = {flag.name: flag for _, recipe in models.values() for flag in recipe.flags}
     if not args.resume:
@@ -117,6 +131,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     import torch
 
     from ..architectures import builders
+    from ..models.building import without_values
     from ..runtime.device import choose_device
     from ..training.state import check_state
 
@@ -131,7 +146,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         run, dataset = _new_run(args, recipe, device)
     family, recipe = _recipe_of(run, args.folder)
     built = builders(run.trained())
-    with torch.device("meta"):
+    with without_values():
         planned = torch.nn.ModuleDict({name: build() for name, build in built.items()})
     if args.resume:  # the run says how large its networks are: see that its weights are, before they get room
         check_state(args.folder, planned, run)
@@ -172,6 +187,7 @@ def _train(
             args.folder,
             device=device,
             resume=args.resume,
+            changed_data=args.changed_data,
             progress=not args.quiet,
             on_preview=preview,
         )
@@ -238,7 +254,7 @@ def _earlier_run(args: argparse.Namespace, own: Iterable[Flag]) -> tuple[Run, Da
     _recipe_of(run, args.folder)
     shape = run.data["shape"]
     of_images = {"size": (shape[1], shape[2]), "channels": shape[0]} if len(shape) == 3 else {}
-    return run, _load(run.config, **of_images)
+    return run, _load(run.config, class_names=run.data["class_names"], **of_images)
 
 
 def _new_run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> tuple[Run, Dataset]:
@@ -255,7 +271,7 @@ def _new_run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> 
             f"{', '.join(f'`{name}`' for name in data.NAMED)})",
             argument="--data",
         )
-    fields = [*RUN_OPTIONS, *PATHS, "subset", "side_by_side", "flip"]
+    fields = [*RUN_OPTIONS, *PATHS, "subset", "side_by_side", "background", "flip"]
     chosen = {name: chosen[name] for name in fields if name in chosen}
     for name in (n for n in PATHS if n in chosen):
         if (
@@ -271,8 +287,8 @@ def _new_run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> 
     return Run(config, spec, data.describe(dataset), recipe.auxiliary(args, dataset, config)), dataset
 
 
-def _load(config: RunConfig, **shape: Any) -> Dataset:
-    """The run's data; `shape`: size and channels of images, where they are known. Raises DataError."""
+def _load(config: RunConfig, **known: Any) -> Dataset:
+    """The run's data; `known`: size and channels of images, or the classes, where they are known. Raises DataError."""
     from ..training import data
 
     return data.load(
@@ -280,8 +296,9 @@ def _load(config: RunConfig, **shape: Any) -> Dataset:
         labels=config.labels,
         target=config.target,
         side_by_side=config.side_by_side,
+        background=config.background,
         subset=None if config.subset is None else (config.subset[0], config.subset[1]),
-        **shape,
+        **known,
     )
 
 

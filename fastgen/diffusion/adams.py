@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -24,8 +25,6 @@ from .table import H, Table, TableBuilder, X
 MAX_ORDER = 4
 # Adams-Bashforth of even steps, by order: weights of the newest estimate, the one before, ...
 EVEN_WEIGHTS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
-# Gauss-Legendre with 4 nodes integrates polynomials up to degree 7 exactly; those here have degree 3 at most.
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(MAX_ORDER)
 NOISY = (0.2, 0.8)  # shares of num_train_timesteps between which diffusers' SA-Solver adds noise by default
 
 
@@ -58,16 +57,27 @@ def lms(schedule: AnyProcess, steps: int, options: LMSOptions) -> Table:
     return rows.table(initial_scale=points.initial_scale)
 
 
+@cache
+def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights in [-1, 1]: 4 of them integrate polynomials up to degree 7 exactly; here are 3 at most.
+
+    Made when first used: NumPy takes longer to import its polynomials than a small network takes for a step.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(MAX_ORDER)
+    return nodes, weights
+
+
 def lms_weights(levels: np.ndarray, end: float) -> list[float]:
     """Integrals from levels[0] to `end` of the Lagrange polynomials on `levels`, the newest first; [len(levels)]."""
     half = (end - levels[0]) / 2
-    at = levels[0] + half * (_NODES + 1.0)
+    nodes, weights_of_nodes = _gauss_legendre()
+    at = levels[0] + half * (nodes + 1.0)
     weights = []
     for j, own in enumerate(levels):
         polynomial = np.ones(MAX_ORDER)
         for other in np.delete(levels, j):
             polynomial *= (at - other) / (own - other)
-        weights.append(float(half * (_WEIGHTS * polynomial).sum()))
+        weights.append(float(half * (weights_of_nodes * polynomial).sum()))
     return weights
 
 

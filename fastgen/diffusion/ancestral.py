@@ -24,7 +24,7 @@ from ..config import bounded
 from .lambdas import point_at_log_snr
 from .points import Point
 from .processes import AnyProcess
-from .runge_kutta import runge_kutta_step
+from .runge_kutta import StableOptions, runge_kutta_step
 from .sigmas import SigmaOptions, sigma_points
 from .table import X0, H, Table, TableBuilder, X, Z
 
@@ -39,6 +39,11 @@ class AncestralOptions(SigmaOptions):
 
     eta: float = bounded(0.0, 100.0, default=1.0)
     s_noise: float = bounded(0.0, 100.0, default=1.0)
+
+
+@dataclass(frozen=True)
+class DPM2AncestralOptions(StableOptions, AncestralOptions):
+    """Options of `dpm2_a`: those of `AncestralOptions`, with the levels of `StableOptions`."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def euler_a(schedule: AnyProcess, steps: int, options: AncestralOptions) -> Tabl
     return rows.table(initial_scale=points.initial_scale)
 
 
-def dpm2_a(schedule: AnyProcess, steps: int, options: AncestralOptions) -> Table:
+def dpm2_a(schedule: AnyProcess, steps: int, options: DPM2AncestralOptions) -> Table:
     """DPM2 down to k_d, then noise: y = x / alpha goes by (k_d - k) epsilon, the epsilon found at sqrt(k k_d).
 
     At most 2 * steps - 1 rows.

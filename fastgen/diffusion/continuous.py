@@ -11,8 +11,10 @@ import numpy as np
 
 from ..config import from_dict, shown, to_dict, validate
 from ..errors import ConfigError
+from .given import given_sigmas
 from .points import Point, StepPoints, clean
-from .spacings import FORMULAS, SpacingOptions
+from .spacings import FORMULAS, SpacingOptions, stable
+from .timesteps import STABLE
 
 MAX_STEPS = 10_000
 
@@ -28,6 +30,9 @@ class ContinuousProcess:
     """
 
     name: ClassVar[str]
+    own_levels: ClassVar[bool] = (
+        True  # its fields say them, and solvers that would choose others by default do not
+    )
 
     prediction_type: str
 
@@ -79,6 +84,10 @@ class ContinuousProcess:
         """`count` levels from `high` down to `low` by the formula that `options` choose, float64 [count]."""
         return options.formula_levels(low, high, count)
 
+    def given_levels(self, sigmas: np.ndarray, finite: bool) -> np.ndarray:
+        """The levels that a caller's `sigmas` stand for. finite: see `natural`."""
+        return sigmas
+
     def step_points(
         self,
         steps: int,
@@ -93,7 +102,8 @@ class ContinuousProcess:
         """The step points of `steps` steps down to the clean sample, or, with to_zero=False, to the lowest level.
 
         One of use_karras_sigmas and the like spreads the levels by its formula between the largest and smallest
-        natural ones, or sigma_max and sigma_min. finite: see `natural`. Raises ConfigError for what has no meaning
+        natural ones, or sigma_max and sigma_min. as_diffusers, to_zero=False: the run is at the lowest level one step
+        before its end. finite: see `natural`. Raises ConfigError for what has no meaning
         without discrete timesteps.
         """
         if options.steps_offset or log_linear:
@@ -101,8 +111,19 @@ class ContinuousProcess:
             raise ConfigError(
                 f"has no meaning for the process {self.name}, which has no timesteps", argument=what
             )
-        count = steps if to_zero else steps + 1
-        levels = self.natural(count, finite=finite, spacing=options.timestep_spacing)
+        if options.timesteps is not None:
+            raise ConfigError(
+                f"has no meaning for the process {self.name}, which has no timesteps; give sigmas",
+                argument="timesteps",
+            )
+        # diffusers evaluates at the lowest level, too, and takes a last step of no length from there.
+        idle_end = not to_zero and options.as_diffusers
+        count = steps if to_zero or idle_end else steps + 1
+        steadied = options.timestep_spacing == STABLE and not self.own_levels
+        # As on a NoiseSchedule: at the last of steps + 1 points the network is not evaluated.
+        left_out = not self.own_levels and to_zero and (steadied or (finite and options.formula is None))
+        spacing = "linspace" if options.timestep_spacing == STABLE else options.timestep_spacing
+        levels = self.natural(count + left_out, finite=finite, spacing=spacing)[:count]
         if options.formula is not None:
             low = float(levels[-1]) if sigma_min is None else sigma_min
             high = float(levels[0]) if sigma_max is None else sigma_max
@@ -114,6 +135,15 @@ class ContinuousProcess:
                 f"have an effect only with one of {', '.join(FORMULAS)}; the process {self.name} has its own",
                 argument="sigma_min, sigma_max",
             )
+        elif (given := given_sigmas(options)) is not None:
+            if not to_zero:
+                raise ConfigError(
+                    f"end at the clean sample on the process {self.name}; use final_sigmas_type=zero",
+                    argument="sigmas",
+                )
+            levels = self.given_levels(given, finite)
+        elif steadied:
+            levels = stable(float(levels[-1]), float(levels[0]), count)
         if np.any(np.diff(levels) >= 0) or not np.all(np.isfinite(levels)) or levels[-1] <= 0:
             raise ConfigError(
                 f"the levels of {steps} steps no longer fall; use fewer steps", argument="steps"

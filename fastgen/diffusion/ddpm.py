@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
 
 from ..config import bounded, one_of, short_text
+from ..errors import ConfigError
 from .clipping import ClipOptions
+from .given import GivenTimesteps, given_timesteps
 from .schedule import NoiseSchedule
 from .table import LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE, X0, Table, TableBuilder, X, Z
 from .timesteps import SPACINGS, timesteps
@@ -23,23 +29,41 @@ LEARNED = {"learned": LEARNED_VARIANCE, "learned_range": LEARNED_RANGE}
 
 
 @dataclass(frozen=True)
-class DDPMOptions(ClipOptions):
-    """Options of `ddpm`; names and defaults are diffusers'.
+class DDPMOptions(GivenTimesteps, ClipOptions):
+    """Options of `ddpm`.
 
     variance_type: the variance of a step. fixed_small: beta~_t of eq. 7; fixed_large: beta_t; ``..._log`` are
         the same numbers (diffusers computes them through a logarithm); learned: V, the second half of the
         network's channels, is the variance itself; learned_range: V in [-1, 1] interpolates the logarithms of
         the two (Nichol & Dhariwal 2021, eq. 15)
-    clip_sample and the like: see `ClipOptions`
+    clip_sample and the like: see `ClipOptions`; timesteps: see `GivenTimesteps`
     timestep_spacing, steps_offset: see `fastgen.diffusion.timesteps`
     timestep_respacing: guided-diffusion's rule instead, "250", "ddim25" or "10,15,20"; `steps` must be its number
     """
 
-    timestep_spacing: str = one_of(*SPACINGS, default="leading")
+    diffusers: ClassVar[Mapping[str, Any]] = {"timestep_spacing": "leading"}
+
+    timestep_spacing: str = one_of(*SPACINGS, default="trailing")
     steps_offset: int = bounded(0, 1000, default=0)
     clip_sample: bool = True
     variance_type: str = one_of(*VARIANCE_TYPES, default="fixed_small")
     timestep_respacing: str | None = short_text(1000, default=None)
+
+
+def visited_timesteps(schedule: NoiseSchedule, steps: int, options: Any) -> np.ndarray:
+    """int64 [steps]: given, by guided-diffusion's rule, or by the spacing. options: `DDPMOptions` or `DDIMOptions`."""
+    given = given_timesteps(options, schedule.num_train_timesteps, whole=True)
+    if given is None:
+        return timesteps(
+            schedule.num_train_timesteps,
+            steps,
+            options.timestep_spacing,
+            options.steps_offset,
+            respacing=options.timestep_respacing,
+        )
+    if options.timestep_respacing is not None:
+        raise ConfigError("at most one of them can be given", argument="timesteps, timestep_respacing")
+    return given
 
 
 def ddpm(schedule: NoiseSchedule, steps: int, options: DDPMOptions) -> Table:
@@ -48,13 +72,7 @@ def ddpm(schedule: NoiseSchedule, steps: int, options: DDPMOptions) -> Table:
     diffusers deviates from this in two places: where its last t is above 0 (trailing spacing, an offset) it
     adds noise to the finished sample; and its fixed_large_log is NaN, the root of a negative logarithm.
     """
-    visited = timesteps(
-        schedule.num_train_timesteps,
-        steps,
-        options.timestep_spacing,
-        options.steps_offset,
-        respacing=options.timestep_respacing,
-    )
+    visited = visited_timesteps(schedule, steps, options)
     rows = TableBuilder("ddpm", clip=options.clip, threshold=options.threshold)
     learned = LEARNED.get(options.variance_type, LEARNED_NONE)
     for t, s in zip(visited, [*visited[1:], -1], strict=True):

@@ -14,6 +14,7 @@ from ..config import bounded
 from ..errors import ConfigError
 from .clipping import ClipOptions
 from .consistency_model import ConsistencyModel
+from .given import GivenTimesteps, given_timesteps
 from .processes import AnyProcess
 from .schedule import MAX_TIMESTEPS, NoiseSchedule
 from .sigmas import SigmaOptions, sigma_points
@@ -23,8 +24,8 @@ SIGMA_DATA = 0.5
 
 
 @dataclass(frozen=True)
-class TCDOptions(ClipOptions):
-    """Options of `tcd`: those of `ClipOptions`, and
+class TCDOptions(GivenTimesteps, ClipOptions):
+    """Options of `tcd`: those of `ClipOptions` and `GivenTimesteps`, and
 
     original_inference_steps: how many timesteps the model was distilled at, T // original_inference_steps apart; the
         most steps there can be
@@ -36,8 +37,8 @@ class TCDOptions(ClipOptions):
 
 
 @dataclass(frozen=True)
-class LCMOptions(ClipOptions):
-    """Options of `lcm`: those of `ClipOptions`, and
+class LCMOptions(GivenTimesteps, ClipOptions):
+    """Options of `lcm`: those of `ClipOptions` and `GivenTimesteps`, and
 
     original_inference_steps: how many timesteps the model was distilled at, T // original_inference_steps apart; the
         most steps there can be
@@ -69,13 +70,21 @@ def distilled_timesteps(num_train_timesteps: int, steps: int, original_inference
     return [(original_inference_steps - int(i)) * apart - 1 for i in taken]
 
 
+def _visited(schedule: NoiseSchedule, steps: int, options: LCMOptions | TCDOptions) -> list[int]:
+    """Timesteps given, whether or not the model was distilled at them, as in diffusers; else some of those it was."""
+    given = given_timesteps(options, schedule.num_train_timesteps, whole=True)
+    if given is not None:
+        return [int(t) for t in given]
+    return distilled_timesteps(schedule.num_train_timesteps, steps, options.original_inference_steps)
+
+
 def lcm(schedule: NoiseSchedule, steps: int, options: LCMOptions) -> Table:
     """Multistep consistency sampling, Luo et al. 2023, "Latent Consistency Models" (arXiv:2310.04378).
 
     f(x, t) = c_skip x + c_out x_0, then x' = alpha' f + sigma' z; f itself at the end. With s = timestep_scaling t and
     d = 1/2: c_skip = d^2 / (s^2 + d^2), c_out = s / sqrt(s^2 + d^2).
     """
-    visited = distilled_timesteps(schedule.num_train_timesteps, steps, options.original_inference_steps)
+    visited = _visited(schedule, steps, options)
     rows = TableBuilder("lcm", clip=options.clip, threshold=options.threshold)
     for t, s in zip(visited, [*visited[1:], -1], strict=True):
         scaled = t * options.timestep_scaling
@@ -94,7 +103,7 @@ def tcd(schedule: NoiseSchedule, steps: int, options: TCDOptions) -> Table:
     To a timestep s = floor((1 - eta) t') by DDIM, then from there to the next t' by noise:
     x' = alpha' / alpha_s x_s + sqrt(1 - (alpha' / alpha_s)^2) z. The last step ends at t = 0, without noise.
     """
-    visited = distilled_timesteps(schedule.num_train_timesteps, steps, options.original_inference_steps)
+    visited = _visited(schedule, steps, options)
     rows = TableBuilder("tcd", clip=options.clip, threshold=options.threshold)
     for t, after in zip(visited, [*visited[1:], 0], strict=True):
         # In float32, as the authors' code has it: there a product that should be whole is.

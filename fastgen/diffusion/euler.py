@@ -22,7 +22,7 @@ from ..errors import ConfigError
 from .lambdas import point_at_log_snr
 from .points import Point, StepPoints
 from .processes import AnyProcess
-from .runge_kutta import runge_kutta_step, to_clean
+from .runge_kutta import StableOptions, runge_kutta_step, to_clean
 from .sigmas import SigmaOptions, sigma_points
 from .table import Table, TableBuilder, X, Z
 
@@ -46,8 +46,8 @@ class ChurnOptions:
 
 
 @dataclass(frozen=True)
-class HeunOptions(ChurnOptions, SigmaOptions):
-    """Options of `heun`: those of `SigmaOptions` and of `ChurnOptions`."""
+class HeunOptions(ChurnOptions, StableOptions):
+    """Options of `heun`: those of `StableOptions` and of `ChurnOptions`."""
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,13 @@ class FlowMatching(ContinuousProcess):
         else:
             # diffusers takes the two ends from levels shifted before, and shifts once more.
             levels = np.linspace(1.0, low if self.use_dynamic_shifting else _shifted(low, self.shift), count)
-        levels = _shifted(levels, self._factor)
+        return self.given_levels(levels, finite)
+
+    def given_levels(self, sigmas: np.ndarray, finite: bool) -> np.ndarray:
+        """`sigmas` shifted and stretched as the process' own. ConfigError for one above 1."""
+        if sigmas[0] > 1.0:
+            raise ConfigError(f"expected 0 to 1, got {sigmas[0]:g}", argument="sigmas")
+        levels = _shifted(sigmas, self._factor)
         if self.shift_terminal is not None:
             left = 1.0 - levels
             if left[-1] == 0.0:

@@ -14,6 +14,7 @@ import numpy as np
 from ..config import one_of
 from ..errors import ConfigError
 from .continuous import ContinuousProcess
+from .given import given_sigmas, given_timesteps
 from .points import Point, StepPoints, clean
 from .processes import AnyProcess
 from .schedule import NoiseSchedule
@@ -72,9 +73,13 @@ def lambda_points(
 
 
 def _at_timesteps(schedule: NoiseSchedule, steps: int, options: LambdaOptions) -> tuple[Point, ...]:
-    visited = timesteps(
-        schedule.num_train_timesteps, steps, options.timestep_spacing, options.steps_offset, skip_end=True
-    )
+    if (levels := given_sigmas(options)) is not None:
+        return tuple(schedule.point(float(level)) for level in levels)
+    visited = given_timesteps(options, schedule.num_train_timesteps, whole=True)
+    if visited is None:
+        visited = timesteps(
+            schedule.num_train_timesteps, steps, options.timestep_spacing, options.steps_offset, skip_end=True
+        )
     kept = schedule.alphas_cumprod[visited]
     if kept[0] == 0.0:  # the stand-in must stay below the next one, or the first step would go backwards
         kept[0] = min([TERMINAL_ALPHA_BAR, *(kept[1:2] / 2)])

@@ -6,7 +6,9 @@ from one timestep to another along a given estimate of the noise (section 3.3).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,8 +19,11 @@ from .clipping import ClipOptions
 from .points import Pair, Point
 from .schedule import NoiseSchedule, zero_snr_error
 from .table import F, H, Table, TableBuilder, X
-from .timesteps import SPACINGS, timesteps
+from .timesteps import SPACINGS, STABLE, timesteps
 
+HIGHEST = (
+    3.0  # sigma / alpha over the steps: starting above it, even weights magnify what estimates differ by
+)
 WARM_UP = 3  # Runge-Kutta steps, which leave the three estimates that the fourth-order method looks back at
 
 
@@ -26,7 +31,9 @@ WARM_UP = 3  # Runge-Kutta steps, which leave the three estimates that the fourt
 class PNDMOptions(ClipOptions):
     """Options of `plms` and `pndm`: those of `ClipOptions`, and
 
-    timestep_spacing, steps_offset: see `fastgen.diffusion.timesteps`
+    timestep_spacing, steps_offset: see `fastgen.diffusion.timesteps`; stable is trailing spacing from the last timestep
+        where sigma / alpha is at most 3 * steps: the method takes steps of all sizes alike, and the first one from pure
+        noise is on some schedules too large for it
     set_alpha_to_one: end at the clean sample (alphas_cumprod = 1) rather than at alphas_cumprod[0]
     constant_stride: step from t to t - T // steps, as diffusers does, rather than to the next visited timestep, and put
         Runge-Kutta's midpoints (T // steps) // 2 from their ends. The two agree for leading spacing, where T // steps
@@ -35,9 +42,16 @@ class PNDMOptions(ClipOptions):
         rather than sum the noises. The two agree for an epsilon prediction
     """
 
-    timestep_spacing: str = one_of(*SPACINGS, default="leading")
+    diffusers: ClassVar[Mapping[str, Any]] = {
+        "timestep_spacing": "leading",
+        "set_alpha_to_one": False,
+        "constant_stride": True,
+        "sum_outputs": True,
+    }
+
+    timestep_spacing: str = one_of(STABLE, *SPACINGS, default=STABLE)
     steps_offset: int = bounded(0, 1000, default=0)
-    set_alpha_to_one: bool = False
+    set_alpha_to_one: bool = True
     constant_stride: bool = False
     sum_outputs: bool = False
 
@@ -83,10 +97,12 @@ class _Walk:
                 argument="sum_outputs",
             )
         self.schedule, self.options = schedule, options
-        self.visited = timesteps(
-            schedule.num_train_timesteps, steps, options.timestep_spacing, options.steps_offset
-        ).tolist()
-        self.stride = schedule.num_train_timesteps // steps
+        count, spacing = schedule.num_train_timesteps, options.timestep_spacing
+        if spacing == STABLE:
+            low_enough = int(np.count_nonzero(schedule.levels <= HIGHEST * steps))
+            count, spacing = max(low_enough, min(2 * steps, count)), "trailing"
+        self.visited = timesteps(count, steps, spacing, options.steps_offset).tolist()
+        self.stride = count // steps
         if schedule.alpha_bar(self.visited[0]) == 0.0:
             raise zero_snr_error(self.visited[0])
 

@@ -21,15 +21,18 @@ Every step takes the form with the smaller terms.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ..config import one_of
 from .points import Point, StepPoints
 from .processes import AnyProcess
 from .sigmas import SigmaOptions, sigma_points
 from .table import X0, H, Table, TableBuilder, X
+from .timesteps import SPACINGS, STABLE
 
 Tableau = Sequence[Sequence[float]]
 Stages = Callable[[Point, Point], tuple[Sequence[Point], Tableau]]
@@ -115,8 +118,22 @@ def to_clean(now: Point, end: Point, clipped: bool) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class RungeKuttaOptions(SigmaOptions):
-    """Options of `midpoint`, `rk4` and `dpm2`: those of `SigmaOptions`."""
+class StableOptions(SigmaOptions):
+    """Options of methods that combine slopes of several points of a step: those of `SigmaOptions`, and
+
+    timestep_spacing: stable, which is `fastgen.diffusion.spacings.stable` between the first and the last trailing
+        timestep; a formula such as use_karras_sigmas then has these ends, too. EDM and flow matching, whose fields say
+        the levels, keep their own
+    """
+
+    diffusers: ClassVar[Mapping[str, Any]] = {"timestep_spacing": "linspace"}
+
+    timestep_spacing: str = one_of(STABLE, *SPACINGS, default=STABLE)
+
+
+@dataclass(frozen=True)
+class RungeKuttaOptions(StableOptions):
+    """Options of `midpoint`, `rk4` and `dpm2`: those of `StableOptions`."""
 
 
 def midpoint(schedule: AnyProcess, steps: int, options: RungeKuttaOptions) -> Table:

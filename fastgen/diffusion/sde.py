@@ -28,6 +28,8 @@ from .points import Point, estimates
 class SDE(ContinuousProcess):
     """What the three have in common: a time in [0, 1] that solvers of the SDE itself step in."""
 
+    own_levels: ClassVar[bool] = False
+
     def time_of(self, level: float) -> float:
         """t where sigma / alpha = `level`."""
         raise NotImplementedError

@@ -14,10 +14,11 @@ import numpy as np
 
 from ..errors import ConfigError
 from .continuous import ContinuousProcess
+from .given import given_sigmas, given_timesteps
 from .points import StepPoints, clean, shown
 from .schedule import NoiseSchedule
-from .spacings import FORMULAS, SpacingOptions
-from .timesteps import timesteps
+from .spacings import FORMULAS, HIGHEST, SpacingOptions, stable
+from .timesteps import STABLE, timesteps
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,36 @@ def _visited(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(times, levels), float64 [steps] each (log_linear: one level more), levels strictly falling, above 0."""
     table = schedule.levels
-    times = timesteps(
-        schedule.num_train_timesteps, steps, options.timestep_spacing, options.steps_offset, whole=False
-    )
+    spacing, spread = options.timestep_spacing, options.formula_levels
+    if steadied := spacing == STABLE:
+        spacing = "trailing"
+    given, levels = given_timesteps(options, schedule.num_train_timesteps, whole=False), given_sigmas(options)
+    if said := given is not None or levels is not None:
+        steadied = False
+    if given is None:
+        times = timesteps(schedule.num_train_timesteps, steps, spacing, options.steps_offset, whole=False)
+    else:
+        times = given
     sigmas = np.interp(times, np.arange(len(table)), table)
+    if log_linear and said:
+        raise ConfigError(
+            "log_linear spreads the levels itself; leave out timesteps and sigmas",
+            argument="interpolation_type",
+        )
+    if levels is not None:
+        sigmas, times = levels, schedule.times(levels)
     if log_linear:
         sigmas = np.exp(np.linspace(math.log(table[-1]), math.log(table[0]), steps + 1))
-    if options.formula is not None:
+    if options.formula is None and steadied:
+        spread = stable
+    if options.formula is not None or steadied:
         low = float(sigmas[-1]) if sigma_min is None else sigma_min
         high = float(sigmas[0]) if sigma_max is None else sigma_max
+        if steadied and low < HIGHEST:
+            high = min(high, HIGHEST)
         if steps > 1 and low >= high:
             raise ConfigError(f"{low:.4g} must be below sigma_max, {high:.4g}", argument="sigma_min")
-        sigmas = options.formula_levels(low, high, steps)
+        sigmas = spread(low, high, steps)
         times = schedule.times(sigmas)
     elif sigma_min is not None or sigma_max is not None:
         raise ConfigError(

@@ -28,7 +28,7 @@ from .adams import (
     sa_solver,
     unipc,
 )
-from .ancestral import AncestralOptions, dpm2_a, dpmpp_2s_a, dpmpp_sde, euler_a
+from .ancestral import AncestralOptions, DPM2AncestralOptions, dpm2_a, dpmpp_2s_a, dpmpp_sde, euler_a
 from .continuous import ContinuousProcess
 from .ddim import DDIMOptions, ddim
 from .ddpm import DDPMOptions, ddpm
@@ -45,6 +45,7 @@ from .dpm_multistep import (
 )
 from .dpm_singlestep import DPMSinglestepOptions, SinglestepOptions, dpm_singlestep, dpmpp_2s, dpmpp_3s
 from .euler import EulerOptions, HeunOptions, euler, heun
+from .given import given_count
 from .pndm import PNDMOptions, plms, pndm
 from .predictor_corrector import (
     EulerMaruyamaOptions,
@@ -83,8 +84,10 @@ class Solver:
     discrete: bool = False
     sde: bool = False
 
-    def __call__(self, schedule: AnyProcess, steps: int, **options: Any) -> Table:
+    def __call__(self, schedule: AnyProcess, steps: int | None = None, **options: Any) -> Table:
         """The table of `steps` steps, 1 to the process' limit; `len` of it is the number of network evaluations.
+
+        steps: may be left out with timesteps or sigmas, whose number it is.
 
         Raises ConfigError (a ValueError) for steps or options that are unknown, wrongly typed, out of range,
         or make no sense on this schedule.
@@ -104,6 +107,10 @@ class Solver:
                 f"process is {kind}; take one of {others}",
                 argument="solver",
             )
+        checked = self.check(options)
+        given = given_count(checked)
+        if given is not None and steps is None:
+            steps = given[1]
         limit = schedule.steps_limit
         if type(steps) is not int or not 1 <= steps <= limit:
             named = "num_train_timesteps = " if isinstance(schedule, NoiseSchedule) else ""
@@ -111,7 +118,10 @@ class Solver:
                 f"expected an int from 1 to {named}{limit}, got {type(steps).__name__} {steps!r}",
                 argument="steps",
             )
-        checked = self.check(options)
+        if given is not None and steps != given[1]:
+            raise ConfigError(
+                f"{given[0]} asks for {given[1]}, got {steps}; leave steps out", argument="steps"
+            )
         try:
             return self.write(schedule, steps, checked)
         except (
@@ -125,7 +135,21 @@ class Solver:
 
     def check(self, options: Mapping[str, Any]) -> Any:
         """The options as the solver's dataclass. ConfigError for what is unknown, wrongly typed or out of range."""
-        return from_dict(self.options_type, options, f"solver {self.name}")
+        where = f"solver {self.name}"
+        checked: Any = from_dict(self.options_type, options, where)
+        if getattr(checked, "as_diffusers", False):
+            return from_dict(self.options_type, {**self.diffusers, **options}, where)
+        return checked
+
+    @property
+    def diffusers(self) -> Mapping[str, Any]:
+        """diffusers' defaults of the options that have another one here; what ``as_diffusers=True`` takes."""
+        return getattr(self.options_type, "diffusers", {})
+
+    def count(self, options: Mapping[str, Any]) -> int | None:
+        """How many steps timesteps or sigmas among `options` ask for; None without. ConfigError as for `check`."""
+        given = given_count(self.check(options))
+        return None if given is None else given[1]
 
     @property
     def options(self) -> tuple[Option, ...]:
@@ -159,7 +183,7 @@ SOLVERS: dict[str, Solver] = {
     ),
     "euler_a": Solver("euler_a", "Song et al. 2021, arXiv:2010.02502", AncestralOptions, euler_a),
     "dpm2": Solver("dpm2", "Karras et al. 2022, arXiv:2206.00364", RungeKuttaOptions, dpm2),
-    "dpm2_a": Solver("dpm2_a", "Karras et al. 2022, arXiv:2206.00364", AncestralOptions, dpm2_a),
+    "dpm2_a": Solver("dpm2_a", "Karras et al. 2022, arXiv:2206.00364", DPM2AncestralOptions, dpm2_a),
     "lms": Solver("lms", "Crowson 2022, github.com/crowsonkb/k-diffusion", LMSOptions, lms),
     "dpm_multistep": Solver(
         "dpm_multistep", "Lu et al. 2022, arXiv:2206.00927", DPMMultistepOptions, dpm_multistep
@@ -194,8 +218,8 @@ SOLVERS: dict[str, Solver] = {
 }
 
 
-def solver_table(name: str, schedule: AnyProcess, steps: int, **options: Any) -> Table:
-    """The table of solver `name` on `schedule` with `steps` steps; ConfigError if unknown."""
+def solver_table(name: str, schedule: AnyProcess, steps: int | None = None, **options: Any) -> Table:
+    """The table of solver `name` on `schedule` with `steps` steps; see `Solver`. ConfigError if unknown."""
     if name not in SOLVERS:
         raise ConfigError(f"expected one of {', '.join(SOLVERS)}, got {name!r}", argument="solver")
     return SOLVERS[name](schedule, steps, **options)

@@ -11,8 +11,13 @@ import numpy as np
 from ..config import bounded, one_of
 from ..errors import ConfigError
 from .clipping import ClipOptions
+from .given import GivenLevels
 from .timesteps import SPACINGS
 
+HIGHEST = (
+    157.0  # where `stable` starts at most on a NoiseSchedule: the end of the linear one of Ho et al. 2020
+)
+NOISY = 5.0  # the level from which `stable` takes wider steps
 KARRAS_RHO = 7.0  # Karras et al. 2022, table 1
 POLYEXPONENTIAL_RHO = 1.0  # k-diffusion's default, where the formula is the exponential one
 BETA = 0.6  # both parameters of the Beta distribution, Lee et al. 2024
@@ -27,6 +32,18 @@ def karras(low: float, high: float, steps: int, rho: float = KARRAS_RHO) -> np.n
 def exponential(low: float, high: float, steps: int) -> np.ndarray:
     """Even in log(sigma): in log-SNR where signal and noise keep sigma = noise / signal."""
     return np.exp(np.linspace(math.log(high), math.log(low), steps))
+
+
+def stable(low: float, high: float, steps: int) -> np.ndarray:
+    """Even in log(log(1 + sigma / 5)): about even in log-SNR below sigma = 5, and the wider apart the noisier.
+
+    For methods that combine slopes of several points of a step from w to w'. If their estimates of x_0 differ by d, its
+    end is off by up to d (w / w') / 2, which the next steps forgive where it is below w' itself: w' may be as small as
+    the root of w. On a NoiseSchedule it starts at `HIGHEST` at most: the cosine one begins at 20,291, where x_t holds
+    nothing of x_0 and a trained network's estimates differ by more than the few steps that there are can forgive.
+    """
+    first, last = (math.log(math.log1p(level / NOISY)) for level in (high, low))
+    return NOISY * np.expm1(np.exp(np.linspace(first, last, steps)))
 
 
 def polyexponential(low: float, high: float, steps: int, rho: float = POLYEXPONENTIAL_RHO) -> np.ndarray:
@@ -70,10 +87,10 @@ WITH_RHO = ("use_karras_sigmas", "use_polyexponential_sigmas")
 
 
 @dataclass(frozen=True)
-class SpacingOptions(ClipOptions):
+class SpacingOptions(GivenLevels, ClipOptions):
     """Which noise levels are visited, common to all solvers that may leave whole timesteps; names are diffusers'.
 
-    clip_sample and the like: see `ClipOptions`
+    clip_sample and the like: see `ClipOptions`; timesteps, sigmas: see `GivenLevels`
     timestep_spacing, steps_offset: see `fastgen.diffusion.timesteps`; without effect on a process without timesteps
     use_karras_sigmas, use_exponential_sigmas, use_polyexponential_sigmas, use_beta_sigmas, use_lu_lambdas: levels
         by a formula of `fastgen.diffusion.spacings` instead, at most one of them. The last is even in log-SNR: the
@@ -97,6 +114,10 @@ class SpacingOptions(ClipOptions):
         chosen = [name for name in FORMULAS if getattr(self, name)]
         if len(chosen) > 1:
             raise ConfigError("at most one of them can be true", argument=", ".join(chosen))
+        if chosen and (given := [n for n in ("timesteps", "sigmas") if getattr(self, n) is not None]):
+            raise ConfigError(
+                f"cannot be used with {chosen[0]}, which spreads the levels itself", argument=given[0]
+            )
         if self.rho is not None and not set(chosen) & set(WITH_RHO):
             raise ConfigError(f"has an effect only with {' or '.join(WITH_RHO)}", argument="rho")
         return chosen[0] if chosen else None

@@ -68,7 +68,7 @@ class Table:
     a, b: [R, 8], coefficients of x' and of the slot written, over [x, x0, F, z, h1 .. h4]
     log2_std: [R, 2], log2 of z's standard deviation at V = -1 and V = +1 (used where learned = 1)
     threshold: [R, 2], (ratio, largest) of the dynamic threshold s = clamp(quantile(|x0|, ratio), 1, largest), x0
-        becomes clip(x0, -s, s) / s; largest = 0: none. Left out: none
+        becomes clip(x0, -s, s) / s; a largest value below 1 is s itself; 0: none. Left out: none
     langevin: [R] int, step size by norms: LANGEVIN_NONE, LANGEVIN_SAMPLE (each sample's own) or LANGEVIN_BATCH (the
         means of |z| and |x0| over the batch, the authors' code; a sample then depends on its neighbours).
         Left out: none
@@ -155,9 +155,9 @@ class Table:
     def _check_adjustments(self) -> None:
         ratio, largest = self.threshold.T
         on = largest != 0
-        if np.any(on & ((ratio <= 0) | (ratio > 1) | (largest < 1))):
+        if np.any(on & ((ratio <= 0) | (ratio > 1) | (largest < 0))):
             raise ConfigError(
-                f"threshold: expected a ratio above 0 and up to 1 and a largest value of at least 1 (0 = "
+                f"threshold: expected a ratio above 0 and up to 1 and a largest value above 0 (0 = "
                 f"none), got {self.threshold[on][0].tolist()}",
                 argument=self.name,
             )

@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import ConfigError
 
 SPACINGS = ("linspace", "leading", "trailing")
+STABLE = "stable"  # of solvers that declare it: levels at which their steps are stable
 MAX_SECTIONS = 1000  # of a timestep_respacing
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from ..config import shown
 from ..errors import ArgumentError, ConfigError
 
 MAX_SEED = (1 << 64) - 1
@@ -104,7 +105,7 @@ def sample_labels(
 ) -> tuple[int | None, ...]:
     """One label per sample, from 0 to classes - 1; None for all where there are no classes. Raises ConfigError.
 
-    names: of the classes, which may stand for their numbers. unlabelled: whether None is a label.
+    names: of the classes, which may stand for their numbers, see :func:`class_number`. unlabelled: whether None is one.
     """
     given = [labels] * count if labels is None or _single(labels) else _list("labels", labels)
     if len(given) != count:
@@ -115,16 +116,66 @@ def sample_labels(
         return (None,) * count
     if not unlabelled and any(label is None for label in given):
         raise ConfigError(f"this model needs one per sample, from 0 to {classes - 1}", argument="labels")
-    return tuple(None if label is None else _label(label, classes, names or ()) for label in given)
+    return tuple(None if label is None else class_number(label, classes, names) for label in given)
 
 
-def _label(label: Any, classes: int, names: Sequence[str]) -> int:
-    if isinstance(label, str) and label in names:
-        return names.index(label)
-    number = as_index(label)
+def class_number(label: Any, classes: int, names: Sequence[str] | None) -> int:
+    """The number of a class, 0 to classes - 1, by the one rule for labels everywhere. Raises ConfigError.
+
+    An integer is the number. A string is a name, exactly; where it is none and no class is named by digits, it may be
+    the number in digits. names: of the classes, if they have any.
+    """
+    names = names or ()
+    if isinstance(label, str):
+        found = [number for number, name in enumerate(names) if name == label]
+        if len(found) > 1:
+            raise ConfigError(
+                f"{len(found)} classes are named {shown(label)}; give its number as an integer, one of "
+                f"{', '.join(map(str, found))}",
+                argument="labels",
+            )
+        if found:
+            return found[0]
+        if _is_number(label) and any(map(_is_number, names)):
+            raise ConfigError(
+                f"no class is named {label}, and it is not taken for a number, since there are names made of digits: "
+                f"{_some(names)}",
+                argument="labels",
+            )
+    number = int(label) if isinstance(label, str) and _is_number(label) else as_index(label)
     if type(number) is not int or not 0 <= number < classes:
-        by_name = f" or one of {', '.join(names[:20])}" if names else ""
+        by_name = f" or one of {_some(names)}" if names else ""
         raise ConfigError(
             f"expected numbers from 0 to {classes - 1}{by_name}, got {label!r}", argument="labels"
         )
     return number
+
+
+def written_labels(text: str, names: Sequence[str] | None) -> list[str]:
+    """Labels as a command line has them, "0-9", "3,7" or "ant,bee", one by one. Raises ConfigError for too many.
+
+    A piece that is the name of a class is one label, also if it looks like a range or has a comma in it.
+    """
+    if names and text in names:
+        return [text]
+    labels: list[str] = []
+    for piece in map(str.strip, text.split(",")):
+        first, dash, last = piece.partition("-")
+        if piece in (names or ()) or not (dash and _is_number(first) and _is_number(last)):
+            labels.append(piece)
+            continue
+        low, high = int(first), int(last)
+        if not 0 <= high - low < MAX_COUNT - len(labels):
+            raise ConfigError(
+                f"{shown(piece)} is no range from low to high (at most {MAX_COUNT} in all)", argument="labels"
+            )
+        labels += map(str, range(low, high + 1))
+    return labels
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")

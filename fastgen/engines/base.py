@@ -19,6 +19,7 @@ from .. import __version__
 from ..checkpoint import Spec
 from ..config import from_dict, shown
 from ..errors import ArgumentError, ConfigError, FastgenError
+from ..images import Range
 from ..runtime.batches import Batches
 from ..runtime.capture import plainly
 from ..runtime.device import choose_device, choose_dtype, dtype_name, placed
@@ -102,6 +103,11 @@ class Engine:
         self._lost = False  # on a GPU that this forked process cannot use
         self._refresh()
         _ENGINES.add(self)
+
+    @property
+    def value_range(self) -> Range | None:
+        """The values of the images that the engine draws, to which it clamps them; None where it draws no images."""
+        return None
 
     @classmethod
     def from_spec(cls, networks: nn.ModuleDict, spec: Spec, **options: Any) -> Self:

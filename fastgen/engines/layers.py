@@ -13,10 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgen_kernels import OPS
 from fastgen_kernels.op import UNIT_ROUNDOFF
 
-from ..fused.onednn import OneDNNConv
+from ..fused.blocks import SILU, PlainNorm
+from ..fused.small import PlainHalf
+from ..fused.twin import Twin
 from ..models.blocks import NormAct
+from ..models.resample import Upsample
 from .closeness import deviation
 from .verb import Networks
 
@@ -118,7 +122,7 @@ def judge_layer(call: Call, dtype: torch.dtype) -> tuple[float, float | None, Te
     Its error as `deviation` has it; the same as a fraction of what rounding explains, and that for each element, None
     for kinds of layers whose arithmetic is not known here.
     """
-    own = call.module.plain if isinstance(call.module, OneDNNConv) else call.module
+    own = call.module.plain if isinstance(call.module, Twin) else call.module
     module = copy.deepcopy(own).to("cpu", torch.float64)
     inputs = [_exactly(value) for value in call.inputs]
     named = {key: _exactly(value) for key, value in call.named.items()}
@@ -127,7 +131,8 @@ def judge_layer(call: Call, dtype: torch.dtype) -> tuple[float, float | None, Te
     except Exception:  # a layer that cannot work in float64 is judged by the network as a whole
         return None
     bound = None
-    allowed = _allowed(module, inputs, exact, UNIT_ROUNDOFF[dtype], _products(module, call))
+    refolded = isinstance(call.module, Twin) and call.module.refolded
+    allowed = _allowed(module, inputs, named, exact, dtype, _products(module, call), refolded)
     if allowed is not None:
         difference = (call.output.double().cpu() - exact).abs()
         fraction = torch.where(difference == 0, 0.0, difference / allowed).nan_to_num(nan=float("inf"))
@@ -148,7 +153,7 @@ def _products(module: nn.Module, call: Call) -> float:
         return 0.0
     if call.output.dtype == torch.float32:
         convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-        backend = convolutions if isinstance(module, nn.Conv2d) else torch.backends.cuda.matmul
+        backend = convolutions if isinstance(module, (nn.Conv2d, PlainHalf)) else torch.backends.cuda.matmul
         return 2.0 * TF32 if backend.fp32_precision == "tf32" else 0.0
     # Products of half precision that are divided among programs are added in it.
     return UNIT_ROUNDOFF[call.output.dtype] if isinstance(module, nn.Linear) else 0.0
@@ -164,19 +169,39 @@ def summed(terms: int) -> float:
 
 
 def _allowed(
-    module: nn.Module, inputs: list[Any], exact: Tensor, u: float, products: float = 0.0
+    module: nn.Module,
+    inputs: list[Any],
+    named: dict[str, Any],
+    exact: Tensor,
+    dtype: torch.dtype,
+    products: float = 0.0,
+    refolded: bool = False,
 ) -> Tensor | None:
-    """What rounding explains of a deviation: to the layer's type (u), and in the float32 sums inside it.
+    """What rounding explains of a deviation: to the layer's type, and in the float32 sums inside it.
 
-    None for kinds of layers whose arithmetic is not known here.
+    refolded: weights are sums that are rounded, too. None for kinds of layers whose arithmetic is not known here.
     """
+    u = UNIT_ROUNDOFF[dtype]
     rounded = 1.01 * u * exact.abs()
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
+    if isinstance(module, (nn.Conv2d, nn.Linear, Upsample)):
+        # A sum of products, and perhaps of something more: on absolute values, as all of it is linear.
         twin = copy.deepcopy(module)
         for parameter in twin.parameters():
             parameter.data.abs_()
-        relative = summed(module.weight[0].numel() + 1) + products
-        return rounded + relative * twin(inputs[0].abs())
+        weight = twin.conv.weight if isinstance(twin, Upsample) else twin.weight
+        relative = summed(weight[0].numel() + 2) + products + (1.01 * u if refolded else 0.0)
+        # Where a second tensor is added in a pass of its own, the first sum is rounded to the type by itself.
+        relative += 1.01 * u if len(inputs) > 1 or named else 0.0
+        return rounded + relative * twin(*map(_magnitude, inputs), **_magnitudes(named))
+    if isinstance(module, PlainHalf):
+        given = module.arguments(*inputs, **named)
+        op, index = OPS["conv_norm"], 0 if module.norm is None else 1
+        if products:  # how far TF32's reach behind the norm is not known here
+            return None
+        outputs = op.exact(**given)
+        return op.tolerance(outputs, given | {"x": given["x"].to(dtype)})[index]
+    if isinstance(module, PlainNorm):
+        return _of_norm(module, inputs, named, exact, dtype)
     if isinstance(module, nn.GroupNorm) and len(inputs) == 1:  # not scaled and shifted by an embedding
         x = inputs[0]
         groups = x.reshape(len(x), module.num_groups, -1)
@@ -199,3 +224,35 @@ def _allowed(
     if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten)):
         return rounded
     return None
+
+
+def _of_norm(
+    module: PlainNorm, inputs: list[Any], named: dict[str, Any], exact: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Of the fused norm: what the operation says of itself, and the activation where that is another one."""
+    values = dict(zip(("x", "scale", "shift"), inputs, strict=False)) | named
+    act = module.act in SILU
+    given = {
+        "num_groups": module.num_groups,
+        "weight": module.weight,
+        "bias": module.bias,
+        "eps": module.eps,
+        "act": act,
+        **values,
+    }
+    op = OPS["group_norm"]
+    plain = exact if act or module.act is None else op.exact(**given)[0]
+    # The bound goes by the type of x as the engine has it; its values are the same here.
+    (bound,) = op.tolerance((plain,), given | {"x": given["x"].to(dtype)})
+    if act or module.act is None:
+        return bound
+    # No activation's slope is above 1.13, GELU's.
+    return 1.13 * bound + 1.01 * UNIT_ROUNDOFF[dtype] * exact.abs() + 8.0 * WORKING * plain.abs()
+
+
+def _magnitude(value: Any) -> Any:
+    return value.abs() if isinstance(value, Tensor) else value
+
+
+def _magnitudes(named: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _magnitude(value) for name, value in named.items()}

@@ -58,7 +58,7 @@ def count_writes(network: nn.Module) -> None:
     for module in network.modules():
         for table in (module._parameters, module._buffers):
             for name, value in table.items():
-                if value is None or not value.is_inference():
+                if value is None or is_lazy(value) or not value.is_inference():
                     continue
                 if id(value) not in copies:  # what is shared stays shared
                     copy = value.clone()

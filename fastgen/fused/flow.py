@@ -45,11 +45,12 @@ class FusedFlow:
         return [latent.contiguous() for latent in latents], log_det
 
     def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """log p(x) in nats, [B]."""
+        """log p(x) in nats, [B]; -inf where there is no density."""
+        x, empty = self.flow.supported(x.to(self.dtype))
         latents, kept, log_det = self._analyse(x, condition)
         for prior, latent, rest in zip(self.priors, latents, kept, strict=True):
             log_det += prior.log_prob(latent, rest, condition)
-        return log_det
+        return log_det if empty is None else log_det.masked_fill_(empty, -math.inf)
 
     def decode(self, latents: Sequence[Tensor], condition: Tensor | None = None) -> Tensor:
         """x [B, *data_shape] of latents, which are not changed."""

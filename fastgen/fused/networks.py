@@ -16,7 +16,8 @@ from ..models.flow import networks as images
 from ..models.flow import vector_networks as vectors
 from ..models.flow.networks import ChannelAffine, ConvNet, WeightNormConv, ZeroConv
 from .exactly import hooked
-from .onednn import OneDNNConv, takes
+from .folding import folded, weight_norm
+from .onednn import HALF, OneDNNConv, takes
 
 # Their results are tensors of their own, which nobody else reads: what comes next may work in place.
 FRESH = (nn.Conv2d, nn.Linear, WeightNormConv, ChannelAffine)
@@ -79,28 +80,20 @@ class FusedConvNet(nn.Module):
         super().__init__()
         self.condition, self.last = block.condition, _twin(block.last)
         if block.condition.embedding is None:
-            both = _sequential(nn.Sequential(block.first, *block.inner))
+            both = sequential(nn.Sequential(block.first, *block.inner))
             self.first, self.inner = both[0], both[1:]
         else:  # the sum with the embedding is a tensor of its own too
-            self.first, self.inner = _conv(block.first), _sequential(block.inner, fresh=True)
+            self.first, self.inner = _conv(block.first), sequential(block.inner, fresh=True)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         x = self.first(self.condition.beside(x, condition))
         return self.last(self.inner(self.condition.added(x, condition)))
 
 
-def _conv(conv: nn.Conv2d, rectified: bool = False) -> nn.Module:
-    return OneDNNConv(conv, rectified) if takes(conv, rectified) else conv
-
-
-def _weight_norm(block: WeightNormConv) -> nn.Conv2d:
-    """The convolution with its filters computed once."""
-    out_channels, in_channels, size, _ = block.direction.shape
-    with torch.device("meta"):
-        conv = nn.Conv2d(in_channels, out_channels, size, padding=block.padding)
-    conv.weight = nn.Parameter(block.weight().detach(), requires_grad=False)
-    conv.bias = block.bias
-    return conv
+def _conv(conv: nn.Conv2d, rectified: bool = False, prepacked: bool = False) -> nn.Module:
+    # A float32 convolution alone gains some percent by filters laid out beforehand, for twice their memory.
+    gains = rectified or prepacked or conv.weight.dtype in HALF
+    return OneDNNConv(conv, rectified, prepacked=prepacked) if gains and takes(conv) else conv
 
 
 def _at_least_float32(parameter: Tensor) -> Tensor:
@@ -109,10 +102,10 @@ def _at_least_float32(parameter: Tensor) -> Tensor:
 
 TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     ConvNet: FusedConvNet,
-    WeightNormConv: lambda block: _conv(_weight_norm(block)),
+    WeightNormConv: lambda block: _conv(weight_norm(block)),
     ZeroConv: FusedZeroConv,
     nn.Conv2d: _conv,
-    nn.Sequential: lambda block: _sequential(block),
+    nn.Sequential: lambda block: sequential(block),
 }
 
 # They call the modules in them, each a twin then, and look at nothing else of them.
@@ -126,6 +119,7 @@ OURS = (
     vectors.ResidualBlock,
     vectors.Pair,
 )
+COUPLING_NETWORKS = (*OURS, ConvNet)
 
 
 @torch.no_grad()
@@ -135,7 +129,7 @@ def twin(network: nn.Module) -> nn.Module:
     It has the same parameters where none are folded. What is folded (weight norm, ZeroConv's factor) is computed from
     the parameters' values now.
     """
-    known = type(network) in (*OURS, ConvNet)
+    known = type(network) in COUPLING_NETWORKS
     return _twin(network) if known and not any(map(hooked, network.modules())) else network
 
 
@@ -151,28 +145,38 @@ def _twin(block: nn.Module) -> nn.Module:
     return shallow
 
 
-def _sequential(blocks: nn.Sequential, fresh: bool = False) -> nn.Sequential:
-    """`fresh`: nobody else reads the first block's input. Types are exact: a subclass may have its own forward."""
+def sequential(
+    blocks: nn.Sequential,
+    fresh: bool = False,
+    *,
+    prepacked: bool = False,
+    swapped: Callable[[nn.Module], nn.Module] | None = None,
+) -> nn.Sequential:
+    """What `blocks` compute: weights folded, a ReLU within the convolution before it, activations in place.
+
+    fresh: nobody else reads the first block's input. prepacked: of convolutions, see ``OneDNNConv``. swapped: the twin
+    of a block that is not known here. Types are exact: a subclass may have its own forward.
+    """
     made: list[nn.Module] = []
-    for block in blocks:
-        if type(block) is WeightNormConv:
-            block = _weight_norm(block)
+    for block in folded(blocks):
         before = made[-1] if made else None
-        if _is_relu(block) and type(before) is nn.Conv2d and takes(before, rectified=True):
-            made[-1] = OneDNNConv(before, rectified=True)
+        if _is_relu(block) and type(before) is nn.Conv2d and takes(before):
+            made[-1] = _conv(before, rectified=True, prepacked=prepacked)
         elif type(block) is nn.Conv2d:
             made.append(block)  # for oneDNN below, if no ReLU follows
         elif type(block) is ChannelAffine:
             made.append(FusedChannelAffine(block) if fresh else block)
-        elif fresh and type(block) in IN_PLACE:
+        elif fresh and type(block) in IN_PLACE and not hooked(block):
             made.append(_in_place(block))
         else:
-            made.append(_twin(block))
+            made.append((swapped or _twin)(block))
         fresh = type(block) in FRESH or (fresh and type(block) in IN_PLACE)
-    return nn.Sequential(*(_conv(m) if type(m) is nn.Conv2d else m for m in made))
+    return nn.Sequential(*(_conv(m, prepacked=prepacked) if type(m) is nn.Conv2d else m for m in made))
 
 
 def _is_relu(block: nn.Module) -> bool:
+    if hooked(block):
+        return False
     return type(block) is nn.ReLU or (type(block) is nn.LeakyReLU and block.negative_slope == 0)
 
 

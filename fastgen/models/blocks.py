@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,6 +52,7 @@ class ResidualBlock(nn.Module):
     """norm-act, 3x3, + embedding, norm-act, dropout, 3x3, + shortcut (Ho et al. 2020, appendix B).
 
     x: [B, in, H, W], emb: [B, emb_channels] -> [B, out, H', W'].
+    skip: [B, in2, H, W] or None, stands behind x's channels; `in` counts both then.
 
     groups: of both norms, or one for each. scale_shift: the embedding scales and shifts the second norm instead of
     being added before it (Nichol & Dhariwal 2021, section 3). resample: changes the resolution of both branches after
@@ -90,7 +92,9 @@ class ResidualBlock(nn.Module):
         changes = in_channels != out_channels if shortcut is None else shortcut
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if changes else nn.Identity()
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
+        if skip is not None:
+            x = torch.cat([x, skip], dim=1)
         hidden = self.norm1(x)
         if self.resample is not None:
             x, hidden = self.resample(x), self.resample(hidden)

@@ -42,7 +42,7 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(FOURIER_SCALE * torch.randn(channels), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(channels).normal_(std=FOURIER_SCALE), requires_grad=False)
 
     def forward(self, t: Tensor) -> Tensor:
         angle = torch.log(t)[:, None] * self.weight[None] * 2 * math.pi

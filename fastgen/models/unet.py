@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -43,10 +44,17 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(first, config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        emb = self.time_embedding(self.time_proj(t).to(x.dtype))
-        if self.class_embedding is not None:
-            emb = emb + self._class_embedding(label, x)
+        return self.denoise(x, self.embed(t, label, x.dtype), t)
 
+    def embed(self, t: Tensor, label: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """What the blocks are told of time and label: `dtype` [B, emb_channels]."""
+        emb = self.time_embedding(self.time_proj(t).to(dtype))
+        if self.class_embedding is not None:
+            emb = emb + self._class_embedding(label, dtype)
+        return emb
+
+    def denoise(self, x: Tensor, emb: Tensor, t: Tensor) -> Tensor:
+        """`forward` from the embedding on."""
         if self.config.center_input_sample:
             x = 2 * x - 1
         image: Tensor | None = x
@@ -67,13 +75,13 @@ class UNet(nn.Module):
             x = x / t.to(x.dtype)[:, None, None, None]
         return x
 
-    def _class_embedding(self, label: Tensor | None, x: Tensor) -> Tensor:
+    def _class_embedding(self, label: Tensor | None, dtype: torch.dtype) -> Tensor:
         if label is None:
             raise ConfigError("this network embeds classes and needs an int64 tensor [B]", argument="label")
         assert self.class_embedding is not None
         if self.config.class_embed_type == "timestep":
-            label = self.time_proj(label).to(x.dtype)
-        return self.class_embedding(label).to(x.dtype)
+            label = self.time_proj(label).to(dtype)
+        return self.class_embedding(label).to(dtype)
 
 
 def _time_features(config: UNetConfig) -> nn.Module:

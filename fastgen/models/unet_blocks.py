@@ -111,7 +111,7 @@ class UpBlock(Stage):
     ) -> tuple[Tensor, Tensor | None]:
         """`skips`: the stack of skips left by the way down; this block pops what it takes."""
         for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), emb)
+            x = resnet(x, emb, skips.pop())
             if self.attentions:
                 x = self.attentions[i](x)
         for up in self.upsamplers:
@@ -136,7 +136,7 @@ class SkipUpBlock(Stage):
     ) -> tuple[Tensor, Tensor | None]:
         """As `UpBlock`; image: [B, 3, H / 2, W / 2], or None in the first -> [B, 3, H, W]."""
         for resnet in self.resnets:
-            x = resnet(torch.cat([x, skips.pop()], dim=1), emb)
+            x = resnet(x, emb, skips.pop())
         for attention in self.attentions:
             x = attention(x)
         if image is not None:

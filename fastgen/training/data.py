@@ -5,6 +5,7 @@ What it gives is a ``Dataset`` (``fastgen.training.batch``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .folders import ImageFolder, PairedFolders, SideBySide
 from .tables import Rows
 
 NAMED = ("digits", "two-moons", "mixture6")  # data sets that have a name
+COUNTS = ("pictures", "rows")  # how many samples there are, in what `describe` says
 DEFAULT_SIZE = (64, 64)  # height and width of the images of a folder
 DEFAULT_CHANNELS = 3
 
@@ -31,6 +33,8 @@ def load(
     subset: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
+    background: str | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Dataset:
     """Open `source`: an image folder, an IDX, NPZ, NPY or CSV file, or a name out of `NAMED`: ``digits``
     (scikit-learn's 8x8 images), ``two-moons`` (2 columns), ``mixture6`` (6 columns).
@@ -39,13 +43,20 @@ def load(
     there. target: a folder whose images belong to those of the folder `source` that have the same names.
     side_by_side: each file of the folder `source` holds a pair, x at the left and the target at the right.
     subset: keep samples first..last (both included) of an in-memory source. size (height, width) and channels
-    are needed by an image folder (default 64x64, 3) and must fit other images. Raises DataError.
+    are needed by an image folder (default 64x64, 3) and must fit other images. background: the colour under
+    transparent pixels of a folder's images, as CSS names it; by default white, of which a warning tells where there
+    are such. class_names: the order of a folder's classes, where a model has one already. Raises DataError.
     """
+    of_folder: dict[str, Any] = {"background": background, "class_names": class_names}
     try:
-        dataset = _open(source, labels, target, side_by_side, size, channels)
+        dataset = _open(source, labels, target, side_by_side, size, channels, of_folder)
     except OSError as error:  # a folder that may not be entered, a name that is too long
         raise DataError(f"cannot be read: {error.strerror or error}", argument=source) from error
     _check_size(dataset, source, size, channels)
+    if background is not None and not isinstance(dataset, ImageFolder):
+        raise DataError(
+            f"{source} has no transparent pixels; only images in folders do", argument="background"
+        )
     return dataset if subset is None else _subset(dataset, subset, source)
 
 
@@ -67,6 +78,7 @@ def _open(
     side_by_side: bool,
     size: tuple[int, int] | None,
     channels: int | None,
+    of_folder: dict[str, Any],
 ) -> Dataset:
     path = Path(source)
     if labels is not None and (source in NAMED or path.is_dir() or path.suffix in (".npz", ".npy", ".csv")):
@@ -74,13 +86,15 @@ def _open(
             "has labels of its own, or none; only an IDX file takes a file of labels", argument=source
         )
     if target is not None or side_by_side:
-        return _pairs(source, target, side_by_side, size or DEFAULT_SIZE, channels or DEFAULT_CHANNELS)
+        return _pairs(
+            source, target, side_by_side, size or DEFAULT_SIZE, channels or DEFAULT_CHANNELS, of_folder
+        )
     if source == "digits":
         return _digits()
     if source in NAMED:
         return tables.named(source)
     if path.is_dir():
-        return ImageFolder(path, size or DEFAULT_SIZE, channels or DEFAULT_CHANNELS)
+        return ImageFolder(path, size or DEFAULT_SIZE, channels or DEFAULT_CHANNELS, **of_folder)
     if not path.exists():
         raise DataError(f"no such file or folder (nor one of {', '.join(NAMED)})", argument=source)
     if path.suffix == ".npz":
@@ -91,7 +105,12 @@ def _open(
 
 
 def _pairs(
-    source: str, target: str | None, side_by_side: bool, size: tuple[int, int], channels: int
+    source: str,
+    target: str | None,
+    side_by_side: bool,
+    size: tuple[int, int],
+    channels: int,
+    of_folder: dict[str, Any],
 ) -> Dataset:
     if target is not None and side_by_side:
         raise DataError("the target is either a folder of its own or the right half", argument="side_by_side")
@@ -99,8 +118,8 @@ def _pairs(
         if name is not None and not Path(name).is_dir():
             raise DataError("pairs of images come from folders, and this is no folder", argument=name)
     if target is None:
-        return SideBySide(Path(source), size, channels)
-    return PairedFolders(Path(source), Path(target), size, channels)
+        return SideBySide(Path(source), size, channels, **of_folder)
+    return PairedFolders(Path(source), Path(target), size, channels, **of_folder)
 
 
 def _check_size(dataset: Dataset, source: str, size: tuple[int, int] | None, channels: int | None) -> None:

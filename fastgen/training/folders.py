@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..files import open_ordinary
 from .batch import Batch
+from .decode import BACKGROUND, IMAGE_SUFFIXES, check_header, colour, pixels, read_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-# Decided by content, not by name: Pillow would hand a PostScript file in disguise to another program.
-IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF")
-MAX_PIXELS = 1 << 26  # of one image: eight of them are decoded at a time, into 4 bytes per pixel or more
+SHOWN = 5  # names of images in a message
 
 
 class ImageFolder:
     """Images in a folder, resized and centre-cropped to `size` (height, width), uint8.
 
-    channels: 1 (grey) or 3 (RGB). Where the images lie in sub-folders, the names of the first level are the classes, in
-    sorted order. Raises DataError, when it is made for a folder without images, and in `batch` for a damaged image.
+    channels: 1 (grey) or 3 (RGB). background: the colour under transparent pixels; where there are such and it is None,
+    it is white, and a warning says so. Where the images lie in sub-folders, the names of the first level are the
+    classes, sorted, those made of digits as numbers and first; class_names: another order of them, a model's own.
+
+    Raises DataError, when it is made, for a folder without images and for images whose header says that they cannot be
+    read, and in `batch` for an image whose pixels are damaged.
     """
 
     paired = False
 
-    def __init__(self, folder: Path, size: tuple[int, int], channels: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        size: tuple[int, int],
+        channels: int,
+        *,
+        background: str | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         if channels not in (1, 3):
             raise DataError(f"an image folder gives 1 (grey) or 3 (RGB), not {channels}", argument="channels")
         self.folder, self.files = folder, images_in(folder)
@@ -51,13 +59,21 @@ class ImageFolder:
         self.labels: Tensor | None = None
         self.num_classes: int | None = None
         if not outside:
-            self.class_names = sorted({parts[0] for parts in paths})
+            self.class_names = ordered({parts[0] for parts in paths}, class_names)
             for name in self.class_names:
                 check_name(name, str(folder / name))
             number = {name: i for i, name in enumerate(self.class_names)}
             self.labels = torch.tensor([number[parts[0]] for parts in paths])
             self.num_classes = len(number)
+        self.background = colour(background)
         self._pool = ThreadPoolExecutor(8)  # Pillow releases the GIL while it decodes
+        transparent = self._check_headers()
+        if transparent and background is None:
+            warnings.warn(
+                f"{folder}: {transparent} of {len(self._paths())} images have transparency; what shows through is "
+                f"{BACKGROUND} (another colour: background, --background)",
+                stacklevel=4,
+            )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -69,9 +85,38 @@ class ImageFolder:
         label = None if self.labels is None else self.labels[torch.as_tensor(indices)]
         return Batch(x, label, target[0] if target else None)
 
+    def _paths(self) -> list[Path]:
+        """All images that belong to it."""
+        return self.files
+
+    def _check_headers(self) -> int:
+        """How many images have transparency. Raises DataError, for the first one, where some cannot be read."""
+
+        def checked(path: Path) -> bool | DataError:
+            try:
+                return check_header(path)
+            except DataError as error:
+                return error
+
+        found = list(self._pool.map(checked, self._paths()))
+        wrong = [error for error in found if isinstance(error, DataError)]
+        if not wrong:
+            return sum(map(bool, found))
+        others = [str(error.argument) for error in wrong[1:]]
+        if others:
+            more = ", ..." if len(others) > SHOWN else ""
+            raise DataError(
+                f"{wrong[0].reason}; {len(others)} more images cannot be used: {', '.join(others[:SHOWN])}{more}",
+                argument=wrong[0].argument,
+            )
+        raise wrong[0]
+
+    def _read(self, path: Path) -> Image:
+        return read_image(path, self.shape[0], self.background)
+
     def _sample(self, index: int) -> tuple[Tensor, ...]:
         """x [C, H, W]; of paired data also its target."""
-        return (pixels(read_image(self.files[index], self.shape[0]), self.files[index], self.shape),)
+        return (pixels(self._read(self.files[index]), self.files[index], self.shape),)
 
 
 class PairedFolders(ImageFolder):
@@ -83,9 +128,12 @@ class PairedFolders(ImageFolder):
 
     paired = True
 
-    def __init__(self, folder: Path, targets: Path, size: tuple[int, int], channels: int) -> None:
-        super().__init__(folder, size, channels)
-        names, found = _by_name(folder, self.files), _by_name(targets, images_in(targets))
+    def __init__(
+        self, folder: Path, targets: Path, size: tuple[int, int], channels: int, **options: Any
+    ) -> None:
+        """options: those of ``ImageFolder``."""
+        files = images_in(folder)
+        names, found = _by_name(folder, files), _by_name(targets, images_in(targets))
         for one, other, where in ((names, found, targets), (found, names, folder)):
             if alone := sorted(set(one) - set(other)):
                 raise DataError(
@@ -93,10 +141,14 @@ class PairedFolders(ImageFolder):
                     argument=where,
                 )
         self.targets = [found[name] for name in names]
+        super().__init__(folder, size, channels, **options)
+
+    def _paths(self) -> list[Path]:
+        return [*self.files, *self.targets]
 
     def _sample(self, index: int) -> tuple[Tensor, ...]:
         paths = (self.files[index], self.targets[index])
-        x, target = (read_image(path, self.shape[0]) for path in paths)
+        x, target = map(self._read, paths)
         if x.size != target.size:
             raise DataError(
                 f"is {target.width}x{target.height}, its partner {x.width}x{x.height}: "
@@ -116,7 +168,7 @@ class SideBySide(ImageFolder):
 
     def _sample(self, index: int) -> tuple[Tensor, ...]:
         path = self.files[index]
-        whole = read_image(path, self.shape[0])
+        whole = self._read(path)
         width, height = whole.size
         if width % 2:
             raise DataError(f"is {width} wide, which has no two equal halves", argument=path)
@@ -133,37 +185,18 @@ def images_in(folder: Path) -> list[Path]:
     return files
 
 
-def read_image(path: Path, channels: int) -> Image:
-    """Decode `path`, upright, as grey (1 channel) or RGB (3). Raises DataError."""
-    from PIL import Image, ImageOps
+def ordered(found: Collection[str], known: Sequence[str] | None = None) -> list[str]:
+    """Names of classes in the order of their labels: `known`, if each of `found` is in it, else sorted.
 
-    try:
-        with open_ordinary(path, DataError) as data, Image.open(data, formats=IMAGE_FORMATS) as file:
-            if math.prod(file.size) > MAX_PIXELS:
-                raise DataError(
-                    f"{file.width} x {file.height} are more than {MAX_PIXELS} pixels; scale it down",
-                    argument=path,
-                )
-            if file.mode.startswith("I"):
-                raise DataError("has 16 or 32 bits per pixel; convert it to 8 bits first", argument=path)
-            return ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
-    except DataError:
-        raise
-    except Exception as error:  # Pillow's decoders fail in any way there is on a damaged file
-        raise DataError(f"cannot be read as an image: {error}", argument=path) from error
+    Names made of digits are sorted as numbers, before all others.
+    """
+    if known is not None and set(found) <= set(known):
+        return list(known)
+    return sorted(found, key=lambda name: (0, int(name), name) if _is_number(name) else (1, 0, name))
 
 
-def pixels(image: Image, path: Path, shape: tuple[int, ...]) -> Tensor:
-    """uint8 [C, H, W] of `shape`: `image` resized and centre-cropped; `path` is named in errors. Raises DataError."""
-    from PIL import Image, ImageOps
-
-    channels, height, width = shape
-    try:
-        fitted = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    except Exception as error:  # an image without area, for one
-        raise DataError(f"cannot be resized: {error}", argument=path) from error
-    values = np.asarray(fitted, dtype=np.uint8).reshape(height, width, channels)
-    return torch.from_numpy(values.transpose(2, 0, 1).copy())
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
 
 
 def check_name(name: str, where: str) -> None:

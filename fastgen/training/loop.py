@@ -6,6 +6,7 @@ clipping, averages of the weights, saves that a kill cannot harm, exact resumpti
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import math
 import signal
@@ -25,7 +26,7 @@ from ..errors import CheckpointError, ConfigError, DataError, OutOfMemoryError, 
 from ..files import exists, held, make_folder, remove_leftovers, write_atomic
 from ..runtime.device import out_of_memory
 from .batch import Batch, Dataset
-from .data import describe
+from .data import COUNTS, describe
 from .objective import Objective, Step
 from .run import STATE_FILE, Run, saved_run
 from .settings import RunConfig
@@ -46,6 +47,7 @@ def train(
     *,
     device: str | torch.device = "cpu",
     resume: bool = False,
+    changed_data: bool = False,
     progress: bool = True,
     on_preview: Callable[[int, nn.ModuleDict], None] | None = None,
 ) -> nn.ModuleDict:
@@ -59,6 +61,8 @@ def train(
     The same seed, data and machine give the same weights, interrupted and resumed or not, on a CPU (GPU libraries add
     in varying order): every step draws its noise and dropouts from a generator seeded by (seed, step). Ctrl-C
     or SIGTERM ends the step, saves, and then raises KeyboardInterrupt or Terminated; a second one interrupts at once.
+    Samples that cannot be read save the steps before them. changed_data: a resumed run may have fewer or more samples
+    than it began with, in another order then; their shape and classes stay.
 
     Raises TrainingError where the loss is no number any more, which is never saved; WriteError where a save fails, and
     the one before it is whole; CheckpointError where `folder` holds a run or a model and `resume` is False, or no run
@@ -72,7 +76,7 @@ def train(
             raise CheckpointError(
                 "another process is training in it; wait for it, or choose another folder", argument=folder
             )
-        run = _opened(folder, run, dataset, resume)
+        run = _opened(folder, run, dataset, resume, changed_data)
         if missing := [name for name in run.spec.parts if name not in networks]:
             raise ConfigError(f"has no {missing[0]}, which is a part of the model", argument="networks")
         run.encoded(folder)  # what could not be read back is refused before anything is trained
@@ -119,8 +123,9 @@ def _train(
     layout: dict[str, Any] = {"memory_format": torch.channels_last}
     networks = networks.to(device, **layout).train().requires_grad_(True)
     if not resume:
-        first = _moved(next(batches(dataset, objective, config, 0)), device)
-        objective.start(networks, dataset, _step(first, config, 0))
+        first = _next(batches(dataset, objective, config, 0))
+        assert first is not None  # a run has steps
+        objective.start(networks, dataset, _step(_moved(first, device), config, 0))
     averages = copy.deepcopy(nn.ModuleDict({name: networks[name] for name in run.spec.parts}))
     averages = averages.eval().requires_grad_(False)
     state = RunState(run, networks, averages, optimizers(objective, networks, config), [])
@@ -141,7 +146,8 @@ def _train(
         if resume and on_preview and preview_due():
             on_preview(state.step, averages)  # likewise: it follows the save
         saved = resume
-        for batch in batches(dataset, objective, config, state.step):
+        found = batches(dataset, objective, config, state.step)
+        while (batch := _next(found, lambda: _saved(state, folder))) is not None:
             _train_step(state, objective, _moved(batch, device))
             bar.update()
             bar.set_postfix(_recent(state, objective.unit), refresh=False)
@@ -151,10 +157,7 @@ def _train(
             # A folder with a preview and no run could neither be resumed nor begun again.
             unsaved_preview = preview_due() and not saved
             if state.step % config.save_every == 0 or state.step == last or unsaved_preview or stop:
-                if not all(bool(torch.isfinite(w).all()) for w in networks.parameters()):
-                    raise _diverged(state, folder)
-                state.save(folder)
-                _publish(state, folder)
+                _save(state, folder)
                 saved = True
             if stop:
                 raise stop(f"step {state.step} of {last} is done and saved")
@@ -163,7 +166,37 @@ def _train(
     return averages
 
 
-def _opened(folder: Path, run: Run, dataset: Dataset, resume: bool) -> Run:
+def _save(state: RunState, folder: Path) -> None:
+    """Save the run and publish its model. Raises TrainingError for weights that are not finite, and saves nothing."""
+    if not all(bool(torch.isfinite(w).all()) for w in state.networks.parameters()):
+        raise _diverged(state, folder)
+    state.save(folder)
+    _publish(state, folder)
+
+
+def _saved(state: RunState, folder: Path) -> int:
+    """How many steps are saved, now."""
+    if state.step:
+        _save(state, folder)
+    return state.step
+
+
+def _next(found: Iterator[Batch], saved: Callable[[], int] = lambda: 0) -> Batch | None:
+    """The next of the batches `found`, None after the last one. A DataError calls `saved`, and says the way out."""
+    try:
+        return next(found, None)
+    except DataError as error:
+        steps = saved()
+        way_out = (
+            f"The {steps} steps before it are saved: put a whole image in its place and go on with --resume, or "
+            "remove it and go on with --resume --changed-data"
+            if steps
+            else "Mend or remove it and begin again; nothing was trained yet"
+        )
+        raise DataError(f"{error.reason}. {way_out}", argument=error.argument) from error
+
+
+def _opened(folder: Path, run: Run, dataset: Dataset, resume: bool, changed_data: bool) -> Run:
     """The run to train: `run`, or the one in `folder` that goes on. Nothing in `folder` is replaced by another's."""
     earlier = saved_run(folder)
     if earlier is None:
@@ -178,12 +211,14 @@ def _opened(folder: Path, run: Run, dataset: Dataset, resume: bool) -> Run:
         raise CheckpointError("holds a training run; resume it, or choose another folder", argument=folder)
     found = describe(dataset)
     for name in {**earlier.data, **found}:
-        if earlier.data.get(name) != found.get(name):
+        counts = name in COUNTS and name in earlier.data and name in found
+        if earlier.data.get(name) != found.get(name) and not (counts and changed_data):
+            how = ". If that is right, go on with --resume --changed-data" if counts else ""
             raise DataError(
-                f"its run began with {name} {earlier.data.get(name)}, the data now has {found.get(name)}",
+                f"its run began with {name} {earlier.data.get(name)}, the data now has {found.get(name)}{how}",
                 argument=folder,
             )
-    return earlier
+    return dataclasses.replace(earlier, data=found) if changed_data else earlier
 
 
 @contextmanager

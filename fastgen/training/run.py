@@ -61,8 +61,7 @@ class Run:
         try:
             _run(text, str(path))
         except CheckpointError as error:
-            why = str(error).removeprefix(f"{path}: ")
-            raise CheckpointError(f"could not be resumed: {why}", argument=path) from error
+            raise CheckpointError(f"could not be resumed: {error.reason}", argument=path) from error
         return text
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import check
-from ..op import Budget, Op, differentiate_through, direct, select
+from ..op import Budget, Op, custom_op, differentiate_through, direct, select
 from . import cases, cpu, eager, reference
 
 __all__ = ["OP", "adain"]
@@ -227,7 +227,7 @@ def _check(
         check.fail(name, "a finite number", slope_after if name == "slope_after" else slope_before)
 
 
-@torch.library.custom_op("fastgen::adain", mutates_args=())
+@custom_op("adain")
 def _adain(
     x: Tensor,
     scale: Tensor | None,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import check
-from ..op import Op, differentiate_through, direct, select
+from ..op import Op, custom_op, differentiate_through, direct, select
 from . import cases, checks, cpu, reference
 
 __all__ = ["OP", "affine_coupling", "affine_coupling_out"]
@@ -153,36 +153,7 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
     return any(value is not None and value.requires_grad for value in tensors)
 
 
-# Defined at the dispatcher itself: `torch.library.custom_op` adds some 20 us of Python to a call, for the bookkeeping
-# of autograd, which this op refuses.
-_LIBRARY = torch.library.Library("fastgen", "FRAGMENT")
-_LIBRARY.define(
-    "affine_coupling_out(Tensor(a!) x, Tensor network, Tensor(b!)? log_det, str scale, float eps, float bound, "
-    "float slope, Tensor? rescale, Tensor? mask, int? parity, str parameters, bool inverse, bool shift_first) -> ()",
-    tags=(torch.Tag.needs_exact_strides,),
-)
-
-
-@torch.library.register_fake("fastgen::affine_coupling_out", lib=_LIBRARY)
-def _(
-    x: Tensor,
-    network: Tensor,
-    log_det: Tensor | None,
-    scale: str,
-    eps: float,
-    bound: float,
-    slope: float,
-    rescale: Tensor | None,
-    mask: Tensor | None,
-    parity: int | None,
-    parameters: str,
-    inverse: bool,
-    shift_first: bool,
-) -> None:
-    return None
-
-
-@torch.library.custom_op("fastgen::affine_coupling", mutates_args=(), tags=(torch.Tag.needs_exact_strides,))
+@custom_op("affine_coupling", tags=(torch.Tag.needs_exact_strides,))
 def _affine_coupling(
     x: Tensor,
     network: Tensor,
@@ -281,7 +252,7 @@ def _run(
             log_det.add_(total)
 
 
-_LIBRARY.impl("affine_coupling_out", _run, "CompositeExplicitAutograd")
+custom_op("affine_coupling_out", mutates_args=("x", "log_det"), tags=(torch.Tag.needs_exact_strides,))(_run)
 
 
 def _launch(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .reference import LOW_PRECISION, maybe, output_format
 
 # Elements up to which a channels-last tensor's copies to NCHW and back cost less than a dozen calls.
-SMALL = 8192
+SMALL = 1 << 15
 # Elements that are worked on at a time: float32 copies of them stay in the cache, and with malloc.
 TILE = 1 << 18
 
@@ -107,7 +107,8 @@ def _channels_last(
         centre = centre - add
     y = torch.sub(pixels, centre[:, None], out=pixels if mine else None)
     tiles = y.split(max(TILE // (batch * channels), 1), 1)
-    squares = torch.stack([tile.square().sum(1) for tile in tiles]).sum(0)
+    # Not tile.square(), which PyTorch takes as a general power.
+    squares = torch.stack([torch.mul(tile, tile).sum(1) for tile in tiles]).sum(0)
     variance = squares.view(batch, num_groups, size).sum(2, keepdim=True).div_(terms)
     gain = variance.add_(eps).rsqrt_().expand(batch, num_groups, size).reshape(batch, 1, channels)
     if weight is not None:

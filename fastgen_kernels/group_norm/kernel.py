@@ -443,16 +443,18 @@ def launch(
     scale: Tensor | None,
     shift: Tensor | None,
     act: bool,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Launch on arguments that `group_norm` has checked."""
+    """Launch on arguments that `group_norm` has checked. out: where the result goes, in its layout and dense."""
     batch, own_channels, height, width = x.shape
     channels = own_channels + (0 if skip is None else skip.shape[1])
     pixels = height * width
     memory_format = output_format(x, skip)
     channels_last = memory_format == torch.channels_last
-    y = torch.empty(
-        (batch, channels, height, width), dtype=x.dtype, device=x.device, memory_format=memory_format
-    )
+    y = out
+    if y is None:
+        shape = (batch, channels, height, width)
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
     size = channels // num_groups
     way = plan(batch, num_groups, size, pixels, x.element_size(), channels_last, rows.wide.get())
 
@@ -466,7 +468,7 @@ def launch(
     length = pixels if channels_last else pixels // unit
     strides = (length, x_sample, x_step, skip_sample, skip_step)
     add_row, *other_rows = (0 if value is None else value.stride(0) for value in (add, scale, shift))
-    shape = {
+    constants = {
         "C": channels,
         "C_X": own_channels,
         "D": size,
@@ -481,11 +483,11 @@ def launch(
         if way.one_launch:
             group_norm_kernel[(way.blocks * batch,)](
                 x, skip, add, weight, bias, scale, shift, y, float(eps), *strides, add_row, *other_rows,
-                way.blocks, **shape, ACT=act, ROWS=way.rows, UNROLL=way.unroll, **options,
+                way.blocks, **constants, ACT=act, ROWS=way.rows, UNROLL=way.unroll, **options,
             )  # fmt: skip
             return y
         grid = (way.blocks * way.splits * batch,)
-        shape["PARTS"] = way.parts
+        constants["PARTS"] = way.parts
         plane = batch * num_groups * way.parts * way.splits
         partial = torch.empty(2 * plane, dtype=torch.float32, device=x.device)
         split = (way.blocks, way.splits, way.run, plane)
@@ -497,14 +499,14 @@ def launch(
             *strides,
             add_row,
             *split,
-            **shape,
+            **constants,
             ROWS=way.rows,
             UNROLL=way.unroll,
             **options,
         )
         apply_kernel[grid](
             x, skip, add, weight, bias, scale, shift, partial, y, float(eps), *strides, add_row, *other_rows, *split,
-            **shape, PARTIALS=way.partials, ACT=act, ROWS=way.rows * way.unroll, **options,
+            **constants, PARTIALS=way.partials, ACT=act, ROWS=way.rows * way.unroll, **options,
         )  # fmt: skip
     return y
 

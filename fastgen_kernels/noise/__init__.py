@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..check import OperandError
-from ..op import select
+from ..op import custom_op, select
 from . import reference
 
 # What a stream of noise is for. Numbers are part of every stored result: append, never renumber.
@@ -74,7 +74,8 @@ def normals(
         raise OperandError(
             f"expected one per seed ({seeds.shape[0]}), received shape {tuple(steps.shape)}", argument="steps"
         )
-    return _normals(seeds, steps, STREAMS[stream], math.prod(shape), dtype).view(seeds.shape[0], *shape)
+    noise: Tensor = torch.ops.fastgen.normals(seeds, steps, STREAMS[stream], math.prod(shape), dtype)
+    return noise.view(seeds.shape[0], *shape)
 
 
 def signed_seeds(seeds: Sequence[int]) -> Tensor:
@@ -110,7 +111,8 @@ def _pairs_column(
     return value.contiguous()
 
 
-@torch.library.custom_op("fastgen::normals", mutates_args=())
+# Noise has no gradient.
+@custom_op("normals", tags=(torch.Tag.needs_exact_strides,))
 def _normals(seeds: Tensor, steps: Tensor, stream: int, count: int, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float32 and select(seeds.device.type) == "triton":
         return _fused(seeds, steps, stream, count)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import check
-from ..op import Budget, Op, differentiate_through, direct, select
+from ..op import Budget, Op, custom_op, differentiate_through, direct, select
 from . import cases, cpu, eager, reference
 from .layout import MAX_COUNT, TAPS, output_format, output_shape, pack_weight, padded
 from .reference import without_autocast
@@ -154,7 +154,7 @@ def check_kernel(x: Tensor, weight: Tensor) -> None:
         check.fail("weight", "fewer than 2^30 elements (Cin rounded up to 8s)", list(weight.shape))
 
 
-@torch.library.custom_op("fastgen::patch_conv", mutates_args=())
+@custom_op("patch_conv")
 def _patch_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, negative_slope: float | None
 ) -> Tensor:

@@ -144,8 +144,11 @@ def magnitude(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Te
     return patch_conv(x.double().abs(), weight.double().abs(), bias, stride, None)
 
 
-def accumulated(x: Tensor) -> float:
-    """Roundings to float32 of the products' sum, in units of 2^-24 of their magnitude."""
+def accumulated(x: Tensor, terms: int | None = None) -> float:
+    """Roundings to float32 of the products' sum, in units of 2^-24 of their magnitude.
+
+    terms: products in a sum; those of a 4x4 convolution of x by default.
+    """
     # Each of n additions, one after the other, rounds a partial sum of k terms of random signs, about sqrt(k) of
     # them large: together at most n / sqrt(2) terms' roundings (standard deviation), of a magnitude of 0.64 n for
     # products of normals, 1.1 in all. Six of that, and the rounding of the bias: 8, for any n and any order.
@@ -155,7 +158,7 @@ def accumulated(x: Tensor) -> float:
         # of it. Errors of one sign add up as the n / 8 partial sums do. Those are a random walk in steps of sqrt(8),
         # whose sum has a standard deviation of sqrt(8 / 3) * (n / 8)^1.5 = 0.072 n^1.5: six of that, times 2^-23, of a
         # magnitude of 0.64 n. What the products lose when they are aligned has their random signs: the 8 holds it.
-        bound += 1.36 * math.sqrt(x.shape[1] * TAPS)
+        bound += 1.36 * math.sqrt(x.shape[1] * TAPS if terms is None else terms)
     elif x.is_cuda and input_precision(x.dtype) == "tf32":
         # TF32 keeps 10 bits of each factor's fraction, and tensor cores cut the others off: twice 2^-10 = 2^-9, beside
         # which nothing else counts. On CPU, and so in the interpreter, products are exact.

@@ -43,10 +43,10 @@ def pack_weight(weight: Tensor) -> Tensor:
     """`weight` in the order in which the kernels read it, to be made once and kept by the caller.
 
     Args:
-        weight: [Cout, Cin, 4, 4], any strides.
+        weight: [Cout, Cin, kh, kw], any strides.
 
     Returns:
-        [Cout, Cin, 4, 4] with the same values, channels-last, a pixel's channels followed by zeros up to a
+        [Cout, Cin, kh, kw] with the same values, channels-last, a pixel's channels followed by zeros up to a
         multiple of 8: a weight like any other, to F.conv2d too. A packed weight is returned as it is.
     """
     if is_packed(weight):
@@ -63,11 +63,11 @@ def pack_weight(weight: Tensor) -> Tensor:
 
 def is_packed(weight: Tensor) -> bool:
     """Whether `weight` has the strides of :func:`pack_weight`. What lies in the padding is not looked at."""
-    width = padded(weight.shape[1])
-    ordered = weight.stride()[1:] == (1, 4 * width, width)
-    return (
-        ordered and (weight.shape[0] == 1 or weight.stride(0) == TAPS * width) and weight.data_ptr() % 16 == 0
-    )
+    outputs, channels, rows, columns = weight.shape
+    width = padded(channels)
+    ordered = weight.stride()[1:] == (1, columns * width, width)
+    taps = rows * columns
+    return ordered and (outputs == 1 or weight.stride(0) == taps * width) and weight.data_ptr() % 16 == 0
 
 
 def is_ready(x: Tensor) -> bool:

@@ -12,7 +12,7 @@ is the score of the image.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor
 from .layout import output_format
 
 PADDING = 1
+Result = TypeVar("Result")
 
 
 def patch_conv(
@@ -37,7 +38,7 @@ def patch_conv(
     return y.contiguous(memory_format=output_format(x, weight))
 
 
-def without_autocast(function: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
+def without_autocast(function: Callable[..., Result], x: Tensor, *rest: Any) -> Result:
     """function(x, *rest) in the types of its arguments, as the kernels compute it, under autocast too."""
     kind = "cpu" if x.is_cpu else x.device.type
     if x.is_meta or not torch.is_autocast_enabled(kind):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import check
-from ..op import Budget, Op, differentiate_through, direct, select
+from ..op import Budget, Op, custom_op, differentiate_through, direct, select
 from ..patch_conv import check_arguments, check_kernel
 from ..patch_conv.eager import dense_weight
 from ..patch_conv.reference import PADDING, without_autocast
@@ -52,7 +52,7 @@ def _fused(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 
     return kernel.score(x, weight, bias, stride)
 
 
-@torch.library.custom_op("fastgen::patch_score", mutates_args=())
+@custom_op("patch_score")
 def _patch_score(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     run = _fused if select(x.device.type) == "triton" else _reference
     return run(x, weight, bias, stride)

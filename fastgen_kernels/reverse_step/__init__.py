@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import check
 from ..check import OperandError
-from ..op import Budget, Op, differentiate_through, select
+from ..op import Budget, Op, custom_op, differentiate_through, select
 from . import cases, cpu, reference, row
 
 __all__ = ["OP", "reverse_step", "reverse_step_out", "row"]
@@ -183,32 +183,7 @@ def _check(
         check.contiguous("noise", noise)
 
 
-# The mutating op is defined at the dispatcher itself: `torch.library.custom_op` adds some 20 us of Python to
-# a call, for the bookkeeping of autograd, which this op refuses; a small image's whole step takes 50.
-_LIBRARY = torch.library.Library("fastgen", "FRAGMENT")
-_LIBRARY.define(
-    "reverse_step_out(Tensor(a!) x, Tensor(b!) h, Tensor F, Tensor(c!) y, Tensor rows, Tensor(d!) cursor, "
-    "Tensor seeds, int learned, Tensor? noise) -> ()",
-    tags=(torch.Tag.needs_exact_strides,),
-)
-
-
-@torch.library.register_fake("fastgen::reverse_step_out", lib=_LIBRARY)
-def _(
-    x: Tensor,
-    h: Tensor,
-    F: Tensor,
-    y: Tensor,
-    rows: Tensor,
-    cursor: Tensor,
-    seeds: Tensor,
-    learned: int,
-    noise: Tensor | None,
-) -> None:
-    return None
-
-
-@torch.library.custom_op("fastgen::reverse_step", mutates_args=())
+@custom_op("reverse_step")
 def _reverse_step(
     x: Tensor, h: Tensor, F: Tensor, rows: Tensor, seeds: Tensor, learned: int, noise: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -274,7 +249,9 @@ def _run(
         cursor.copy_(reference.integer_words(rows)[:, row.NEXT])
 
 
-_LIBRARY.impl("reverse_step_out", _run, "CompositeExplicitAutograd")
+custom_op("reverse_step_out", mutates_args=("x", "h", "y", "cursor"), tags=(torch.Tag.needs_exact_strides,))(
+    _run
+)
 
 
 def _launch(

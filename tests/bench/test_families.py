@@ -54,13 +54,20 @@ def test_a_model_of_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert error.value.argument == "model"
 
 
-def test_the_built_in_model_is_ddpms() -> None:
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("random:cifar10", 35_746_307),  # as google/ddpm-cifar10-32
+        ("random:celebahq256", 113_673_219),  # as google/ddpm-celebahq-256
+    ],
+)
+def test_the_built_in_models_are_ddpms(name: str, parameters: int) -> None:
     from fastgen.architectures import part_config
     from fastgen.models.unet import UNet
 
     with torch.device("meta"):
-        net = UNet(part_config(families.BUILT["random:cifar10"].parts["unet"], "unet"))
-    assert sum(p.numel() for p in net.parameters()) == 35_746_307  # as google/ddpm-cifar10-32
+        net = UNet(part_config(families.BUILT[name].parts["unet"], "unet"))
+    assert sum(p.numel() for p in net.parameters()) == parameters
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

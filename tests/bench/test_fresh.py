@@ -45,6 +45,22 @@ def test_processes_take_turns_and_report() -> None:
     assert cpu.seconds.median == 1.5
 
 
+def test_importing_pytorch_alone_is_timed_in_every_round() -> None:
+    def start(order: dict[str, Any]) -> dict[str, Any]:
+        if order["who"] == fresh.FLOOR:
+            return {"wall": {"imports": 2.0}, "cpu": {"imports": 0.5}}
+        return starter([])(order)
+
+    row = fresh.measure(ROW, lambda x: 0.0, {"fastgen": {}}, How(rounds=3), start, floor=True)
+    assert row.notes == ("1.50 (1.50 - 1.50) times as long as import torch alone, 2.00 s",)
+    assert set(row.phases) == {"fastgen"}
+
+
+def test_a_real_process_that_imports_pytorch() -> None:
+    report = fresh.run_child({"who": fresh.FLOOR})
+    assert 0 < report["cpu"]["imports"] < report["wall"]["imports"]
+
+
 def test_wrong_images_get_no_time() -> None:
     said: list[str] = []
     how, orders = How(rounds=1, say=said.append), {"fastgen": {}, "other": {}}

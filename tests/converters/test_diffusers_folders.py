@@ -22,6 +22,7 @@ from fastgen.converters import CONVERTERS, Tensors, build, detect, save, write
 from fastgen.converters.diffusers import CONVERTER
 from fastgen.errors import CheckpointError, ConfigError, FastgenError
 from tests.refusals import refused
+from tests.small import checkpoint
 
 from .folders import TINY, pipeline, saved
 
@@ -479,3 +480,17 @@ def test_learned_times_and_the_schedule(tmp_path: Path) -> None:
     change(path, _class_name="EulerDiscreteScheduler", timestep_type="continuous")
     with refused(ConfigError, "timestep_type"):
         fastgen.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("value_range", [None, [0.0, 1.0], [-1.0, 1.0]])
+def test_the_range_of_values_goes_there_and_back(tmp_path: Path, value_range: list[float] | None) -> None:
+    fastgen.convert(
+        checkpoint(tmp_path / "m", value_range=value_range, num_classes=3),
+        tmp_path / "theirs",
+        to="diffusers",
+    )
+    kept = json.loads((tmp_path / "theirs" / "fastgen.json").read_text())
+    assert ("value_range" in kept) == (value_range != [-1, 1])  # images need no word
+    fastgen.convert(tmp_path / "theirs", tmp_path / "ours")
+    found = fastgen.load(tmp_path / "ours").value_range
+    assert found == (None if value_range is None else tuple(value_range))

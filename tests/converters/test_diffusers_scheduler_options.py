@@ -83,8 +83,8 @@ def test_old_files() -> None:
         ({}, "_class_name: None is not supported"),
         ({"_class_name": "DDIMScheduler", "thresholding": "yes"}, "thresholding: expected bool"),
         (
-            {"_class_name": "DDIMScheduler", "thresholding": True, "sample_max_value": 0.5},
-            "sample_max_value: expected 1.0 to",
+            {"_class_name": "DDIMScheduler", "thresholding": True, "sample_max_value": 0.0},
+            "sample_max_value: expected 1e-06 to",
         ),
         (
             {"_class_name": "DDIMScheduler", "eta": 1},
@@ -146,8 +146,8 @@ def test_old_files() -> None:
             "prediction_type: expected one of edm",
         ),
         (
-            {"_class_name": "EDMEulerScheduler", "final_sigmas_type": "sigma_min"},
-            "final_sigmas_type: 'sigma_min' is not .* supported: zero",
+            {"_class_name": "EDMEulerScheduler", "final_sigmas_type": "least"},
+            "final_sigmas_type: expected one of zero, sigma_min",
         ),
         (
             {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True},

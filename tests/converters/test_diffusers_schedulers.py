@@ -62,6 +62,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("HeunDiscreteScheduler", {}),
     ("HeunDiscreteScheduler", {"use_exponential_sigmas": True, "clip_sample": True}),
     ("DDIMScheduler", {"thresholding": True, "sample_max_value": 3.0, "dynamic_thresholding_ratio": 0.9}),
+    ("DDIMScheduler", {"thresholding": True, "sample_max_value": 0.6}),
     ("DPMSolverMultistepScheduler", {"solver_order": 3, "use_karras_sigmas": True}),
     ("DPMSolverMultistepScheduler", {"solver_order": 3, "use_lu_lambdas": True, "thresholding": True}),
     ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,15 +15,18 @@ from torch import Tensor
 import fastgen
 from fastgen.architectures import ARCHITECTURES
 from fastgen.converters.onnx import export_form
+from fastgen.converters.onnx.checking import open_session, run
 from fastgen.engines import FlowEngine
 from fastgen.errors import CheckpointError, ConfigError
 from fastgen.exports import FLOW, ExportForm
 from fastgen.exports.accurate import log_sigmoid, log_tail, logistic, normal_cdf
+from fastgen.models.flow.coupling import Coupling
 from fastgen.models.flow.flow import Flow
 from tests.engines.flows import CASES, architectures, make
 from tests.models import flow_models
 from tests.refusals import refused
 
+onnx = pytest.importorskip("onnx")
 ENCODE, DECODE, SAMPLE, BOUND = FLOW
 
 
@@ -124,29 +130,15 @@ def test_a_flow_without_an_inverse_is_refused() -> None:
             form.make(flow)
 
 
-class Runner:
-    """A form of a flow, exported once, in onnxruntime."""
-
-    def __init__(self, form: ExportForm, flow: Flow, precision: str = "fp32") -> None:
-        onnx = pytest.importorskip("onnx")
-        onnxruntime = pytest.importorskip("onnxruntime")
-        self.model = export_form(form, flow, precision=precision)
-        onnx.checker.check_model(self.model, full_check=True)
-        self.session = onnxruntime.InferenceSession(
-            self.model.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
-        interface = form.interface(flow)
-        assert [value.name for value in self.session.get_inputs()] == [port.name for port in interface.inputs]
-        assert [value.name for value in self.session.get_outputs()] == [
-            port.name for port in interface.outputs
-        ]
-
-    def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        names = [value.name for value in self.session.get_inputs()]
-        arrays = {
-            name: np.ascontiguousarray(value.numpy()) for name, value in zip(names, tensors, strict=True)
-        }
-        return [torch.from_numpy(value) for value in self.session.run(None, arrays)]
+def written(form: ExportForm, flow: Flow, precision: str = "fp32") -> tuple[Any, Callable[..., list[Tensor]]]:
+    """The model of a form, and its outputs in onnxruntime as a function of its inputs in their order."""
+    pytest.importorskip("onnxruntime")
+    model = export_form(form, flow, precision=precision)
+    onnx.checker.check_model(model, full_check=True)
+    session, interface = open_session(model), form.interface(flow)
+    assert [value.name for value in session.get_inputs()] == [port.name for port in interface.inputs]
+    assert [value.name for value in session.get_outputs()] == [port.name for port in interface.outputs]
+    return model, lambda *tensors: [torch.from_numpy(value) for value in run(session, interface, tensors)]
 
 
 @pytest.mark.slow
@@ -155,52 +147,46 @@ def test_the_file_is_the_reference(name: str) -> None:
     """The forms of one case of each architecture, and of every case those that are most used."""
     flow = make(name).flow
     for form in forms(flow) if name in FIRST.values() else (ENCODE, DECODE):
-        run = Runner(form, flow)
+        _, found = written(form, flow)
         for batch in (1, 4):
             tensors = form.example(flow, batch, torch.Generator().manual_seed(batch), {})
             with torch.no_grad():
                 want = form.reference(flow, *tensors)
-            for one, other in zip(run(*tensors), want, strict=True):
+            for one, other in zip(found(*tensors), want, strict=True):
                 close(one, other)
 
 
-@pytest.fixture(scope="module")
-def glow() -> FlowEngine:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["glow", "realnvp, gated, masks"])
+def test_half_precision_is_that_of_the_networks_alone(name: str) -> None:
+    """As in an engine of float16: state, folded matrices and priors stay float32."""
+    flow = make(name).flow
+    model, found = written(ENCODE, flow, "fp16")
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    assert {1, 10} <= types, "float32 and float16"
+    x, *labels = ENCODE.example(flow, 3, torch.Generator().manual_seed(0), {})
+    whole = FlowEngine.from_module(flow).log_prob(x)
+    engine = FlowEngine.from_module(copy.deepcopy(flow), dtype="float16")
+    assert not labels
+    *latents, _, log_prob = found(x)
+    # What a half rounds off (2^-11 of a value) goes through as many couplings as there are.
+    couplings = sum(isinstance(layer, Coupling) for layer in flow.modules())
+    for one, other in zip((*latents, log_prob), (*engine.encode(x), engine.log_prob(x)), strict=True):
+        close(one, other, couplings * 2.0**-11)
+    assert bool((log_prob != whole).any())
+    close(log_prob, whole, couplings * 2.0**-11)
+
+
+@pytest.mark.slow
+def test_the_script_of_the_page(glow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(encoding="utf-8")
+    (script,) = (
+        text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "encode.onnx" in text
+    )
+    monkeypatch.chdir(glow.parent)
+    names: dict[str, Any] = {}
+    exec(script, names)
     engine = fastgen.load("zoo:glow-mnist", device="cpu")
     assert isinstance(engine, FlowEngine)
-    return engine
-
-
-@pytest.mark.slow
-def test_glow_mnist_as_the_engine_computes_it(glow: FlowEngine) -> None:
-    """encode, decode and log_prob of files equal the engine's, and a decoded image is the one that was encoded."""
-    labels = torch.tensor([0, 4, 7])
-    x = glow.sample(3, seed=5, labels=labels)
-    assert isinstance(x, Tensor)
-    latents = glow.encode(x, labels=labels)
-    *got, log_det, log_prob = Runner(ENCODE, glow.flow)(x, labels)
-    for one, other in zip(got, latents, strict=True):
-        close(one, other)
-    want = glow.log_prob(x, labels=labels)
-    torch.testing.assert_close(log_prob, want, rtol=1e-4, atol=0)
-    with torch.no_grad():
-        prior = glow.flow.log_prior(latents, labels)
-    torch.testing.assert_close(log_det, want - prior, rtol=1e-4, atol=0)
-    (back,) = Runner(DECODE, glow.flow)(*got, labels)
-    close(back, glow.decode(latents, labels=labels))
-    close(back, x)
-
-
-@pytest.mark.slow
-def test_half_precision_rounds_the_networks_alone(glow: FlowEngine) -> None:
-    """As an engine of float16, whose state is float32: its result, and within 2^-11 a layer of float32's."""
-    half = fastgen.load("zoo:glow-mnist", device="cpu", dtype="float16")
-    labels = torch.tensor([1, 2])
-    x = glow.sample(2, seed=3, labels=labels)
-    assert isinstance(x, Tensor)
-    got = Runner(ENCODE, glow.flow, "fp16")(x, labels)[-1]
-    want = glow.log_prob(x, labels=labels)
-    assert bool(((got - want).abs() > 0).any())
-    layers = glow.describe()["layers"]
-    torch.testing.assert_close(got, half.log_prob(x, labels=labels), rtol=layers * 2.0**-11, atol=0)
-    torch.testing.assert_close(got, want, rtol=layers * 2.0**-11, atol=0)
+    want = engine.log_prob(torch.from_numpy(names["x"]), labels=[3, 8])
+    torch.testing.assert_close(torch.from_numpy(names["log_prob"]), want, rtol=1e-4, atol=0)

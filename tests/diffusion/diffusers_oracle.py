@@ -33,7 +33,8 @@ from fastgen.diffusion import NoiseSchedule, Table, run
 Network = Callable[[Tensor, float], Tensor]
 
 STEP_ARGUMENTS = ("eta", "use_clipped_model_output")  # of step() and not of the constructor
-OURS_ONLY = ("constant_stride",)
+OURS_ONLY = ("constant_stride", "as_diffusers")
+GIVEN = ("timesteps", "sigmas")  # of set_timesteps()
 MODULES = "diffusers.schedulers.scheduling_"
 
 
@@ -290,10 +291,11 @@ def diffusers_run(
 
     x: the first network input; schedulers whose own state is larger get it scaled up.
     """
+    given = {key: list(options.pop(key)) for key in GIVEN if key in options}
     oracle, module, step_arguments = scheduler(name, schedule, **options)
     current: list[Tensor] = []
     with in_float64(module, noise=lambda *args, **kwargs: current[-1]):
-        oracle.set_timesteps(steps)
+        oracle.set_timesteps(**(given or {"num_inference_steps": steps}))
         if hasattr(oracle, "noise_sampler"):
             oracle.noise_sampler = Brownian(lambda: current[-1])
         if hasattr(oracle, "set_begin_index"):
@@ -366,14 +368,14 @@ def diffusers_matrix(name: str, schedule: NoiseSchedule, steps: int, **options: 
 def continuous_run(module_name: str, class_name: str, steps: int, **config: Any) -> tuple[Any, np.ndarray]:
     """A scheduler of a continuous process after a run of `steps`, and the run's matrix as of `basis_run`.
 
-    mu: for its set_timesteps.
+    mu, sigmas: for its set_timesteps.
     """
     module = importlib.import_module(f"diffusers.schedulers.scheduling_{module_name}")
-    shift = {"mu": config.pop("mu")} if "mu" in config else {}
+    given = {key: config.pop(key) for key in ("mu", "sigmas") if key in config}
     current: list[Tensor] = []
     with in_float64(module, noise=lambda *args, **kwargs: current[-1]):
         scheduler = getattr(module, class_name)(**config)
-        scheduler.set_timesteps(steps, **shift)
+        scheduler.set_timesteps(steps, **given)
 
         def run(network: Network, x: Tensor, noise: Sequence[Tensor]) -> Tensor:
             for t, z in zip(scheduler.timesteps, noise, strict=True):

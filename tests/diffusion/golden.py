@@ -66,7 +66,8 @@ class Golden:
         """`options` with every spacing."""
         for o in options:
             for spacing in self.spacings or (None,):
-                yield o if spacing is None else {"timestep_spacing": spacing} | o
+                chosen = {} if spacing is None else {"timestep_spacing": spacing}
+                yield {"as_diffusers": True} | chosen | o
 
     def tolerance(self, schedule: NoiseSchedule, steps: int, options: Options) -> float:
         """1e-12, but where the other side cannot be so exact."""

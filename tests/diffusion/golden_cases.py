@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ def widest_step(name: str) -> Callable[..., float]:
     """
 
     def lost(schedule: NoiseSchedule, steps: int, options: Options) -> float:
-        chosen: Any = SOLVERS[name].options_type(**options)
+        chosen = SOLVERS[name].check(options)
         sigmas = sigma_points(schedule, steps, chosen).levels[:-1]
         if steps == 1:
             return 0.0
@@ -48,7 +47,7 @@ def middle_of_step(name: str) -> Callable[..., float]:
     """
 
     def lost(schedule: NoiseSchedule, steps: int, options: Options) -> float:
-        chosen: Any = SOLVERS[name].options_type(**options)
+        chosen = SOLVERS[name].check(options)
         sigmas = sigma_points(schedule, steps, chosen).levels[:-1]
         if steps == 1:
             return 0.0

@@ -22,7 +22,7 @@ from .multistep_oracle import matrix_deviation, trajectories
 
 STEPS = (1, 2, 7, 10, 50)
 ADAMS = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
-AS_DIFFUSERS: dict[str, Any] = {"constant_stride": True, "sum_outputs": True}
+AS_DIFFUSERS: dict[str, Any] = {"as_diffusers": True}
 SPREADS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {

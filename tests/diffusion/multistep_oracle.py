@@ -38,11 +38,9 @@ ORACLES = {
         "PNDMScheduler",
         ("rescale_betas_zero_snr",),
         (("skip_prk_steps", True),),
-        ("constant_stride", "sum_outputs"),
+        ("as_diffusers",),
     ),
-    "pndm": Oracle(
-        "pndm", "PNDMScheduler", ("rescale_betas_zero_snr",), ours=("constant_stride", "sum_outputs")
-    ),
+    "pndm": Oracle("pndm", "PNDMScheduler", ("rescale_betas_zero_snr",), ours=("as_diffusers",)),
     "sa": Oracle("sasolver", "SASolverScheduler", ("rescale_betas_zero_snr",)),
     "lcm": Oracle("lcm", "LCMScheduler"),
     "tcd": Oracle("tcd", "TCDScheduler", in_step=("eta",)),
@@ -78,10 +76,11 @@ def theirs(
         config.pop(key, None)
     if not isinstance(process, NoiseSchedule):
         config.pop("prediction_type")
+    given = {"timesteps": list(options.pop("timesteps"))} if "timesteps" in options else {}
     current: list[Tensor] = []
     with in_float64(module, noise=lambda *args, **kwargs: current[-1]):
         scheduler = cls(**config, **options)
-        scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(**(given or {"num_inference_steps": steps}))
         if hasattr(scheduler, "set_begin_index"):
             # Two sigmas may be told one timestep; a run looked up by its first timestep begins at the second of them.
             scheduler.set_begin_index(0)

@@ -32,7 +32,8 @@ def network(x: Array, t: float) -> Array:
 
 def runs(name: str, process: Any, steps: int, **options: Any) -> tuple[Array, Array]:
     """(our table's final state, the loop's) from the same start and noise."""
-    table = SOLVERS[name](process, steps, **options)
+    own = {"as_diffusers": True} if SOLVERS[name].diffusers else {}  # levels of the process
+    table = SOLVERS[name](process, steps, **own, **options)
     rng = np.random.default_rng(steps)
     x = table.initial_scale * rng.normal(size=SHAPE)
     noise = rng.normal(size=(len(table), *SHAPE))

@@ -26,12 +26,13 @@ SPREAD = [
     {"use_polyexponential_sigmas": True, "rho": 0.7},
 ]
 NOISE = [{"eta": 0.0}, {"eta": 0.4}, {"eta": 1.0}, {"eta": 1.3, "s_noise": 1.01}]
-ANCESTRAL = [a | b for a, b in itertools.product(SPREAD, NOISE)]
+ANCESTRAL = [{"as_diffusers": True} | a | b for a, b in itertools.product(SPREAD, NOISE)]
 
 
 def _golden(name: str) -> Golden:
     lost = middle_of_step(name) if name == "dpm2_a" else widest_step(name)
-    return Golden(ANCESTRAL, NOISE, spacings=(), lost=lost, other=k_diffusion_run, against="formulas")
+    paths = [{"as_diffusers": True} | noise for noise in NOISE]
+    return Golden(ANCESTRAL, paths, spacings=(), lost=lost, other=k_diffusion_run, against="formulas")
 
 
 GOLDEN = {name: _golden(name) for name in ("euler_a", "dpm2_a", "dpm++2s_a", "dpm++sde")} | {

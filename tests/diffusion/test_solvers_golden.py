@@ -212,7 +212,10 @@ def test_float32_diffusers_agrees_too() -> None:
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     network = random_network(1, 3)
     ours = run(
-        solver_table("ddim", schedule, 20, clip_sample=False), network, x.double(), torch.zeros(20, *x.shape)
+        solver_table("ddim", schedule, 20, as_diffusers=True, clip_sample=False),
+        network,
+        x.double(),
+        torch.zeros(20, *x.shape),
     )
     for t in scheduler.timesteps:
         x = scheduler.step(network(x.double(), float(t)).float(), t, x).prev_sample

@@ -13,7 +13,7 @@ import torch
 import fastgen
 from fastgen.engines.diffusion.engine import DiffusionEngine
 from fastgen.engines.diffusion.loop import Loop
-from fastgen.errors import ArgumentError
+from fastgen.errors import ArgumentError, ConfigError
 from tests.refusals import refused
 from tests.small import checkpoint, network, spec, unet_config
 
@@ -345,3 +345,22 @@ def test_device_and_dtype_are_checked(tmp_path: Path) -> None:
     with refused(fastgen.ConfigError, "dtype", "int8"):
         fastgen.load(folder, dtype="int8")
     assert fastgen.load(folder, dtype="bfloat16").sample(seed=0).dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_a_compiled_network_draws_the_same_and_follows_its_weights(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m")
+    compiled = fastgen.load(folder, device="cpu", compile=True)
+    fused = fastgen.load(folder, device="cpu")
+    for _ in range(2):
+        got, want = (engine.sample(1, seed=3, steps=2) for engine in (compiled, fused))
+        # Two evaluations, each off by roundings of float32 in sums of other orders.
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+        with torch.no_grad():
+            for engine in (compiled, fused):
+                engine.network.conv_out.bias += 0.25
+    assert not torch.equal(fused.sample(1, seed=3, steps=2), want)
+    assert compiled.describe()["blocks"] == "compiled by torch.compile"
+    assert compiled.verify().passed
+    with refused(ConfigError, "compile", "yes"):
+        fastgen.load(folder, device="cpu", compile="yes")

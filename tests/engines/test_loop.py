@@ -157,10 +157,10 @@ def test_tables_share_the_pool_and_it_grows_under_those_that_run(backend: str) -
     got = draw(session, requests)
     want = draw(loop(), requests)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-    grown = session._pool.capacity
+    grown = session.pool.capacity
     assert grown > 12
     assert all(torch.equal(a, b) for a, b in zip(draw(session, requests), want, strict=True))
-    assert session._pool.capacity == grown  # what nobody uses makes room
+    assert session.pool.capacity == grown  # what nobody uses makes room
     # One that runs, in a batch whose rows then move to a larger pool.
     ticket = session.add(requests[0])
     session.step()
@@ -169,7 +169,7 @@ def test_tables_share_the_pool_and_it_grows_under_those_that_run(backend: str) -
     done: dict[int, Tensor] = {}
     while session.step():
         done.update(session.finished())
-    assert session._pool.capacity > grown
+    assert session.pool.capacity > grown
     assert torch.equal(done[ticket], want[0])
     assert torch.equal(done[later], draw(loop(), [long])[0])
 

@@ -143,14 +143,14 @@ def test_every_kind_of_memory_error_is_known() -> None:
 
 def test_buffers_grow_with_the_batch() -> None:
     session = loop(max_batch=64)
-    assert session._buffers.x.shape[0] == 0
+    assert session.buffers.x.shape[0] == 0
     draw(session, unlike(3))
-    assert session._buffers.x.shape[0] == 4
-    assert session._buffers.history.shape[1] == 4
+    assert session.buffers.x.shape[0] == 4
+    assert session.buffers.history.shape[1] == 4
     draw(session, unlike(2))
-    assert session._buffers.x.shape[0] == 4
+    assert session.buffers.x.shape[0] == 4
     draw(session, unlike(70))
-    assert session._buffers.x.shape[0] == 64
+    assert session.buffers.x.shape[0] == 64
 
 
 def test_growing_in_the_midst_of_a_run_keeps_it() -> None:

@@ -154,7 +154,7 @@ def test_rows_of_cancelled_requests_are_given_back() -> None:
         ticket = session.add(Request(solver_table("ddim", SCHEDULE, 10, eta=k / 10), seed=k))
         session.step()
         assert session.cancel(ticket)
-    assert session._pool.capacity == 12
+    assert session.pool.capacity == 12
 
 
 def test_higher_priorities_get_places_first() -> None:

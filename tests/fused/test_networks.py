@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastgen.fused.networks import FusedZeroConv, _sequential, twin
-from fastgen.fused.onednn import OneDNNConv, RectifiedConv, takes
+from fastgen.fused.networks import FusedZeroConv, sequential, twin
+from fastgen.fused.onednn import Convolution, OneDNNConv, takes
 from fastgen.models.flow.networks import ConvNet, GatedNet, ResNet, ZeroConv
 from fastgen.models.flow.vector_networks import MLP, ResidualMLP
 
@@ -83,9 +83,7 @@ def test_a_border_is_added_for_every_size(border: float) -> None:
 
 
 DTYPES = [
-    dtype
-    for dtype in (torch.float32, torch.bfloat16, torch.float16)
-    if takes(nn.Conv2d(1, 1, 1).to(dtype), rectified=True)
+    dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if takes(nn.Conv2d(1, 1, 1).to(dtype))
 ]
 
 
@@ -114,24 +112,21 @@ def test_onednns_convolution_is_the_plain_one(
         )
         assert ((packed(x).double() - exact).abs() <= bound).all()
         assert ((packed.plain(x).double() - exact).abs() <= bound).all()
-    assert isinstance(packed.plain, RectifiedConv) == rectified
+    assert isinstance(packed.plain, Convolution)
+    assert packed.plain.rectified == rectified
     assert packed.plain.weight is conv.weight
 
 
 def test_only_plain_convolutions_are_taken() -> None:
     plain = nn.Conv2d(2, 2, 3)
-    assert takes(plain, rectified=True) == torch.backends.mkldnn.is_available()
-    assert not takes(plain, rectified=False)
-    assert not takes(plain.double(), rectified=True)
+    assert takes(plain) == torch.backends.mkldnn.is_available()
+    assert not takes(plain.double())
     for odd in (
-        nn.Conv2d(2, 2, 3, stride=2),
-        nn.Conv2d(2, 2, 3, groups=2),
-        nn.Conv2d(2, 2, 3, dilation=2),
         nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),
         nn.Conv2d(2, 2, 3, padding="same"),
         nn.Linear(2, 2),
     ):
-        assert not takes(odd, rectified=True)
+        assert not takes(odd)
 
 
 class Own(nn.Module):
@@ -208,14 +203,14 @@ def test_other_networks_run_as_they_are(name: str, dtype: torch.dtype) -> None:
 def test_activations_leave_the_callers_tensor_alone() -> None:
     x = torch.tensor([[-1.0, 2.0]])
     for blocks in ([nn.Identity(), nn.ReLU()], [nn.ELU()], [nn.Identity(), nn.SiLU()]):
-        _sequential(nn.Sequential(*blocks))(x)
+        sequential(nn.Sequential(*blocks))(x)
         assert torch.equal(x, torch.tensor([[-1.0, 2.0]]))
 
 
 def test_a_convolution_that_is_more_than_one_is_not_taken() -> None:
     conv = nn.Conv2d(2, 2, 3)
     conv.register_forward_pre_hook(lambda module, given: None)
-    assert not takes(conv, rectified=True)
+    assert not takes(conv)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        assert not takes(nn.utils.weight_norm(nn.Conv2d(2, 2, 3)), rectified=True)
+        assert not takes(nn.utils.weight_norm(nn.Conv2d(2, 2, 3)))

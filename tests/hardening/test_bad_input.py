@@ -28,7 +28,7 @@ from fastgen.images import read_metadata
 from fastgen.tensor_file import MAX_HEADER_BYTES, TensorFile
 from fastgen.training.arrays import read_idx
 from fastgen.training.data import load
-from fastgen.training.folders import MAX_PIXELS
+from fastgen.training.decode import MAX_PIXELS
 from tests.refusals import names, refused
 from tests.small import checkpoint
 

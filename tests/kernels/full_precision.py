@@ -1,4 +1,4 @@
-"""What `bench.compile_only` reports, of float32 launches without TF32. Run by test_patch_conv_kernel.py."""
+"""What `bench.compile_only` reports, of float32 launches without TF32. Run by the tests of kernels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import torch
 from bench.compile_only import compiling, report
 from fastgen_kernels import OPS
 
-CASES = {"patch_conv": ("first64", "second64"), "patch_score": ("score1", "score64")}
+CASES = {
+    "patch_conv": ("first64", "second64"),
+    "patch_score": ("score1", "score64"),
+    "conv_norm": ("cifar32_up_second", "cifar4_first", "lsun64_second"),
+}
 
 
 def reports(name: str) -> list[dict]:

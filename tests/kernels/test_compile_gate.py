@@ -98,6 +98,29 @@ def test_a_kernel_that_does_not_compile_is_an_error():
         compile_gate.compiled(["none such"], module="tests.kernels.planted")
 
 
+def test_some_operations_are_recorded_beside_the_others(tmp_path, monkeypatch):
+    recorded = json.loads(compile_gate.RESULTS.read_text())
+    fresh = [report | {"registers": 1} for report in recorded["3.7.1"] if report["op"] == "normals"]
+    results, page = tmp_path / "results.json", tmp_path / "page.md"
+    results.write_text(compile_gate.RESULTS.read_text())
+    page.write_text("words\n" + compile_gate.TABLE + "old")
+    monkeypatch.setattr(compile_gate, "RESULTS", results)
+    monkeypatch.setattr(compile_gate, "PAGE", page)
+    monkeypatch.setattr(compile_gate, "compiled", lambda names, triton=None: fresh)
+    monkeypatch.setattr(compile_gate, "version", lambda triton=None: "3.6.0" if triton else "3.7.1")
+    (tmp_path / "triton").mkdir()
+    with pytest.raises(SystemExit):  # one triton of two
+        compile_gate.main(["normals", "--record"])
+    assert json.loads(results.read_text()) == recorded
+    assert compile_gate.main(["normals", "--record", "--also", str(tmp_path)]) == 0
+    now = json.loads(results.read_text())
+    for triton, reports in recorded.items():
+        assert [r for r in now[triton] if r["op"] == "normals"] == fresh
+        others = [r for r in reports if r["op"] != "normals"]
+        assert [r for r in now[triton] if r["op"] != "normals"] == others
+    assert page.read_text() == "words\n" + compile_gate.TABLE + compile_gate.table(now)
+
+
 def test_recorded_results_are_what_the_documentation_shows():
     results = json.loads(compile_gate.RESULTS.read_text())
     text = (compile_gate.ROOT / "docs" / "compile-gate.md").read_text()

@@ -19,7 +19,8 @@ class Buffers:
     x: float32 [capacity, C, H, W], the states. history: float32 [row.MAX_SLOTS, capacity, C, H, W]. inputs:
     [2 * capacity, C, H, W], the network's, in its type and memory format; the second half is for guidance. cursor:
     int32 [capacity], the next row of each sample in the pool. seeds, labels: int64 [capacity]. scales: float32
-    [capacity], of the classifier's gradient.
+    [capacity], of the classifier's gradient. entries: int64 [capacity, 2], what to add to the cursor for the place of a
+    sample's conditions, with its label and with none.
     """
 
     x: Tensor
@@ -29,6 +30,7 @@ class Buffers:
     seeds: Tensor
     labels: Tensor
     scales: Tensor
+    entries: Tensor
 
     def __init__(
         self,
@@ -44,7 +46,7 @@ class Buffers:
     @property
     def _of_samples(self) -> tuple[Tensor, ...]:
         """All with the sample as their first axis, but for the inputs, which a step can rebuild."""
-        return self.x, self.seeds, self.cursor, self.labels, self.scales
+        return self.x, self.seeds, self.cursor, self.labels, self.scales, self.entries
 
     def reserve(self, capacity: int) -> None:
         """Room for `capacity` samples at other addresses, with what the old tensors hold."""
@@ -56,12 +58,14 @@ class Buffers:
         cursor = torch.zeros(capacity, dtype=torch.int32, device=device)
         seeds, labels = (torch.zeros(capacity, dtype=torch.int64, device=device) for _ in range(2))
         scales = torch.zeros(capacity, device=device)
+        entries = torch.zeros(capacity, 2, dtype=torch.int64, device=device)
         if old:
             history[:, :old] = self.history
-            for new, kept in zip((x, seeds, cursor, labels, scales), self._of_samples, strict=True):
+            for new, kept in zip((x, seeds, cursor, labels, scales, entries), self._of_samples, strict=True):
                 new[:old] = kept
         self.x, self.history, self.inputs = x, history, inputs
         self.cursor, self.seeds, self.labels, self.scales = cursor, seeds, labels, scales
+        self.entries = entries
         self.capacity = capacity
 
     def start(self, slots: Sequence[int], entries: Sequence[Active], null_label: int) -> None:
@@ -77,6 +81,8 @@ class Buffers:
         self.seeds[index] = seeds
         first = [e.first_row for e in entries]
         self.cursor[index] = torch.tensor(first, device=self.device, dtype=torch.int32)
+        places = [[start - e.first_row for start in e.entries or (0, 0)] for e in entries]
+        self.entries[index] = torch.tensor(places, device=self.device)
         labels = [null_label if e.request.label is None else e.request.label for e in entries]
         self.labels[index] = torch.tensor(labels, device=self.device)
         self.scales[index] = torch.tensor([e.request.classifier_scale for e in entries], device=self.device)

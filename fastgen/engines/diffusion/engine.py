@@ -13,16 +13,19 @@ from tqdm import tqdm
 
 from ...architectures import part_config
 from ...checkpoint import Spec
+from ...config import shown
 from ...diffusion.processes import AnyProcess
 from ...diffusion.table import Table
 from ...errors import ConfigError
-from ...images import to_output
+from ...fused.swap import census, convolutions
+from ...images import PICTURES, Range, to_output
 from ...runtime.device import DTYPES, placed
 from ..base import Engine, only_part
-from ..verb import Verb
+from ..finished import warn_clamped
+from ..verb import Networks, Verb
 from ..verification import Check
 from .loop import Loop
-from .module import Wrapped, check_shape, module_settings, noisy_classifier, wrap
+from .module import Wrapped, check_shape, compiled, module_settings, noisy_classifier, swapped, wrap
 from .previews import Preview, Run
 from .request import Request, resolve
 from .session import Session
@@ -41,20 +44,31 @@ class DiffusionEngine(Engine):
     kind = "diffusion"
     one_network = True
     operation = "reverse_step"
-    folds = False
     settings_type = DiffusionSettings
     settings: DiffusionSettings
+    fused: nn.Module
     loop: Loop
 
     def __init__(
-        self, network: nn.Module, settings: DiffusionSettings, shape: tuple[int, int, int], **options: Any
+        self,
+        network: nn.Module,
+        settings: DiffusionSettings,
+        shape: tuple[int, int, int],
+        *,
+        compile: bool = False,
+        **options: Any,
     ) -> None:
         """`network`, F(x, t, label), is moved to its device and type and belongs to the engine from here on.
 
-        shape: (C, H, W) of a sample. options: those of ``Engine``; max_batch: samples that step together; graph:
-        capture steps.
+        shape: (C, H, W) of a sample. compile: run the network under ``torch.compile`` in place of its fused blocks,
+        with frozen weights on a CPU; the first call for each batch takes a minute or more. options: those of
+        ``Engine``; max_batch: samples that step together; graph: capture steps.
         """
-        self.shape, self.network = shape, network
+        self.shape, self.network = shape, network  # `fused` is what runs
+        if type(compile) is not bool:
+            raise ConfigError(f"expected True or False, got {shown(compile)}", argument="compile")
+        self._compile = compile
+        self._range_assumed = False  # whether nobody has said the value range
         self._guiding_classes: int | None = None  # of the classifier given to `guide`
         part = next(iter(options.get("architectures") or {"network": ""}))
         super().__init__({part: network}, settings, **options)
@@ -87,6 +101,7 @@ class DiffusionEngine(Engine):
         null_class: int | None = None,
         class_names: Sequence[str] | None = None,
         variance: str | None = None,
+        value_range: Sequence[float] | None = PICTURES,
         integer_time: bool = False,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -108,6 +123,9 @@ class DiffusionEngine(Engine):
         num_classes, null_class, class_names: labels run from 0 to num_classes - 1; null_class is the one that it learnt
             as "no label", which guidance needs.
         variance: "learned_range" or "learned", where the second half of its channels says the variance.
+        value_range: (lowest, highest) value of the images that it draws: samples are clamped to it. None where it draws
+            something else (latents, standardised data, rows, points): samples are what the solver gives, and solvers
+            do not clip unless asked to. Left out it is (-1, 1), and a warning says so where many values were clamped.
         integer_time: it looks t up in a table. Solvers that need times between the steps are then refused.
         device, dtype: where to move it; by default it stays where and as it is.
         channels_last, max_batch, graph: see ``DiffusionEngine``.
@@ -116,7 +134,7 @@ class DiffusionEngine(Engine):
         Raises ConfigError (a ValueError) that names the argument, also where a trial call of `net` fails.
         """
         settings = module_settings(
-            schedule, prediction_type, num_classes, null_class, class_names, variance, defaults
+            schedule, prediction_type, num_classes, null_class, class_names, variance, value_range, defaults
         )
         wrapped = wrap(net, integer_time)
         here, kind = placed(net)
@@ -137,6 +155,7 @@ class DiffusionEngine(Engine):
             max_batch=max_batch,
             graph=graph,
         )
+        engine._range_assumed = value_range is PICTURES  # else somebody has said it
         wrapped.try_out(engine.shape, settings, engine.device, engine.dtype, min(2, max_batch))
         return engine
 
@@ -160,7 +179,9 @@ class DiffusionEngine(Engine):
         output_type: str = "pt",
         **options: Any,
     ) -> Tensor | np.ndarray | list:
-        """Draw `n` images: float32 [n, C, H, W] in [-1, 1] on the engine's device.
+        """Draw `n` images: float32 [n, C, H, W] in [-1, 1] (see `value_range`) on the engine's device.
+
+        A sample with values that are not finite is handed out with a warning that names its seed.
 
         Every argument from solver on is one value for all samples, or a list of one per sample.
 
@@ -180,7 +201,7 @@ class DiffusionEngine(Engine):
         classifier_scale: of the gradient of the classifier given to ``guide`` (Dhariwal & Nichol 2021); 0 = none.
         callback(step, total, images): called after every network evaluation with the noisy states [n, C, H, W].
         progress: a bar on stderr, with images per second.
-        output_type: "pt"; "np": float32 [n, H, W, C] in [0, 1]; "pil": a list of images.
+        output_type: "pt"; "np": float32 [n, H, W, C], the value range as [0, 1]; "pil": a list of images.
 
         ConfigError (a ValueError) for values out of range, ArgumentError (a TypeError) for names that do not exist.
         """
@@ -224,7 +245,7 @@ class DiffusionEngine(Engine):
                     )
                 if callback is not None:
                     callback(step, total, run.images())
-            return to_output(run.images(), output_type)
+            return to_output(run.images(), output_type, self.value_range)
 
     def stream(
         self,
@@ -271,11 +292,19 @@ class DiffusionEngine(Engine):
         The engine is busy until the block ends; what is not done then is given up.
         """
         with self._working():
-            session = Session(lambda: self.loop, self.request)
+            session = Session(lambda: self.loop, self.request, self.value_range, measure=self._range_assumed)
             try:
                 yield session
             finally:
                 session.close()
+            if self.value_range is not None and (share := session.outside()) is not None:
+                self._range_assumed = False  # said once
+                warn_clamped(share, self.value_range)
+
+    @property
+    def value_range(self) -> Range | None:
+        """See ``Engine``."""
+        return self.settings.clamped
 
     def guide(self, classifier: nn.Module | None) -> None:
         """Give the engine a classifier for ``sample(classifier_scale=...)``, or take it away with None.
@@ -333,15 +362,16 @@ class DiffusionEngine(Engine):
             "max_batch": self.batches.max_batch,
             "backend": self.batches.graphs.backend,
         }
-        return Loop(self.network, self.shape, **{**arguments, **changes})
+        return Loop(self.fused, self.shape, **{**arguments, **changes})
 
     @property
     def _runs(self) -> Loop:
         return self.loop
 
     def _prepare(self) -> None:
+        self.fused = compiled(self.network, self.device) if self._compile else swapped(self.network)
         if "loop" in vars(self):
-            self.loop.graphs.clear()  # captured steps hold the addresses of weights
+            self.loop.use(self.fused)
         else:
             self.loop = self.new_loop()
 
@@ -353,7 +383,11 @@ class DiffusionEngine(Engine):
         return {
             "shape": list(self.shape),
             "classes": self.settings.num_classes,
+            "value_range": None if self.value_range is None else list(self.value_range),
             "memory_format": str(self.loop.memory_format).removeprefix("torch."),
+            "blocks": "compiled by torch.compile" if self._compile else census(self.fused),
+            "convolutions": convolutions(self.device, self.dtype),
+            "conditions": None if self.loop.conditions is None else self.loop.conditions.describe(),
         }
 
     def _defaults(self) -> dict[str, Any]:
@@ -363,6 +397,10 @@ class DiffusionEngine(Engine):
             "guidance_scale": self.settings.guidance_scale,
             **(self.settings.solver_options or {}),
         }
+
+    def running(self) -> Networks:
+        # Within a compiled network there are no layers to look at.
+        return {} if self._compile else dict.fromkeys(self.networks, self.fused)
 
     def more_checks(self, batch: int, seed: int, generator: torch.Generator) -> Iterator[Check]:
         yield from steps(self, batch, generator)

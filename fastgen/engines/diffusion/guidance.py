@@ -17,6 +17,14 @@ from ...errors import ConfigError
 
 MAX_SCALE = 100.0
 OPEN = "inf"  # the high end of guidance_sigmas where there is none
+WORDS = (  # the arguments of sample, in the order of `Guidance.checked`
+    "guidance_scale",
+    "guidance_interval",
+    "guidance_sigmas",
+    "guidance_rescale",
+    "classifier_scale",
+    "guidance_times",
+)
 Weight = Callable[[float], float]
 
 
@@ -26,7 +34,8 @@ class Guidance:
 
     scale: a weight, or one per network evaluation. interval: guided at evaluation i of n where start <= i / n < stop.
     sigmas: guided where low < sigma <= high (Kynkaanniemi et al. 2024, arXiv:2404.07724, eq. 5). rescale: phi of Lin et
-    al. 2023. classifier_scale: of the classifier's gradient (Dhariwal & Nichol 2021); it is added, 0 is none.
+    al. 2023. classifier_scale: of the classifier's gradient (Dhariwal & Nichol 2021); it is added, 0 is none. times:
+    guided where low <= t <= high, t being what the network is told.
     """
 
     scale: float | tuple[float, ...] | Weight = 1.0
@@ -34,6 +43,7 @@ class Guidance:
     sigmas: tuple[float, float] | None = None
     rescale: float = 0.0
     classifier_scale: float = 0.0
+    times: tuple[float, float] | None = None
 
     @classmethod
     def checked(
@@ -44,6 +54,7 @@ class Guidance:
         sigmas: Any = None,
         rescale: Any = None,
         classifier_scale: Any = None,
+        times: Any = None,
     ) -> Guidance:
         """One sample's arguments; None is no guidance, for the scale `default`. Raises ConfigError."""
         if scale is None:
@@ -54,12 +65,13 @@ class Guidance:
             scale = _number("guidance_scale", scale, 0.0, MAX_SCALE, "1 = no guidance")
         return cls(
             scale,
-            _pair("guidance_interval", interval, 1.0, "fractions of the run"),
-            _pair("guidance_sigmas", sigmas, math.inf, "noise levels sigma / alpha"),
+            _pair("guidance_interval", interval, 0.0, 1.0, "fractions of the run"),
+            _pair("guidance_sigmas", sigmas, 0.0, math.inf, "noise levels sigma / alpha"),
             0.0 if rescale is None else _number("guidance_rescale", rescale, 0.0, 1.0, "0 = none"),
             0.0
             if classifier_scale is None
             else _number("classifier_scale", classifier_scale, 0.0, 1000.0, "0 = none"),
+            _pair("guidance_times", times, -math.inf, math.inf, "times, as the network is told them"),
         )
 
     def weights(self, table: Table) -> float | tuple[float, ...]:
@@ -98,7 +110,15 @@ class Guidance:
             weights = [
                 w if low < sigma <= high else 1.0 for w, sigma in zip(weights, table.sigma, strict=True)
             ]
+        if self.times is not None:
+            low, high = self.times
+            weights = [w if low <= t <= high else 1.0 for w, t in zip(weights, table.time, strict=True)]
         return weights[0] if len(set(weights)) == 1 else tuple(weights)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it is confined to a part of the run."""
+        return not (self.interval is self.sigmas is self.times is None)
 
     def guides(self) -> bool:
         """Whether any weight may differ from 1."""
@@ -111,14 +131,17 @@ class Guidance:
         named = {
             "guidance_scale": list(self.scale) if isinstance(self.scale, tuple) else self.scale,
             "guidance_interval": None if self.interval is None else list(self.interval),
-            # JSON has no number for an open end.
-            "guidance_sigmas": None
-            if self.sigmas is None
-            else [OPEN if v == math.inf else v for v in self.sigmas],
+            "guidance_sigmas": _closed(self.sigmas),
+            "guidance_times": _closed(self.times),
             "guidance_rescale": self.rescale or None,
             "classifier_scale": self.classifier_scale or None,
         }
         return {name: value for name, value in named.items() if value is not None}
+
+
+def _closed(pair: tuple[float, float] | None) -> list[float | str] | None:
+    """As JSON, which has no number for an open end."""
+    return None if pair is None else [OPEN if v == math.inf else v for v in pair]
 
 
 def is_pair(value: Any) -> bool:
@@ -135,13 +158,13 @@ def _number(name: str, value: Any, low: float, high: float, meaning: str = "") -
     return float(value)
 
 
-def _pair(name: str, value: Any, high: float, meaning: str) -> tuple[float, float] | None:
+def _pair(name: str, value: Any, low: float, high: float, meaning: str) -> tuple[float, float] | None:
     if value is None:
         return None
     if not is_pair(value) or len(value) != 2:
         raise ConfigError(f"expected (low, high), {meaning}, got {value!r}", argument=name)
     numbers = [math.inf if isinstance(v, str) and v == OPEN else v for v in value]
-    first, last = (_number(name, v, 0.0, high, meaning) for v in numbers)
+    first, last = (_number(name, v, low, high, meaning) for v in numbers)
     if not first < last:
         raise ConfigError(f"expected low < high, got {value!r}", argument=name)
     return first, last

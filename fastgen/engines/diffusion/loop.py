@@ -19,17 +19,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fastgen_kernels import normals, reverse_step_out
-from fastgen_kernels.reverse_step import row
-from fastgen_kernels.reverse_step.reference import integer_words
-
 from ...errors import ConfigError, OutOfMemoryError
-from ...runtime.capture import Step, plainly
+from ...runtime.capture import plainly
 from ...runtime.device import out_of_memory
 from ...runtime.graphs import Graphs
-from .adjust import EVERY_KIND, LANGEVIN, adjusted
+from .adjust import EVERY_KIND
+from .body import step_body
 from .buffers import Buffers
-from .classifier import Classifier, towards_label
+from .classifier import Classifier
+from .conditions import Conditioned, Conditions
 from .noise_ahead import NoiseAhead
 from .queue import Active, SampleRequest, Waiting
 from .rows import RowPool
@@ -42,7 +40,8 @@ POOL_ROWS = 1 << 16  # 8 MB of rows: a pool that grows forgets captured steps
 class Loop:
     """A session over one network.
 
-    network: F(x [B, C, H, W] in `dtype`, t float32 [B], label int64 [B] or None) -> [B, C or 2C, H, W].
+    network: F(x [B, C, H, W] in `dtype`, t float32 [B], label int64 [B] or None) -> [B, C or 2C, H, W]. Of one that is
+    ``Conditioned`` what depends on time and label alone is computed once for all steps, while there is room.
     shape: (C, H, W) of a sample. labelled: whether the network takes labels; null_label: the one that stands for none.
     learned: how the network's variance channels are read, as in ``reverse_step``. channels_last: the memory format of
     the network's input, where H*W is a multiple of 4. max_batch: samples that step together; others wait.
@@ -71,7 +70,7 @@ class Loop:
     ) -> None:
         if type(max_batch) is not int or max_batch < 1:
             raise ConfigError(f"expected an int of at least 1, got {max_batch!r}", argument="max_batch")
-        self.network, self.shape, self.device, self.dtype = network, shape, device, dtype
+        self.shape, self.device, self.dtype = shape, device, dtype
         self.labelled, self.null_label = labelled, null_label
         self.learned, self.max_batch = learned, max_batch
         self.micro_batch = max_batch  # less once memory has run out
@@ -83,16 +82,17 @@ class Loop:
         # Noise is made for four pixels at a time, so channels-last network tensors need planes of whole fours.
         wide = (shape[1] * shape[2]) % 4 == 0
         self.memory_format = torch.channels_last if channels_last and wide else torch.contiguous_format
-        self._pool = RowPool(pool_rows, device)
+        self.pool = RowPool(pool_rows, device)
         # On a GPU the step makes its noise itself; on a CPU it is made for many rows at a time beforehand.
-        self._noise = NoiseAhead(shape) if device.type == "cpu" else None
+        self.noise = NoiseAhead(shape) if device.type == "cpu" else None
         self._last = torch.cuda.Event() if device.type == "cuda" else None  # after the last step
         self._tried = 0  # samples in the batch that is being attempted
         self._active: list[Active | None] = []  # by slot
-        self._buffers = Buffers(shape, device, dtype, self.memory_format)
+        self.buffers = Buffers(shape, device, dtype, self.memory_format)
         self._waiting = Waiting()
         self._done: list[tuple[int, Tensor]] = []
         self._tickets = itertools.count()
+        self.use(network)
         self._running: tuple[int, bool] | None = None  # (batch, guided) that the input buffer is filled for
         self._batch_changes = True  # whether other samples may have to step next
         self._any_done = False  # whether the last row of a sample in the batch is done
@@ -101,6 +101,15 @@ class Loop:
         self._key: Key | None = None  # what their steps need; None: to be found
         self._varies = False  # whether that changes from step to step
         self._noisy = False  # whether any of them ever adds noise
+
+    def use(self, network: Network) -> None:
+        """From now on, `network`; while no sample is in the batch."""
+        self.network = network
+        self.conditions: Conditions | None = None
+        if isinstance(network, Conditioned):
+            self.conditions = Conditions(network, self.device, self.dtype)
+        self.tabled = False  # whether the samples that step have their entries there
+        self.graphs.clear()  # captured steps hold the addresses of weights
 
     def new_ticket(self) -> int:
         """A number for a sample to come; it may be taken from any thread."""
@@ -130,7 +139,7 @@ class Loop:
             if entry is not None and entry.ticket == ticket:
                 self._leave(slot, entry)
                 with self._in_order():
-                    self._buffers.cursor[slot] = 0
+                    self.buffers.cursor[slot] = 0
                 return True
         return False
 
@@ -179,12 +188,12 @@ class Loop:
         if not self._classified and key not in self.graphs:
             self._capture(key)
         if key[:2] != self._running:
-            self._buffers.fill_inputs(*key[:2], self._pool.rows)
+            self.buffers.fill_inputs(*key[:2], self.pool.rows)
             self._running = key[:2]
-        if self._noise is not None and self._noisy:
-            self._noise.fill([(slot, e.request.seed, e.request.table, e.row) for slot, e in active])
+        if self.noise is not None and self._noisy:
+            self.noise.fill([(slot, e.request.seed, e.request.table, e.row) for slot, e in active])
         if self._classified:  # its gradient is taken outside any graph
-            self._body(*key, classified=True)()
+            step_body(self, *key, classified=True)()
         else:
             self.graphs.replay(key)
         for _, entry in active:
@@ -202,6 +211,10 @@ class Loop:
         self._classified = any(e.request.classifier_scale for _, e in self._batch)
         self._varies = any(e.varies for _, e in self._batch)
         self._noisy = any(any(e.request.table.needs_noise) for _, e in self._batch)
+        tabled = self.conditions is not None and all(e.entries is not None for _, e in self._batch)
+        if tabled != self.tabled:
+            self.tabled = tabled
+            self.graphs.clear()
         self._key = None
         self._batch_changes = False
 
@@ -228,9 +241,7 @@ class Loop:
     def current(self) -> dict[int, Tensor]:
         """{ticket: float32 [C, H, W], a view} of the samples being drawn: their noisy states."""
         return {
-            entry.ticket: self._buffers.x[slot]
-            for slot, entry in enumerate(self._active)
-            if entry is not None
+            entry.ticket: self.buffers.x[slot] for slot, entry in enumerate(self._active) if entry is not None
         }
 
     @plainly
@@ -241,7 +252,7 @@ class Loop:
             if entry is not None:
                 self._leave(slot, entry)
         with self._in_order():
-            self._buffers.cursor.zero_()
+            self.buffers.cursor.zero_()
 
     def _halve(self, message: str) -> None:
         """Half as many samples at a time as were tried, from now on. message: of the error."""
@@ -262,9 +273,9 @@ class Loop:
 
     def _reserve(self, batch: int) -> None:
         """Buffers for `batch` samples, with what the old ones hold."""
-        self._buffers.reserve(batch)
-        if self._noise is not None:
-            self._noise.reserve(batch)
+        self.buffers.reserve(batch)
+        if self.noise is not None:
+            self.noise.reserve(batch)
         self._active += [None] * (batch - len(self._active))
         self.graphs.clear()
         self._running = None
@@ -290,21 +301,40 @@ class Loop:
     def _place(self, slot: int) -> None:
         """Give the next waiting sample a place; ValueError where its rows cannot be packed: then it is dropped."""
         ticket, request = self._waiting.first()
-        before = self._pool.capacity
+        before = self._addresses()
         try:
-            first = self._pool.acquire(*request.rows)
+            first = self.pool.acquire(*request.rows)
         except ValueError:
             self._waiting.pop()
             raise
-        if self._pool.capacity != before:
-            self.graphs.clear()  # they hold the address of the smaller pool
+        try:
+            entries = None
+            if self.conditions is not None:
+                entries = self.conditions.acquire(request.table, self._labels(request))
+        except BaseException:
+            self.pool.release(*request.rows)
+            raise
+        if self._addresses() != before:
+            self.graphs.clear()  # they hold those of the smaller ones
         self._waiting.pop()
         varies = isinstance(request.guidance_scale, tuple)
-        self._active[slot] = Active(ticket, request, first, len(request.table), varies)
+        self._active[slot] = Active(ticket, request, first, len(request.table), varies, entries)
+
+    def _addresses(self) -> tuple[int, int]:
+        """Of what grows: rows of solvers, and conditions."""
+        return self.pool.rows.data_ptr(), 0 if self.conditions is None else self.conditions.values.data_ptr()
+
+    def _labels(self, request: SampleRequest) -> list[int | None]:
+        """With which the network is asked: the request's own and, where it is guided, none."""
+        if not self.labelled:
+            return [None]
+        label = self.null_label if request.label is None else request.label
+        guided = request.guidance_scale != 1  # a weight for each row, too
+        return [label, self.null_label] if guided and label != self.null_label else [label]
 
     def _start(self, slots: list[int]) -> None:
         entries = [entry for slot in slots if (entry := self._active[slot]) is not None]
-        self._buffers.start(slots, entries, self.null_label)
+        self.buffers.start(slots, entries, self.null_label)
         self._running = None
         for entry in entries:
             entry.begun = True
@@ -315,21 +345,23 @@ class Loop:
         copies: list[Tensor] = []  # each with memory of its own: a caller may keep one of many
         try:
             for slot, _ in done:
-                copies.append(torch.empty_like(self._buffers.x[slot]))
+                copies.append(torch.empty_like(self.buffers.x[slot]))
         finally:  # those that there is memory for; the others when there is more
             if copies:
-                torch._foreach_copy_(copies, [self._buffers.x[slot] for slot, _ in done[: len(copies)]])
+                torch._foreach_copy_(copies, [self.buffers.x[slot] for slot, _ in done[: len(copies)]])
             for (slot, entry), copy in zip(done, copies, strict=False):
                 self._done.append((entry.ticket, copy))
                 self._leave(slot, entry)  # the step itself has put the cursor on the idle row
         self._any_done = False
 
     def _leave(self, slot: int, entry: Active) -> None:
-        self._pool.release(*entry.request.rows)
+        self.pool.release(*entry.request.rows)
+        if self.conditions is not None and entry.entries is not None:
+            self.conditions.release(entry.request.table, self._labels(entry.request))
         self._active[slot] = None
         self._batch_changes = True
-        if self._noise is not None:
-            self._noise.forget(slot)
+        if self.noise is not None:
+            self.noise.forget(slot)
 
     def _compact(self) -> None:
         """Move samples to the front where that lets a smaller bucket serve them, or lets a paused one step."""
@@ -339,9 +371,9 @@ class Loop:
             not stepping or self._bucket(used[stepping - 1] + 1) == self._bucket(stepping)
         ):
             return
-        self._buffers.move(used)
-        if self._noise is not None:
-            self._noise.move(used)
+        self.buffers.move(used)
+        if self.noise is not None:
+            self.noise.move(used)
         entries = [self._active[slot] for slot in used]
         self._active = [*entries, *[None] * (len(self._active) - count)]
         self._running = None
@@ -354,47 +386,11 @@ class Loop:
 
     def _capture(self, key: Key) -> None:
         # On the idle row a step changes no sample, but for one whose network output is not finite at its time.
-        x, cursor = self._buffers.x.clone(), self._buffers.cursor.clone()
-        self._buffers.cursor.zero_()
+        x, cursor = self.buffers.x.clone(), self.buffers.cursor.clone()
+        self.buffers.cursor.zero_()
         try:
-            self.graphs.add(key, self._body(*key))
+            self.graphs.add(key, step_body(self, *key))
         finally:
-            self._buffers.x.copy_(x)
-            self._buffers.cursor.copy_(cursor)
+            self.buffers.x.copy_(x)
+            self.buffers.cursor.copy_(cursor)
             self._running = None
-
-    def _body(self, batch: int, guided: bool, kinds: tuple[str, ...], *, classified: bool = False) -> Step:
-        buffers = self._buffers
-        x, history = buffers.x[:batch], buffers.history[:, :batch]
-        cursor, seeds, labels = buffers.cursor[:batch], buffers.seeds[:batch], buffers.labels[:batch]
-        scales, inputs = buffers.scales[:batch], buffers.inputs[: 2 * batch if guided else batch]
-        noise = None if self._noise is None else self._noise.buffer[:batch]
-
-        def step() -> None:
-            rows = self._pool.rows.index_select(0, cursor)
-            t = self._pool.times.index_select(0, cursor)
-            label = labels if self.labelled else None
-            both, label_of_both = t, label
-            if guided:
-                both = torch.cat([t, t])
-                # At weight 1 both halves are asked the same: u + 1 (c - u) is c to the bit only where u = c.
-                if self.labelled:
-                    null = torch.where(rows[:, row.GUIDANCE] == 1.0, labels, self.null_label)
-                    label_of_both = torch.cat([labels, null])
-            output = self.network(inputs, both, label_of_both).contiguous(memory_format=self.memory_format)
-            if classified:
-                assert self.classifier is not None
-                output = towards_label(self.classifier, output, inputs[:batch], rows, t, labels, scales)
-                output = output.contiguous(memory_format=self.memory_format)
-            if kinds:
-                z = noise
-                if z is None and LANGEVIN in kinds:
-                    z = normals(
-                        seeds, integer_words(rows)[:, row.NOISE_STEP].contiguous(), "step", self.shape
-                    )
-                rows = adjusted(rows, x, output, z, guided=guided, kinds=kinds)
-            reverse_step_out(
-                x, history, output, inputs, rows, cursor, seeds, learned=self.learned, noise=noise
-            )
-
-        return step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from ...diffusion.processes import AnyProcess, process_from_config
 from ...diffusion.schedule import NoiseSchedule
 from ...diffusion.table import Table
 from ...errors import ConfigError, OutOfMemoryError
+from ...fused.swap import swap
+from ...fused.unet import FusedUNet
 from ...runtime.device import out_of_memory, placed
 from .classifier import Classifier
 from .settings import DiffusionSettings
@@ -97,6 +100,29 @@ def wrap(net: nn.Module, integer_time: bool) -> Wrapped:
     return Wrapped(net, integer_time)
 
 
+def swapped(network: nn.Module) -> nn.Module:
+    """What runs in place of `network`: the same with fused blocks where it is one of ours."""
+    if not isinstance(network, Wrapped):
+        return swap(network)
+    inner = swap(network.net)
+    if inner is network.net:
+        return network
+    if isinstance(inner, FusedUNet):  # it returns a tensor, and tables say times that it can take
+        return inner
+    made = copy.copy(network)
+    made._modules = {"net": inner}
+    return made
+
+
+def compiled(network: nn.Module, device: torch.device) -> nn.Module:
+    """`network` under ``torch.compile``, compiled in its first call for each shape."""
+    torch._dynamo.reset()  # frozen weights are those of the compilation: what was compiled before may be out of date
+    if device.type == "cpu":
+        return torch.compile(network, dynamic=False, options={"freezing": True})  # type: ignore[return-value]
+    # Without CUDA graphs of its own: the engine captures the whole step.
+    return torch.compile(network, dynamic=False, mode="max-autotune-no-cudagraphs")  # type: ignore[return-value]
+
+
 def noisy_classifier(
     net: nn.Module, shape: tuple[int, int, int], device: torch.device
 ) -> tuple[Classifier, int]:
@@ -142,6 +168,7 @@ def module_settings(
     null_class: int | None,
     class_names: Sequence[str] | None,
     variance: str | None,
+    value_range: Sequence[float] | None,
     defaults: Mapping[str, Any],
 ) -> DiffusionSettings:
     """The settings of a model without a checkpoint, checked as strictly. Raises ConfigError."""
@@ -173,6 +200,7 @@ def module_settings(
         "null_class": null_class,
         "class_names": None if class_names is None else list(class_names),
         "variance": variance,
+        "value_range": value_range,
         **defaults,
     }
     return from_dict(DiffusionSettings, values, "from_module").checked()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -17,8 +17,11 @@ from ...diffusion.table import LEARNED_NONE, LEARNED_VARIANCE, Table
 from ...diffusion.table_json import table_from_dict, table_to_dict
 from ...errors import ArgumentError, ConfigError
 from ..arguments import as_index
+from .guidance import WORDS as GUIDANCE
 from .guidance import Guidance
 from .settings import DiffusionSettings
+
+COMMON = ("solver", "steps", *GUIDANCE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +81,7 @@ def make_plan(settings: DiffusionSettings, arguments: Mapping[str, Any]) -> Plan
     """Check one sample's arguments against a model's settings; None is the default. ConfigError, ArgumentError."""
     given = dict(arguments)
     solver, steps, eta = (given.pop(name, None) for name in ("solver", "steps", "eta"))
-    words = ("guidance_scale", "guidance_interval", "guidance_sigmas", "guidance_rescale", "classifier_scale")
-    guidance = Guidance.checked(settings.guidance_scale, *[given.pop(word, None) for word in words])
+    guidance = Guidance.checked(settings.guidance_scale, *[given.pop(word, None) for word in GUIDANCE])
     options = {name: value for name, value in given.items() if value is not None}
     if eta is not None:
         options["eta"] = eta
@@ -105,9 +107,9 @@ def make_plan(settings: DiffusionSettings, arguments: Mapping[str, Any]) -> Plan
     plan.table.check_float32()
     if callable(guidance.scale):  # its values from here on: a request is plain data
         plan = dataclasses.replace(plan, guidance=dataclasses.replace(guidance, scale=_called(plan)))
-    if guidance.guides() and plan.weights == 1.0 and not (guidance.interval is guidance.sigmas is None):
+    if guidance.guides() and plan.weights == 1.0 and guidance.bounded:
         warnings.warn(
-            f"guidance_interval, guidance_sigmas: none of the {len(plan.table)} network evaluations of "
+            f"guidance_interval, guidance_sigmas, guidance_times: none of the {len(plan.table)} network evaluations of "
             f"{plan.table.name} lies within; nothing is guided",
             stacklevel=2,
         )
@@ -116,21 +118,29 @@ def make_plan(settings: DiffusionSettings, arguments: Mapping[str, Any]) -> Plan
 
 
 def _called(plan: Plan) -> tuple[float, ...]:
-    whole = dataclasses.replace(plan.guidance, interval=None, sigmas=None).weights(plan.table)
+    whole = dataclasses.replace(plan.guidance, interval=None, sigmas=None, times=None).weights(plan.table)
     return whole if isinstance(whole, tuple) else (whole,) * len(plan.table)
 
 
 def _of_table(table: Table, steps: Any, options: Mapping[str, Any], guidance: Guidance) -> Plan:
-    if options:
-        raise ArgumentError(
-            "unknown argument: a solver that is given as a table has its options in it",
-            argument=", ".join(map(named, sorted(options)[:5])),
-        )
+    check_names(table, options)
     if steps is not None and as_index(steps) != len(table):
         raise ConfigError(
             f"the table {table.name} has {len(table)}, got {steps!r}; leave it out", argument="steps"
         )
     return Plan(table, len(table), {}, guidance)
+
+
+def check_names(solver: Any, names: Iterable[str]) -> None:
+    """ArgumentError for an argument that is neither one of ``sample`` nor an option of `solver`, a name or a table."""
+    if isinstance(solver, (Table, Mapping)):
+        known: list[str] = []
+        takes = "a solver that is given as a table has its options in it"
+    else:
+        known = [option.name for option in SOLVERS[solver].options]
+        takes = f"besides those of sample(), solver {solver} takes {', '.join(known)}"
+    if unknown := sorted(set(names) - {*known, *COMMON}):
+        raise ArgumentError(f"unknown argument; {takes}", argument=", ".join(map(named, unknown[:5])))
 
 
 def _of_name(
@@ -141,12 +151,7 @@ def _of_name(
         raise ConfigError(
             f"expected one of {', '.join(SOLVERS)}, or a Table, got {solver!r}", argument="solver"
         )
-    known = [option.name for option in SOLVERS[solver].options]
-    if unknown := sorted(set(options) - set(known)):
-        raise ArgumentError(
-            f"unknown argument; besides those of sample(), solver {solver} takes {', '.join(known)}",
-            argument=", ".join(map(named, unknown[:5])),
-        )
+    check_names(solver, options)
     if solver == settings.solver:
         options = {**(settings.solver_options or {}), **options}
     for name, value in options.items():
@@ -157,9 +162,16 @@ def _of_name(
             raise ConfigError(
                 f"expected a number, a truth value, a string, or a list of them, got {value!r}", argument=name
             )
+    if settings.value_range is None and any(
+        o.name == "clip_sample" and o.default for o in SOLVERS[solver].options
+    ):
+        options.setdefault("clip_sample", False)  # no images: nothing says where their values end
     if settings.learned and solver == "ddpm":
         options.setdefault("variance_type", settings.variance)
-    steps = settings.steps if steps is None else as_index(steps)
+    if steps is None:
+        count = SOLVERS[solver].count(options) if {"timesteps", "sigmas"} & options.keys() else None
+        steps = settings.steps if count is None else count
+    steps = as_index(steps)
     if type(steps) is not int:
         raise ConfigError(f"expected an int, got {steps!r}", argument="steps")
     plan = Plan(solver, steps, options, guidance, settings.noise_schedule)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...images import within
+from ..finished import finite, warn_not_finite
 from .request import Request
 from .session import Session
 
@@ -17,7 +19,8 @@ from .session import Session
 class Preview:
     """A moment of a run: `step` of `total` network evaluations are done.
 
-    images: float32 [n, C, H, W] in [-1, 1], the noisy states; samples that have not begun are 0 (grey).
+    images: float32 [n, C, H, W], the noisy states, clamped to the model's value range, [-1, 1], if it has one; samples
+    that have not begun are in its middle, 0 (grey).
     """
 
     step: int
@@ -32,7 +35,8 @@ class Run:
         self, session: Session, request: Request, shape: Sequence[int], device: torch.device
     ) -> None:
         self.session, self.shape, self.device = session, shape, device
-        self.tickets = session.add_request(request)
+        self.tickets, self.seeds = session.add_request(request), request.seeds
+        self.flags: dict[int, Tensor] = {}  # whether a sample is finite
         self.evaluations = request.evaluations()
         self.done: dict[int, Tensor] = {}
 
@@ -41,19 +45,25 @@ class Run:
         total, step = steps_of(self.evaluations, places), 0
         while len(self.done) < len(self.tickets):
             self.session.step()
-            self.done.update(self.session.finished())
+            for ticket, image in self.session.taken():
+                self.done[ticket], self.flags[ticket] = image, finite(image[None])
             step += 1
+            if len(self.done) == len(self.tickets):
+                warn_not_finite(
+                    torch.cat([self.flags[t] for t in self.tickets]), self.seeds, self.session.dtype
+                )
             yield step, max(step, total)  # more than planned where memory has run out
 
     def images(self) -> Tensor:
-        """float32 [n, C, H, W] in [-1, 1], the caller's own: results, and states of what is not done; grey before."""
+        """float32 [n, C, H, W], the caller's own: results, and states of what is not done; see ``Preview``."""
         running = self.session.states(self.tickets)
-        images = torch.zeros(*self.shape, device=self.device)
+        span = self.session.value_range
+        images = torch.full(tuple(self.shape), 0.0 if span is None else sum(span) / 2, device=self.device)
         for i, ticket in enumerate(self.tickets):
             state = self.done.get(ticket, running.get(ticket))
             if state is not None:
                 images[i] = state
-        return images.clamp_(-1, 1)
+        return within(images, span)
 
 
 def steps_of(evaluations: Sequence[int], places: int) -> int:

@@ -61,7 +61,8 @@ class SampleRequest:
 @dataclass(slots=True)
 class Active:
     """A request that has a place in the batch. row: rows already done of `rows`. begun: whether its initial state is
-    in the buffers. varies: whether rows differ in what they need of a step.
+    in the buffers. varies: whether rows differ in what they need of a step. entries: where its conditions begin, with
+    its label and with none, see ``Conditions``; None where they are computed in each step.
     """
 
     ticket: int
@@ -69,6 +70,7 @@ class Active:
     first_row: int
     rows: int
     varies: bool
+    entries: tuple[int, int] | None = None
     row: int = 0
     begun: bool = False
 

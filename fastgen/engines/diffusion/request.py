@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ...config import named
 from ...diffusion.solvers import SOLVERS
-from ...diffusion.table import LANGEVIN_BATCH
+from ...diffusion.table import LANGEVIN_BATCH, Table
 from ...errors import ArgumentError, ConfigError
 from ..arguments import sample_count, sample_labels, sample_seeds
 from .guidance import is_pair
-from .plan import Plan, make_plan
+from .plan import COMMON, Plan, check_names, make_plan
 from .queue import SampleRequest
 from .settings import DiffusionSettings
 
-PAIRS = ("guidance_interval", "guidance_sigmas")  # one value is itself a list
+PAIRS = ("guidance_interval", "guidance_sigmas", "guidance_times")  # one value is itself a list
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def resolve(
             raise ArgumentError("are the same argument: give one", argument="steps, num_inference_steps")
         arguments["steps"] = arguments.pop("num_inference_steps")
     arguments = {name: _plain(value) for name, value in arguments.items()}
+    _check_names(settings, arguments)
     lists = {
         name: values for name, value in arguments.items() if (values := _per_sample(name, value)) is not None
     }
@@ -137,6 +139,21 @@ def resolve(
             argument="classifier_scale",
         )
     return Request(sample_seeds(count, seed, seeds), checked, tuple(plans))
+
+
+def _check_names(settings: DiffusionSettings, arguments: Mapping[str, Any]) -> None:
+    """Names come before lengths: where one solver draws all samples, whose options are these?"""
+    solver = arguments.get("solver")
+    solver = settings.solver if solver is None else solver
+    if isinstance(solver, (Table, Mapping)) or (isinstance(solver, str) and solver in SOLVERS):
+        check_names(solver, [name for name, value in arguments.items() if value is not None])
+    elif isinstance(solver, (list, tuple)):
+        options = {option.name for known in SOLVERS.values() for option in known.options}
+        if unknown := sorted(set(arguments) - options - set(COMMON)):
+            raise ArgumentError(
+                "unknown argument: neither one of sample() nor an option of any solver",
+                argument=", ".join(map(named, unknown[:5])),
+            )
 
 
 def _per_sample(name: str, value: Any) -> list | None:

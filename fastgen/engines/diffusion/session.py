@@ -7,16 +7,21 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...errors import ConfigError, FastgenError
+from ...images import PICTURES, Range, within
+from ..finished import far_outside, finite, warn_not_finite
 from .loop import Loop
 from .queue import SampleRequest
 from .request import Request
 
 
 class Sample(NamedTuple):
-    """A finished sample: its ticket, and float32 [C, H, W] in [-1, 1] on the engine's device, the caller's own.
+    """A finished sample: its ticket, and float32 [C, H, W] on the engine's device, the caller's own.
+
+    Values are clamped to the model's value range, [-1, 1], if it has one; one that is not finite is NaN, and warned of.
 
     It depends on its request alone, but for a solver with ``step_size="batch"``, which takes means over the batch.
     """
@@ -38,9 +43,22 @@ class Session:
                 ...
     """
 
-    def __init__(self, loop: Callable[[], Loop], resolve: Callable[..., Request]) -> None:
-        """loop: the engine's loop of the moment. resolve: ``engine.request``."""
+    def __init__(
+        self,
+        loop: Callable[[], Loop],
+        resolve: Callable[..., Request],
+        value_range: Range | None = PICTURES,
+        *,
+        measure: bool = False,
+    ) -> None:
+        """loop: the engine's loop of the moment. resolve: ``engine.request``. value_range: of finished samples.
+
+        measure: count how many of their values lie far outside of it, see `outside`.
+        """
         self._current, self._loop, self._resolve = loop, loop(), resolve
+        self.value_range, self._measure = value_range, measure
+        self._far: list[Tensor] = []  # the share of each finished sample's values that lie far outside
+        self._seeds: dict[int, int] = {}  # of the tickets that are not handed out
         self._changed = threading.Condition()  # guards everything below
         self._stepping = threading.Lock()
         # For the loop, which one thread at a time may touch: what to add (ticket, request, priority), what to cancel.
@@ -68,6 +86,7 @@ class Session:
                 raise FastgenError("this session is closed; open another with engine.session()")
             tickets = [self._loop.new_ticket() for _ in singles]
             self._open.update(tickets)
+            self._seeds.update(zip(tickets, request.seeds, strict=True))
             self._incoming.extend((t, single, priority) for t, single in zip(tickets, singles, strict=True))
             self._changed.notify_all()
         return tickets
@@ -78,6 +97,7 @@ class Session:
             if ticket not in self._open:
                 return False
             self._open.remove(ticket)
+            self._seeds.pop(ticket, None)
             waiting = len(self._incoming)
             self._incoming = deque(entry for entry in self._incoming if entry[0] != ticket)
             if len(self._incoming) == waiting:
@@ -120,7 +140,9 @@ class Session:
                 for ticket, image in self._loop.finished():
                     if ticket in self._open:  # else cancelled during this very step
                         self._open.remove(ticket)
-                        self._done.append(Sample(ticket, image.clamp_(-1, 1)))
+                        if self._measure and self.value_range is not None:
+                            self._far.append(far_outside(image, self.value_range))
+                        self._done.append(Sample(ticket, within(image, self.value_range)))
                         self._counts["finished"] += 1
                 self._changed.notify_all()
         return worked
@@ -130,14 +152,37 @@ class Session:
         with self._changed:
             waiting = {ticket for ticket, _, _ in self._incoming}
             self._open = {ticket for ticket in self._open if ticket in waiting or ticket in self._loop}
+            kept = self._open | {sample.ticket for sample in self._done}
+            self._seeds = {ticket: seed for ticket, seed in self._seeds.items() if ticket in kept}
             self._changed.notify_all()
 
     def finished(self) -> list[Sample]:
-        """Samples done since the last call."""
+        """Samples done since the last call. Waits for the device where there are such, to see that they are finite."""
+        done = self.taken()
+        self._look_at(done)
+        return done
+
+    def taken(self) -> list[Sample]:
+        """As `finished`, without a look at the values."""
         with self._changed:
             done = list(self._done)
             self._done.clear()
         return done
+
+    def _look_at(self, done: Sequence[Sample]) -> None:
+        if done:
+            with self._changed:
+                seeds = [self._seeds.pop(sample.ticket) for sample in done]
+            warn_not_finite(torch.cat([finite(sample.image[None]) for sample in done]), seeds, self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network runs in."""
+        return self._loop.dtype
+
+    def outside(self) -> float | None:
+        """The share of values of finished samples that lay far outside of the range; None where none was measured."""
+        return float(torch.stack(self._far).mean()) if self._far else None
 
     def results(self, *, wait: bool = False) -> Iterator[Sample]:
         """Samples as they finish; the engine works while this is iterated.
@@ -152,6 +197,7 @@ class Session:
                 if done is None and (self._closed or not self._open):
                     return
             if done is not None:
+                self._look_at([done])
                 yield done
             else:
                 self._step()

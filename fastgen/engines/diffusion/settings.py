@@ -12,6 +12,7 @@ from ...diffusion.continuous import ContinuousProcess
 from ...diffusion.processes import AnyProcess, process_from_config
 from ...diffusion.table import LEARNED_NONE, LEARNED_RANGE, LEARNED_VARIANCE
 from ...errors import ConfigError
+from ...images import PICTURES, Range
 
 LEARNED = {"learned_range": LEARNED_RANGE, "learned": LEARNED_VARIANCE}
 
@@ -24,7 +25,8 @@ class DiffusionSettings:
     name (``fastgen.diffusion.processes``). num_classes: labels run from 0 to num_classes - 1. null_class: the label the
     network learnt as "no label", which guidance needs. solver, steps, guidance_scale, solver_options: what ``sample``
     uses where the caller says nothing. variance: how the second half of the network's output channels says the variance
-    of a DDPM step; None where there is no such half.
+    of a DDPM step; None where there is no such half. value_range: lowest and highest value of the images that the model
+    draws, to which samples are clamped; null where it draws no images (latents, rows), whose values are left alone.
     """
 
     schedule: dict
@@ -36,6 +38,7 @@ class DiffusionSettings:
     guidance_scale: float = bounded(0.0, 100.0, default=1.0)
     solver_options: dict[str, Any] | None = None
     variance: str | None = one_of(*LEARNED, default=None)
+    value_range: tuple[float, ...] | None = bounded(-1e6, 1e6, default=PICTURES, max_items=2)
 
     def checked(self) -> DiffusionSettings:
         """Itself, if its values fit one another. Raises ConfigError."""
@@ -48,6 +51,11 @@ class DiffusionSettings:
             raise ConfigError(
                 f"is {self.null_class}, but there are no classes (num_classes)",
                 argument="settings: null_class",
+            )
+        span = self.value_range
+        if span is not None and (len(span) != 2 or span[0] >= span[1]):
+            raise ConfigError(
+                f"expected [lowest, highest], or null, got {list(span)}", argument="settings: value_range"
             )
         names = self.class_names
         if names is not None and len(names) != self.num_classes:
@@ -124,6 +132,11 @@ class DiffusionSettings:
     def noise_schedule(self) -> AnyProcess:
         """The process that the network was trained for."""
         return process_from_config(self.schedule)
+
+    @property
+    def clamped(self) -> Range | None:
+        """`value_range` as a pair."""
+        return None if self.value_range is None else (self.value_range[0], self.value_range[1])
 
     @property
     def learned(self) -> int:

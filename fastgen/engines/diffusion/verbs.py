@@ -62,7 +62,7 @@ def step_verb(engine: DiffusionEngine) -> Verb:
 
     def fast(*tensors: Tensor) -> Tensors:
         given = _Step(*tensors)
-        output = given.evaluate(engine.network, engine.dtype, layout)
+        output = given.evaluate(engine.fused, engine.dtype, layout)
         output = output.contiguous(memory_format=layout)
         slots = given.history.transpose(0, 1).contiguous()
         x, slots, _ = reverse_step(

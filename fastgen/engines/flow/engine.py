@@ -17,11 +17,12 @@ from ...checkpoint import Spec
 from ...config import from_dict, shown
 from ...errors import ConfigError
 from ...fused.flow import FusedFlow
-from ...images import to_output
+from ...images import PICTURES, Range, to_output, within
 from ...models.flow.flow import Flow
 from ...runtime.device import dtype_name
 from ..arguments import as_index, sample_seeds
 from ..base import Engine, only_part
+from ..finished import finite, warn_not_finite
 from ..layers import Name
 from ..verb import Verb
 from ..verification import Check
@@ -155,6 +156,8 @@ class FlowEngine(Engine):
     ) -> Tensor | np.ndarray | list:
         """Draw `n` samples: [n, *shape] on the engine's device; images are clipped to [-1, 1].
 
+        A sample with values that are not finite is handed out with a warning that names its seed.
+
         n: how many; by default as many as there are seeds, labels or rows of context, else 1.
         seed: sample k has seed + k, in [0, 2^64); seeds: one per sample. Neither: seeds from the system's entropy.
             A sample's noise depends on its seed, not on how many are drawn beside it.
@@ -180,12 +183,14 @@ class FlowEngine(Engine):
         numbers = signed_seeds(request.seeds).to(self.device)
         temperatures = torch.full((count,), request.temperature, device=self.device, dtype=self.state_dtype)
         (x,) = self.call("sample", numbers, temperatures, *condition)
+        warn_not_finite(finite(x), request.seeds, self.dtype)
         return to_output(x, output_type)
 
     def log_prob(self, x: Tensor, *, labels: Any = None, context: Tensor | None = None) -> Tensor:
         """log p(x) in nats, [n], in the state's type: the density of continuous x, float [n, *shape].
 
-        For the probability of images with levels, see `bits_per_dim`.
+        -inf where there is no density: flows whose first layer is a logit have one on [0, 1] and a little beyond, in
+        an image's units [-1, 1]. For the probability of images with levels, see `bits_per_dim`.
         """
         x = self._data("x", x)
         return self.call("log_prob", x, *self._condition(len(x), labels, context))[0]
@@ -230,8 +235,12 @@ class FlowEngine(Engine):
         return BitsPerDim(values, "bound" if samples == 1 else "importance-weighted bound", samples)
 
     def encode(self, x: Tensor, *, labels: Any = None, context: Tensor | None = None) -> list[Tensor]:
-        """The latents of x [n, *shape], one tensor per scale, the finest first: `decode` makes x of them again."""
+        """The latents of x [n, *shape], one tensor per scale, the finest first: `decode` makes x of them again.
+
+        Raises ConfigError that names the value, where x has one that no latent belongs to (see `log_prob`).
+        """
         x = self._data("x", x)
+        self._check_support(x)
         return list(self.call("encode", x, *self._condition(len(x), labels, context)))
 
     def decode(
@@ -285,7 +294,7 @@ class FlowEngine(Engine):
         ]
         condition = [c.repeat_interleave(steps, 0) for c in self._condition(count, labels, context)]
         x = self.call("decode", *between, *condition)[0]
-        return to_output(x.clamp_(-1, 1) if self.discrete else x, output_type)
+        return to_output(within(x, self.value_range), output_type)
 
     def verbs(self) -> dict[str, Verb]:
         """log_prob, encode, decode, sample and, of levels, bits_per_dim."""
@@ -299,6 +308,11 @@ class FlowEngine(Engine):
     def shape(self) -> tuple[int, ...]:
         """Of a sample: (C, H, W) or (D,)."""
         return self.flow.data_shape
+
+    @property
+    def value_range(self) -> Range | None:
+        """See ``Engine``."""
+        return PICTURES if self.discrete else None
 
     @property
     def discrete(self) -> bool:
@@ -369,6 +383,16 @@ class FlowEngine(Engine):
             raise ConfigError(
                 f"expected shape [n, {', '.join(map(str, shape))}], n at least 1, got {list(x.shape)}",
                 argument=name,
+            )
+
+    def _check_support(self, x: Tensor) -> None:
+        outside = self.flow.outside((x + 1) / 2 if self.discrete else x)
+        if outside is not None and bool(outside.any()):
+            where = outside.nonzero()[0].tolist()
+            raise ConfigError(
+                f"its value {x[tuple(where)].item():.9g} at {where} lies where this flow has no density"
+                f"{', which is of images in [-1, 1]' if self.discrete else ''}; clamp it (resizing overshoots)",
+                argument="x",
             )
 
     def _check_output(self, output_type: str) -> None:

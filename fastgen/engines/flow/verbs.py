@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastgen_kernels import normals, signed_seeds
 
+from ...images import PICTURES, within
 from ...models.flow.flow import Flow
 from ..arguments import sample_seeds
 from ..verb import Tensors, Verb
@@ -75,7 +76,7 @@ class FlowVerbs:
         noise = self._initial_noise(seeds).to(self.fused.dtype)
         x = self.fused.sample(self._by_scale(noise), self._spread(temperature), *condition)
         x = self._outward(x)
-        return (x.clamp_(-1, 1) if self.discrete else x,)
+        return (within(x, PICTURES if self.discrete else None),)
 
     def log_prob(self, x: Tensor, *condition: Tensor) -> Tensors:
         """(log p(x),), [B]."""
@@ -112,7 +113,7 @@ class FlowVerbs:
     ) -> Tensors:
         flow = _only(networks)
         x = flow.sample(self._by_scale(noise.to(temperature.dtype)), self._spread(temperature), *condition)
-        return ((2 * x - 1).clamp(-1, 1) if self.discrete else x,)
+        return (within(2 * x - 1, PICTURES) if self.discrete else x,)
 
     def _log_prob(self, networks: nn.ModuleDict, x: Tensor, *condition: Tensor) -> Tensors:
         return (_only(networks).log_prob((x + 1) / 2 if self.discrete else x, *condition) - self._halved,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
@@ -73,9 +74,29 @@ class Flow(nn.Module):
         return x, log_det
 
     def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """log p(x) in nats, [B]. Of continuous x; `Dequantiser.forward` says how discrete data gets there."""
+        """log p(x) in nats, [B]. Of continuous x; `Dequantiser.forward` says how discrete data gets there.
+
+        -inf for x with a value at which there is no density (`outside`).
+        """
+        x, empty = self.supported(x)
         latents, kept, log_det = self._analyse(x, condition)
-        return log_det + self._log_prior(latents, kept, condition)
+        log_prob = log_det + self._log_prior(latents, kept, condition)
+        return log_prob if empty is None else log_prob.masked_fill(empty, -math.inf)
+
+    def outside(self, x: Tensor) -> Tensor | None:
+        """bool like x: where a value of x [B, ...] lies beyond what the first layer takes, so that the density is 0.
+
+        None for a flow that takes every real number.
+        """
+        first = next(iter([*_layers(self.preprocess), *self._scales[0]]), None)
+        return None if first is None else first.outside(x.to(torch.promote_types(x.dtype, torch.float32)))
+
+    def supported(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x with harmless values where it is `outside`, and bool [B]: which samples had such; None where none can."""
+        outside = self.outside(x) if x.is_floating_point() else None  # else refused where it is looked at
+        if outside is None:
+            return x, None
+        return torch.where(outside, 0.5, x), outside.flatten(1).any(1)
 
     def log_prior(self, latents: Sequence[Tensor], condition: Tensor | None = None) -> Tensor:
         """log p(latents), [B]. Where a prior looks at the next scale, the flow is walked back to find it."""

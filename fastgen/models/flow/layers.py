@@ -39,6 +39,10 @@ class Layer(nn.Module):
         """Towards the data: x and log |det dx/dy|, [B], typed as y."""
         raise NotImplementedError
 
+    def outside(self, x: Tensor) -> Tensor | None:
+        """bool like x: where `forward` has no value. None for a layer that takes every real number."""
+        return None
+
     def out_shape(self, shape: Shape) -> Shape:
         """Shape of one sample after `forward`. Raises ConfigError where the layer cannot take `shape`."""
         return shape
@@ -190,13 +194,17 @@ class Logit(Layer):
     """y = logit(alpha + (1 - 2 alpha) x), which takes [0, 1] to the real line (Dinh et al. 2017, section 4.1).
 
     Written so that x close to 1 loses no more than x close to 0. The inverse of any y lies in
-    (-alpha, 1 - alpha) / (1 - 2 alpha), a little more than [0, 1]; outside of it y is NaN.
+    (-alpha, 1 - alpha) / (1 - 2 alpha), a little more than [0, 1]; outside of it y is infinite or NaN.
     Elsewhere: the logit of x (1 - a) + a / 2 has alpha = a / 2.
     """
 
     def __init__(self, alpha: float) -> None:
         super().__init__()
         self.alpha = alpha
+
+    def outside(self, x: Tensor) -> Tensor:
+        span = 1 - 2 * self.alpha
+        return (self.alpha + span * x <= 0) | (self.alpha + span * (1 - x) <= 0)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         span = 1 - 2 * self.alpha

@@ -108,19 +108,10 @@ class LUConv(InvertibleConv):
 
     def __init__(self, channels: int, bias: bool = False) -> None:
         super().__init__(channels, bias)
-        matrix = rotation(channels)
-        if matrix.is_meta:
-            order = torch.empty(channels, dtype=torch.int64)
-            lower, upper = matrix, matrix.clone()
-        else:
-            permutation, lower, upper = torch.linalg.lu(matrix.double())
-            order = permutation.argmax(1)
-        diagonal = upper.diagonal().to(torch.get_default_dtype())
+        order, sign, lower, upper, log_s = _factors(channels)
         self.register_buffer("permutation", order)
-        self.register_buffer("sign", torch.sign(diagonal))
-        self.lower = nn.Parameter(lower.to(diagonal.dtype).tril(-1))
-        self.upper = nn.Parameter(upper.to(diagonal.dtype).triu(1))
-        self.log_s = nn.Parameter(diagonal.abs().log())
+        self.register_buffer("sign", sign)
+        self.lower, self.upper, self.log_s = nn.Parameter(lower), nn.Parameter(upper), nn.Parameter(log_s)
 
     def product(self) -> Tensor:
         identity = torch.eye(self.channels, dtype=self.lower.dtype, device=self.lower.device)
@@ -140,6 +131,22 @@ class LUConv(InvertibleConv):
                 argument=self.name,
             )
         super().check()
+
+
+def _factors(channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `LUConv` holds of a random orthogonal matrix; without values where tensors are made without memory."""
+    matrix = rotation(channels)
+    if matrix.is_meta:
+        order, sign, log_s = (
+            torch.empty(channels, dtype=torch.int64),
+            torch.empty(channels),
+            torch.empty(channels),
+        )
+        return order, sign, matrix, torch.empty(channels, channels), log_s
+    permutation, lower, upper = torch.linalg.lu(matrix.double())
+    diagonal = upper.diagonal().to(matrix.dtype)
+    order, sign, log_s = permutation.argmax(1), torch.sign(diagonal), diagonal.abs().log()
+    return order, sign, lower.to(matrix.dtype).tril(-1), upper.to(matrix.dtype).triu(1), log_s
 
 
 def multiply(matrix: Tensor, x: Tensor) -> Tensor:

@@ -106,7 +106,9 @@ class WeightNormConv(nn.Module):
         conv = nn.Conv2d(inputs, outputs, size)
         self.padding = size // 2
         self.direction = nn.Parameter(conv.weight.detach())
-        self.gain = nn.Parameter(self.direction.detach().flatten(1).norm(dim=1))
+        self.gain = nn.Parameter(torch.empty(outputs))
+        if not self.gain.is_meta:
+            self.gain.data.copy_(self.direction.detach().flatten(1).norm(dim=1))
         self.bias = nn.Parameter(conv.bias.detach())  # type: ignore[union-attr]
 
     def weight(self) -> Tensor:

@@ -104,7 +104,7 @@ class ImageOptions(CouplingOptions):
     sample_size: (height, width). in_channels: of the image. levels: of each channel, such as 256, whose
         dequantised values fill [0, 1]; None for continuous images of any range.
     preprocessing: none; centre, x - 1/2 (Glow's code); logit of alpha + (1 - 2 alpha) x (RealNVP). Continuous images
-        must lie in [0, 1] for logit: beyond it nothing has a density, and log_prob is NaN.
+        must lie in [0, 1] for logit: beyond it (and alpha) nothing has a density, and log_prob is -inf.
     dequantisation: uniform, or variational with `dequantisation_layers` couplings on gated networks of
         `dequantisation_channels`, from logistic or normal noise (`dequantisation_base`). For levels alone.
     network: of the couplings: conv, three convolutions (Glow); resnet with weight norm (RealNVP); gated (UvA tutorial
@@ -292,9 +292,9 @@ class ImageOptions(CouplingOptions):
 
 def half_mask(channels: int, changes: int) -> Tensor:
     """A mask [C, 1, 1] of the half that a coupling with split "half" would change."""
-    index = torch.arange(channels)
-    first = index < (channels + 1) // 2
-    return (~first if changes else first).to(torch.uint8).view(-1, 1, 1)
+    first = (channels + 1) // 2
+    values = [1 - changes] * first + [changes] * (channels - first)
+    return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1)
 
 
 def preprocessing(kind: str, alpha: float) -> list[Layer]:

@@ -164,13 +164,16 @@ def _layer(config: VectorFlowConfig, kind: str, couplings: int) -> Layer:
         return ActNorm(features)
     if kind in ("lu", "plain"):
         return (LUConv if kind == "lu" else PlainConv)(features, config.linear_bias)
-    index = torch.arange(features)
-    orders = {
-        "shuffle": torch.randperm(features),
-        "reverse": index.flip(0),
-        "swap": index.roll(-((features + 1) // 2)),
-    }
-    return Permutation(orders[kind])
+    order = torch.empty(features, dtype=torch.int64)
+    if not order.is_meta:
+        index = torch.arange(features)
+        orders = {
+            "shuffle": torch.randperm(features),
+            "reverse": index.flip(0),
+            "swap": index.roll(-((features + 1) // 2)),
+        }
+        order.copy_(orders[kind])
+    return Permutation(order)
 
 
 def _coupling(config: VectorFlowConfig, changes: int) -> Coupling:
@@ -182,8 +185,11 @@ def _coupling(config: VectorFlowConfig, changes: int) -> Coupling:
         )
     else:
         network = _network(config, inputs, outputs)
-    order = torch.randperm(features) if config.random_masks else torch.arange(features)
-    return config.coupling(network, features, config.split, changes, (order % 2 == changes).to(torch.uint8))
+    mask = torch.empty(features, dtype=torch.uint8)
+    if not mask.is_meta:
+        order = torch.randperm(features) if config.random_masks else torch.arange(features)
+        mask.copy_(order % 2 == changes)
+    return config.coupling(network, features, config.split, changes, mask)
 
 
 def _network(config: VectorFlowConfig, inputs: int, outputs: int) -> nn.Module:

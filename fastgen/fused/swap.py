@@ -1,0 +1,104 @@
+"""Fast twins in place of a reference network's blocks."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..models import blocks as reference
+from ..models import resample, unet_blocks
+from ..models.unet import UNet
+from .blocks import FusedAdaResidual, FusedAttention, FusedNorm, FusedResidual, convolution, whole
+from .exactly import hooked
+from .folding import baked
+from .networks import COUPLING_NETWORKS, sequential, twin
+from .onednn import OneDNNUp, takes_up, why_not
+from .twin import Twin
+from .unet import FusedUNet
+
+# They call the modules in them, each a twin then, and look at nothing else of them.
+CONTAINERS: tuple[type[nn.Module], ...] = (
+    nn.ModuleList,
+    nn.ModuleDict,
+    unet_blocks.DownBlock,
+    unet_blocks.SkipDownBlock,
+    unet_blocks.UpBlock,
+    unet_blocks.SkipUpBlock,
+    unet_blocks.KUpBlock,
+    unet_blocks.MidBlock,
+    resample.Downsample,
+    resample.Upsample,
+)
+
+
+@torch.no_grad()
+def swap(network: nn.Module) -> nn.Module:
+    """A module that computes what `network` computes at inference, without gradients, with fast twins of its blocks.
+
+    It walks what is made of the blocks in ``fastgen.models``; any other module, and one with hooks, stays as it is.
+    Parameters are shared but for those that are laid out or computed anew: filters for oneDNN, batch norm, weight norm,
+    spectral norm, stacked projections. These hold the values of now. `network` is not changed.
+    """
+    kind = type(network)
+    if hooked(network):
+        return network
+    if isinstance(network, UNet) and kind is UNet:
+        return FusedUNet(network, _children(network))
+    if kind in TWINS:
+        return TWINS[kind](network) if whole(network) else network
+    if isinstance(network, nn.Sequential) and kind is nn.Sequential:
+        return sequential(network, prepacked=True, swapped=swap)
+    if kind in COUPLING_NETWORKS:
+        return twin(network)
+    if isinstance(network, resample.Upsample) and takes_up(network):
+        return OneDNNUp(network)
+    if kind in CONTAINERS:
+        shallow = copy.copy(network)
+        shallow._modules = dict(_children(network))
+        return shallow
+    plain = baked(network)
+    return convolution(plain) if type(plain) is nn.Conv2d else plain
+
+
+TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
+    reference.ResidualBlock: FusedResidual,
+    reference.AdaResidualBlock: FusedAdaResidual,
+    reference.Attention: FusedAttention,
+    reference.NormAct: FusedNorm,
+}
+
+
+def _children(network: nn.Module) -> dict[str, nn.Module | None]:
+    return {name: None if module is None else swap(module) for name, module in network._modules.items()}
+
+
+def census(network: nn.Module) -> dict[str, dict[str, int]]:
+    """How many blocks of each kind run as twins ("fused"), and how many layers as they are ("plain")."""
+    counts: dict[str, Counter[str]] = {"fused": Counter(), "plain": Counter()}
+
+    def walk(module: nn.Module) -> None:
+        name = type(module).__name__
+        if isinstance(module, (Twin, FusedResidual, FusedAdaResidual, FusedAttention)):
+            counts["fused"][name] += 1
+        elif type(module) not in EMPTY and next(module.children(), None) is None:
+            counts["plain"][name] += 1
+        for child in module.children():
+            walk(child)
+
+    walk(network)
+    return {kind: dict(sorted(found.items())) for kind, found in counts.items()}
+
+
+EMPTY = (nn.Identity, nn.Dropout, nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+def convolutions(device: torch.device, dtype: torch.dtype) -> str:
+    """Whose convolutions twins call there; on a CPU, why not oneDNN's."""
+    if device.type != "cpu":
+        return "PyTorch's"
+    reason = why_not(dtype)
+    return "oneDNN's own calls" if reason is None else f"PyTorch's: {reason}"
