@@ -42,6 +42,7 @@ def prepare(folder: Path, force: bool = False) -> None:
     if force or not (folder / "model" / "model.json").exists():
         import fastgen
 
+        print(f"exporting {MODEL}, about a minute", flush=True)
         fastgen.export(MODEL, folder / "model", what="sampler", force=force)
 
 

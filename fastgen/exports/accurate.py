@@ -1,7 +1,7 @@
 """Functions that lose digits when written by ONNX's own operations, or that ONNX lacks, from operations that keep them.
 
-ONNX's Sigmoid is accurate to 6e-8 of 1 in onnxruntime, so that its logarithm is off by 0.2 % of the value at -8 and
-infinite from -18 on; ONNX has the error function but neither its complement nor its logarithm.
+ONNX's Sigmoid is accurate to 6e-8 of 1 in onnxruntime, so that its logarithm is off by 2e-4 at -8, by 0.6 at -16, and
+infinite at -20; ONNX has the error function but neither its complement nor its logarithm.
 """
 
 from __future__ import annotations

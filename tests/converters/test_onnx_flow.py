@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import fastgen
 from fastgen.architectures import ARCHITECTURES
 from fastgen.converters.onnx import export_form
 from fastgen.converters.onnx.checking import open_session, run
@@ -172,3 +175,18 @@ def test_half_precision_is_that_of_the_networks_alone(name: str) -> None:
         close(one, other, couplings * 2.0**-11)
     assert bool((log_prob != whole).any())
     close(log_prob, whole, couplings * 2.0**-11)
+
+
+@pytest.mark.slow
+def test_the_script_of_the_page(glow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(encoding="utf-8")
+    (script,) = (
+        text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "encode.onnx" in text
+    )
+    monkeypatch.chdir(glow.parent)
+    names: dict[str, Any] = {}
+    exec(script, names)
+    engine = fastgen.load("zoo:glow-mnist", device="cpu")
+    assert isinstance(engine, FlowEngine)
+    want = engine.log_prob(torch.from_numpy(names["x"]), labels=[3, 8])
+    torch.testing.assert_close(torch.from_numpy(names["log_prob"]), want, rtol=1e-4, atol=0)
