@@ -287,8 +287,12 @@ def test_nothing_is_overwritten(model: str, capsys: pytest.CaptureFixture[str]) 
     Path("out/00001-seed2.png").write_text("mine")
     first = Path("out/00000-seed1.png").read_bytes()
     assert sample(model, "--seeds", "3,2", "-o", "out", "--solver", "ddpm") == 1
-    assert "out/00001-seed2.png" in capsys.readouterr().err
-    assert sorted(p.name for p in Path("out").iterdir()) == ["00000-seed1.png", "00001-seed2.png"]
+    assert "out: holds 1 of 1 images of another request: " in capsys.readouterr().err
+    assert sorted(p.name for p in Path("out").glob("*")) == [
+        ".fastgen.json",
+        "00000-seed1.png",
+        "00001-seed2.png",
+    ]
     assert Path("out/00000-seed1.png").read_bytes() == first
 
 

@@ -90,7 +90,7 @@ def test_images_and_the_same_again(toy: Path, capsys: pytest.CaptureFixture[str]
     assert json.loads(capsys.readouterr().out)["request"] == asked
     assert Path(sheet).read_bytes() == (toy / "b.png").read_bytes()
     assert main(["sample", folder, "--seeds", "7,9", "-o", str(toy / "all")]) == 0
-    assert [p.name for p in sorted((toy / "all").iterdir())] == ["00000-seed7.png", "00001-seed9.png"]
+    assert [p.name for p in sorted((toy / "all").glob("*.png"))] == ["00000-seed7.png", "00001-seed9.png"]
 
 
 def test_rows(toy: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_sheet_and_the_same_again(images: str, tmp_path: Path, capsys: pytest.
 
 def test_single_files_each_of_which_can_be_repeated(images: str, tmp_path: Path) -> None:
     assert main(["sample", images, "-o", str(tmp_path / "all"), "--seeds", "3,9", "--labels", "7"]) == 0
-    files = sorted((tmp_path / "all").iterdir())
+    files = sorted((tmp_path / "all").glob("*.png"))
     assert [f.name for f in files] == ["00000-seed3.png", "00001-seed9.png"]
     assert main(["sample", "--like", str(files[1]), "-o", str(tmp_path / "one.png")]) == 0
     assert (tmp_path / "one.png").read_bytes() == files[1].read_bytes()
@@ -195,7 +195,10 @@ def test_verify(images: str, moons: str) -> None:
         (["sample", "IMAGES", "-o", "a.csv"], "--out"),
         (["sample", "IMAGES", "--temperature", "-1"], "temperature"),
         (["sample", "IMAGES", "--labels", "12"], "labels"),
-        (["sample", "zoo:ddpm-mnist", "-o", "a.npz"], "--out"),
+        (["sample", "zoo:ddpm-mnist", "-o", "a.csv"], "--out"),
+        (["sample", "zoo:ddpm-mnist", "-o", "a.npz", "--gif", "a.gif"], "--gif"),
+        (["sample", "zoo:ddpm-mnist", "-o", "a.npy", "--scale", "2"], "--scale"),
+        (["sample", "MOONS", "-o", "out"], "--out"),
         (["evaluate", "zoo:ddpm-mnist", "--data", "digits"], "zoo:ddpm-mnist"),
         (["evaluate", "MOONS", "--data", "mixture6"], "--data"),
         (["evaluate", "MOONS", "--data", "two-moons", "--samples", "3"], "--samples"),

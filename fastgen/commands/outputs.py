@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,8 @@ from .layout import Layout, is_sheet
 if TYPE_CHECKING:
     from torch import Tensor
 
-TABLES = (".csv", ".npz")  # what rows of numbers are written as
+ARRAYS = (".npz", ".npy")  # for numbers of any shape
+TABLES = (".csv", *ARRAYS)  # what rows of numbers are written as
 
 
 def add_reporting(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +33,18 @@ def add_reporting(parser: argparse.ArgumentParser) -> None:
 def is_table(out: Path) -> bool:
     """Whether `out` is a file for rows of numbers, by its name."""
     return out.suffix.lower() in TABLES
+
+
+def is_array(out: Path) -> bool:
+    """Whether `out` is a file for numbers of any shape, by its name."""
+    return out.suffix.lower() in ARRAYS
+
+
+def _begun(out: Path) -> bool:
+    """Whether `out` holds samples of an earlier run, which the same request would go on with."""
+    from ..streaming import open_output
+
+    return is_array(out) and os.path.isfile(out) and open_output(out).earlier() is not None
 
 
 def check_places(out: Path, gif: Path | None, overwrite: bool) -> None:
@@ -52,11 +64,11 @@ def check_places(out: Path, gif: Path | None, overwrite: bool) -> None:
             raise ConfigError("is a folder", argument=path)
     if not (is_sheet(out) or is_table(out) or out.is_dir()) and (out.suffix or out.exists()):
         raise ConfigError(
-            f"expected a sheet ({', '.join(FORMATS)}), a table ({', '.join(TABLES)}) or a folder, got {out}; "
+            f"expected a sheet ({', '.join(FORMATS)}), numbers ({', '.join(TABLES)}) or a folder, got {out}; "
             "an animation is --gif FILE",
             argument="--out",
         )
-    check_free(paths, overwrite)
+    check_free([path for path in paths if path is gif or not _begun(path)], overwrite)
     for path in paths:  # a new folder is made beside its place
         check_writable(path if path.is_dir() else path.absolute().parent)
 
@@ -69,8 +81,10 @@ def check_free(paths: Sequence[Path], overwrite: bool) -> None:
 
 
 def image_files(out: Path, seeds: Sequence[int]) -> list[Path]:
-    """The sheet, or one file per sample: its number keeps two samples of one seed apart, and the order as asked."""
-    return [out] if is_sheet(out) else [out / f"{i:05d}-seed{seed}.png" for i, seed in enumerate(seeds)]
+    """The sheet, or one file per sample."""
+    from ..streaming import file_names
+
+    return [out] if is_sheet(out) else [out / name for name in file_names(seeds)]
 
 
 @contextmanager
@@ -126,19 +140,9 @@ def write_gif(frames: Sequence[Tensor], path: Path, layout: Layout) -> None:
     save_gif(frames, path, columns=layout.columns, scale=layout.scale)
 
 
-def write_table(rows: Tensor, labels: Sequence[int | None], path: Path) -> None:
-    """Write rows [n, D] as ``fastgen train`` reads them: CSV with a line of names, or NPZ with `x` (and `labels`)."""
-    import numpy as np
-
+def write_table(rows: Tensor, path: Path) -> None:
+    """Write rows [n, D] as ``fastgen train`` reads them: CSV with a line of names."""
     values = rows.float().numpy(force=True)
-    if path.suffix.lower() == ".npz":
-        arrays = {"x": values}
-        if labels[0] is not None:
-            arrays["labels"] = np.array(labels, dtype=np.int64)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        write_atomic(path, buffer.getvalue())
-        return
     names = ",".join(f"x{i + 1}" for i in range(values.shape[1]))
     lines = (",".join(f"{value:.9g}" for value in row) for row in values)  # 9 digits hold every float32
     write_atomic(path, ("\n".join([names, *lines]) + "\n").encode())

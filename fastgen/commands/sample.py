@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -16,13 +17,15 @@ from ..families import GIF, Family, Sampling
 from ..families.family import given
 from .arguments import add_model, flag_names, given_flags, integer_ranges, load_model
 from .family_flags import add_owned_flags, every_flag, family_flags, refuse_others
-from .layout import GIF_FRAMES, Layout, add_layout
+from .layout import GIF_FRAMES, Layout, add_layout, is_sheet
 from .outputs import (
+    ARRAYS,
     TABLES,
     add_reporting,
     check_free,
     check_places,
     image_files,
+    is_array,
     is_table,
     report,
     summary,
@@ -45,11 +48,15 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         COMMAND,
         help="draw images or rows from a model",
         description="Draw samples. OUT decides what is written: a sheet (name.png, .jpg, .webp), a folder of single "
-        "images, or a table of rows. PNG files keep their request: `fastgen sample --like image.png` repeats it.",
+        "images, or numbers (.npz, .npy; .csv of rows). Folders, .npz and .npy take any number of samples; after a "
+        "kill the same command goes on. PNG files keep their request: `fastgen sample --like image.png` repeats it.",
     )
     add_model(parser, optional=True)
     parser.add_argument(
-        "-o", "--out", type=Path, help="sheet, folder, or .csv or .npz for rows (default sample.png)"
+        "-o",
+        "--out",
+        type=Path,
+        help="sheet, folder, .npz or .npy for numbers of any shape, or .csv for rows (default sample.png)",
     )
     parser.add_argument("-n", "--count", type=int, help=f"how many (default: as many as seeds, else {COUNT})")
     which = parser.add_mutually_exclusive_group()
@@ -67,6 +74,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Draw as `args` ask; returns the exit code."""
+    from ..streaming import compact, open_output
+
     started = time.perf_counter()
     flags = given(args, every_flag(COMMAND))
     gif = flags.pop("gif", None)
@@ -88,7 +97,11 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     family, engine = load_model(args, accept)
     sampling = family.sampling
     assert sampling is not None
-    rows = _makes_rows(args, engine.shape)
+    form = _form(args, engine.shape, gif)
+    streamed = form == "numbers" or (form == "images" and gif is None)
+    known = args.like is not None or args.seed is not None or args.seeds is not None
+    if streamed and not known:
+        args.seed = open_output(args.out).seed_to_go_on(args.overwrite)
     request = _request(args, kept, flags, sampling, engine)
     metadata = {**engine.metadata(request), "revision": args.revision}
     if args.like is not None and kept.get("sha256") != metadata["sha256"]:
@@ -97,33 +110,50 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             f"{metadata['sha256']}",
             argument=args.like,
         )
-    layout = None if rows else Layout.chosen(args, kept.get("layout"), engine.shape[2])
-    sampling.check(engine, request, layout is not None and layout.single)
-    if layout is None:
-        files, metadata["request"] = [args.out], _request_of_rows(request)
+    layout = None
+    sampling.check(engine, request, form)
+    if form in ("table", "numbers"):
+        files, metadata["request"] = [args.out], compact(request)
     else:
+        layout = Layout.chosen(args, kept.get("layout"), engine.shape[2])
         files = image_files(args.out, request.seeds)
         layout.check(args.out, request.labels, engine.shape[1:])
         if gif is not None:
             layout.check_gif(gif, len(request.seeds), engine.shape[1:], max(request.evaluations()))
-        check_free(files, args.overwrite)
+        if not streamed:
+            check_free(files, args.overwrite)
 
     loaded = time.perf_counter()
+    unit, more_files = "row" if len(engine.shape) == 1 else "image", [gif] if gif else []
+    seed = metadata["request"].get("seed")  # a table keeps none
+    how = str(request) if seed is None else f"{request}, seed {seed}"
+    hint = None if known else request.seeds[0]
+    if streamed:
+        kept_too = {"revision": args.revision}
+        if layout is not None:
+            kept_too["layout"] = dataclasses.asdict(layout)
+        with writing([], f"{unit}s", hint):
+            done = engine.draw_to(
+                args.out, request, overwrite=args.overwrite, progress=_progress(args), metadata=kept_too
+            )
+        drawn = time.perf_counter()
+        seconds = {"load": loaded - started, COMMAND: drawn - loaded}
+        said = summary(done.drawn, unit, how, engine.device, drawn - loaded, [args.out])
+        if there := len(request.seeds) - done.drawn:
+            said += f" ({there} were there already)"
+        report(metadata, said, as_json=args.json, device=engine.device, files=done.files, seconds=seconds)
+        return 0
     samples, frames = _draw(engine, request, args, GIF in family.flags.get(COMMAND, ()), gif)
     drawn = time.perf_counter()
     if not samples.isfinite().flatten(1).all(1).any():
         raise FastgenError("no sample is finite (NaN or infinite); nothing is written", argument=args.model)
-    unit, more_files = "row" if rows else "image", [gif] if gif else []
-    known = args.like is not None or args.seed is not None or args.seeds is not None
-    with writing([*files, *more_files], f"{unit}s", None if known else request.seeds[0]):
+    with writing([*files, *more_files], f"{unit}s", hint):
         if layout is None:
-            write_table(samples, request.labels, args.out)
+            write_table(samples, args.out)
         else:
             write_images(samples, files, layout, metadata, request, sampling.class_names(engine))
             if gif is not None:
                 write_gif(frames, gif, layout)
-    seed = metadata["request"].get("seed")  # a table keeps none
-    how = str(request) if seed is None else f"{request}, seed {seed}"
     seconds = {"load": loaded - started, COMMAND: drawn - loaded}
     said = summary(len(samples), unit, how, engine.device, drawn - loaded, [args.out, *more_files])
     files += more_files
@@ -185,43 +215,37 @@ def _kept_request(request: Any, sampling: Sampling, path: Path) -> dict[str, Any
     return request
 
 
-def _makes_rows(args: argparse.Namespace, shape: tuple[int, ...]) -> bool:
-    """Whether samples of `shape` are rows of numbers, else images. Raises ConfigError where `args` do not fit them."""
-    size = "x".join(map(str, shape))
-    if len(shape) == 3 and shape[0] in (1, 3):
-        if is_table(args.out):
-            raise ConfigError("this model draws images, which a sheet or a folder holds", argument="--out")
-        return False
-    if len(shape) != 1:
+def _form(args: argparse.Namespace, shape: tuple[int, ...], gif: Path | None) -> str:
+    """What samples of `shape` become, see ``Sampling.check``. Raises ConfigError where `args` do not fit them."""
+    size, picture = "x".join(map(str, shape)), len(shape) == 3 and shape[0] in (1, 3)
+    if is_table(args.out):
+        if not is_array(args.out) and len(shape) != 1:
+            raise ConfigError(
+                f"samples of {size} are no rows; numbers of any shape are written to name"
+                f"{' or name'.join(ARRAYS)}{', images to a sheet or a folder' if picture else ''}",
+                argument="--out",
+            )
+        if not picture and args.like is not None:
+            raise ConfigError(
+                "no image keeps a request of this model, which draws numbers: give the --seed that was printed with "
+                "them",
+                argument="--like",
+            )
+        if wrong := given_flags(args, ("columns", "scale", "no_captions")) or ("--gif" if gif else ""):
+            raise ConfigError("numbers have no sheet and no animation; leave it out", argument=wrong)
+        return "numbers" if is_array(args.out) else "table"
+    if not picture:
         raise ConfigError(
-            f"samples of {size} are no grey or RGB images; take the engine", argument=args.model
-        )
-    if args.like is not None:
-        raise ConfigError(
-            "this model draws rows of numbers, and tables keep no request: give the --seed that was printed with "
-            "them",
-            argument="--like",
-        )
-    if not is_table(args.out):
-        raise ConfigError(
-            f"this model draws rows of {size} numbers; expected name{' or name'.join(TABLES)}",
+            f"samples of {size} are no grey or RGB images; write them as numbers: name"
+            f"{' or name'.join(TABLES if len(shape) == 1 else ARRAYS)}",
             argument="--out",
         )
-    if wrong := given_flags(args, ("columns", "scale", "no_captions")):
-        raise ConfigError("rows of numbers have no sheet; leave it out", argument=wrong)
-    return True
+    return "sheet" if is_sheet(args.out) else "images"
 
 
-def _request_of_rows(request: Any) -> dict[str, Any]:
-    """As ``request.to_dict()``; seeds in a row by the first one: it says the same as a hundred thousand numbers."""
-    asked: dict[str, Any] = request.to_dict()
-    seeds = request.seeds
-    if seeds != tuple(range(seeds[0], seeds[0] + len(seeds))):
-        return asked
-    del asked["seeds"]
-    if request.labels[0] is None:
-        asked["labels"] = None
-    return {"n": len(seeds), "seed": seeds[0], **asked}
+def _progress(args: argparse.Namespace) -> bool:
+    """Whether to show a bar."""
+    return not (args.quiet or args.json) and sys.stderr.isatty()
 
 
 def _draw(
@@ -236,7 +260,6 @@ def _draw(
         if step % -(-total // GIF_FRAMES) == 0 or step == total:
             frames.append(images)
 
-    progress = not (args.quiet or args.json) and sys.stderr.isatty()
-    options = {"callback": keep if gif else None, "progress": progress} if has_steps else {}
+    options = {"callback": keep if gif else None, "progress": _progress(args)} if has_steps else {}
     samples = to_pictures(engine.draw(request, **options), engine.value_range)
     return samples, [to_pictures(frame, engine.value_range) for frame in frames]

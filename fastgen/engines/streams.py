@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +21,20 @@ from .finished import finite
 COPIES = 8  # of a sample, while it is drawn and written
 
 
+class Streamed(NamedTuple):
+    """What a large request has come to: its files, in order, and how many samples were drawn, not there before."""
+
+    files: list[Path]
+    drawn: int
+
+
 class Streams(Engine):
     """An engine that draws samples: it has `shape`, `request` and `draw`, and requests have `part`.
 
-    sampling_verb: what a batch of samples calls, once or once a step.
+    sampling_verb: what a batch of samples calls, once or once a step; it tells how much memory a sample takes.
     """
 
-    sampling_verb: ClassVar[str]
+    sampling_verb: ClassVar[str] = "sample"
 
     if TYPE_CHECKING:
 
@@ -59,8 +66,8 @@ class Streams(Engine):
         overwrite: bool = False,
         progress: bool = False,
         **arguments: Any,
-    ) -> list[Path]:
-        """Draw `n` samples into files, in parts as `sample_batches`; returns the files, in order.
+    ) -> Streamed:
+        """Draw `n` samples into files, in parts as `sample_batches`.
 
         path: a folder, for images: a PNG file per sample, with the request that repeats it, as ``fastgen sample``
             writes them; or a name that ends in .npy (float32 [n, *shape], to be memory-mapped; the request is in
@@ -74,8 +81,8 @@ class Streams(Engine):
         """
         output = open_output(path, self.value_range)
         output.check(self.shape)
-        if arguments.get("seed") is None and arguments.get("seeds") is None and (earlier := output.earlier()):
-            arguments["seed"] = earlier["request"].get("seed")
+        if arguments.get("seed") is None and arguments.get("seeds") is None:
+            arguments["seed"] = output.seed_to_go_on(overwrite)
         return self.draw_to(path, self.request(n, **arguments), overwrite=overwrite, progress=progress)
 
     def draw_to(
@@ -86,7 +93,7 @@ class Streams(Engine):
         overwrite: bool = False,
         progress: bool = False,
         metadata: Mapping[str, Any] | None = None,
-    ) -> list[Path]:
+    ) -> Streamed:
         """As `sample_to`, of what `request` returned. metadata: JSON values to keep with each image and the record."""
         output = open_output(path, self.value_range)
         record = {
@@ -119,12 +126,16 @@ class Streams(Engine):
                         raise _kept(error, start) from error
                     if bar is not None:
                         bar.update(len(samples))
-            return output.finish()
+            return Streamed(output.finish(), sum(len(part.seeds) for _, part in left))
 
     def samples_at_a_time(self) -> int:
-        """How many samples a large request draws together: `max_batch`, or as many as fit into free memory."""
-        runs = self._runs
-        verb = self._verbs[self.sampling_verb]
+        """How many samples a large request draws together: `max_batch`, or as many as fit into free memory.
+
+        By what the network's layers return for one sample; `max_batch` for an engine without `sampling_verb`.
+        """
+        runs, verb = self._runs, self._verbs.get(self.sampling_verb)
+        if verb is None:
+            return int(runs.micro_batch)
         generator = torch.Generator("cpu").manual_seed(0)
         with self._working(), torch.no_grad():
             trial = verb.trial(1, generator)
@@ -133,6 +144,7 @@ class Streams(Engine):
         return fitting(free_memory(self.device), each, runs.micro_batch)
 
     def _check_parts(self, request: Any, batch: int) -> None:
+        """Whether the engine can draw `request` in parts. Raises ConfigError."""
         if len(request.seeds) > batch and getattr(request, "coupled", False):
             raise ConfigError(
                 f"step_size=batch makes each sample depend on all that are drawn with it, and {len(request.seeds)} do "

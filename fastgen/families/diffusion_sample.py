@@ -65,8 +65,8 @@ def _solver_options() -> set[str]:
     return {option.name for solver in SOLVERS.values() for option in solver.options}
 
 
-def _check(engine: Any, request: Any, single: bool) -> None:
-    if single and request.coupled and len(request.seeds) > 1:
+def _check(engine: Any, request: Any, form: str) -> None:
+    if form == "images" and request.coupled and len(request.seeds) > 1:
         raise ConfigError(
             "step_size=batch makes each image depend on those drawn with it, so that a file of its own could not "
             "repeat it; write a sheet (.png), or take step_size=sample",

@@ -19,15 +19,15 @@ def _labels(engine: Any) -> list[int] | None:
     return list(range(classes)) if classes else None
 
 
-def _check(engine: Any, request: Any, single: bool) -> None:
+def _check(engine: Any, request: Any, form: str) -> None:
     if context := engine.describe()["context"]:
         raise ConfigError(
             f"this flow needs a context of {context} numbers per sample, which FlowEngine.sample takes",
             argument=engine.source,
         )
-    if len(engine.shape) == 3 and not engine.discrete:
+    if form in ("sheet", "images") and not engine.discrete:
         raise ConfigError(
-            "this flow's data has units of its own and is no image; FlowEngine.sample gives it as a tensor",
+            "this flow's data has units of its own and is no image; write it as numbers: -o name.npz or name.npy",
             argument=engine.source,
         )
 

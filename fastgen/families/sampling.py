@@ -22,7 +22,7 @@ def _none(of: Any) -> None:
     return None
 
 
-def _fits(engine: Any, request: Any, single: bool) -> None:
+def _fits(engine: Any, request: Any, form: str) -> None:
     return None
 
 
@@ -30,15 +30,16 @@ def _fits(engine: Any, request: Any, single: bool) -> None:
 class Sampling:
     """How a command draws from a family's engines, which have `shape`, `request`, `draw` and `metadata`.
 
-    An engine's `shape` decides what is written: (D,) rows of numbers, (1 or 3, H, W) images, float in [-1, 1].
+    An engine's `shape` decides what can be written: (D,) rows of numbers, (1 or 3, H, W) images, float in [-1, 1];
+    arrays of numbers in any shape.
 
     arguments: (values of the family's flags that were given, by `Flag.dest`, without `GIF`; count of samples) ->
         keyword arguments of ``engine.request`` beside n, seed, seeds and labels. Raises ConfigError.
     kept: keys that a request kept in an image must have. may_keep: () -> other keys that it may have.
     labels: engine -> labels to draw in turn where the user gives none; None: samples without a label.
     class_names: engine -> names of the classes, None where they have none.
-    check: (engine, request, single: whether each image becomes a file of its own) -> None. Raises ConfigError where the
-        command cannot draw the request.
+    check: (engine, request, form) -> None. Raises ConfigError where the command cannot draw the request in this form:
+        "sheet"; "images", each a file of its own; "table", of rows; "numbers", as they are.
     """
 
     arguments: Callable[[Mapping[str, Any], int], dict[str, Any]] = _as_given
@@ -46,4 +47,4 @@ class Sampling:
     may_keep: Callable[[], Collection[str]] = tuple
     labels: Callable[[Any], Sequence[int] | None] = _none
     class_names: Callable[[Any], Sequence[str] | None] = _none
-    check: Callable[[Any, Any, bool], None] = _fits
+    check: Callable[[Any, Any, str], None] = _fits

@@ -5,8 +5,8 @@ batches, so that the files are those of a run that was never cut short; another 
 """
 
 from .arrays import ARRAYS, ArrayFile
-from .folder import Folder
+from .folder import Folder, file_names
 from .output import Output, open_output
 from .record import compact
 
-__all__ = ["ARRAYS", "ArrayFile", "Folder", "Output", "compact", "open_output"]
+__all__ = ["ARRAYS", "ArrayFile", "Folder", "Output", "compact", "file_names", "open_output"]

@@ -59,6 +59,9 @@ class ArrayFile(Output):
     def earlier(self) -> Record | None:
         return records.read(self._work / RECORD) or self._whole()
 
+    def complete(self, record: Record) -> bool:
+        return not exists(self._work)
+
     def _whole(self) -> Record | None:
         """The record of the finished file; None where there is none, or another's file."""
         if not self._zipped:

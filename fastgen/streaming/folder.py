@@ -44,6 +44,9 @@ class Folder(Output):
     def earlier(self) -> Record | None:
         return records.read(self.path / RECORD)
 
+    def complete(self, record: Record) -> bool:
+        return self._visible().issuperset(file_names(records.seeds_of(record)))
+
     @contextmanager
     def writing(
         self, request: Any, record: Record, shape: Sequence[int], overwrite: bool

@@ -32,6 +32,21 @@ class Output(ABC):
         """The record of what is here already, finished or cut short. Raises ConfigError for a damaged one."""
 
     @abstractmethod
+    def complete(self, record: Record) -> bool:
+        """Whether all samples of `record`, which `earlier` returned, are here."""
+
+    def seed_to_go_on(self, overwrite: bool) -> int | None:
+        """The first seed of what is here, for a request that names no seeds; None where it is to begin anew.
+
+        overwrite: what is complete is to be replaced.
+        """
+        record = self.earlier()
+        if record is None or (overwrite and self.complete(record)):
+            return None
+        seed = record["request"].get("seed")
+        return seed if type(seed) is int else None
+
+    @abstractmethod
     @contextmanager
     def writing(
         self, request: Any, record: Record, shape: Sequence[int], overwrite: bool

@@ -13,7 +13,7 @@ from fastgen.architectures import Architecture
 from fastgen.checkpoint import Part, Spec
 from fastgen.config import bounded
 from fastgen.engines.arguments import SeededRequest, sample_count, sample_labels, sample_seeds
-from fastgen.engines.base import Engine
+from fastgen.engines.streams import Streams
 from fastgen.engines.verb import Tensors, Verb
 from fastgen.families import Family, Flag, Sampling
 from fastgen.families.recipe import Recipe
@@ -37,7 +37,7 @@ class ToyRequest(SeededRequest):
     gain: float = 1.0
 
 
-class ToyEngine(Engine):
+class ToyEngine(Streams):
     kind = "toy"
     shape: tuple[int, ...] = (2,)
     classes: int | None = None

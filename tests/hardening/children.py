@@ -24,6 +24,10 @@ _context.set_forkserver_preload(
     [
         "fastgen.cli",
         "fastgen.api",
+        "fastgen.engines.diffusion.engine",
+        "fastgen.engines.flow.engine",
+        "fastgen.streaming",
+        "fastgen.converters",
         "fastgen.images",
         "fastgen.training.loop",
         "PIL.PngImagePlugin",

@@ -49,7 +49,6 @@ class FlowEngine(Streams):
     """
 
     kind = "flow"
-    sampling_verb = "sample"
     one_network = True
     operation = "affine_coupling"
     settings_type = FlowSettings
@@ -395,6 +394,14 @@ class FlowEngine(Streams):
                 f"its value {x[tuple(where)].item():.9g} at {where} lies where this flow has no density"
                 f"{', which is of images in [-1, 1]' if self.discrete else ''}; clamp it (resizing overshoots)",
                 argument="x",
+            )
+
+    def _check_parts(self, request: FlowRequest, batch: int) -> None:
+        if self.flow.context:
+            raise ConfigError(
+                f"this flow needs {self.flow.context} numbers per sample, which no file keeps; call sample for a part "
+                "at a time, with the part of the context",
+                argument="context",
             )
 
     def _check_output(self, output_type: str) -> None:
