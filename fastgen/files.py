@@ -87,6 +87,38 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         replace()
 
 
+def write_at(path: str | Path, offset: int, data: bytes | memoryview) -> None:
+    """Let the file `path`, which is there, end with `data` from `offset` on, flushed to disk. Raises WriteError.
+
+    What lies before stays as it is, also where that fails.
+    """
+    _write_into(Path(path), os.O_WRONLY, lambda file: (file.seek(offset), file.truncate(), file.write(data)))
+
+
+def write_whole(path: str | Path, fill: Callable[[io.BufferedWriter], object]) -> None:
+    """Have `fill` write a new file `path`, in place of one that is there, flushed to disk. Raises WriteError."""
+    _write_into(Path(path), os.O_RDWR | os.O_CREAT | os.O_TRUNC, fill)
+
+
+def _write_into(path: Path, flags: int, fill: Callable[[io.BufferedWriter], object]) -> None:
+    try:
+        with os.fdopen(os.open(path, flags | OPEN_FLAGS, 0o666), "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as problem:
+        raise _write_error(path, problem) from problem
+
+
+def replace_by(path: str | Path, new: str | Path) -> None:
+    """Give the file `new`, which is on disk, the name `path`, at once. Raises WriteError."""
+    try:
+        os.replace(new, path)
+    except OSError as problem:
+        raise _write_error(Path(path), problem) from problem
+    _sync_folder(Path(path).parent)
+
+
 def make_folder(path: str | Path, *, parents: bool = False) -> None:
     """Make a folder unless it is there. Raises WriteError."""
     try:

@@ -21,6 +21,7 @@ LAYERS = [
         "fastgen.exports",
         "fastgen.fused",
         "fastgen.runtime",
+        "fastgen.streaming",
         "fastgen.training",
         "fastgen.images",
     },

@@ -162,8 +162,10 @@ def without(options: Any, report: Report, why: str, *names: str) -> None:
     """Strike options that have no effect here from what the report calls assumed; a value that was given is refused."""
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for name in names:
-        report.assumed[:] = [line for line in report.assumed if not line.startswith(f"{name} = ")]
-        if getattr(options, name) != defaults[name]:
+        kept = [line for line in report.assumed if not line.startswith(f"{name} = ")]
+        given = len(kept) == len(report.assumed)
+        report.assumed[:] = kept
+        if given and getattr(options, name) != defaults[name]:
             report.ignored.append(f"{name} = {getattr(options, name)}: {why}")
 
 

@@ -25,7 +25,6 @@ from .folder import Written, changed, check_destination, model_files, write_fold
 from .samplers import (
     Layout,
     Pieces,
-    export_pieces,
     sampler_interface,
     sampler_model,
     step_interface,
@@ -81,9 +80,9 @@ class Source:
 
     @cached_property
     def pieces(self) -> Pieces:
-        """Of a diffusion model: exported once, for all of its files."""
+        """Of a diffusion model: each is exported once, for all of its files."""
         ((network, _),) = self.forms
-        return export_pieces(network, self.layout, precision=self.precision, opset=self.opset)
+        return Pieces(network, self.layout, precision=self.precision, opset=self.opset)
 
     @cached_property
     def layout(self) -> Layout:

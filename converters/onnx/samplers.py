@@ -8,6 +8,7 @@ body: outside of it, each iteration takes about a fifth longer in onnxruntime.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,35 +56,39 @@ class Layout:
         return Port(name, (BATCH, *self.shape), meaning)
 
 
-@dataclass(frozen=True)
 class Pieces:
-    """The exported parts of a diffusion model."""
+    """The parts of a diffusion model, each exported when it is first needed: seconds apiece.
 
-    layout: Layout
-    opset: int
-    denoiser: onnx.ModelProto
-    initial: onnx.ModelProto
-    noise: onnx.ModelProto
-    update: onnx.ModelProto
-    adjust: onnx.ModelProto
+    network: of the architecture "unet". Raises ConfigError, see `export_form`.
+    """
 
+    def __init__(
+        self, network: nn.Module, layout: Layout, *, precision: str = "fp32", opset: int = OPSET
+    ) -> None:
+        self.network, self.layout, self.precision, self.opset = network, layout, precision, opset
 
-def export_pieces(
-    network: nn.Module, layout: Layout, *, precision: str = "fp32", opset: int = OPSET
-) -> Pieces:
-    """All parts, of a network of the architecture "unet". Raises ConfigError, see `export_form`."""
-    modules: dict[str, Noise | Update | Adjust] = {
-        "initial": Noise(layout.shape, "initial"),
-        "noise": Noise(layout.shape, "step"),
-        "update": Update(layout.shape, layout.learned, layout.guided),
-        "adjust": Adjust(layout.shape, layout.learned, layout.guided),
-    }
-    denoiser = export_form(DENOISER, network, precision=precision, opset=opset)
-    parts = {
-        name: export_module(module, module.interface(), module.example(), name, opset=opset)
-        for name, module in modules.items()
-    }
-    return Pieces(layout, opset, denoiser, **parts)
+    @cached_property
+    def denoiser(self) -> onnx.ModelProto:
+        return export_form(DENOISER, self.network, precision=self.precision, opset=self.opset)
+
+    @cached_property
+    def initial(self) -> onnx.ModelProto:
+        return self._export(Noise(self.layout.shape, "initial"), "initial noise")
+
+    @cached_property
+    def noise(self) -> onnx.ModelProto:
+        return self._export(Noise(self.layout.shape, "step"), "noise")
+
+    @cached_property
+    def update(self) -> onnx.ModelProto:
+        return self._export(Update(self.layout.shape, self.layout.learned, self.layout.guided), "update")
+
+    @cached_property
+    def adjust(self) -> onnx.ModelProto:
+        return self._export(Adjust(self.layout.shape, self.layout.learned, self.layout.guided), "adjustments")
+
+    def _export(self, module: Noise | Update | Adjust, what: str) -> onnx.ModelProto:
+        return export_module(module, module.interface(), module.example(), what, opset=self.opset)
 
 
 def step_interface(layout: Layout) -> Interface:

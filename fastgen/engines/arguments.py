@@ -25,9 +25,13 @@ class SeededRequest:
     seeds: tuple[int, ...]
     labels: tuple[int | None, ...]
 
+    def part(self, start: int, stop: int) -> Self:
+        """The request for the samples from `start` to before `stop`."""
+        return dataclasses.replace(self, seeds=self.seeds[start:stop], labels=self.labels[start:stop])
+
     def only(self, sample: int) -> Self:
         """The request for one of the samples."""
-        return dataclasses.replace(self, seeds=(self.seeds[sample],), labels=(self.labels[sample],))
+        return self.part(sample, sample + 1)
 
     def to_dict(self) -> dict[str, Any]:
         """The keyword arguments of ``sample`` that repeat it, as JSON types."""

@@ -34,7 +34,7 @@ class Denoising(OneNetwork):
         """The mean squared error of the network's output at times and noise drawn for this step."""
         x, label, generator, schedule = step.x, step.label, step.generator, self.schedule
         t = torch.randint(schedule.num_train_timesteps, (len(x),), generator=generator)
-        noise = torch.randn(x.shape, generator=generator).to(x.device)
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x.device)
         if label is not None and self.null_class is not None:
             dropped = torch.rand(len(x), generator=generator) < step.config.label_dropout
             label = torch.where(dropped, self.null_class, label)

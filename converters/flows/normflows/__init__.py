@@ -6,13 +6,14 @@ The package writes its formulas from latents to data; here its layers come in re
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from ...base import Report
 from ..source import Result, Source, converter
 from ..state import State
 from . import glow, vector
 from .facts import SUPPORTED, facts
-from .options import NormflowsOptions
+from .options import OWN, SCALE_MAPS, NormflowsOptions
 
 
 def recognises(names: Iterable[str]) -> bool:
@@ -23,8 +24,13 @@ def recognises(names: Iterable[str]) -> bool:
 
 def read(state: State, options: NormflowsOptions, report: Report) -> Result:
     """The flow."""
-    read_kind = glow.read if state.has("q0.0.loc") else vector.read
-    return read_kind(state, options, report)
+    images = state.has("q0.0.loc")
+    if options.scale_map == OWN:
+        block = "GlowBlock" if images else "AffineCouplingBlock"
+        options = replace(options, scale_map=SCALE_MAPS[block])
+        said = f"scale_map = {options.scale_map}, {block}'s default"
+        report.assumed[:] = [line.replace(f"scale_map = {OWN}", said) for line in report.assumed]
+    return (glow.read if images else vector.read)(state, options, report)
 
 
 CONVERTER = converter(

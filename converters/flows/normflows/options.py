@@ -9,13 +9,16 @@ from torch import Tensor
 
 from fastgen.config import bounded, one_of
 
+OWN = "own"
+SCALE_MAPS = {"AffineCouplingBlock": "exp", "GlowBlock": "sigmoid"}  # where their callers say nothing
+
 
 @dataclass(frozen=True)
 class NormflowsOptions:
     """Its own names, but for the last three.
 
-    scale_map, split_mode: of AffineCoupling(Block) and GlowBlock. leaky: slope of the networks below 0. output_fn: of
-    MaskedAffineFlow's s. lu_eps: of LULinearPermute.
+    scale_map, split_mode: of AffineCouplingBlock and GlowBlock; "own" is the class's default. leaky: slope of the
+    networks below 0. output_fn: of MaskedAffineFlow's s. lu_eps: of LULinearPermute.
     layers: of a flow on vectors, those without tensors (Permute("swap")) counted; 0: those that have tensors, and one
     swap more if there is one after every coupling before.
     transform: of a MultiscaleFlow, none, logit (with alpha) or shift by -1/2. logscale_factor: of GlowBase.
@@ -23,7 +26,7 @@ class NormflowsOptions:
     dequantised, such as 256; 0: x is any real numbers.
     """
 
-    scale_map: str = one_of("exp", "sigmoid", "sigmoid_inv", default="sigmoid")
+    scale_map: str = one_of(OWN, "exp", "sigmoid", "sigmoid_inv", default=OWN)
     split_mode: str = one_of("channel", "channel_inv", default="channel")
     leaky: float = bounded(0.0, 1.0, default=0.0)
     output_fn: str = one_of("none", "tanh", default="none")

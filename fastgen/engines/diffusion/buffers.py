@@ -51,13 +51,14 @@ class Buffers:
     def reserve(self, capacity: int) -> None:
         """Room for `capacity` samples at other addresses, with what the old tensors hold."""
         old, shape, device = self.capacity, self.shape, self.device
-        x = torch.zeros(capacity, *shape, device=device)
-        history = torch.zeros(row.MAX_SLOTS, capacity, *shape, device=device)
+        # Whatever PyTorch's default type is.
+        x = torch.zeros(capacity, *shape, device=device, dtype=torch.float32)
+        history = torch.zeros(row.MAX_SLOTS, capacity, *shape, device=device, dtype=torch.float32)
         inputs = torch.zeros(2 * capacity, *shape, device=device, dtype=self.dtype)
         inputs = inputs.to(memory_format=self.memory_format)
         cursor = torch.zeros(capacity, dtype=torch.int32, device=device)
         seeds, labels = (torch.zeros(capacity, dtype=torch.int64, device=device) for _ in range(2))
-        scales = torch.zeros(capacity, device=device)
+        scales = torch.zeros(capacity, device=device, dtype=torch.float32)
         entries = torch.zeros(capacity, 2, dtype=torch.int64, device=device)
         if old:
             history[:, :old] = self.history
@@ -76,8 +77,10 @@ class Buffers:
         for i, entry in enumerate(entries):
             if entry.request.initial is not None:
                 x[i] = entry.request.initial
-        scales = torch.tensor([e.request.table.initial_scale for e in entries], device=self.device)
-        self.x[index] = x * scales.float().view(-1, 1, 1, 1)
+        scales = torch.tensor(
+            [e.request.table.initial_scale for e in entries], device=self.device, dtype=torch.float32
+        )
+        self.x[index] = x * scales.view(-1, 1, 1, 1)
         self.seeds[index] = seeds
         first = [e.first_row for e in entries]
         self.cursor[index] = torch.tensor(first, device=self.device, dtype=torch.int32)
@@ -85,7 +88,8 @@ class Buffers:
         self.entries[index] = torch.tensor(places, device=self.device)
         labels = [null_label if e.request.label is None else e.request.label for e in entries]
         self.labels[index] = torch.tensor(labels, device=self.device)
-        self.scales[index] = torch.tensor([e.request.classifier_scale for e in entries], device=self.device)
+        classified = [e.request.classifier_scale for e in entries]
+        self.scales[index] = torch.tensor(classified, device=self.device, dtype=torch.float32)
 
     def move(self, slots: Sequence[int]) -> None:
         """The samples of `slots` to slots 0, 1, ...; the slots after them point at the idle row."""

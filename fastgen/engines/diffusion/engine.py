@@ -20,8 +20,9 @@ from ...errors import ConfigError
 from ...fused.swap import census, convolutions
 from ...images import PICTURES, Range, to_output
 from ...runtime.device import DTYPES, placed
-from ..base import Engine, only_part
+from ..base import only_part
 from ..finished import warn_clamped
+from ..streams import Streams
 from ..verb import Networks, Verb
 from ..verification import Check
 from .loop import Loop
@@ -38,16 +39,18 @@ Pair = tuple[float, float]
 Scale = float | Callable[[float], float] | Sequence[float]  # of guidance
 
 
-class DiffusionEngine(Engine):
+class DiffusionEngine(Streams):
     """Samples from a denoising network. Made by :func:`fastgen.load`. Threads and forks: see ``Engine``."""
 
     kind = "diffusion"
+    sampling_verb = "step"
     one_network = True
     operation = "reverse_step"
     settings_type = DiffusionSettings
     settings: DiffusionSettings
     fused: nn.Module
     loop: Loop
+    shape: tuple[int, int, int]
 
     def __init__(
         self,

@@ -54,7 +54,7 @@ class Wrapped(nn.Module):
         channels = shape[0] * (1 if settings.variance is None else 2)
         want = (batch, channels, *shape[1:])
         x = torch.zeros(batch, *shape, device=device, dtype=dtype)
-        t = torch.zeros(batch, device=device)
+        t = torch.zeros(batch, device=device, dtype=torch.float32)
         label = None
         call = f"net(x {list(x.shape)} {_name(dtype)}, t [{batch}]"
         if settings.num_classes is not None:
@@ -139,7 +139,10 @@ def noisy_classifier(
 
     try:
         with torch.no_grad():
-            logits = net(torch.zeros(2, *shape, device=device, dtype=dtype), torch.zeros(2, device=device))
+            logits = net(
+                torch.zeros(2, *shape, device=device, dtype=dtype),
+                torch.zeros(2, device=device, dtype=torch.float32),
+            )
     except Exception as error:
         raise ConfigError(
             f"a trial call c(x {[2, *shape]}, t [2]) raised {type(error).__name__}: {error}",

@@ -58,7 +58,8 @@ class Run:
         """float32 [n, C, H, W], the caller's own: results, and states of what is not done; see ``Preview``."""
         running = self.session.states(self.tickets)
         span = self.session.value_range
-        images = torch.full(tuple(self.shape), 0.0 if span is None else sum(span) / 2, device=self.device)
+        middle = 0.0 if span is None else sum(span) / 2
+        images = torch.full(tuple(self.shape), middle, device=self.device, dtype=torch.float32)
         for i, ticket in enumerate(self.tickets):
             state = self.done.get(ticket, running.get(ticket))
             if state is not None:

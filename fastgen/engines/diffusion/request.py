@@ -60,9 +60,13 @@ class Request:
         """Whether a sample depends on who is drawn beside it: Langevin steps by means over the batch."""
         return any(bool((plan.table.langevin == LANGEVIN_BATCH).any()) for plan in self.kinds)
 
+    def part(self, start: int, stop: int) -> Request:
+        """The request for the samples from `start` to before `stop`."""
+        return Request(self.seeds[start:stop], self.labels[start:stop], self.plans[start:stop])
+
     def only(self, sample: int) -> Request:
         """The request for one of the samples."""
-        return Request((self.seeds[sample],), (self.labels[sample],), (self.plans[sample],))
+        return self.part(sample, sample + 1)
 
     def to_dict(self) -> dict[str, Any]:
         """The keyword arguments of ``sample`` that repeat it, as strict JSON: lists where samples differ.

@@ -95,8 +95,11 @@ def step_verb(engine: DiffusionEngine) -> Verb:
         slot, noise_step = (words[:, word].to(torch.int64) for word in (row.SLOT, row.NOISE_STEP))
         words[:, list(reference.INTEGER_WORDS)] = 0
         # Of a size that gives the network unit normal input.
-        x = torch.randn(batch, *shape, generator=generator) / rows[:, row.INPUT_SCALE, None, None, None]
-        history = torch.randn(batch, row.MAX_SLOTS, *shape, generator=generator)
+        x = (
+            torch.randn(batch, *shape, generator=generator, dtype=torch.float32)
+            / rows[:, row.INPUT_SCALE, None, None, None]
+        )
+        history = torch.randn(batch, row.MAX_SLOTS, *shape, generator=generator, dtype=torch.float32)
         seeds = torch.tensor(sample_seeds(batch, 0, None))
         tensors = [x, history, rows, slot, noise_step, t, seeds]
         if settings.num_classes is not None:

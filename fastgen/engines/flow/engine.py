@@ -21,9 +21,10 @@ from ...images import PICTURES, Range, to_output, within
 from ...models.flow.flow import Flow
 from ...runtime.device import dtype_name
 from ..arguments import as_index, sample_seeds
-from ..base import Engine, only_part
+from ..base import only_part
 from ..finished import finite, warn_not_finite
 from ..layers import Name
+from ..streams import Streams
 from ..verb import Verb
 from ..verification import Check
 from .bits import BitsPerDim, to_levels
@@ -37,7 +38,7 @@ IMAGES_PER_CALL = 64
 ROWS_PER_CALL = 1024  # 64 would wait for Python, not for arithmetic
 
 
-class FlowEngine(Engine):
+class FlowEngine(Streams):
     """Samples from a flow and says how likely data is. Made by :func:`fastgen.load`. Threads, forks: see ``Engine``.
 
     Where the flow models levels (images of 256 values per channel), x is images: float32 [n, C, H, W] in [-1, 1]; the
@@ -48,6 +49,7 @@ class FlowEngine(Engine):
     """
 
     kind = "flow"
+    sampling_verb = "sample"
     one_network = True
     operation = "affine_coupling"
     settings_type = FlowSettings
