@@ -43,6 +43,8 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "onnx_runtime":
+        return importlib.import_module(".onnx_runtime", __name__)
     for module, names in _LATER.items():
         if name in names:
             value = getattr(importlib.import_module(f".{module}", __name__), name)

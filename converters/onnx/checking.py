@@ -114,8 +114,10 @@ def step_error(engine: DiffusionEngine, session: Any, batch: int) -> float:
     """``step.onnx`` beside the reference of the engine's verb, on a random trial of it: without guidance."""
     verb = engine.verbs()["step"]
     tensors = verb.trial(batch, torch.Generator().manual_seed(batch))
+    assert verb.noise is not None
+    z = verb.noise(*tensors)
     with torch.no_grad():
-        _, *wanted = verb.plain(engine.networks, *tensors)
+        _, *wanted = verb.plain(engine.networks, *tensors, noise=z)
     named = dict(zip(verb.arguments, tensors, strict=True))
     rows = named["coefficients"].clone()
     rows.nan_to_num_(posinf=float(np.finfo(np.float32).max))
@@ -125,9 +127,8 @@ def step_error(engine: DiffusionEngine, session: Any, batch: int) -> float:
         "history": named["history"],
         "rows": rows,
         "slot": named["slot"],
-        "noise_step": named["noise_step"],
+        "z": z,
         "time": named["t"],
-        "seeds": named["seeds"],
         "label": named.get("label"),
         "sample_of": own,
         "unguided": own,

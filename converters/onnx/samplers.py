@@ -98,9 +98,8 @@ def step_interface(layout: Layout) -> Interface:
         Port("history", layout.history, "earlier values of the solver; zeros in the first step"),
         Port("rows", (BATCH, row.ROW_WORDS), "each sample's row of its table, its guidance weight in word 2"),
         Port("slot", (BATCH,), "history slot that the row writes, -1 for none", torch.int64),
-        Port("noise_step", (BATCH,), "number of the row's noise", torch.int64),
+        layout.image("z", "standard normal noise, anything finite where the row has none"),
         Port("time", (BATCH,), "the network's time"),
-        Port("seeds", (BATCH,), "of the noise; 64 bits", torch.int64),
     ]
     if layout.guided:
         inputs += [
@@ -147,7 +146,11 @@ def sampler_interface(layout: Layout) -> Interface:
 
 
 def step_model(pieces: Pieces) -> onnx.ModelProto:
-    """One step of each sample by its own row. Noise is made in every step; rows' adjustments are left out."""
+    """One step of each sample by its own row.
+
+    Noise comes from outside, and rows' adjustments are left out: all that is inside runs on a GPU, where a CUDA graph
+    can hold it. onnxruntime has no kernels there for the integers of which noise is made.
+    """
     from .graphs import Graph
 
     graph, interface = Graph(), step_interface(pieces.layout)
@@ -159,7 +162,6 @@ def step_model(pieces: Pieces) -> onnx.ModelProto:
         time = graph.add("Gather", time, "sample_of", axis=0)
         guidance = graph.add("Gather", "rows", graph.constant(row.GUIDANCE, np.int64), axis=1)
         guiding = {"guidance": guidance, "unguided": "unguided"}
-    (z,) = graph.inline(pieces.noise, "noise", {"seeds": "seeds", "noise_step": "noise_step"})
     output = _network(graph, pieces, scaled, time, "label")
     bound = {
         "x": x,
@@ -167,7 +169,7 @@ def step_model(pieces: Pieces) -> onnx.ModelProto:
         "output": output,
         "rows": "rows",
         "slot": "slot",
-        "z": z,
+        "z": "z",
         **guiding,
     }
     graph.inline(pieces.update, "update", bound, ["next_x", "next_history"])

@@ -70,9 +70,9 @@ class _AfterNetwork(nn.Module):
     def conditional(self, output: Tensor, x: Tensor) -> Tensor:
         return self.of_samples(output, x)[:, : self.shape[0]]
 
-    @staticmethod
-    def of_samples(output: Tensor, x: Tensor) -> Tensor:
-        return output[torch.arange(x.shape[0], device=x.device)]
+    def of_samples(self, output: Tensor, x: Tensor) -> Tensor:
+        """The evaluations with the samples' own labels, which come first."""
+        return output[torch.arange(x.shape[0], device=x.device)] if self.guided else output
 
     def ports(self) -> dict[str, Port]:
         image = (BATCH, *self.shape)

@@ -7,10 +7,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-INITIAL = 0  # the stream of initial states in ``fastgen_kernels.noise.STREAMS``
+INITIAL, STEP = 0, 1  # streams of ``fastgen_kernels.noise.STREAMS``
 ROUNDS = 10
-MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
-INCREMENTS = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
+MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64).reshape(2, 1, 1)
+INCREMENTS = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64).reshape(2, 1, 1)
 MASK = np.uint64(0xFFFFFFFF)
 SHIFT = np.uint64(32)
 LOG = (
@@ -23,20 +23,16 @@ COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2, -0.5, 
 
 def normals(seeds: NDArray[np.uint64], step: int, stream: int, count: int) -> NDArray[np.float32]:
     """Standard normal noise of elements 0 .. count - 1, float32 [B, count], of seeds uint64 [B]."""
-    rows = [_normals(int(seed), step, stream, count) for seed in seeds]
-    return np.stack(rows).astype(np.float32)
-
-
-def _normals(seed: int, step: int, stream: int, count: int) -> NDArray[np.float64]:
-    blocks = -(-count // 4)
-    even = np.stack([np.arange(blocks, dtype=np.uint64), np.full(blocks, stream, dtype=np.uint64)])
-    odd = np.stack([np.full(blocks, step, dtype=np.uint64), np.zeros(blocks, dtype=np.uint64)])
-    key = np.array([[seed & 0xFFFFFFFF], [seed >> 32]], dtype=np.uint64)
+    shape = (len(seeds), -(-count // 4))
+    blocks = np.broadcast_to(np.arange(shape[1], dtype=np.uint64), shape)
+    even = np.stack([blocks, np.full(shape, stream, dtype=np.uint64)])
+    odd = np.stack([np.full(shape, step, dtype=np.uint64), np.zeros(shape, dtype=np.uint64)])
+    key = np.stack([seeds & MASK, seeds >> SHIFT])[:, :, None]
     for i in range(ROUNDS):
         product = (even * MULTIPLIERS)[::-1]
         even = (product >> SHIFT) ^ odd ^ ((key + np.uint64(i) * INCREMENTS) & MASK)
         odd = product & MASK
-    pairs = np.stack([even, odd]).astype(np.int64)  # [radius or angle, pair, blocks]
+    pairs = np.stack([even, odd]).astype(np.int64)  # [radius or angle, pair, B, blocks]
     radius = _radius(pairs[0])
     quadrant = (pairs[1] + (1 << 29)) >> 30
     t = (pairs[1] - (quadrant << 30)).astype(np.float64) * (math.pi * 2.0**-31)
@@ -45,7 +41,8 @@ def _normals(seed: int, step: int, stream: int, count: int) -> NDArray[np.float6
     radius = radius * (1 - (quadrant & 2)).astype(np.float64)
     turned = (quadrant & 1) == 1
     z = np.stack([np.where(turned, -sin, cos) * radius, np.where(turned, cos, sin) * radius])
-    return z.transpose(2, 1, 0).reshape(-1)[:count]
+    found = z.transpose(2, 3, 1, 0).reshape(len(seeds), -1)[:, :count]
+    return found.astype(np.float32)
 
 
 def _radius(word: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .noise import INITIAL, normals
-from .table import GUIDANCE, ROW_WORDS, Table
+from .noise import INITIAL, STEP, normals
+from .table import GUIDANCE, NOISE_WORDS, ROW_WORDS, Table
 
 Array = NDArray[Any]
 SLOTS = 4
@@ -46,9 +46,8 @@ class Steps:
         values = {
             "rows": np.zeros((batch, ROW_WORDS), dtype=np.float32),
             "slot": np.zeros(batch, dtype=np.int64),
-            "noise_step": np.zeros(batch, dtype=np.int64),
+            "z": np.zeros((batch, *shape), dtype=np.float32),
             "time": np.zeros(batch, dtype=np.float32),
-            "seeds": seeds.view(np.int64),
             "sample_of": np.concatenate([own, own]) if guided else own,
             "unguided": own + batch if guided else own,
         }
@@ -59,18 +58,22 @@ class Steps:
         if key not in self._kept:
             self._kept[key] = _Bound(self, len(self._kept), shape, values)
         bound = self._kept[key]
-        x = normals(seeds, 0, INITIAL, math.prod(shape)).reshape(batch, *shape) * table.initial_scale
-        bound.start(x, values)
+
+        def noise(step: int, stream: int) -> Array:
+            return normals(seeds, step, stream, math.prod(shape)).reshape(batch, *shape)
+
+        bound.start(noise(0, INITIAL) * table.initial_scale, values)
         for i in range(len(table)):
             rows = np.tile(table.rows[i], (batch, 1))
             rows[:, GUIDANCE] = 1 + (weights - 1) * rows[:, GUIDANCE]
-            bound.step(
-                i,
-                rows=rows,
-                slot=np.full(batch, table.slot[i]),
-                noise_step=np.full(batch, table.noise_step[i]),
-                time=np.full(batch, table.time[i]),
-            )
+            given = {
+                "rows": rows,
+                "slot": np.full(batch, table.slot[i]),
+                "time": np.full(batch, table.time[i]),
+            }
+            if np.any(rows[:, NOISE_WORDS]):
+                given["z"] = noise(int(table.noise_step[i]), STEP)
+            bound.step(i, given)
             if callback is not None:
                 callback(i + 1, len(table), bound.state(i + 1))
         return np.clip(bound.state(len(table)), -1, 1)
@@ -112,7 +115,7 @@ class _Bound:
         for name, value in values.items():
             self.values[name].update_inplace(np.ascontiguousarray(value))
 
-    def step(self, number: int, **values: Array) -> None:
+    def step(self, number: int, values: dict[str, Array]) -> None:
         self.update(values)
         side = number % 2
         self.loop.session.run_with_iobinding(self.bindings[side], self.options[side])

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 
 # Of `fastgen_kernels.reverse_step.row`, which cannot be imported without PyTorch; a test compares them.
 ROW_WORDS, GUIDANCE = 32, 2
+NOISE_WORDS = [11, 19]
 ADJUSTED_WORDS = [28, 29, 30]
 MAX_ROWS = 100_000
 

@@ -50,6 +50,7 @@ def test_numpy_noise_is_the_engines_bit_for_bit() -> None:
 
 def test_the_runtimes_words_are_the_kernels() -> None:
     assert (runtime_table.ROW_WORDS, runtime_table.GUIDANCE) == (row.ROW_WORDS, row.GUIDANCE)
+    assert runtime_table.NOISE_WORDS == [row.A + row.Z, row.B + row.Z]
     assert runtime_table.ADJUSTED_WORDS == [row.THRESHOLD_MAX, row.RESCALE, row.LANGEVIN]
 
 
