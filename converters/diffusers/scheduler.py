@@ -26,6 +26,7 @@ DDIM_PIPELINE = ("DDIMScheduler", "DDPMScheduler")
 TRUNCATED = ("use_exponential_sigmas", "use_beta_sigmas")
 NULL = ("trained_betas", "sigma_min", "sigma_max", "shift_terminal")  # null is diffusers' default
 STRIDE = "diffusers steps by T // steps, not to the next timestep"
+WAYS = ("constant_stride", "sum_outputs")  # options of ours for what diffusers has no name for
 OUTPUTS = "diffusers sums the network's outputs, not the noises"
 
 
@@ -100,7 +101,7 @@ def to_settings(
 
 def _theirs_unsaid(solver: str) -> dict[str, Any]:
     """diffusers' defaults where ours are others; `as_diffusers` says those that it has no name for."""
-    return {k: v for k, v in SOLVERS[solver].diffusers.items() if k not in ("constant_stride", "sum_outputs")}
+    return {k: v for k, v in SOLVERS[solver].diffusers.items() if k not in WAYS}
 
 
 def as_diffusers(solver: str, process: AnyProcess, options: Mapping[str, Any]) -> dict[str, str]:

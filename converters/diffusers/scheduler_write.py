@@ -12,7 +12,9 @@ from fastgen.errors import ConfigError
 
 from ..base import Report
 from .rules import CLASSES, Rule, rule_of
-from .scheduler import as_diffusers
+from .scheduler import WAYS, as_diffusers
+
+MISSING = object()
 
 
 def class_name(settings: DiffusionSettings) -> str:
@@ -43,17 +45,21 @@ def from_settings(settings: DiffusionSettings, report: Report) -> tuple[dict[str
         if rule.renamed.get(key, key) in options and key not in config:
             value = options[rule.renamed.get(key, key)]
             config[key] = list(value) if isinstance(value, tuple) else value
-    lost = {key: value for key, value in given.items() if renamed.get(key, key) not in rule.options}
+    theirs = SOLVERS[settings.solver].diffusers if rule.process is None else {}
+    lost = {
+        key: value
+        for key, value in given.items()
+        if renamed.get(key, key) not in rule.options and theirs.get(key, MISSING) != value
+    }
     lost.pop("as_diffusers", None)  # what follows from it is written down
     if rule.process == "edm" and options["final_sigmas_type"] == "sigma_min" and not options["as_diffusers"]:
         config["final_sigmas_type"], lost["final_sigmas_type"] = "zero", "sigma_min"
-    if rule.process is None:
-        for key, theirs in SOLVERS[settings.solver].diffusers.items():
-            if key not in rule.options and options[key] != theirs:
-                lost[key] = options[key]
-        if config.get("timestep_spacing") == STABLE or options.get("timestep_spacing") == STABLE:
-            lost["timestep_spacing"] = STABLE
-            config.pop("timestep_spacing", None)
+    for key, value in theirs.items():
+        if key not in (*rule.options, *WAYS) and options[key] != value:
+            lost[key] = options[key]
+    if theirs and options["timestep_spacing"] == STABLE:
+        lost["timestep_spacing"] = STABLE
+        config.pop("timestep_spacing", None)
     if settings.variance is not None and "variance_type" in rule.options:
         config["variance_type"] = settings.variance
         if given.get("variance_type", settings.variance) != settings.variance:
@@ -71,7 +77,7 @@ def from_settings(settings: DiffusionSettings, report: Report) -> tuple[dict[str
         if not options[key]:
             report.ignored.append(f"{key}=False: {why}; its images differ")
     for key, value in lost.items():
-        if key not in ("constant_stride", "sum_outputs", "variance_type"):
+        if key not in (*WAYS, "variance_type"):
             report.ignored.append(f"{key}={value}: {name} has no such option")
     return config, lost
 

@@ -39,7 +39,7 @@ def test_learned_variances() -> None:
         assert (settings["variance"], settings["solver"], settings["solver_options"]) == (
             "learned_range",
             solver,
-            None,
+            dict(SOLVERS[solver].diffusers) or None,  # diffusers' defaults where ours are others
         )
 
 
@@ -59,7 +59,11 @@ def test_old_files() -> None:
     }
     settings = to_settings(old, "x", report)
     assert NoiseSchedule(**settings["schedule"]).prediction_type == "sample"
-    assert settings["solver_options"] == {"variance_type": "fixed_large", "clip_sample": True}
+    assert settings["solver_options"] == {
+        "variance_type": "fixed_large",
+        "clip_sample": True,
+        "timestep_spacing": "leading",
+    }
     assert report.ignored == ["tensor_format=pt: tensors are PyTorch's"]
     assert any(
         "prediction_type=sample, because of the old predict_epsilon=False" in a for a in report.assumed
@@ -269,7 +273,8 @@ def test_what_diffusers_cannot_hold_is_said() -> None:
 def test_null_is_false(name: str, key: str) -> None:
     report = Report()
     settings = to_settings({"_class_name": name, key: None}, "x", report)
-    assert settings["solver_options"] == {key: False}
+    theirs = {k: v for k, v in SOLVERS[settings["solver"]].diffusers.items() if k != "constant_stride"}
+    assert settings["solver_options"] == {**theirs, key: False}
     assert f"{key}=null: false, as diffusers takes it" in report.assumed
     if not key.startswith("use_"):  # which diffusers adds up
         scheduler_class(name)(**{key: None}).set_timesteps(10)
@@ -292,7 +297,7 @@ def test_the_variance_of_ddpm_null() -> None:
     """diffusers then takes the variance as it is: fixed_small."""
     report = Report()
     settings = to_settings({"_class_name": "DDPMScheduler", "variance_type": None}, "x", report)
-    assert settings["solver_options"] == {"variance_type": "fixed_small"}
+    assert settings["solver_options"] == {"timestep_spacing": "leading", "variance_type": "fixed_small"}
     assert "variance_type=null: fixed_small, as diffusers takes it" in report.assumed
     theirs = scheduler_class("DDPMScheduler")
     for t in (1, 500, 999):

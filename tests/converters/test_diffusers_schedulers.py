@@ -96,6 +96,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("TCDScheduler", {"original_inference_steps": 100}),
     ("CMStochasticIterativeScheduler", {"s_noise": 0.5, "sigma_data": 0.7}),
     ("EDMEulerScheduler", {"sigma_schedule": "exponential", "sigma_max": 50.0}),
+    ("EDMEulerScheduler", {"final_sigmas_type": "sigma_min"}),
+    ("EDMDPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}),
     ("EDMDPMSolverMultistepScheduler", {"prediction_type": "v_prediction"}),
     ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}),
     ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "shift_terminal": 0.1}),
@@ -176,7 +178,17 @@ def test_there_and_back(name: str, options: dict[str, Any], tmp_path: Path) -> N
 OURS: list[dict[str, Any]] = [
     {"solver": "ddim", "solver_options": {"timestep_spacing": "linspace"}},
     {"solver": "ddim", "solver_options": {"timestep_spacing": "trailing", "constant_stride": False}},
-    {"solver": "ddim", "solver_options": {"timestep_spacing": "trailing", "constant_stride": True}},
+    {
+        "solver": "ddim",
+        "solver_options": {
+            "timestep_spacing": "trailing",
+            "constant_stride": True,
+            "use_clipped_model_output": False,
+        },
+    },
+    {"solver": "ddim", "solver_options": {"as_diffusers": True}},
+    {"solver": "heun"},
+    {"solver": "plms"},
     {"solver": "ddim", "solver_options": {"eta": 0.7, "use_clipped_model_output": True}},
     {"solver": "dpm++2m", "solver_options": {"clip_sample": True}},
     {"solver": "euler", "solver_options": {"clip_sample": True}},
@@ -213,7 +225,9 @@ def test_ours_through_a_folder_of_theirs(ours: dict[str, Any], tmp_path: Path) -
         solver_table(s.solver, s.noise_schedule, 4, **(s.solver_options or {})).a for s in (first, second)
     ]
     np.testing.assert_array_equal(*tables)
-    silent = not ours or ours.get("solver_options", {}).get("constant_stride")
+    silent = not ours or {"constant_stride", "as_diffusers"} & {
+        key for key, value in ours.get("solver_options", {}).items() if value
+    }
     learned = ours.get("variance") and ours["solver"] in ("ddpm", "dpm++2m")
     assert bool(report.ignored) != bool(silent or (learned and "solver_options" not in ours))
     if first.solver == "dpm++2m":

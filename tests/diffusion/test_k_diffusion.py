@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -105,3 +106,45 @@ def test_noise_has_its_level_in_every_process(name: str, process: AnyProcess) ->
         kept = [point.sigma**2 for point in points.starts]
         np.testing.assert_allclose(found, kept, rtol=max(1e-9, 2 * abs(first - 1.0)), err_msg=f"eta {eta}")
         assert np.abs(end).max() < 1e-9
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
+def test_3m_sde_with_the_options_that_make_it_that_of_k_diffusion(eta: float) -> None:
+    """sample_dpmpp_3m_sde as a loop in lambda = -log(sigma): third order from the third step on, to the last but one.
+
+    Its second order weighs the difference by phi_2, and the network is told times between whole ones.
+    """
+    sigmas = (14.0, 6.0, 2.5, 1.1, 0.5, 0.2, 0.07)
+    schedule = NoiseSchedule(**SCHEDULES["scaled"])
+    options = {"sigmas": sigmas, "lower_order_final": False, "solver_type": "heun", "eta": eta}
+    table = SOLVERS["dpm++3m_sde"](schedule, **options)
+    rng = np.random.default_rng(0)
+    x, *noise = rng.normal(size=(1 + len(sigmas), 2, 3, 4, 4))
+
+    def network(state: np.ndarray, t: float) -> np.ndarray:
+        return np.tanh(1.3 * state + 0.01 * t)
+
+    y = x * math.hypot(1.0, sigmas[0]) * table.initial_scale
+    kept: list[np.ndarray] = []
+    lambdas = [-math.log(sigma) for sigma in sigmas]
+    for i, sigma in enumerate(sigmas):
+        time = float(schedule.times(np.array([sigma]))[0])
+        kept.insert(0, y - sigma * network(y / math.hypot(1.0, sigma), time))
+        if i + 1 == len(sigmas):
+            break
+        h = lambdas[i + 1] - lambdas[i]
+        g = h * (1.0 + eta)
+        y = math.exp(-g) * y - math.expm1(-g) * kept[0]
+        phi_2 = math.expm1(-g) / g + 1.0
+        if i == 1:
+            y = y + phi_2 * (kept[0] - kept[1]) * h / (lambdas[1] - lambdas[0])
+        elif i > 1:
+            r0, r1 = ((lambdas[i - k] - lambdas[i - k - 1]) / h for k in range(2))
+            d0, d1 = (kept[0] - kept[1]) / r0, (kept[1] - kept[2]) / r1
+            bend = (d0 - d1) / (r0 + r1)
+            y = y + phi_2 * (d0 + bend * r0) - (phi_2 / g - 0.5) * bend
+        y = y + sigmas[i + 1] * math.sqrt(-math.expm1(-2.0 * h * eta)) * noise[i]
+    found = run(table, network, table.initial_scale * x, noise)
+    assert np.abs(found - kept[0]).max() <= 1e-12 * np.abs(kept[0]).max()
+    default = SOLVERS["dpm++3m_sde"](schedule, sigmas=sigmas, eta=eta)
+    assert np.abs(run(default, network, table.initial_scale * x, noise) - kept[0]).max() > 1e-4

@@ -18,6 +18,7 @@ from ...config import to_dict
 from ...converters.base import Report
 from ...converters.diffusers.scheduler_write import from_settings
 from ...diffusion.schedule import NoiseSchedule
+from ...diffusion.solvers import SOLVERS as ALL_SOLVERS
 from ...engines import DiffusionEngine
 from ...engines.diffusion.module import Wrapped
 from ...engines.diffusion.plan import Plan
@@ -68,15 +69,15 @@ def scheduler(engine: DiffusionEngine, plan: Plan) -> tuple[str, dict[str, Any],
             f"diffusers is compared on a NoiseSchedule, and this model's process is {process.name}"
         )
     options = dict(plan.options)
-    step: dict[str, Any] = {
-        key: options.pop(key) for key in ("eta", "use_clipped_model_output") if key in options
-    }
+    step: dict[str, Any] = {"eta": options.pop("eta")} if "eta" in options else {}
+    if getattr(ALL_SOLVERS[plan.solver].check(options), "use_clipped_model_output", False):
+        step["use_clipped_model_output"] = True
     settings = replace(engine.settings, solver=plan.solver, solver_options=options or None)
     try:
         config, lost = from_settings(settings, Report())
     except ConfigError as error:
         raise NotApplicable(str(error)) from error
-    if lost:
+    if lost := {key: value for key, value in lost.items() if key not in step}:
         raise NotApplicable(f"diffusers' {config['_class_name']} has no {', '.join(lost)}")
     return config.pop("_class_name"), config, step
 
