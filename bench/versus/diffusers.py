@@ -58,9 +58,9 @@ def theirs(engine: DiffusionEngine, batch: int, steps: int, last: bool) -> Calla
 
 
 def ask(engine: DiffusionEngine, batch: int, steps: int) -> Any:
-    """DDIM of `steps`, unguided, clipped as diffusers does it."""
+    """DDIM of `steps`, unguided and unclipped, with diffusers' timesteps."""
     labels = None if engine.settings.num_classes is None else [k % 10 for k in range(batch)]
-    options = {"clip_sample": False}
+    options = {"clip_sample": False, "as_diffusers": True}
     return engine.request(
         batch, seed=0, labels=labels, solver="ddim", steps=steps, guidance_scale=1.0, **options
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastgen_kernels import normals
 
 from ..diffusion.interpreter import run
+from ..diffusion.solvers import SOLVERS
 from ..diffusion.table import Table
 from ..engines import DiffusionEngine
 from ..engines.closeness import Closeness, spread
@@ -49,8 +50,13 @@ def contests(
 
 
 def ask(engine: DiffusionEngine, batch: int, steps: int | None, solver: str | None = None) -> Request:
-    """What is drawn: seeds from 0, classes in turn and guidance where the model knows them."""
+    """What is drawn: seeds from 0, classes in turn and guidance where the model knows them.
+
+    A solver that is named runs as diffusers runs it where their defaults differ, so that both do the same work.
+    """
     arguments: dict[str, Any] = {"seed": 0, "steps": steps, "solver": solver}
+    if solver is not None and SOLVERS[solver].diffusers:
+        arguments["as_diffusers"] = True
     if engine.settings.num_classes is not None:
         arguments["labels"] = [i % engine.settings.num_classes for i in range(batch)]
     if engine.settings.null_class is not None:

@@ -18,9 +18,13 @@ EXCEPTIONS: dict[tuple[str, int], tuple[int, str]] = {
 }
 
 
+# All at 50 evaluations take an hour of one core: `python -m tests.zoo.agreement` does that. These are solvers that
+# drew worse with more steps, or noise, by earlier defaults.
+CASES = [(name, 10) for name in agreement.NAMES] + [("ddim", 50), ("heun", 20), ("plms", 20)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("evaluations", agreement.EVALUATIONS)
-@pytest.mark.parametrize("name", agreement.NAMES)
+@pytest.mark.parametrize(("name", "evaluations"), CASES)
 def test_every_solver_draws_the_digits_asked_for(name: str, evaluations: int) -> None:
     wanted, _ = EXCEPTIONS.get((name, evaluations), (ENOUGH, ""))
     assert agreement.agreement(name, evaluations) >= wanted
