@@ -58,7 +58,7 @@ def test_a_cell_is_what_sample_draws(engine: fastgen.DiffusionEngine) -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sheet.png"
-    assert gallery.main(["--solvers", "ddim", "unipc", "lcm", "--steps", "1,2", "--out", str(out)]) == 0
+    assert gallery.main(["--solvers", "ddim", "unipc", "lcm", "--evaluations", "1,2", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert f"left out: lcm: {gallery.FOR_DISTILLED}" in printed
     assert "2 rows" in printed
