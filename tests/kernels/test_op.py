@@ -46,7 +46,9 @@ def test_an_op_is_complete(name):
     assert operation.name == name
     missing = [f.name for f in dataclasses.fields(operation) if getattr(operation, f.name) is None]
     assert set(missing) <= {"out", "eager", "in_place"}
-    assert ("out" in missing) == ("in_place" in missing)
+    assert (
+        "in_place" in missing or "out" not in missing
+    )  # conv_norm has buffers to write into, and none to change
     names = [case.name for case in operation.cases]
     assert len(set(names)) == len(names)
     assert any(case.production for case in operation.cases)
