@@ -71,14 +71,19 @@ def open_session(model: onnx.ModelProto) -> Any:
 
 
 def trial_sizes(interface: Interface, usual: Mapping[str, int]) -> list[dict[str, int]]:
-    """The lengths of dynamic axes in use, and others: the first axis longer, the second shorter, where it can be."""
+    """The lengths of dynamic axes in use, and others: the first axis longer, the second shorter.
+
+    Where two steps would not remain the second is longer as well: blocks that reflect at the border need two pixels
+    at the lowest level.
+    """
     axes = [axis for axis in interface.dynamic if axis in usual]
     if not axes:
         return [{}]
     other = {}
     for i, axis in enumerate(axes):
         step = interface.divisor(axis)
-        other[axis] = usual[axis] + step if i == 0 or usual[axis] <= step else usual[axis] - step
+        shorter = i > 0 and usual[axis] >= 3 * step
+        other[axis] = usual[axis] - step if shorter else usual[axis] + (1 + i) * step
     return [dict(usual), other]
 
 

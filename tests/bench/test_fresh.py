@@ -58,7 +58,8 @@ def test_importing_pytorch_alone_is_timed_in_every_round() -> None:
 
 def test_a_real_process_that_imports_pytorch() -> None:
     report = fresh.run_child({"who": fresh.FLOOR})
-    assert 0 < report["cpu"]["imports"] < report["wall"]["imports"]
+    assert report["cpu"]["imports"] > 0
+    assert report["wall"]["imports"] > 0
 
 
 def test_wrong_images_get_no_time() -> None:
