@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastgen.fused import blocks, onednn, small
 from fastgen.fused.blocks import FusedNorm, FusedResidual, PlainNorm
 from fastgen.fused.folding import folded
-from fastgen.fused.onednn import OneDNNConv, OneDNNUp
+from fastgen.fused.onednn import OneDNNConv, OneDNNJoined, OneDNNUp
 from fastgen.fused.small import SmallHalf
 from fastgen.fused.swap import census, swap
 from fastgen.fused.twin import Twin
@@ -196,6 +196,31 @@ def test_onednns_sum_is_the_plain_one(stride: int, groups: int, dtype: torch.dty
         bound = 1.01 * u * exact.abs() + (56 * 2.0**-24 + 1.01 * u) * sums
         for got in (fast(x, residual), fast.plain(x, residual)):
             assert ((got.double() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("parts", [(6,), (4, 2), (1, 5)])
+@torch.no_grad()
+def test_a_shortcut_of_two_images(
+    parts: tuple[int, ...], bias: bool, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As matrix products and as oneDNN's calls: within what float32 rounds of 7 terms."""
+    if (reason := onednn.why_not(torch.float32)) is not None:
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 5, 1, bias=bias)
+    images = [torch.randn(2, part, 3, 5).contiguous(memory_format=layout) for part in parts]
+    exact, magnitude = copy.deepcopy(conv).double(), copy.deepcopy(conv).double()
+    for parameter in magnitude.parameters():
+        parameter.abs_()
+    both = torch.cat(images, 1).double()
+    bound = 8 * 2.0**-24 * magnitude(both.abs())
+    for limit in (onednn.PRODUCT, 0):
+        monkeypatch.setattr(onednn, "PRODUCT", limit)
+        got = OneDNNJoined(conv)(*images)
+        assert got.shape == (2, 5, 3, 5)
+        assert ((got.double() - exact(both)).abs() <= bound).all()
 
 
 @torch.no_grad()
