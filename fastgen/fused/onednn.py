@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..models.building import without_values
 from ..models.resample import Upsample
@@ -130,9 +131,9 @@ class OneDNNJoined(Twin["JoinedConvolution"]):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(JoinedConvolution.of(conv))
         pointwise = {*conv.kernel_size, *conv.stride} == {1} and not any(conv.padding) and conv.groups == 1
-        self._matrix: Tensor | None = None  # [in, out]
+        self._matrix: Tensor | None = None  # [out, in]
         if pointwise and conv.weight.dtype == torch.float32:
-            self._matrix = conv.weight.detach().flatten(1).t()
+            self._matrix = conv.weight.detach().flatten(1)
         self._parts: tuple[OneDNNConv, OneDNNConv] | None = None  # once their channels are known
         self._whole = (OneDNNConv(conv, prepacked=True),)  # not a module within this one, nor the parts
 
@@ -153,12 +154,9 @@ class OneDNNJoined(Twin["JoinedConvolution"]):
         batch, channels, height, width = x.shape
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
         bias = self.plain.bias
-        if bias is None:
-            y = pixels @ matrix[:channels]
-        else:
-            y = torch.addmm(bias.detach(), pixels, matrix[:channels])
+        y = F.linear(pixels, matrix[:, :channels], None if bias is None else bias.detach())
         if skip is not None:
-            y.addmm_(skip.permute(0, 2, 3, 1).reshape(len(pixels), -1), matrix[channels:])
+            y.addmm_(skip.permute(0, 2, 3, 1).reshape(len(pixels), -1), matrix[:, channels:].t())
         return y.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
