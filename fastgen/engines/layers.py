@@ -20,6 +20,7 @@ from ..fused.blocks import SILU, PlainNorm
 from ..fused.small import PlainHalf
 from ..fused.twin import Twin
 from ..models.blocks import NormAct
+from ..models.embeddings import FourierFeatures
 from ..models.resample import Upsample
 from .closeness import deviation
 from .verb import Networks
@@ -67,9 +68,9 @@ def watching(networks: Networks) -> Iterator[dict[Name, Call]]:
 
 
 def leaves(networks: Networks) -> Iterator[tuple[Name, nn.Module]]:
-    """The modules that have no modules in them."""
+    """The modules that have no modules in them, by their names in the network that the user knows."""
     for part, network in networks.items():
-        for name, module in network.named_modules():
+        for name, module in network.get_submodule(getattr(network, "WRAPS", "")).named_modules():
             if next(module.children(), None) is None:
                 yield (part, name), module
 
@@ -148,9 +149,13 @@ def _exactly(value: Any) -> Any:
 
 
 def _products(module: nn.Module, call: Call) -> float:
-    """Relative error of a layer's products beyond float32's, by what PyTorch allows itself on a GPU."""
+    """Relative error of a layer's products beyond float32's, by what PyTorch allows itself."""
     if not call.output.is_cuda:
-        return 0.0
+        # PyTorch adds a linear layer's bias to its rounded product where the input lies in pieces.
+        apart = (
+            isinstance(module, nn.Linear) and module.bias is not None and not call.inputs[0].is_contiguous()
+        )
+        return 1.01 * UNIT_ROUNDOFF[call.output.dtype] if apart else 0.0
     if call.output.dtype == torch.float32:
         convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
         backend = convolutions if isinstance(module, (nn.Conv2d, PlainHalf)) else torch.backends.cuda.matmul
@@ -221,6 +226,10 @@ def _allowed(
         return rounded + 1.13 * (sums + 1.01 * u * plain) + 8.0 * WORKING * plain
     if isinstance(module, (nn.SiLU, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Mish)):
         return rounded + 8.0 * WORKING * (exact.abs() + inputs[0].abs())
+    if isinstance(module, FourierFeatures):
+        # The logarithm and three products are off by parts of the angle, which is some hundreds.
+        angle = (torch.log(inputs[0])[:, None] * module.weight[None] * 2 * math.pi).abs()
+        return rounded + 8.0 * WORKING * (1.0 + torch.cat([angle, angle], dim=1))
     if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten)):
         return rounded
     return None

@@ -28,6 +28,8 @@ DEFAULTS = ("solver", "steps", "guidance_scale", "solver_options")
 class Wrapped(nn.Module):
     """`net` called as F(x, t, label): its time's type, and the tensor that its result holds."""
 
+    WRAPS = "net"  # the part that layers are named in
+
     def __init__(self, net: nn.Module, integer_time: bool) -> None:
         super().__init__()
         self.net, self.integer_time = net, integer_time
