@@ -1,6 +1,7 @@
 """The diffusion engine against diffusers on a CPU: DDIM, same weights and noise, rounds interleaved in one process.
 
-    python -m bench.versus.diffusers --clock cpu --threads 1 --json bench/results/cpu-diffusers.json
+    python -m bench.versus.diffusers --clock cpu --threads 1 --compile --json bench/results/cpu-diffusers.json
+    python -m bench.versus.diffusers --page bench/results/cpu-diffusers.json   # the table of docs/fast-networks.md
 
 diffusers runs in float32, as it comes ("eager") and in channels-last, which is its best form on a CPU. Images are
 compared before anything is timed; where float32 ones differ no speed is reported. For bfloat16 the
@@ -37,12 +38,15 @@ MODELS = ("random:cifar10", "zoo:ddpm-mnist")
 BATCHES = {"random:cifar10": (1, 8), "zoo:ddpm-mnist": (1, 64)}
 # float32: 20 evaluations, each off by some 1e-6 in sums of other orders, on a schedule that diffusers keeps in float32.
 PARITY = 1e-3
+COMPILED = "fastgen, compile=True"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "fast-networks.md"
+MARKS = ("<!-- diffusers: python -m bench.versus.diffusers --page -->\n", "<!-- end of diffusers -->")
 
 
-def load(model: str, dtype: str) -> DiffusionEngine:
+def load(model: str, dtype: str, compile: bool = False) -> DiffusionEngine:
     """The engine under test."""
     with tempfile.TemporaryDirectory() as folder:
-        engine = fastgen.load(on_disk(model, Path(folder)), device="cpu", dtype=dtype)
+        engine = fastgen.load(on_disk(model, Path(folder)), device="cpu", dtype=dtype, compile=compile)
     assert isinstance(engine, DiffusionEngine)
     return engine
 
@@ -66,8 +70,13 @@ def ask(engine: DiffusionEngine, batch: int, steps: int) -> Any:
     )
 
 
-def compare(model: str, batch: int, steps: int, dtype: str, rounds: int, clock: str) -> dict[str, Any]:
-    """One row: how far the images are apart, seconds per image and ratios with quartiles."""
+def compare(
+    model: str, batch: int, steps: int, dtype: str, rounds: int, clock: str, compile: bool
+) -> dict[str, Any]:
+    """One row: how far the images are apart, seconds per image and ratios with quartiles.
+
+    compile: fastgen under torch.compile takes part, too.
+    """
     engine, plain = load(model, dtype), load(model, "float32")
     request = ask(engine, batch, steps)
     calls: dict[str, Callable[[], Any]] = {
@@ -75,8 +84,13 @@ def compare(model: str, batch: int, steps: int, dtype: str, rounds: int, clock: 
         "diffusers": theirs(plain, batch, steps, last=False),
         "diffusers, channels-last": theirs(load(model, "float32"), batch, steps, last=True),
     }
+    ours = ["fastgen"]
+    if compile:
+        compiled = load(model, dtype, compile=True)
+        calls[COMPILED] = lambda: compiled.draw(request)
+        ours.append(COMPILED)
     want = calls["diffusers"]()
-    off = (calls["fastgen"]() - want).abs()
+    off = torch.stack([(calls[name]() - want).abs() for name in ours])
     row: dict[str, Any] = {
         "model": model, "batch": batch, "steps": steps, "dtype": dtype,
         "largest_difference": round(float(off.max()), 6), "mean_difference": round(float(off.mean()), 6),
@@ -89,10 +103,41 @@ def compare(model: str, batch: int, steps: int, dtype: str, rounds: int, clock: 
             "median_s": round(timing.median, 4),
             "quartiles_s": [round(timing.low, 4), round(timing.high, 4)],
         }
-        if name != "fastgen":
+        if name not in ours:
             ratio = timing.over(times["fastgen"])
             row[f"speedup over {name}"] = [round(v, 3) for v in (ratio.low, ratio.median, ratio.high)]
+    if compile:
+        ratio = times["diffusers"].over(times[COMPILED])
+        row["speedup of compile=True"] = [round(v, 3) for v in (ratio.low, ratio.median, ratio.high)]
     return row
+
+
+def table(found: dict[str, Any]) -> str:
+    """The results as the page shows them."""
+    machine = found["environment"]
+    lines = [
+        f"{machine['machine']} ({', '.join(machine['cpu_features'])}), PyTorch {machine['torch']}, diffusers "
+        f"{machine['diffusers']}; DDIM, float32 against float32, bfloat16 against diffusers' float32; medians of the "
+        "ratio of times, with quartiles.",
+        "",
+        "| model | batch | type | over diffusers | over diffusers, channels-last | with `compile=True` |",
+        "|---|---|---|---|---|---|",
+    ]
+    memory = []
+    for row in found["rows"]:
+        if "peak_memory_ratio" in row:
+            memory.append(f"{row['peak_memory_ratio']:.2f} of diffusers' for `{row['model']}`")
+            continue
+        columns = (
+            "speedup over diffusers",
+            "speedup over diffusers, channels-last",
+            "speedup of compile=True",
+        )
+        cells = [
+            "{1:.2f}x ({0:.2f} - {2:.2f})".format(*row[name]) if name in row else "-" for name in columns
+        ]
+        lines.append(f"| `{row['model']}` | {row['batch']} | {row['dtype']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Peak memory of a process at batch 1: {', '.join(memory)}.", ""])
 
 
 def memory(model: str, batch: int, steps: int) -> dict[str, Any]:
@@ -139,11 +184,20 @@ def main() -> int:
         "--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that others use, too"
     )
     parser.add_argument("--json", type=Path, help="keep the results in this file")
+    parser.add_argument("--compile", action="store_true", help="time fastgen's compile=True as well")
+    parser.add_argument(
+        "--page", type=Path, metavar="JSON", help="only write the docs' table of these results"
+    )
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         name, model, batch, steps = args.child
         child(name, model, int(batch), int(steps))
+        return 0
+    if args.page:
+        before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
+        words = table(json.loads(args.page.read_text(encoding="utf-8")))
+        PAGE.write_text(f"{before}{MARKS[0]}{words}{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
         return 0
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -169,7 +223,7 @@ def main() -> int:
     for model in args.models:
         for dtype in args.dtypes:
             for batch in args.batches or BATCHES[model]:
-                keep(compare(model, batch, args.steps, dtype, args.rounds, args.clock))
+                keep(compare(model, batch, args.steps, dtype, args.rounds, args.clock, args.compile))
         keep(memory(model, (args.batches or BATCHES[model])[0], 2))
     return int(any("error" in row for row in rows))
 
