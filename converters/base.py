@@ -164,11 +164,14 @@ def check(converted: Converted) -> dict[str, nn.Module]:
         modules = {part: make() for part, make in builders(converted.spec).items()}
     wanted = {f"{p}.{name}": t for p, m in modules.items() for name, t in m.state_dict().items()}
     found, where = converted.tensors.shapes, converted.tensors.where
+    extra = sorted(set(found) - set(wanted))
     if missing := sorted(set(wanted) - set(found)):
+        others = f"; {len(extra)} are there that it has not, the first is {extra[0]}" if extra else ""
         raise CheckpointError(
-            f"{len(missing)} tensors are missing, the first is {missing[0]}", argument=where
+            f"{len(missing)} of {len(wanted)} tensors are missing, the first is {missing[0]}{others}",
+            argument=where,
         )
-    if extra := sorted(set(found) - set(wanted)):
+    if extra:
         raise CheckpointError(
             f"{len(extra)} tensors do not belong to its configuration, the first is {extra[0]}",
             argument=where,
