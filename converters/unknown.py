@@ -7,12 +7,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-# Names that networks of diffusion models begin with, under any prefix: the time's embedding, the way down and up.
-TIME = re.compile(r"(^|\.)(time_|t_embed|temb|timestep|map_noise|map_layer|time\.|temb_proj|sigma_embed)")
-DOWN = re.compile(
-    r"(^|\.)(down|downs?_?blocks?|input_blocks|enc|encoder|conv_in|init_conv|head)\b|(^|\.)downs?\."
-)
-UP = re.compile(r"(^|\.)(up|ups?_?blocks?|output_blocks|dec|decoder|conv_out|final_conv|tail)\b|(^|\.)ups?\.")
+# Names of the time's embedding, under any prefix: of networks of diffusion models, and of nothing else that has images.
+TIME = re.compile(r"(^|\.)(time_|time\.|timestep|temb|t_embed|sigma_embed|map_noise)")
 OWN_DENOISER = (
     "for the network of a diffusion model, build it with its own code, load_state_dict these weights, and give it to "
     "fastgen.DiffusionEngine.from_module(net, schedule, prediction_type, shape); a UNet2DModel of diffusers is "
@@ -37,10 +33,8 @@ def advice(shapes: Mapping[str, tuple[int, ...]], flows: str) -> str:
 
 
 def like_denoiser(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether these are the tensors of a U-Net or another network of images and a time, as far as names tell."""
-    images = any(len(shape) == 4 for shape in shapes.values())
-    marks = sum(any(mark.search(name) for name in shapes) for mark in (TIME, DOWN, UP))
-    return images and (marks == 3 or (marks == 2 and any(TIME.search(name) for name in shapes)))
+    """Whether these are the tensors of a network of images and a time, as far as names tell."""
+    return any(len(shape) == 4 for shape in shapes.values()) and any(map(TIME.search, shapes))
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
