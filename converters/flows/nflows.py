@@ -24,6 +24,7 @@ from fastgen.models.flow.vector import MAX_LAYERS
 
 from ..base import Report
 from .activations import activation_of
+from .assumed import LEAKY_SLOPE, Assumed, Table
 from .perceptron import residual
 from .source import Facts, Result, Source, converter, refuse, same, without
 from .state import State, precisely
@@ -62,16 +63,26 @@ OTHERS: dict[str, str] = {
     "_transform": "an InverseTransform",
     "_transforms": "a CompositeTransform within another",
 }
+ASSUMED: Table = {
+    "activation": Assumed(
+        "relu",
+        ("nflows.nn.nets.ResidualNet:activation", "nflows.flows.SimpleRealNVP:activation"),
+        theirs="torch.nn.functional.relu",
+    ),
+    "leaky_slope": LEAKY_SLOPE,
+    "lu_eps": Assumed(1e-3, ("nflows.transforms.LULinear:eps",)),
+    "batch_norm_eps": Assumed(1e-5, ("nflows.transforms.BatchNorm:eps",)),
+}
 
 
 @dataclass(frozen=True)
 class NflowsOptions:
     """activation, leaky_slope: of the ResidualNets. lu_eps: of LULinear. batch_norm_eps: of BatchNorm."""
 
-    activation: str = one_of(*ACTIVATIONS, default="relu")
-    leaky_slope: float = bounded(0.0, 1.0, default=0.01)
-    lu_eps: float = bounded(0.0, 1.0, default=1e-3)
-    batch_norm_eps: float = bounded(0.0, 1.0, default=1e-5)
+    activation: str = one_of(*ACTIVATIONS, default=ASSUMED["activation"].value)
+    leaky_slope: float = bounded(0.0, 1.0, default=ASSUMED["leaky_slope"].value)
+    lu_eps: float = bounded(0.0, 1.0, default=ASSUMED["lu_eps"].value)
+    batch_norm_eps: float = bounded(0.0, 1.0, default=ASSUMED["batch_norm_eps"].value)
 
 
 def recognises(names: Iterable[str]) -> bool:

@@ -22,6 +22,7 @@ from fastgen.models.flow.vector import MAX_LAYERS
 
 from ..base import Report
 from .activations import activation_of
+from .assumed import LEAKY_SLOPE, Assumed, Table
 from .perceptron import perceptron
 from .source import Facts, Result, Source, converter, refuse, same, without
 from .state import State, precisely
@@ -39,15 +40,20 @@ OTHERS = {
     "A": "a RotationTransform",
     "ode": "an FFJTransform (of CNF)",
 }
+ASSUMED: Table = {
+    "activation": Assumed("relu", ("zuko.nn.MLP:activation",), theirs=None),  # which it takes for ReLU
+    "leaky_slope": LEAKY_SLOPE,
+    "slope": Assumed(1e-3, ("zuko.transforms.MonotonicAffineTransform:slope",)),
+}
 
 
 @dataclass(frozen=True)
 class ZukoOptions:
     """activation: of the perceptrons, leaky_slope: its slope below 0. slope: the least slope of the affine map."""
 
-    activation: str = one_of(*ACTIVATIONS, default="relu")
-    leaky_slope: float = bounded(0.0, 1.0, default=0.01)
-    slope: float = bounded(1e-30, 0.999, default=1e-3)
+    activation: str = one_of(*ACTIVATIONS, default=ASSUMED["activation"].value)
+    leaky_slope: float = bounded(0.0, 1.0, default=ASSUMED["leaky_slope"].value)
+    slope: float = bounded(1e-30, 0.999, default=ASSUMED["slope"].value)
 
 
 def recognises(names: Iterable[str]) -> bool:
@@ -147,7 +153,7 @@ def facts(model: nn.Module, where: str) -> Facts:
                 argument=where,
             )
         if name == "MonotonicAffineTransform":
-            slopes.append(float(given.get("slope", 1e-3)))
+            slopes.append(float(given.get("slope", ASSUMED["slope"].value)))
         for j, inner in enumerate(layer.hyper):
             if type(inner).__name__ != "Linear":
                 acts.append(activation_of(inner, f"{where}: {path}.hyper.{j}"))
