@@ -116,8 +116,8 @@ class Converter:
         supported. variant: a source's name for another set of weights (fp16), or None. assume: options that the files
         do not say, by the source's names.
     read_module(module, assume): the same, of a live module; no `read_module`: there is no such way.
-    package: whose modules `read_module` is for. recognises(names): for modules of no package, whether a state dict with
-        these names is of this kind.
+    package: whose modules `read_module` is for. recognises(names): whether a state dict with these names, without
+        prefix, is of this kind.
     write(path, spec, tensors, dtype): our model in the source's form, into an empty folder, weights as `dtype`
         (None: as they are). No `write`: there is no way back.
     files: patterns of the small files that `detect` and `downloads` need from a hub.

@@ -87,7 +87,8 @@ def open_bin(path: Path) -> tuple[list[tuple[str, Opened]], list[str]]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"holds more than tensors{_classes(path)}, or is damaged; pickles are not executed. "
-            "Ask for a safetensors file, or save the state dict alone where you trust it",
+            "Ask for a safetensors file or save the state dict alone; classes that you trust are let through by "
+            "torch.serialization.add_safe_globals",
             argument=path,
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
