@@ -35,10 +35,15 @@ T = TypeVar("T")
 CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS, **FLOWS}
 
 
-def unknown_weights(found: Found, where: object) -> CheckpointError:
+def unknown_weights(found: Found, where: Path) -> CheckpointError:
     """What to raise for weights of no model that is known."""
     what, shapes = contents(found)  # says what is wrong with a damaged file
-    return CheckpointError(f"{what}. {advice(shapes, _flows())}", argument=where)
+    if is_ours(where.parent):
+        return CheckpointError(
+            f"are weights of the model in {where.parent}: give that folder", argument=where
+        )
+    missing = f"no {CONFIG_FILE} beside the weights, and " if os.path.isdir(where) else ""
+    return CheckpointError(f"{missing}{what}. {advice(shapes, _flows())}", argument=where)
 
 
 def unknown_module(module: nn.Module, state: Mapping[str, Tensor]) -> ConfigError:

@@ -54,14 +54,11 @@ class Candidate:
         return ".".join(filter(None, (self.keys, self.prefix.removesuffix("."))))
 
     @property
-    def averaged(self) -> bool:
-        """Whether these are averaged weights (EMA), as keys and prefix say, or torch's AveragedModel."""
+    def averaged(self) -> int:
+        """How often it is said that these are averaged weights (EMA): by keys, by a prefix or torch's AveragedModel."""
         outer = self.prefix.removesuffix("module.")
-        if outer != self.prefix and f"{outer}n_averaged" in self.tensors.shapes:
-            return True
-        # A border before a capital that a small letter follows, or that follows one, as in EMACallback.
-        words = re.sub(r"(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z])", "_", self.label)
-        return _averaged(words)
+        torchs = outer != self.prefix and f"{outer}n_averaged" in self.tensors.shapes
+        return _averaged(self.keys) + (torchs or _averaged(self.prefix))
 
     def renamed(self) -> Tensors:
         """Its tensors under the names without prefix."""
@@ -111,7 +108,8 @@ def choose(
     if not candidates:
         raise CheckpointError(unknown(found, beside), argument=where)
     if variant is None:
-        usual = [c for c in candidates if c.averaged] or candidates
+        most = max(c.averaged for c in candidates)  # in an EMA's own state dict lies the trained model, too
+        usual = [c for c in candidates if c.averaged == most]
     else:
         usual = [c for c in candidates if variant in (c.label, c.keys, c.prefix.removesuffix("."))]
         if not usual:
@@ -223,6 +221,8 @@ def quoted(text: str) -> str:
 
 
 def _averaged(words: str) -> bool:
+    # A border before a capital that a small letter follows, or that follows one, as in EMACallback.
+    words = re.sub(r"(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z])", "_", words)
     return AVERAGED.search(words.lower()) is not None
 
 

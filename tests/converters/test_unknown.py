@@ -124,3 +124,14 @@ def test_a_destination_with_weights_of_something_else(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), folder / "pytorch_model.bin")
     fastgen.convert("zoo:ddpm-mnist", folder, to="diffusers", overwrite=True)
     assert detect(folder) is CONVERTERS["diffusers"]
+
+
+def test_a_file_of_our_own_points_to_its_folder(tmp_path: Path) -> None:
+    fastgen.convert("zoo:ddpm-mnist", tmp_path / "theirs", to="diffusers")
+    fastgen.convert(tmp_path / "theirs", tmp_path / "ours")
+    path = tmp_path / "ours" / "model.safetensors"
+    with refused(CheckpointError, path, tmp_path / "ours"):
+        fastgen.load(path)
+    (tmp_path / "ours" / "config.json").unlink()
+    with refused(CheckpointError, tmp_path / "ours", "config.json"):
+        fastgen.load(tmp_path / "ours")

@@ -93,7 +93,7 @@ def other(state: State) -> State:
 
 
 PREFIXES = [
-    "", "flow.", "model.", "module.", "_orig_mod.", "net.", "unet.", "anything.",
+    "", "flow.", "model.", "module.", "_orig_mod.", "net.", "unet.", "anything.", "ema_model.",
     "module._orig_mod.", "_orig_mod.module.", "model.flow.", "model.module._orig_mod.net.",
 ]  # fmt: skip
 # What a file holds around a state dict, and the key under which it is found.
@@ -141,7 +141,7 @@ def test_every_wrapping_and_prefix_together(model: str, plain: Callable[[str], S
         said = " ".join(report.lines())
         quoted = prefix if "_orig_mod" not in prefix else "_orig_mod."
         assert names(said, *filter(None, (repr(keys) if keys else "", quoted))), said
-        assert ("averaged weights (EMA)" in said) == ("ema" in keys), said
+        assert ("averaged weights (EMA)" in said) == ("ema" in keys + prefix), said
         if wrapping == "Lightning":
             assert names(said, "'callbacks'", "'optimizer_states'")
 
@@ -241,6 +241,24 @@ def test_several_sets_of_weights(tmp_path: Path) -> None:
     found = read("rosinality", path)
     assert torch.equal(tensors(found)[loc], averaged)
     assert any(names(line, "x.y") for line in found.report.ignored)
+
+
+def test_an_emas_own_state_dict(tmp_path: Path) -> None:
+    """ema_pytorch's: the averaged model and the trained one, both under the key of the average."""
+    state = rosinality()
+    inside = {
+        **prefixed(other(state), "ema_model."),
+        **prefixed(state, "online_model."),
+        "step": torch.tensor(3),
+    }
+    path = tmp_path / "glow.pt"
+    torch.save({"step": 3, "model": state, "ema": inside, "opt": {}}, path)
+    found = read("rosinality", path)
+    assert any(
+        names(line, "'ema.ema_model'", "'ema.online_model'", "'model'") for line in found.report.assumed
+    )
+    want = other(state)["blocks.0.flows.0.actnorm.loc"].flatten()
+    assert torch.equal(tensors(found)["flow.scales.0.1.loc"], want)
 
 
 def test_averages_without_names_are_reported(tmp_path: Path) -> None:
