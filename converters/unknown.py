@@ -11,8 +11,8 @@ from torch import nn
 TIME = re.compile(r"(^|\.)(time_|time\.|timestep|temb|t_embed|sigma_embed|map_noise)")
 OWN_DENOISER = (
     "for the network of a diffusion model, build it with its own code, load_state_dict these weights, and give it to "
-    "fastgen.DiffusionEngine.from_module(net, schedule, prediction_type, shape); a UNet2DModel of diffusers and a model "
-    "of fastgen's own are loaded from their folder, with config.json beside the weights"
+    "fastgen.DiffusionEngine.from_module(net, schedule, prediction_type, shape); a UNet2DModel of diffusers and a "
+    "model of fastgen's own are loaded from their folder, with config.json beside the weights"
 )
 WRAPPERS = {
     "OptimizedModule": "_orig_mod",  # of torch.compile
