@@ -27,27 +27,60 @@ from .base import Converted, Converter, Report, Tensors, build, check
 from .diffusers import CONVERTER as DIFFUSERS
 from .flows import CONVERTERS as FLOWS
 from .tracing import CompiledTable, compile_scheduler
-from .weights import Found, open_weights, save, sha256, write
+from .unknown import advice, unwrapped
+from .weights import Found, contents, of, open_weights, save, sha256, write
+from .wrapping import StateDict, holds
 
 T = TypeVar("T")
 CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS, **FLOWS}
 
 
+def unknown_weights(found: Found, where: Path) -> CheckpointError:
+    """What to raise for weights of no model that is known."""
+    what, shapes = contents(found)  # says what is wrong with a damaged file
+    if is_ours(where.parent):
+        return CheckpointError(
+            f"are weights of the model in {where.parent}: give that folder", argument=where
+        )
+    missing = f"no {CONFIG_FILE} beside the weights, and " if os.path.isdir(where) else ""
+    return CheckpointError(f"{missing}{what}. {advice(shapes, _flows())}", argument=where)
+
+
+def unknown_module(module: nn.Module, state: Mapping[str, Tensor]) -> ConfigError:
+    """What to raise for a live module of no project that is known."""
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    return ConfigError(
+        f"is of no project that is known. {advice(shapes, _flows())}",
+        argument=f"{type(module).__module__}.{type(module).__qualname__}",
+    )
+
+
+def _flows() -> str:
+    return "; ".join(c.about for c in CONVERTERS.values() if c.read_module is not None)
+
+
 def detect(path: Path) -> Converter | None:
     """The converter whose kind of model the folder or file `path` holds; None if no one's, as with fastgen's own.
 
-    Raises CheckpointError for a file that is no one's: a model of ours is a folder.
+    Raises CheckpointError for weights that are no one's, a file or a folder without config.json: it says what they are.
     """
+    converter = _converter(path)
+    if converter is None and not is_ours(path):
+        if os.path.isfile(path):  # False, too, for what is no name of a file
+            raise unknown_weights(Found((path,)), path)
+        if os.path.isdir(path) and not os.path.exists(path / CONFIG_FILE):
+            try:
+                found = of(path)
+            except CheckpointError:  # no weights at all
+                return None
+            raise unknown_weights(found, path)
+    return converter
+
+
+def _converter(path: Path) -> Converter | None:
     if is_ours(path):
         return None
-    converter = next((converter for converter in CONVERTERS.values() if converter.detect(path)), None)
-    if converter is None and os.path.isfile(path):  # False, too, for what is no name of a file
-        open_weights(Found((path,)))  # says what is wrong with a damaged one
-        kinds = "; ".join(c.about for c in CONVERTERS.values() if c.read_module is not None)
-        raise CheckpointError(
-            f"a file with tensors of no model that is known; known files: {kinds}", argument=path
-        )
-    return converter
+    return next((converter for converter in CONVERTERS.values() if converter.detect(path)), None)
 
 
 def from_module(module: nn.Module, assume: Mapping[str, Any] | None = None) -> Converted:
@@ -56,23 +89,27 @@ def from_module(module: nn.Module, assume: Mapping[str, Any] | None = None) -> C
     assume: options that the module does not say, by the source's names. The tensors are the module's own, not copies.
     Raises ConfigError that names what is not supported.
     """
+    module = unwrapped(module)
     packages = {cls.__module__.split(".")[0] for cls in type(module).__mro__}
-    names = list(module.state_dict())
+    state = module.state_dict()
     for converter in CONVERTERS.values():
-        ours = converter.package in packages if converter.package else False
-        if converter.read_module and (ours or (not converter.package and converter.recognises(names))):  # type: ignore[misc]
+        if converter.read_module is None:
+            continue
+        if converter.package in packages or (not converter.package and _named(state, converter)):
             return converter.read_module(module, assume or {})
-    kinds = "; ".join(c.about for c in CONVERTERS.values() if c.read_module is not None)
-    raise ConfigError(
-        f"is of no project that is known; known: {kinds}. "
-        "For a flow of fastgen's own layers: FlowEngine.from_module",
-        argument=f"{type(module).__module__}.{type(module).__qualname__}",
-    )
+    raise unknown_module(module, state)
+
+
+def _named(state: Mapping[str, Tensor], converter: Converter) -> bool:
+    """Whether a module of no package has the names that `converter` knows."""
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    whole = StateDict("", Tensors(shapes, state.__getitem__, ""))
+    return converter.recognises is not None and holds([whole], converter.recognises)
 
 
 def form(folder: Path) -> str | None:
     """What `folder` holds: a name in CONVERTERS, "fastgen" (perhaps a damaged one), or None for no model."""
-    converter = detect(folder)
+    converter = _converter(folder)
     if converter is not None:
         return converter.name
     return "fastgen" if (folder / CONFIG_FILE).exists() else None

@@ -116,8 +116,8 @@ class Converter:
         supported. variant: a source's name for another set of weights (fp16), or None. assume: options that the files
         do not say, by the source's names.
     read_module(module, assume): the same, of a live module; no `read_module`: there is no such way.
-    package: whose modules `read_module` is for. recognises(names): for modules of no package, whether a state dict with
-        these names is of this kind.
+    package: whose modules `read_module` is for. recognises(names): whether a state dict with these names, without
+        prefix, is of this kind.
     write(path, spec, tensors, dtype): our model in the source's form, into an empty folder, weights as `dtype`
         (None: as they are). No `write`: there is no way back.
     files: patterns of the small files that `detect` and `downloads` need from a hub.
@@ -164,11 +164,14 @@ def check(converted: Converted) -> dict[str, nn.Module]:
         modules = {part: make() for part, make in builders(converted.spec).items()}
     wanted = {f"{p}.{name}": t for p, m in modules.items() for name, t in m.state_dict().items()}
     found, where = converted.tensors.shapes, converted.tensors.where
+    extra = sorted(set(found) - set(wanted))
     if missing := sorted(set(wanted) - set(found)):
+        others = f"; {len(extra)} are there that it has not, the first is {extra[0]}" if extra else ""
         raise CheckpointError(
-            f"{len(missing)} tensors are missing, the first is {missing[0]}", argument=where
+            f"{len(missing)} of {len(wanted)} tensors are missing, the first is {missing[0]}{others}",
+            argument=where,
         )
-    if extra := sorted(set(found) - set(wanted)):
+    if extra:
         raise CheckpointError(
             f"{len(extra)} tensors do not belong to its configuration, the first is {extra[0]}",
             argument=where,

@@ -11,23 +11,36 @@ import hashlib
 import json
 import math
 import os
-import pickle
-import zipfile
-from collections.abc import Callable
-from contextlib import ExitStack
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-import safetensors
 import torch
 from torch import Tensor
 
 from fastgen.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec
 from fastgen.errors import CheckpointError
 
-from .base import LFS_POINTER, Tensors, check_plain, lfs_error, read_json, write_json
+from .base import Report, Tensors, read_json, write_json
+from .opening import (
+    SAFETENSORS_NAMES,
+    Opened,
+    check_extent,
+    check_file,
+    check_sizes,
+    open_bin,
+    open_safetensors,
+)
+from .wrapping import Recognises, StateDict, choose, holds, unknown
 
-MAX_TIED = 64  # a file's tensors may share values, but together are at most this often its size
+STEMS = ("model", "pytorch_model")  # of accelerate's folders, and of Hugging Face's mixin
+OTHER_WEIGHTS = re.compile(
+    r"(pytorch_)?model.*\.(safetensors|bin)|diffusion_pytorch_model.*\.(safetensors|bin)"
+)
+TRAINING = re.compile(
+    r"(optimizer|scheduler)(_\d+)?\.(bin|pt)|random_states_\d+\.pkl|(scaler|sampler.*)\.(pt|bin)"
+)
 
 
 @dataclass(frozen=True)
@@ -46,9 +59,12 @@ def candidates(stem: str, variant: str | None) -> list[tuple[str, str]]:
     ]
 
 
-def find(folder: Path, stem: str, variant: str | None) -> Found:
-    """The weight files in `folder`. Raises CheckpointError that says which are there instead."""
-    for file, index in candidates(stem, variant):
+def find(folder: Path, stems: Sequence[str], variant: str | None) -> Found:
+    """The weight files in `folder`, of the first of `stems` that is there.
+
+    Raises CheckpointError that says which are there instead.
+    """
+    for file, index in (pair for stem in stems for pair in candidates(stem, variant)):
         if (folder / file).is_file():
             return Found((folder / file,))
         if (folder / index).is_file():
@@ -56,40 +72,111 @@ def find(folder: Path, stem: str, variant: str | None) -> Found:
     others = sorted(
         p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".bin", ".msgpack", ".h5", ".ckpt")
     )
-    wanted = " or ".join(file for file, _ in candidates(stem, variant))
+    wanted = " or ".join(file for file, _ in candidates(stems[0], variant))
     there = (
         f"there is {', '.join(others[:8])}"
         if others
         else "there are no weights at all; is the download complete?"
     )
-    hint = "; choose one with variant=" if variant is None and any(stem in name for name in others) else ""
+    mine = any(stems[0] in name for name in others)
+    hint = "; choose one with variant=" if variant is None and mine else ""
     raise CheckpointError(
         f"no {wanted}{f' (variant {variant!r})' if variant else ''}; {there}{hint}", argument=folder
     )
 
 
-def open_weights(found: Found) -> Tensors:
-    """The tensors in `found`. Raises CheckpointError for damaged or missing files, or names given twice."""
+def of(path: Path) -> Found:
+    """The weights that are a file, or lie in a folder as accelerate and Hugging Face's mixin save them.
+
+    Raises CheckpointError.
+    """
+    return find(path, STEMS, None) if path.is_dir() else Found((path,))
+
+
+def beside(found: Found) -> list[str]:
+    """Other weights in the folder, in lines for a report."""
+    folder = found.files[0].parent
+    others = sorted(p.name for p in folder.glob("*") if OTHER_WEIGHTS.fullmatch(p.name))
+    others = [name for name in others if folder / name not in found.files]
+    return [f"{', '.join(others[:8])}: give a file's path to take its weights"] if others else []
+
+
+def training(folder: Path) -> list[str]:
+    """What a training run left in the folder, in lines for a report."""
+    names = sorted(p.name for p in folder.glob("*") if TRAINING.fullmatch(p.name))
+    return [f"{', '.join(names[:8])}: the state of a training run"] if names else []
+
+
+def open_weights(
+    found: Found,
+    recognises: Recognises | None = None,
+    report: Report | None = None,
+    variant: str | None = None,
+) -> Tensors:
+    """The tensors in `found`, under the names that `recognises` knows; None: all, as they are.
+
+    Keys that a state dict lies under and prefixes of its names are taken off, see `wrapping`; what was chosen goes into
+    `report`. variant: which, where there are several. Raises CheckpointError for damaged or missing files, names given
+    twice, tensors that are not plain or not wholly there; ConfigError for a `variant` that is not there.
+    """
+    dicts, beside, places = _open_all(found)
+    where = str(found.index or found.files[0])
+    if recognises is None:
+        dicts, recognises = dicts[:1], lambda names: True
+    chosen = choose(dicts, recognises, where, Report() if report is None else report, variant, beside)
+    by_file: dict[Path, list[str]] = {path: [] for path in found.files}
+    for name in chosen.names.values():
+        by_file[places[chosen.keys, name]].append(name)
+    for path, names in by_file.items():
+        check_sizes(path, {name: chosen.tensors.shapes[name] for name in names})
+        if path.suffix != ".safetensors":
+            check_extent(path, {name: chosen.tensors.get(name) for name in names})
+    if found.index is not None:
+        there = {name for each in dicts for name in each.tensors.shapes}
+        if lost := sorted(set(_weight_map(found.index)) - there):
+            raise CheckpointError(f"names {lost[0]}, which is in none of the shards", argument=found.index)
+    return chosen.renamed()
+
+
+def hold(found: Found, recognises: Recognises) -> bool:
+    """Whether there are tensors in `found` with names that `recognises` knows. Raises CheckpointError."""
+    return holds(_open_all(found)[0], recognises)
+
+
+def contents(found: Found) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """What `found` holds, in words, and the shapes of all its tensors by name. Raises CheckpointError."""
+    dicts, beside, _ = _open_all(found)
+    return unknown(dicts, beside), {n: s for each in dicts for n, s in each.tensors.shapes.items()}
+
+
+def _open_all(found: Found) -> tuple[list[StateDict], list[str], dict[tuple[str, str], Path]]:
+    """Every state dict in the files, those of shards together; all keys at the top; (keys, name) -> file."""
+    pieces: dict[str, list[Opened]] = {}
+    beside: list[str] = []
+    places: dict[tuple[str, str], Path] = {}
+    for path in found.files:
+        check_file(path)
+        safe = path.suffix == ".safetensors"
+        opened, top = ([("", open_safetensors(path))], []) if safe else open_bin(path)
+        beside += top
+        for keys, piece in opened:
+            for name in piece[0]:
+                if places.setdefault((keys, name), path) != path:
+                    raise CheckpointError("is in another shard, too", argument=f"{path}: {name}")
+            pieces.setdefault(keys, []).append(piece)
+    where = str(found.index or found.files[0])
+    return [StateDict(keys, _joined(each, where)) for keys, each in pieces.items()], beside, places
+
+
+def _joined(pieces: Iterable[Opened], where: str) -> Tensors:
     shapes: dict[str, tuple[int, ...]] = {}
     getters: dict[str, Callable[[str], Tensor]] = {}
     dtypes: dict[str, torch.dtype] = {}
-    for path in found.files:
-        _check_file(path)
-        names, get, types = (_open_safetensors if path.suffix == ".safetensors" else _open_bin)(path)
-        dtypes |= types
-        size = path.stat().st_size
-        # An empty tensor takes no place, but what is built beside it has its other sizes.
-        if bad := next((n for n, s in names.items() if 0 in s and math.prod(i or 1 for i in s) > size), None):
-            raise CheckpointError(
-                f"has shape {list(names[bad])}, in a file of {size} bytes", argument=f"{path}: {bad}"
-            )
-        if twice := sorted(set(names) & set(shapes)):
-            raise CheckpointError("is in another shard, too", argument=f"{path}: {twice[0]}")
+    for names, get, types in pieces:
         shapes |= names
         getters |= dict.fromkeys(names, get)
-    if found.index is not None and (lost := sorted(set(_weight_map(found.index)) - set(shapes))):
-        raise CheckpointError(f"names {lost[0]}, which is in none of the shards", argument=found.index)
-    return Tensors(shapes, lambda name: getters[name](name), str(found.index or found.files[0]), dtypes)
+        dtypes |= types
+    return Tensors(shapes, lambda name: getters[name](name), where, dtypes)
 
 
 def sha256(found: Found) -> str:
@@ -127,11 +214,11 @@ def write(path: Path, tensors: Tensors, dtype: torch.dtype | None) -> str:
     for name in names:
         kind = tensors.dtypes[name] if name in tensors.dtypes else tensors.get(name).dtype
         kind = _written_dtype(kind, dtype)
-        if kind not in _SAFETENSORS_NAMES:
+        if kind not in SAFETENSORS_NAMES:
             raise CheckpointError(f"{name} has dtype {kind}, which cannot be written", argument=tensors.where)
         end = begin + math.prod(tensors.shapes[name]) * kind.itemsize
         header[name] = {
-            "dtype": _SAFETENSORS_NAMES[kind],
+            "dtype": SAFETENSORS_NAMES[kind],
             "shape": list(tensors.shapes[name]),
             "data_offsets": [begin, end],
         }
@@ -155,18 +242,6 @@ def write(path: Path, tensors: Tensors, dtype: torch.dtype | None) -> str:
     finally:
         temporary.unlink(missing_ok=True)
     return digest.hexdigest()
-
-
-_SAFETENSORS_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-}
-_TYPES = {name: kind for kind, name in _SAFETENSORS_NAMES.items()}
 
 
 def _written_dtype(kind: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
@@ -203,91 +278,3 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not found or not all(isinstance(v, str) for v in found.values()):
         raise CheckpointError("expected a weight_map of tensor names to file names", argument=index)
     return found
-
-
-def _check_file(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(len(LFS_POINTER))
-    if start == LFS_POINTER:
-        raise lfs_error(path)
-    if not start:
-        raise CheckpointError("is empty; the download is incomplete: fetch it again", argument=path)
-
-
-Opened = tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor], dict[str, torch.dtype]]
-
-
-def _open_safetensors(path: Path) -> Opened:
-    try:
-        with ExitStack() as stack:
-            file = stack.enter_context(safetensors.safe_open(str(path), framework="pt"))
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
-            kinds = {name: _TYPES.get(piece.get_dtype()) for name, piece in slices.items()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"not a whole safetensors file: {error}; the download may be incomplete: fetch it again",
-            argument=path,
-        ) from error
-
-    def get(name: str) -> Tensor:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            return file.get_tensor(name)
-
-    return shapes, get, {name: kind for name, kind in kinds.items() if kind is not None}
-
-
-def _open_bin(path: Path) -> Opened:
-    try:
-        # Files of torch before 1.6 are no zip archives and cannot be mapped.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            "holds more than tensors, or is damaged; pickles are not executed. "
-            "Ask for a safetensors file, or convert it where you trust it",
-            argument=path,
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise CheckpointError(
-            f"not a whole file of torch.save: {str(error).splitlines()[0] if str(error) else 'it ends early'}; "
-            "the download may be incomplete: fetch it again",
-            argument=path,
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]  # of pytorch-lightning and many a training script
-    if not isinstance(state, dict) or not all(
-        isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()
-    ):
-        raise CheckpointError(f"expected tensors by name, got {type(state).__name__}", argument=path)
-    _check_extent(path, state)
-    shapes = {name: tuple(t.shape) for name, t in state.items()}
-    return shapes, state.__getitem__, {name: t.dtype for name, t in state.items()}
-
-
-def _check_extent(path: Path, state: dict[str, Tensor]) -> None:
-    """Raise CheckpointError unless every tensor is plain, and as large as what the file holds of it.
-
-    A pickle may give a tensor any shape and strides: with a stride of 0, a kilobyte claims to be a terabyte.
-    """
-    size = path.stat().st_size
-    total = 0
-    storages: dict[int, int] = {}
-    for name, tensor in state.items():
-        where = f"{path}: {name}"
-        check_plain(tensor, where)
-        if tensor.device.type != "cpu":
-            raise CheckpointError(f"is on {tensor.device}; expected values in the file", argument=where)
-        storage = tensor.untyped_storage()
-        if tensor.nbytes > storage.nbytes():
-            raise CheckpointError(
-                f"has shape {list(tensor.shape)}, {tensor.nbytes} bytes, of which the file has "
-                f"{storage.nbytes()}; expanded tensors are not supported: save contiguous copies",
-                argument=where,
-            )
-        total += tensor.nbytes
-        storages[storage.data_ptr()] = max(storage.nbytes(), storages.get(storage.data_ptr(), 0))
-    if sum(storages.values()) > size or total > MAX_TIED * size:
-        raise CheckpointError(
-            f"{size} bytes, but its tensors would take {max(total, sum(storages.values()))}; is the file whole?",
-            argument=path,
-        )

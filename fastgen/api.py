@@ -17,7 +17,7 @@ from torch import nn
 from . import architectures
 from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec, is_ours, load_spec
 from .checkpoint import load as load_checkpoint
-from .errors import ArgumentError, CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError
 from .families import FAMILIES, Family
 from .files import exists
 from .zoo import ZOO
@@ -76,7 +76,8 @@ def load(
     dtype: of the network: "auto" (bfloat16 on CUDA, float32 on CPU; float32 for flows), "float32", "bfloat16",
         "float16"; for flows also "float64".
     revision: a hub branch, tag or commit. local_files_only: use the cache, never the network.
-    variant: another set of weights of a foreign model, as diffusers' "fp16".
+    variant: another set of weights of a foreign model, as diffusers' "fp16"; of a flow's file with several, the key or
+        prefix of one, as "model" beside "ema".
     assume: what a foreign model does not say itself, such as {"scale_map": "exp"}; the report in ``describe()`` names
         what was assumed.
     **options: passed on to the engine, see ``DiffusionEngine`` and ``FlowEngine``.
@@ -340,17 +341,15 @@ def _no_variant(variant: str, folder: Path) -> str:
 
 def check_options(engine: type, options: Mapping[str, Any]) -> None:
     """Whether `engine` has these keyword arguments. Raises ArgumentError."""
+    from .engines.arguments import check_known
+
     known: list[str] = []
     for kind in engine.__mro__:  # a class that takes **options hands them to the next
         parameters = inspect.signature(kind).parameters.values()
         known += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in OURS]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    if unknown := sorted(set(options) - set(known)):
-        raise ArgumentError(
-            f"unknown argument; besides its own, load takes {', '.join(known)}",
-            argument=", ".join(unknown),
-        )
+    check_known(options, known, "besides its own, load takes")
 
 
 def find(

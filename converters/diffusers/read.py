@@ -4,6 +4,8 @@
     unet/config.json, unet/diffusion_pytorch_model[.VARIANT].safetensors (or .bin, or shards with an index)
     scheduler/scheduler_config.json
 
+A checkpoint of its training scripts has unet_ema/, the averaged weights, beside unet/, and no scheduler. Weights may
+have accelerate's names (model.safetensors, pytorch_model.bin); a file of weights beside config.json is a model, too.
 Folders from before diffusers 0.3, as google/ddpm-cifar10-32, hold the same files without the two folders.
 """
 
@@ -47,19 +49,32 @@ FILES = (
     SETTINGS,
     "*.index*.json",
 )
+AVERAGED = "unet_ema"
+WEIGHTS = (STEM, *weights.STEMS)
 OWNED = (*FILES[:-1], f"{STEM}*", f"unet/{STEM}*")
 
 
 def detect(folder: Path) -> bool:
-    """Whether this is a folder of diffusers."""
+    """Whether this is a folder of diffusers, or a U-Net's weights beside its config.json."""
+    if os.path.isfile(folder):
+        return _is_weights(folder)
     if os.path.isfile(folder / INDEX):  # False, too, for what may not be looked at, or is no name of a file
         return True
-    for path in (folder / CONFIG_FILE, folder / "unet" / CONFIG_FILE):
+    for path in (folder / CONFIG_FILE, folder / "unet" / CONFIG_FILE, folder / AVERAGED / CONFIG_FILE):
         try:
             return "_class_name" in read_json(path)
         except CheckpointError:
             continue
     return False
+
+
+def _is_weights(path: Path) -> bool:
+    try:
+        if read_json(path.parent / CONFIG_FILE).get("_class_name") != unet.CLASS:
+            return False
+        return weights.hold(weights.Found((path,)), unet.recognises)
+    except (CheckpointError, OSError, ValueError):
+        return False
 
 
 def downloads(folder: Path, variant: str | None) -> list[list[str]]:
@@ -73,7 +88,9 @@ def downloads(folder: Path, variant: str | None) -> list[list[str]]:
 
 
 def read(folder: Path, variant: str | None = None, assume: Mapping[str, Any] | None = None) -> Converted:
-    """The model in `folder`. Raises CheckpointError or ConfigError that names the file and the option."""
+    """The model in `folder`, or of a file in it. Raises CheckpointError or ConfigError that names file and option."""
+    file = folder if folder.is_file() else None
+    folder = folder.parent if file is not None else folder
     if assume:
         raise ConfigError(
             f"{folder} says everything itself, leave out {', '.join(assume)}", argument="assume"
@@ -83,7 +100,7 @@ def read(folder: Path, variant: str | None = None, assume: Mapping[str, Any] | N
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX)
         pipeline, version = _check_index(index, folder / INDEX), index.get("_diffusers_version")
-    network = folder / "unet" if (folder / "unet").is_dir() else folder
+    network = folder if file is not None else _network(folder, report)
     if not (network / CONFIG_FILE).is_file():
         raise CheckpointError(f"no {CONFIG_FILE} of the U-Net; is the download complete?", argument=network)
     raw = read_json(network / CONFIG_FILE)
@@ -93,8 +110,13 @@ def read(folder: Path, variant: str | None = None, assume: Mapping[str, Any] | N
     settings = _settings(folder, pipeline, report)
     if config.num_class_embeds is not None:
         settings.setdefault("num_classes", config.num_class_embeds)
-    found = weights.find(network, STEM, variant)
-    tensors = weights.open_weights(found)
+    if file is not None:
+        found = weights.Found((file,))
+        tensors = weights.open_weights(found, unet.recognises, report, variant)
+    else:
+        found = weights.find(network, WEIGHTS, variant)
+        tensors = weights.open_weights(found, unet.recognises, report)
+        report.ignored.extend(weights.training(folder))
     names = unet.our_names(tensors, report)
     origin = {
         "converted_from": "diffusers",
@@ -106,6 +128,19 @@ def read(folder: Path, variant: str | None = None, assume: Mapping[str, Any] | N
     spec = Spec("diffusion", {"unet": Part("unet", to_dict(config))}, settings, origin)
     DiffusionEngine.settings_of(spec)  # fastgen.json is not trusted
     return Converted(spec, tensors.renamed({f"unet.{new}": old for new, old in names.items()}), report)
+
+
+def _network(folder: Path, report: Report) -> Path:
+    """Where the U-Net is; of a checkpoint of training the averaged one."""
+    plain = folder / "unet" if (folder / "unet").is_dir() else folder
+    averaged = folder / AVERAGED
+    if not (averaged / CONFIG_FILE).is_file() or not any(averaged.glob(f"{STEM}*")):
+        return plain
+    others = (
+        f", not those of {plain.name}: give the path of that folder to take them" if plain != folder else ""
+    )
+    report.assumed.append(f"averaged weights (EMA) of {AVERAGED}{others}")
+    return averaged
 
 
 def _check_index(index: dict[str, Any], where: Path) -> str:

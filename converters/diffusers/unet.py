@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ AVERAGING = (
     "update_after_step",
     "use_ema_warmup",
 )
+ENDS = {"conv_in.weight", "conv_out.weight"}
 SILENT = ("sample_size", "dropout")  # not to be assumed, or without effect on an image
 # Attention in checkpoints from before diffusers 0.15, in those since, and in ours.
 TENSOR_NAMES = (
@@ -44,6 +45,12 @@ TENSOR_NAMES = (
     (re.compile(r"(.*attentions\.\d+)\.to_out\.0\.(weight|bias)"), r"\1.to_out.\2"),
     (re.compile(r"time_proj\.W"), "time_proj.weight"),
 )
+
+
+def recognises(names: Iterable[str]) -> bool:
+    """Whether these are names of a U-Net of diffusers."""
+    found = set(names)
+    return bool(ENDS & found) and any(name.startswith("time_embedding.") for name in found)
 
 
 def to_config(raw: Mapping[str, Any], where: str, report: Report) -> UNetConfig:

@@ -24,6 +24,7 @@ from fastgen.models.flow.vector import MAX_LAYERS
 
 from ..base import Report
 from .activations import activation_of
+from .assumed import LEAKY_SLOPE, Assumed, Table
 from .perceptron import residual
 from .source import Facts, Result, Source, converter, refuse, same, without
 from .state import State, precisely
@@ -49,24 +50,45 @@ MARKS = (
     "running_mean",
     "_scale",
 )
+# Layers that have no counterpart, by the names that they alone have.
+OTHERS: dict[str, str] = {
+    "autoregressive_net": "a masked autoregressive transform (MaskedAffineAutoregressiveTransform or a piecewise one)",
+    "permutation": "a OneByOneConvolution",
+    "orthogonal_1": "an SVDLinear",
+    "orthogonal": "a QRLinear",
+    "q_vectors": "a HouseholderSequence",
+    "unnormalized_widths": "a piecewise CDF",
+    "unnormalized_pdf": "a piecewise CDF",
+    "unconditional_transform": "a coupling with an unconditional_transform",
+    "_transform": "an InverseTransform",
+    "_transforms": "a CompositeTransform within another",
+}
+ASSUMED: Table = {
+    "activation": Assumed(
+        "relu",
+        ("nflows.nn.nets.ResidualNet:activation", "nflows.flows.SimpleRealNVP:activation"),
+        theirs="torch.nn.functional.relu",
+    ),
+    "leaky_slope": LEAKY_SLOPE,
+    "lu_eps": Assumed(1e-3, ("nflows.transforms.LULinear:eps",)),
+    "batch_norm_eps": Assumed(1e-5, ("nflows.transforms.BatchNorm:eps",)),
+}
 
 
 @dataclass(frozen=True)
 class NflowsOptions:
     """activation, leaky_slope: of the ResidualNets. lu_eps: of LULinear. batch_norm_eps: of BatchNorm."""
 
-    activation: str = one_of(*ACTIVATIONS, default="relu")
-    leaky_slope: float = bounded(0.0, 1.0, default=0.01)
-    lu_eps: float = bounded(0.0, 1.0, default=1e-3)
-    batch_norm_eps: float = bounded(0.0, 1.0, default=1e-5)
+    activation: str = one_of(*ACTIVATIONS, default=ASSUMED["activation"].value)
+    leaky_slope: float = bounded(0.0, 1.0, default=ASSUMED["leaky_slope"].value)
+    lu_eps: float = bounded(0.0, 1.0, default=ASSUMED["lu_eps"].value)
+    batch_norm_eps: float = bounded(0.0, 1.0, default=ASSUMED["batch_norm_eps"].value)
 
 
 def recognises(names: Iterable[str]) -> bool:
     """Whether these are names of an nflows Flow."""
-    found = set(names)
-    return any(name.startswith("_transform.") for name in found) and any(
-        name.endswith((".identity_features", ".lower_entries")) for name in found
-    )
+    marks = {*MARKS, *OTHERS}
+    return any(name.startswith("_transform.") and not marks.isdisjoint(name.split(".")[1:]) for name in names)
 
 
 def read(state: State, options: NflowsOptions, report: Report) -> Result:
@@ -84,10 +106,10 @@ def read(state: State, options: NflowsOptions, report: Report) -> Result:
             "module: fastgen.load(flow)",
             argument=state.where,
         )
+    kinds = {place: _kind(state, place) for place in places}
     features = _features(state, places)
     chain = Chain(state.where, features)
     contexts: list[int] = []
-    kinds = {place: _kind(state, place) for place in places}
     for place, kind in kinds.items():
         if kind == "identity_features":
             contexts.append(_coupling(state, place, chain, options, report))
@@ -127,13 +149,14 @@ def read(state: State, options: NflowsOptions, report: Report) -> Result:
 
 def _kind(state: State, place: str) -> str:
     names = state.under(place)
+    layer = next((layer for mark, layer in OTHERS.items() if mark in names), None)
     for mark in MARKS:
-        if mark in names:
+        if mark in names and layer is None:
             return mark
-    raise ConfigError(
-        f"{place}: a layer of {', '.join(sorted(names))} is not supported; supported: {SUPPORTED}",
-        argument=state.where,
-    )
+    start = f"{place}."
+    held = [name.removeprefix(start) for name in state.names if name.startswith(start)]
+    layer = layer or f"a layer with the tensors {', '.join(held[:4])}"
+    raise ConfigError(f"{place}: {layer} is not supported; supported: {SUPPORTED}", argument=state.where)
 
 
 def _features(state: State, places: list[str]) -> int:
@@ -169,8 +192,8 @@ def _coupling(state: State, place: str, chain: Chain, options: NflowsOptions, re
     outputs = len(network.last[1])
     if outputs not in (len(moved), 2 * len(moved)):
         raise ConfigError(
-            f"{place}: its network gives {outputs} numbers for {len(moved)} features; supported: "
-            f"{' and '.join(COUPLINGS)}",
+            f"{place}: a coupling whose network gives {outputs} numbers for {len(moved)} features, a piecewise one "
+            f"(splines) perhaps, is not supported; supported: {' and '.join(COUPLINGS)}",
             argument=state.where,
         )
     maps: dict[str, Any] = {"scale": "additive"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fastgen.config import bounded, from_dict
@@ -18,12 +19,15 @@ from fastgen.errors import ConfigError
 from fastgen.models.flow.glow import GlowConfig
 
 from ..base import Report
+from .assumed import Assumed, Table
 from .source import Result, Source, converter, same
-from .state import State, most, permutation_of, set_flag
+from .state import State, most, permutation_of, precisely, set_flag
 
 SUPPORTED = (
     "Glow of rosinality/glow-pytorch: blocks of ActNorm, InvConv2d or InvConv2dLU, AffineCoupling, and prior"
 )
+# glow-pytorch, train.py: ``parser.add_argument("--n_bits", default=5, type=int, help="number of bits")``.
+ASSUMED: Table = {"n_bits": Assumed(5, source="train.py")}
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class RosinalityOptions:
     """img_size: side of the images, which the weights do not say. n_bits: a channel has 2^n_bits levels."""
 
     img_size: int = bounded(0, 4096, default=0)
-    n_bits: int = bounded(1, 16, default=5)
+    n_bits: int = bounded(1, 16, default=ASSUMED["n_bits"].value)
 
 
 def recognises(names: Iterable[str]) -> bool:
@@ -53,15 +57,20 @@ def read(state: State, options: RosinalityOptions, report: Report) -> Result:
         [state.count(f"blocks.{i}.flows", limit) for i in range(scales)], "the number of flows", state.where
     )
     channels = state.peek("blocks.0.flows.0.actnorm.loc").shape[1]
-    halves, affine, plain, hidden = [], [], [], []
+    halves, affine, hidden = [], [], []
+    places = [f"blocks.{i}.flows.{j}.invconv" for i in range(scales) for j in range(steps)]
+    plain = [state.has(f"{place}.weight") for place in places]
+    if any(plain) and not all(plain):  # with --no_lu its last block has factors all the same
+        report.renamed.append(
+            f"{len(plain) - sum(plain)} 1x1 convolutions of LU factors, beside others of plain matrices: multiplied out"
+        )
     tensors: dict[str, Tensor] = {}
     for i in range(scales):
         for j in range(steps):
             theirs, at = f"blocks.{i}.flows.{j}", 1 + 3 * j
             width = state.peek(f"{theirs}.actnorm.loc").numel()
             tensors |= _actnorm(state, f"{theirs}.actnorm", f"scales.{i}.{at}", width)
-            plain.append(state.has(f"{theirs}.invconv.weight"))
-            tensors |= _linear(state, f"{theirs}.invconv", f"scales.{i}.{at + 1}", width)
+            tensors |= _linear(state, f"{theirs}.invconv", f"scales.{i}.{at + 1}", width, any(plain))
             ours = f"scales.{i}.{at + 2}.network"
             names = {"net.0": "first", "net.2": "inner.1", "net.4.conv": "last.conv"}
             for source, target in names.items():
@@ -87,7 +96,7 @@ def read(state: State, options: RosinalityOptions, report: Report) -> Result:
         "preprocessing": "centre",
         "num_scales": scales,
         "steps_per_scale": steps,
-        "linear": "plain" if same(plain, "the kind of 1x1 convolution", state.where) else "lu",
+        "linear": "plain" if any(plain) else "lu",
         "hidden_channels": [same(hidden, "the networks' width", state.where)],
         "scale": "sigmoid" if same(affine, "whether couplings are affine", state.where) else "additive",
         "shift_first": affine[0],
@@ -104,19 +113,29 @@ def _actnorm(state: State, theirs: str, ours: str, width: int) -> dict[str, Tens
     return {**found, f"{ours}.initialised": set_flag(flag)}
 
 
-def _linear(state: State, theirs: str, ours: str, width: int) -> dict[str, Tensor]:
+def _linear(state: State, theirs: str, ours: str, width: int, plain: bool) -> dict[str, Tensor]:
+    """plain: as a matrix, whatever it is there."""
     if state.has(f"{theirs}.weight"):
         return {f"{ours}.weight": state.take(f"{theirs}.weight", width, width, 1, 1)[:, :, 0, 0]}
     state.drop(*(f"{theirs}.{name}" for name in ("u_mask", "l_mask", "l_eye")))  # of triangles
+    p, lower, upper = (state.take(f"{theirs}.{name}", width, width) for name in ("w_p", "w_l", "w_u"))
+    log_s, sign = (state.take(f"{theirs}.{name}", width) for name in ("w_s", "s_sign"))
+    permutation = permutation_of(p, f"{state.where}: {theirs}.w_p")
+    if plain:
+        return {f"{ours}.weight": precisely(_product, lower, upper, log_s, sign, p)}
     return {
-        f"{ours}.permutation": permutation_of(
-            state.take(f"{theirs}.w_p", width, width), f"{state.where}: {theirs}.w_p"
-        ),
-        f"{ours}.lower": state.take(f"{theirs}.w_l", width, width),
-        f"{ours}.upper": state.take(f"{theirs}.w_u", width, width),
-        f"{ours}.log_s": state.take(f"{theirs}.w_s", width),
-        f"{ours}.sign": state.take(f"{theirs}.s_sign", width),
+        f"{ours}.permutation": permutation,
+        f"{ours}.lower": lower,
+        f"{ours}.upper": upper,
+        f"{ours}.log_s": log_s,
+        f"{ours}.sign": sign,
     }
+
+
+def _product(lower: Tensor, upper: Tensor, log_s: Tensor, sign: Tensor, p: Tensor) -> Tensor:
+    """The matrix of ``calc_weight``."""
+    unit = lower.tril(-1) + torch.eye(len(lower), dtype=lower.dtype)
+    return p @ unit @ (upper.triu(1) + torch.diag(sign * log_s.exp()))
 
 
 CONVERTER = converter(

@@ -22,6 +22,7 @@ from fastgen.errors import CheckpointError, ConfigError
 
 from .. import weights
 from ..base import Converted, Converter, Report, Tensors
+from ..wrapping import of_module
 from .state import State
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".model", ".safetensors")
@@ -68,26 +69,28 @@ def converter(source: Source) -> Converter:
 
     def detect(path: Path) -> bool:
         try:
-            return path.suffix in SUFFIXES and path.is_file() and source.recognises(names_in(path))
+            if path.is_file() and path.suffix not in SUFFIXES:
+                return False
+            return weights.hold(weights.of(path), source.recognises)
         except (CheckpointError, OSError, ValueError):
             return False
 
     def read(path: Path, variant: str | None = None, assume: Mapping[str, Any] | None = None) -> Converted:
-        if variant is not None:
-            raise ConfigError(
-                f"{variant!r} was asked for, but {path} is one file, which has none", argument="variant"
-            )
-        found = weights.Found((path,))
-        tensors = weights.open_weights(found)
+        report = Report()
+        found = weights.of(path)
+        tensors = weights.open_weights(found, source.recognises, report, variant)
+        if path.is_dir():
+            report.ignored.extend(weights.beside(found) + weights.training(path))
         values = {name: tensors.get(name) for name in tensors.shapes}
-        origin = {"weights": [path.name], "sha256": weights.sha256(found)}
-        return _convert(source, values, str(path), assume or {}, {}, Report(), origin)
+        origin = {"weights": [file.name for file in found.files], "sha256": weights.sha256(found)}
+        return _convert(source, values, tensors.where, assume or {}, {}, report, origin)
 
     def read_module(model: nn.Module, assume: Mapping[str, Any]) -> Converted:
         where = f"{type(model).__module__}.{type(model).__qualname__}"
         report = Report()
         if source.facts is None:
-            return _convert(source, model.state_dict(), where, assume, {}, report, {"class": where})
+            tensors = of_module(model.state_dict(), source.recognises, where, report)
+            return _convert(source, tensors, where, assume, {}, report, {"class": where})
         facts = source.facts(model, where)
         report.ignored.extend(facts.without)
         return _convert(source, facts.tensors, where, assume, facts.options, report, {"class": where})
@@ -101,11 +104,6 @@ def converter(source: Source) -> Converter:
         recognises=source.recognises,
         read_module=read_module,
     )
-
-
-def names_in(path: Path) -> list[str]:
-    """Names of the tensors in a file. Raises CheckpointError."""
-    return [name.removeprefix("module.") for name in weights.open_weights(weights.Found((path,))).shapes]
 
 
 def _convert(

@@ -23,9 +23,7 @@ class State:
     def __init__(self, tensors: Mapping[str, Tensor], where: str, live: bool = False) -> None:
         for name, tensor in tensors.items():
             check_plain(tensor, f"{where}: {name}")
-        # `nn.DataParallel` lays a prefix before every name.
-        parallel = bool(tensors) and all(name.startswith("module.") for name in tensors)
-        self.left = {name.removeprefix("module.") if parallel else name: t for name, t in tensors.items()}
+        self.left = dict(tensors)
         self.names = tuple(self.left)
         self.where, self.live = where, live
 

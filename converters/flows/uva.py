@@ -19,20 +19,26 @@ from fastgen.errors import CheckpointError, ConfigError
 from fastgen.models.flow.realnvp import RealNVPConfig
 
 from ..base import Report
+from .assumed import Assumed, Table
 from .source import Result, Source, converter, same
 from .state import State, most, precisely
 
 SUPPORTED = (
     "CouplingLayer with checkerboard masks over GatedConvNet, Dequantization, VariationalDequantization"
 )
+# Tutorial 11, class Dequantization, ``def __init__(self, alpha=1e-5, quants=256)``.
+ASSUMED: Table = {
+    "quants": Assumed(256, source="Dequantization"),
+    "alpha": Assumed(1e-5, source="Dequantization"),
+}
 
 
 @dataclass(frozen=True)
 class UvaOptions:
     """quants: levels of a pixel. alpha: of the logit, as the tutorial counts it: x (1 - alpha) + alpha / 2."""
 
-    quants: int = bounded(2, 65_536, default=256)
-    alpha: float = bounded(2e-7, 0.98, default=1e-5)
+    quants: int = bounded(2, 65_536, default=ASSUMED["quants"].value)
+    alpha: float = bounded(2e-7, 0.98, default=ASSUMED["alpha"].value)
 
 
 def recognises(names: Iterable[str]) -> bool:

@@ -22,6 +22,7 @@ from fastgen.models.flow.vector import MAX_LAYERS
 
 from ..base import Report
 from .activations import activation_of
+from .assumed import LEAKY_SLOPE, Assumed, Table
 from .perceptron import perceptron
 from .source import Facts, Result, Source, converter, refuse, same, without
 from .state import State, precisely
@@ -32,27 +33,38 @@ SUPPORTED = (
     "with a DiagNormal base"
 )
 PREFIX = "transform.transforms"
+# Layers that have no counterpart, by the names that they alone have.
+OTHERS = {
+    "order": "a MaskedAutoregressiveTransform (of MAF, NSF and their like)",
+    "phi": "an ElementWiseTransform",
+    "A": "a RotationTransform",
+    "ode": "an FFJTransform (of CNF)",
+}
+ASSUMED: Table = {
+    "activation": Assumed("relu", ("zuko.nn.MLP:activation",), theirs=None),  # which it takes for ReLU
+    "leaky_slope": LEAKY_SLOPE,
+    "slope": Assumed(1e-3, ("zuko.transforms.MonotonicAffineTransform:slope",)),
+}
 
 
 @dataclass(frozen=True)
 class ZukoOptions:
     """activation: of the perceptrons, leaky_slope: its slope below 0. slope: the least slope of the affine map."""
 
-    activation: str = one_of(*ACTIVATIONS, default="relu")
-    leaky_slope: float = bounded(0.0, 1.0, default=0.01)
-    slope: float = bounded(1e-30, 0.999, default=1e-3)
+    activation: str = one_of(*ACTIVATIONS, default=ASSUMED["activation"].value)
+    leaky_slope: float = bounded(0.0, 1.0, default=ASSUMED["leaky_slope"].value)
+    slope: float = bounded(1e-30, 0.999, default=ASSUMED["slope"].value)
 
 
 def recognises(names: Iterable[str]) -> bool:
-    """Whether these are names of zuko's couplings."""
+    """Whether these are names of a Flow of zuko."""
     found = set(names)
-    return {f"{PREFIX}.0.mask", f"{PREFIX}.0.hyper.0.weight"} <= found
+    return bool({"base.loc", "base._0"} & found) and any(name.startswith("transform.") for name in found)
 
 
 def read(state: State, options: ZukoOptions, report: Report) -> Result:
     """The flow."""
-    if not state.has(f"{PREFIX}.0.mask"):
-        raise CheckpointError(f"no {PREFIX}.0.mask; supported: {SUPPORTED}", argument=state.where)
+    _check_layers(state)
     chain: Chain | None = None
     contexts, affine = set(), True
     for i in range(state.count(PREFIX, MAX_LAYERS)):
@@ -66,8 +78,10 @@ def read(state: State, options: ZukoOptions, report: Report) -> Result:
         count = int((~kept).sum())
         outputs = len(network.linears[-1][1])
         if outputs not in (count, 2 * count):
-            raise CheckpointError(
-                f"{PREFIX}.{i}: {outputs} outputs for {count} features", argument=state.where
+            raise ConfigError(
+                f"{PREFIX}.{i}: a coupling whose network gives {outputs} numbers for {count} features, one of splines "
+                f"perhaps, is not supported; supported: {SUPPORTED}",
+                argument=state.where,
             )
         affine = outputs == 2 * count
         contexts.add(network.linears[0][0].shape[1] - int(kept.sum()))
@@ -85,6 +99,32 @@ def read(state: State, options: ZukoOptions, report: Report) -> Result:
     standard = bool((loc == 0).all() and (scale == 1).all())
     prior = None if standard else (loc, precisely(torch.log, scale))
     return chain.result(prior, same(sorted(contexts), "the context's width", state.where))
+
+
+def _check_layers(state: State) -> None:
+    """Raise ConfigError that names the first layer that is no coupling over a plain perceptron."""
+    layers = [f"{PREFIX}.{i}" for i in state.numbers(PREFIX)]
+    for place in layers or ["transform"]:
+        names = state.under(place)
+        if not {"mask", "hyper"} & names or names - {"mask", "hyper"}:
+            held = [name.removeprefix(f"{place}.") for name in state.names if name.startswith(f"{place}.")]
+            layer = next((layer for mark, layer in OTHERS.items() if mark in names), None)
+            layer = layer or f"a layer with the tensors {', '.join(held[:4])}"
+            raise ConfigError(
+                f"{place}: {layer} is not supported; supported: {SUPPORTED}", argument=state.where
+            )
+        linears = [n for n in state.numbers(f"{place}.hyper") if state.has(f"{place}.hyper.{n}.weight")]
+        if linears == [3 * k for k in range(len(linears))] and len(linears) > 1:
+            raise ConfigError(
+                f"{place}.hyper: an MLP with a LayerNorm between its layers (normalize=True) is not supported; "
+                f"supported: {SUPPORTED}",
+                argument=state.where,
+            )
+        if linears != [2 * k for k in range(len(linears))]:
+            raise CheckpointError(
+                f"{place}.hyper: has linear layers {linears}, not every second one; is the file whole?",
+                argument=state.where,
+            )
 
 
 def facts(model: nn.Module, where: str) -> Facts:
@@ -113,7 +153,7 @@ def facts(model: nn.Module, where: str) -> Facts:
                 argument=where,
             )
         if name == "MonotonicAffineTransform":
-            slopes.append(float(given.get("slope", 1e-3)))
+            slopes.append(float(given.get("slope", ASSUMED["slope"].value)))
         for j, inner in enumerate(layer.hyper):
             if type(inner).__name__ != "Linear":
                 acts.append(activation_of(inner, f"{where}: {path}.hyper.{j}"))

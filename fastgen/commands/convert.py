@@ -21,7 +21,10 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("source", metavar="SRC", help="folder, file of weights, zoo:NAME or hub id")
     parser.add_argument("destination", metavar="DST", type=Path, help="folder to write")
     parser.add_argument("--to", default="fastgen", help="fastgen (default) or diffusers")
-    parser.add_argument("--variant", help="another set of weights of the source, as fp16")
+    parser.add_argument(
+        "--variant",
+        help="another set of weights of the source, as fp16; of a checkpoint with several, as model (beside ema)",
+    )
     parser.add_argument(
         "--dtype", help="of the weights written: float32, float16, bfloat16 (default: as they are)"
     )

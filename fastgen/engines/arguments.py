@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -80,6 +81,19 @@ def _seed(name: str, seed: Any) -> int:
     if type(value) is not int or not 0 <= value <= MAX_SEED:
         raise ConfigError(f"expected integers from 0 to 2^64 - 1, got {seed!r}", argument=name)
     return value
+
+
+def check_known(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raise ArgumentError for names of keyword arguments that are not `known`. what: says in words who takes those."""
+    known = list(known)
+    if unknown := sorted(set(given) - set(known)):
+        raise ArgumentError(f"unknown argument; {what} {', '.join(known)}", argument=", ".join(unknown))
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    """The names of a function's parameters but ``**options``."""
+    every = inspect.signature(function).parameters.values()
+    return [p.name for p in every if p.kind is not p.VAR_KEYWORD]
 
 
 def as_index(value: Any) -> Any:

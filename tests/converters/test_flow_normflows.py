@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from torch import Tensor, nn
 
 import fastgen
 from fastgen.converters import build, from_module
-from fastgen.converters.flows.normflows.options import SCALE_MAPS, NormflowsOptions
 from fastgen.errors import CheckpointError, ConfigError
 from tests.refusals import refused
 
@@ -310,16 +307,6 @@ def test_a_module_is_copied() -> None:
     for parameter in theirs.parameters():
         parameter.zero_()
     assert torch.equal(flow.log_prob(torch.zeros(1, 4)), before)  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("name", SCALE_MAPS)
-def test_what_is_assumed_of_a_class_is_its_own_default(name: str) -> None:
-    theirs = inspect.signature(getattr(nf.flows, name).__init__).parameters
-    assert SCALE_MAPS[name] == theirs["scale_map"].default
-    options = {field.name: field.default for field in dataclasses.fields(NormflowsOptions)}
-    shared = set(theirs) & set(options) - {"scale_map"}
-    assert shared >= {"split_mode"}
-    assert {key: options[key] for key in shared} == {key: theirs[key].default for key in shared}
 
 
 def test_a_file_of_coupling_blocks_is_read_with_their_exponential(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class TheirGlow:
                 }
                 self._put(f"{name}.actnorm", **norm, initialized=torch.tensor(1, dtype=torch.uint8))
                 rotation = torch.linalg.qr(torch.randn(channels, channels)).Q
-                if lu:
+                if lu or b == blocks - 1:  # in their `Glow` the last block is made without conv_lu
                     p, lower, upper = torch.linalg.lu(rotation)
                     s = upper.diagonal()
                     ones = torch.ones(channels, channels)
@@ -170,6 +170,15 @@ def test_a_live_module_agrees(name: str, dtype: torch.dtype) -> None:
     )
 
 
+def test_the_last_block_of_a_glow_without_lu(tmp_path: Path) -> None:
+    """With --no_lu their `Glow` has plain matrices in every block but the last, whose factors are multiplied out."""
+    theirs = TheirGlow(*CASES["additive, plain"])
+    kinds = {name.split(".")[1]: name.endswith("weight") for name in theirs.state if ".invconv." in name}
+    assert kinds == {"0": True, "1": True, "2": False}
+    report = from_module(nested(theirs.state), {"img_size": 8}).report
+    assert any("LU" in line for line in report.renamed)
+
+
 def nested(state: dict[str, Tensor]) -> nn.Module:
     """A module whose state dict is `state`."""
     root = nn.Module()
@@ -198,4 +207,5 @@ def test_refused(tmp_path: Path) -> None:
     with refused(CheckpointError, tmp_path / "glow.pt", "w_s", "[3]", "[12]"):
         fastgen.load(tmp_path / "glow.pt", assume={"img_size": 8})
     report = from_module(nested(state), {"img_size": 8}).report
+    assert not any("LU" in line for line in report.renamed)
     assert [line.split(";")[0] for line in report.assumed] == ["n_bits = 5"]

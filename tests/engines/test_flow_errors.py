@@ -82,6 +82,10 @@ def test_wrong_options_are_refused_in_words() -> None:
         FlowEngine.from_module(flow, max_batch=0)
     with refused(ConfigError, "from_module: temperature", -1.0):
         FlowEngine.from_module(flow, temperature=-1.0)
+    with refused(ArgumentError, "bogus, steps", "temperature", "max_batch"):
+        FlowEngine.from_module(flow, steps=3, bogus=1)
+    with refused(ArgumentError, "steps", "temperature"):  # before what `flow` is
+        FlowEngine.from_module(nn.Linear(2, 2), steps=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("packed", [pickle.dumps, copy.copy, copy.deepcopy])

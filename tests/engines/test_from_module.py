@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastgen import ConfigError, DiffusionEngine
 from fastgen.diffusion import NoiseSchedule
+from fastgen.errors import ArgumentError
 from fastgen_kernels import normals
 from tests.refusals import refused
 
@@ -287,7 +288,6 @@ def test_learned_variance() -> None:
         ({"net": Own(classes=4), "num_classes": 4, "null_class": 4}, ("net", "label [4, 3]", "IndexError")),
         ({"null_class": 3}, ("settings: null_class", 3, "num_classes")),
         ({"num_classes": 3, "net": Own(3), "class_names": ["a"]}, ("settings: class_names", 1, 3)),
-        ({"step": 3}, ("step", "steps")),
         ({"steps": 0}, ("from_module: steps", 0)),
         ({"integer_time": 1}, ("integer_time", 1)),
         ({"graph": "yes"}, ("graph", "recorded", "yes")),
@@ -298,6 +298,15 @@ def test_what_does_not_fit_is_refused(changes: dict, about: tuple) -> None:
     values = {"net": Own(), "schedule": LINEAR, "prediction_type": "epsilon", "shape": SHAPE, **changes}
     with refused(ConfigError, *about):
         DiffusionEngine.from_module(**values)
+
+
+def test_an_argument_that_does_not_exist_is_an_argument_error() -> None:
+    """As from `fastgen.load`: not a ConfigError, and never Python's own TypeError."""
+    values: dict = {"net": Own(), "schedule": LINEAR, "prediction_type": "epsilon", "shape": SHAPE}
+    with refused(ArgumentError, "step", "steps", "value_range"):
+        DiffusionEngine.from_module(**values, step=3)
+    with refused(ArgumentError, "bogus, step", "solver_options"):
+        DiffusionEngine.from_module(**values, step=3, bogus=1, steps=2)
 
 
 def test_a_network_whose_weights_are_made_in_its_first_call() -> None:

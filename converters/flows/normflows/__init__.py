@@ -27,7 +27,7 @@ def read(state: State, options: NormflowsOptions, report: Report) -> Result:
     images = state.has("q0.0.loc")
     if options.scale_map == OWN:
         block = "GlowBlock" if images else "AffineCouplingBlock"
-        options = replace(options, scale_map=SCALE_MAPS[block])
+        options = replace(options, scale_map=SCALE_MAPS[block].value)
         said = f"scale_map = {options.scale_map}, {block}'s default"
         report.assumed[:] = [line.replace(f"scale_map = {OWN}", said) for line in report.assumed]
     return (glow.read if images else vector.read)(state, options, report)

@@ -20,6 +20,7 @@ from fastgen.models.flow.glow import GlowConfig
 from ...base import Report
 from ..source import Result, same, without
 from ..state import State, most, permutation_of, precisely, set_flag
+from .layers import layer_of
 from .options import NormflowsOptions, activation, last_layer, maps
 
 
@@ -39,7 +40,8 @@ def read(state: State, options: NormflowsOptions, report: Report) -> Result:
             theirs, at = f"flows.{level}.{steps - 1 - step}.flows", 1 + 3 * step
             if not state.has(f"{theirs}.0.flows.1.param_map.net.0.weight"):
                 raise ConfigError(
-                    f"flows.{level}.{steps - 1 - step}: is no GlowBlock; supported: GlowBlocks, then a Squeeze",
+                    f"flows.{level}.{steps - 1 - step}: {layer_of(state, theirs.removesuffix('.flows'))} is not "
+                    "supported; supported: GlowBlocks, then a Squeeze, in every level",
                     argument=where,
                 )
             ours = f"scales.{scale}"

@@ -9,8 +9,27 @@ from torch import Tensor
 
 from fastgen.config import bounded, one_of
 
+from ..assumed import Assumed, Table
+
 OWN = "own"
-SCALE_MAPS = {"AffineCouplingBlock": "exp", "GlowBlock": "sigmoid"}  # where their callers say nothing
+SCALE_MAPS = {  # where their callers say nothing
+    "AffineCouplingBlock": Assumed("exp", ("normflows.flows.AffineCouplingBlock:scale_map",)),
+    "GlowBlock": Assumed("sigmoid", ("normflows.flows.GlowBlock:scale_map",)),
+}
+# The other options of its classes; each is one for all classes that have it.
+ASSUMED: Table = {
+    "split_mode": Assumed(
+        "channel", ("normflows.flows.AffineCouplingBlock:split_mode", "normflows.flows.GlowBlock:split_mode")
+    ),
+    "leaky": Assumed(
+        0.0, ("normflows.nets.MLP:leaky", "normflows.nets.ConvNet2d:leaky", "normflows.flows.GlowBlock:leaky")
+    ),
+    "output_fn": Assumed("none", ("normflows.nets.MLP:output_fn",), theirs=None),
+    "lu_eps": Assumed(1e-3, ("normflows.flows.mixing._LULinear:eps",)),
+    "transform": Assumed("none", ("normflows.MultiscaleFlow:transform",), theirs=None),
+    "alpha": Assumed(0.05, ("normflows.transforms.Logit:alpha",)),
+    "logscale_factor": Assumed(3.0, ("normflows.distributions.GlowBase:logscale_factor",)),
+}
 
 
 @dataclass(frozen=True)
@@ -27,14 +46,14 @@ class NormflowsOptions:
     """
 
     scale_map: str = one_of(OWN, "exp", "sigmoid", "sigmoid_inv", default=OWN)
-    split_mode: str = one_of("channel", "channel_inv", default="channel")
-    leaky: float = bounded(0.0, 1.0, default=0.0)
-    output_fn: str = one_of("none", "tanh", default="none")
-    lu_eps: float = bounded(0.0, 1.0, default=1e-3)
+    split_mode: str = one_of("channel", "channel_inv", default=ASSUMED["split_mode"].value)
+    leaky: float = bounded(0.0, 1.0, default=ASSUMED["leaky"].value)
+    output_fn: str = one_of("none", "tanh", default=ASSUMED["output_fn"].value)
+    lu_eps: float = bounded(0.0, 1.0, default=ASSUMED["lu_eps"].value)
     layers: int = bounded(0, 4096, default=0)
-    transform: str = one_of("none", "logit", "shift", default="none")
-    alpha: float = bounded(1e-7, 0.49, default=0.05)
-    logscale_factor: float = bounded(0.0, 100.0, default=3.0)
+    transform: str = one_of("none", "logit", "shift", default=ASSUMED["transform"].value)
+    alpha: float = bounded(1e-7, 0.49, default=ASSUMED["alpha"].value)
+    logscale_factor: float = bounded(0.0, 100.0, default=ASSUMED["logscale_factor"].value)
     height: int = bounded(0, 4096, default=0)
     width: int = bounded(0, 4096, default=0)
     levels: int = bounded(0, 65_536, default=0)

@@ -22,6 +22,7 @@ from ..perceptron import perceptron
 from ..source import Result, scalar, without
 from ..state import State, permutation_of, precisely
 from ..vector import Chain, Perceptron
+from .layers import kind_of
 from .options import NormflowsOptions, activation, last_layer, maps
 
 
@@ -37,7 +38,7 @@ def read(state: State, options: NormflowsOptions, report: Report) -> Result:
     classes = shape[0] != 1
     features = shape[0 if classes else 1]
     chain = Chain(state.where, features)
-    kinds = [_kind(state, f"flows.{i}") for i in range(_count(state, options, report))]
+    kinds = [kind_of(state, f"flows.{i}") for i in range(_count(state, options, report))]
     for i, kind in reversed(list(enumerate(kinds))):
         _layer(state, f"flows.{i}", kind, chain, options)
     num_classes = None
@@ -85,7 +86,7 @@ def _count(state: State, options: NormflowsOptions, report: Report) -> int:
                 f"layers: {options.layers}, but there are tensors of layer {seen - 1}", argument=state.where
             )
         return options.layers
-    couplings = [i for i in numbers if _kind(state, f"flows.{i}") in ("block", "masked")]
+    couplings = [i for i in numbers if kind_of(state, f"flows.{i}") in ("block", "masked")]
     after = (
         bool(swaps)
         and bool(couplings)
@@ -100,28 +101,6 @@ def _count(state: State, options: NormflowsOptions, report: Report) -> int:
     else:
         report.assumed.append(f"layers = {count}: no Permute('swap') behind the last one that has tensors")
     return count
-
-
-def _kind(state: State, place: str) -> str:
-    names = state.under(place)
-    if not names:
-        return "swap"
-    for mark, kind in (
-        ("b", "masked"),
-        ("linear", "lu"),
-        ("perm", "shuffle"),
-        ("W", "plain"),
-        ("P", "plain"),
-    ):
-        if mark in names:
-            return kind
-    if state.has(f"{place}.flows.1.param_map.net.0.weight"):
-        return "block"
-    if {"s", "t"} <= names and state.has(f"{place}.s"):
-        return "actnorm"
-    raise ConfigError(
-        f"{place}: a layer of {', '.join(sorted(names))} is not supported", argument=state.where
-    )
 
 
 def _layer(state: State, place: str, kind: str, chain: Chain, options: NormflowsOptions) -> None:

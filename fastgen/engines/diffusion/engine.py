@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ...architectures import part_config
 from ...checkpoint import Spec
@@ -19,7 +18,6 @@ from ...diffusion.table import Table
 from ...errors import ConfigError
 from ...fused.swap import census, convolutions
 from ...images import PICTURES, Range, to_output
-from ...runtime.device import DTYPES, placed
 from ..base import only_part
 from ..finished import warn_clamped
 from ..streams import Streams
@@ -27,7 +25,7 @@ from ..verb import Networks, Verb
 from ..verification import Check
 from .loop import Loop
 from .module import Wrapped, check_shape, compiled, module_settings, noisy_classifier, swapped, wrap
-from .previews import Preview, Run
+from .previews import Preview, Run, progress_bar
 from .request import Request, resolve
 from .session import Session
 from .settings import DiffusionSettings
@@ -134,18 +132,13 @@ class DiffusionEngine(Streams):
         channels_last, max_batch, graph: see ``DiffusionEngine``.
         **defaults: solver, steps, guidance_scale, solver_options that ``sample`` uses where its caller says nothing.
 
-        Raises ConfigError (a ValueError) that names the argument, also where a trial call of `net` fails.
+        Raises ConfigError (a ValueError) that names the argument, also where a trial call of `net` fails; ArgumentError
+        (a TypeError) for arguments that do not exist.
         """
         settings = module_settings(
             schedule, prediction_type, num_classes, null_class, class_names, variance, value_range, defaults
         )
-        wrapped = wrap(net, integer_time)
-        here, kind = placed(net)
-        if dtype is None and kind not in DTYPES.values():
-            raise ConfigError(
-                f"its parameters are {kind}; give dtype, one of {', '.join(DTYPES)}, to convert it",
-                argument="net",
-            )
+        wrapped, here = wrap(net, integer_time, dtype)
         engine = cls(
             wrapped,
             settings,
@@ -236,16 +229,9 @@ class DiffusionEngine(Streams):
     ) -> Tensor | np.ndarray | list:
         """As `sample`, of what `request` returned."""
         to_output(None, output_type)
-        # No bar, not even a disabled one, where none is wanted: tqdm's lock may be held when a process forks.
-        with self._run(request) as run, tqdm(total=0, unit="step") if progress else nullcontext() as bar:
+        with self._run(request) as run, progress_bar(len(request.seeds), progress) as advance:
             for step, total in run.steps(self.loop.micro_batch):
-                if bar is not None:
-                    bar.total = total
-                    bar.update()
-                    whole = bar.format_dict["elapsed"] * total / step
-                    bar.set_postfix_str(
-                        f"{len(request.seeds) / max(whole, 1e-9):.3g} images/s", refresh=False
-                    )
+                advance(step, total)
                 if callback is not None:
                     callback(step, total, run.images())
             return to_output(run.images(), output_type, self.value_range)
@@ -322,12 +308,9 @@ class DiffusionEngine(Streams):
             if classifier is None:
                 self._guiding_classes, self.loop.classifier = None, None
                 return
-            log_p, classes = noisy_classifier(classifier, self.shape, self.device)
-            if self.settings.num_classes is not None and classes < self.settings.num_classes:
-                raise ConfigError(
-                    f"tells {classes} classes apart, the network knows {self.settings.num_classes}",
-                    argument="classifier",
-                )
+            log_p, classes = noisy_classifier(
+                classifier, self.shape, self.device, self.settings.num_classes or 0
+            )
             self._guiding_classes, self.loop.classifier = classes, log_p
 
     def verbs(self) -> dict[str, Verb]:

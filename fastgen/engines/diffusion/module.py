@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,8 @@ from ...diffusion.table import Table
 from ...errors import ConfigError, OutOfMemoryError
 from ...fused.swap import swap
 from ...fused.unet import FusedUNet
-from ...runtime.device import out_of_memory, placed
+from ...runtime.device import DTYPES, out_of_memory, placed
+from ..arguments import check_known, parameters
 from .classifier import Classifier
 from .settings import DiffusionSettings
 
@@ -93,13 +93,19 @@ class Wrapped(nn.Module):
             )
 
 
-def wrap(net: nn.Module, integer_time: bool) -> Wrapped:
-    """`net` for the loop. Raises ConfigError."""
+def wrap(net: nn.Module, integer_time: bool, dtype: str | torch.dtype | None) -> tuple[Wrapped, torch.device]:
+    """`net` for the loop, and where it is. dtype: what it will be, None: as it is. Raises ConfigError."""
     if not isinstance(net, nn.Module):
         raise ConfigError(f"expected a torch.nn.Module, got {type(net).__name__}", argument="net")
     if type(integer_time) is not bool:
         raise ConfigError(f"expected True or False, got {integer_time!r}", argument="integer_time")
-    return Wrapped(net, integer_time)
+    here, kind = placed(net)
+    if dtype is None and kind not in DTYPES.values():
+        raise ConfigError(
+            f"its parameters are {kind}; give dtype, one of {', '.join(DTYPES)}, to convert it",
+            argument="net",
+        )
+    return Wrapped(net, integer_time), here
 
 
 def swapped(network: nn.Module) -> nn.Module:
@@ -126,9 +132,12 @@ def compiled(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def noisy_classifier(
-    net: nn.Module, shape: tuple[int, int, int], device: torch.device
+    net: nn.Module, shape: tuple[int, int, int], device: torch.device, needed: int
 ) -> tuple[Classifier, int]:
-    """(log p(label | x), number of classes) of a classifier c(x, t) -> logits. Raises ConfigError."""
+    """(log p(label | x), number of classes) of a classifier c(x, t) -> logits. Raises ConfigError.
+
+    needed: how many classes it must tell apart.
+    """
     if not isinstance(net, nn.Module):
         raise ConfigError(f"expected a torch.nn.Module, got {type(net).__name__}", argument="classifier")
     net = net.to(device).eval()
@@ -155,6 +164,10 @@ def noisy_classifier(
         raise ConfigError(
             f"expected logits [2, classes] from a trial call, got {found}", argument="classifier"
         )
+    if logits.shape[1] < needed:
+        raise ConfigError(
+            f"tells {logits.shape[1]} classes apart, the network knows {needed}", argument="classifier"
+        )
     return log_p, logits.shape[1]
 
 
@@ -176,14 +189,11 @@ def module_settings(
     value_range: Sequence[float] | None,
     defaults: Mapping[str, Any],
 ) -> DiffusionSettings:
-    """The settings of a model without a checkpoint, checked as strictly. Raises ConfigError."""
-    if unknown := sorted(set(defaults) - set(DEFAULTS)):
-        parameters = [name for name in inspect.signature(module_settings).parameters if name != "defaults"]
-        raise ConfigError(
-            f"unknown argument; besides {', '.join(parameters)} and those that say where it runs, "
-            f"from_module takes {', '.join(DEFAULTS)}",
-            argument=", ".join(unknown),
-        )
+    """The settings of a model without a checkpoint, checked as strictly. Raises ConfigError, ArgumentError."""
+    named = ", ".join(name for name in parameters(module_settings) if name != "defaults")
+    check_known(
+        defaults, DEFAULTS, f"besides net, shape, {named} and those that say where it runs, from_module takes"
+    )
     if not isinstance(schedule, (NoiseSchedule, ContinuousProcess)):
         told = schedule.get("prediction_type", prediction_type) if isinstance(schedule, Mapping) else None
         schedule = process_from_config(schedule)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ...images import within
 from ..finished import finite, warn_not_finite
@@ -65,6 +67,27 @@ class Run:
             if state is not None:
                 images[i] = state
         return within(images, span)
+
+
+@contextmanager
+def progress_bar(images: int, wanted: bool) -> Iterator[Callable[[int, int], object]]:
+    """A function of (evaluations done, evaluations in all) that moves a bar on stderr, with images per second.
+
+    It does nothing where no bar is wanted: not even a disabled one is made, for tqdm's lock may be held when a process
+    forks.
+    """
+    if not wanted:
+        yield lambda step, total: None
+        return
+    with tqdm(total=0, unit="step") as bar:
+
+        def advance(step: int, total: int) -> None:
+            bar.total = total
+            bar.update()
+            whole = bar.format_dict["elapsed"] * total / step
+            bar.set_postfix_str(f"{images / max(whole, 1e-9):.3g} images/s", refresh=False)
+
+        yield advance
 
 
 def steps_of(evaluations: Sequence[int], places: int) -> int:

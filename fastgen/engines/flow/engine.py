@@ -20,7 +20,7 @@ from ...fused.flow import FusedFlow
 from ...images import PICTURES, Range, to_output, within
 from ...models.flow.flow import Flow
 from ...runtime.device import dtype_name
-from ..arguments import as_index, sample_seeds
+from ..arguments import as_index, check_known, parameters, sample_seeds
 from ..base import only_part
 from ..finished import finite, warn_not_finite
 from ..layers import Name
@@ -28,6 +28,7 @@ from ..streams import Streams
 from ..verb import Verb
 from ..verification import Check
 from .bits import BitsPerDim, to_levels
+from .data import check_floats, check_shape, check_support
 from .placement import place
 from .request import FlowRequest, FlowSettings, conditions, resolve
 from .verbs import FlowVerbs
@@ -113,6 +114,7 @@ class FlowEngine(Streams):
         dtype: str | torch.dtype | None = None,
         max_batch: int | None = None,
         graph: bool | str = True,
+        **unknown: Any,
     ) -> FlowEngine:
         """From a `Flow` of your own, made of any `Layer`s. By default it stays where and as it is.
 
@@ -120,8 +122,10 @@ class FlowEngine(Streams):
         are replaced show in the next call, which folds them anew; what was written through `.data` and hooks that were
         added show after `refresh`. Every call puts it into eval mode. Its values and types stay, but the filters of
         its couplings' networks come to lie channels-last, and tensors made in inference mode are replaced by copies.
-        Other arguments: see ``FlowEngine``. Raises ConfigError or CheckpointError.
+        Other arguments: see ``FlowEngine``. Raises ConfigError, CheckpointError or, for an argument that does not
+        exist, ArgumentError (a TypeError).
         """
+        check_known(unknown, parameters(cls.from_module), "from_module takes")
         if not isinstance(flow, Flow):
             raise ConfigError(
                 f"expected a fastgen.models.flow.flow.Flow, got {type(flow).__qualname__}; "
@@ -221,7 +225,7 @@ class FlowEngine(Streams):
             log_prob = self.log_prob(x, labels=labels, context=context)
             return BitsPerDim(log_prob.double().cpu() / (-math.log(2) * dimensions), "exact", 1)
         k = to_levels(x, self.flow.levels)
-        self._check_shape("x", k, self.flow.data_shape)
+        check_shape("x", k, self.flow.data_shape)
         condition = self._condition(len(k), labels, context)
         k = k.to(self.device)
         numbers = signed_seeds(sample_seeds(len(k), seed, None)).to(self.device)
@@ -241,7 +245,7 @@ class FlowEngine(Streams):
         Raises ConfigError that names the value, where x has one that no latent belongs to (see `log_prob`).
         """
         x = self._data("x", x)
-        self._check_support(x)
+        check_support(self.flow, x)
         return list(self.call("encode", x, *self._condition(len(x), labels, context)))
 
     def decode(
@@ -371,30 +375,9 @@ class FlowEngine(Streams):
 
     def _tensor(self, name: str, x: Any, shape: Sequence[int]) -> Tensor:
         """x [n, *shape] in the state's type on the device. Raises ConfigError."""
-        wanted = ", ".join(map(str, shape))
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            given = f"{dtype_name(x.dtype)} tensor" if isinstance(x, Tensor) else shown(x)
-            raise ConfigError(f"expected a float tensor [n, {wanted}], got {given}", argument=name)
-        self._check_shape(name, x, shape)
+        check_floats(name, x, shape)
         self._check_alive()
         return x.detach().to(self.device, self.state_dtype)
-
-    def _check_shape(self, name: str, x: Tensor, shape: Sequence[int]) -> None:
-        if tuple(x.shape[1:]) != tuple(shape) or len(x) == 0:
-            raise ConfigError(
-                f"expected shape [n, {', '.join(map(str, shape))}], n at least 1, got {list(x.shape)}",
-                argument=name,
-            )
-
-    def _check_support(self, x: Tensor) -> None:
-        outside = self.flow.outside((x + 1) / 2 if self.discrete else x)
-        if outside is not None and bool(outside.any()):
-            where = outside.nonzero()[0].tolist()
-            raise ConfigError(
-                f"its value {x[tuple(where)].item():.9g} at {where} lies where this flow has no density"
-                f"{', which is of images in [-1, 1]' if self.discrete else ''}; clamp it (resizing overshoots)",
-                argument="x",
-            )
 
     def _check_parts(self, request: FlowRequest, batch: int) -> None:
         if self.flow.context:
