@@ -17,8 +17,10 @@ from fastgen_kernels import OPS
 from fastgen_kernels.op import UNIT_ROUNDOFF
 
 from ..fused.blocks import SILU, PlainNorm
+from ..fused.onednn import OneDNNConv
 from ..fused.small import PlainHalf
 from ..fused.twin import Twin
+from ..fused.winograd import Winograd
 from ..models.blocks import NormAct
 from ..models.embeddings import FourierFeatures
 from ..models.resample import Upsample
@@ -133,7 +135,11 @@ def judge_layer(call: Call, dtype: torch.dtype) -> tuple[float, float | None, Te
         return None
     bound = None
     refolded = isinstance(call.module, Twin) and call.module.refolded
-    allowed = _allowed(module, inputs, named, exact, dtype, _products(module, call), refolded)
+    minimal = call.module.winograd_of(call.inputs[0]) if isinstance(call.module, OneDNNConv) else None
+    if minimal is not None:
+        allowed: Tensor | None = _of_winograd(minimal, inputs, named, exact)
+    else:
+        allowed = _allowed(module, inputs, named, exact, dtype, _products(module, call), refolded)
     if allowed is not None:
         difference = (call.output.double().cpu() - exact).abs()
         fraction = torch.where(difference == 0, 0.0, difference / allowed).nan_to_num(nan=float("inf"))
@@ -233,6 +239,15 @@ def _allowed(
     if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten)):
         return rounded
     return None
+
+
+def _of_winograd(minimal: Winograd, inputs: list[Any], named: dict[str, Any], exact: Tensor) -> Tensor:
+    """Of a float32 convolution by minimal filtering: filters are rounded, then there are three sums in a row."""
+    terms = minimal.before.shape[1], minimal.filters.shape[1], minimal.after.shape[1]
+    relative = sum(map(summed, terms)) + 4.0 * WORKING
+    sums = minimal.magnitudes()(inputs[0].abs().float()).double()
+    residual = [value.abs() for value in (*inputs[1:], *named.values()) if isinstance(value, Tensor)]
+    return 1.01 * WORKING * (exact.abs() + sum(residual)) + relative * sums
 
 
 def _of_norm(

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity
 OUT, IN = 4, 6  # pixels of a tile's side, after and before
-# Where the transforms cost less than is saved: multiplications a pixel (of input and output channels), tiles an image.
-CHANNELS, TILES = 1 << 14, 16
-# Elements of transformed tiles that are worked on at a time: they stay in the cache.
-PART = 1 << 19
+# From where on the transforms cost less than they save: channels on both sides, and tiles of an image.
+CHANNELS, TILES = 64, 16
+# Elements of transformed tiles that are worked on at a time, which stay in the cache; and tiles, at least, so that
+# matrices have enough rows.
+PART, ENOUGH = 1 << 19, 32
 
 
 def fits(conv: nn.Conv2d) -> bool:
@@ -33,7 +34,7 @@ def fits(conv: nn.Conv2d) -> bool:
         and conv.kernel_size == (3, 3)
         and conv.stride == conv.dilation == conv.padding == (1, 1)
         and conv.groups == 1
-        and conv.in_channels * conv.out_channels >= CHANNELS
+        and min(conv.in_channels, conv.out_channels) >= CHANNELS
     )
 
 
@@ -55,7 +56,7 @@ class Winograd:
         self.before, self.after = (torch.kron(m, m).to(weight.dtype) for m in (b, a))
 
     def magnitudes(self) -> Winograd:
-        """The same of absolute values: what it makes of |x| bounds each sum of products."""
+        """The same of absolute values, which makes of |x| what the sums of products cannot exceed on their way."""
         made = Winograd.__new__(Winograd)
         made.filters, made.before, made.after = self.filters.abs(), self.before.abs(), self.after.abs()
         made.bias = None if self.bias is None else self.bias.abs()
@@ -67,7 +68,7 @@ class Winograd:
         down, along, made = height // OUT, width // OUT, self.filters.shape[2]
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
         y = x.new_empty(batch, height, width, made)
-        rows = max(PART // (IN * IN * along * max(channels, made)), 1)
+        rows = max(PART // (IN * IN * along * max(channels, made)), -(-ENOUGH // along))
         samples, rows = max(rows // down, 1), min(rows, down)
         for sample in range(0, batch, samples):
             for row in range(0, down, rows):
