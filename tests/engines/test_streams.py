@@ -88,7 +88,7 @@ def test_wrong_arguments_are_known_at_once(engine: DiffusionEngine) -> None:
     with refused(ConfigError, "steps"):
         engine.sample_batches(3, steps=0)
     sde = DiffusionEngine.from_module(TinyNet(), {"process": "vp_sde"}, "epsilon", (1, 4, 4), max_batch=4)
-    coupled = {"solver": "predictor_corrector", "step_size": "batch", "steps": 2}
+    coupled = {"solver": "predictor_corrector", "step_size": "batch", "steps": 30}
     with refused(ConfigError, "step_size", "4 at a time"):
         sde.sample_batches(5, **coupled)
     assert len(next(sde.sample_batches(4, **coupled))) == 4  # together they are what `sample` draws
