@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,7 @@ def sample_arguments(model: Path, out: Path, *more: str) -> list[str]:
 def killed_at(event: int, arguments: list[str]) -> int:
     """The command, with SIGKILL at the `event`-th step of writing: made, half written, whole, renamed."""
     from fastgen import files
+    from fastgen.streaming import arrays, folder
 
     events = 0
 
@@ -56,8 +59,8 @@ def killed_at(event: int, arguments: list[str]) -> int:
         def fileno(self) -> int:
             return self.file.fileno()
 
-        def flush(self) -> None:
-            self.file.flush()
+        def __getattr__(self, name: str):  # type: ignore[no-untyped-def]
+            return getattr(self.file, name)
 
         def write(self, data: bytes) -> None:
             self.file.write(data[: len(data) // 2])
@@ -83,7 +86,16 @@ def killed_at(event: int, arguments: list[str]) -> int:
             os.replace(source, target)
             happens()
 
+    class OsOfStreams(Os):
+        """The same, as those see it who remove what they have made, name by name."""
+
+        def unlink(self, path: Path) -> None:
+            happens()
+            os.unlink(path)
+            happens()
+
     files.os = Os()  # type: ignore[assignment]
+    arrays.os = folder.os = OsOfStreams()  # type: ignore[assignment]
     code = main(arguments)
     print(f"events {events}")
     return code
@@ -157,6 +169,86 @@ def seconds_of(tmp_path: Path, arguments: list[str]) -> float:
     code, said = children.run(tmp_path / "output", timed, arguments)
     assert code == 0, said
     return float(said.rsplit("seconds ", 1)[1])
+
+
+def stream_arguments(model: Path, out: Path, *more: str) -> list[str]:
+    """A request in three batches, which keeps its own seed."""
+    words = ["-n", "5", "--steps", "2", "--device", "cpu", "--quiet", "--labels", "0,2"]
+    return ["sample", str(model), *words, "-o", str(out), *more]
+
+
+def two_at_a_time(work: Callable[..., int], *arguments: object) -> int:
+    """`work`, with batches of two samples."""
+    from fastgen.engines import streams
+
+    streams.fitting = lambda free, bytes_each, most: 2
+    return work(*arguments)
+
+
+STREAMS = {"pictures": (5 + 1), "a.npz": (2 + 3 * 2 + 1), "a.npy": (2 + 3 * 2 + 1)}  # files written
+
+
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("place", STREAMS)
+def test_a_stream_killed_at_every_step_of_writing_goes_on(tmp_path: Path, place: str, stride: int) -> None:
+    """Killed, started again with the same command, and killed there as well, it ends with the same bytes."""
+    model = checkpoint(tmp_path / "model")
+    begun = tmp_path / "begun"  # as any run begins: where a seed is, the same command goes on with it
+    begun.mkdir()
+    code, said = children.run(
+        tmp_path / "output", two_at_a_time, killed_at, 8, stream_arguments(model, begun / place)
+    )
+    assert code == -signal.SIGKILL, said
+    whole = tmp_path / "whole"
+    shutil.copytree(begun, whole)
+    code, said = children.run(
+        tmp_path / "output", two_at_a_time, killed_at, 0, stream_arguments(model, whole / place)
+    )
+    assert code == 0, said
+    count, wanted = int(said.rsplit("events ", 1)[1]), digests(whole)
+    assert count >= 4 * (STREAMS[place] - 3)
+    assert not [name for name in wanted if name.endswith((".tmp", "done"))]
+    for event in range(1, count + 1, stride):
+        folder = tmp_path / f"at-{event}"
+        shutil.copytree(begun, folder)
+        arguments = stream_arguments(model, folder / place)
+        for again in (event, 3):
+            code, said = children.run(tmp_path / "output", two_at_a_time, killed_at, again, arguments)
+            assert code == -signal.SIGKILL or "events" in said, said
+            for path in folder.glob("pictures/*.png"):
+                check_image(path)
+        code, said = children.run(tmp_path / "output", two_at_a_time, main, arguments)
+        assert code == 0, said
+        assert digests(folder) == wanted, event
+
+
+@pytest.mark.parametrize("place", STREAMS)
+@pytest.mark.parametrize("kills", [2, pytest.param(KILLS, marks=pytest.mark.slow)])
+def test_a_stream_killed_at_random_goes_on(tmp_path: Path, place: str, kills: int) -> None:
+    model, chance = checkpoint(tmp_path / "model"), random.Random(2)
+    (tmp_path / "whole").mkdir()
+    seed = ("--seed", "3")
+    longest = seconds_of(tmp_path, stream_arguments(model, tmp_path / "whole" / place, *seed))
+    wanted, done, tries = digests(tmp_path / "whole"), 0, 0
+    folder = tmp_path / "0"
+    while done < kills:
+        tries += 1
+        assert tries <= 3 * kills + 10, "most kills come too late"
+        folder.mkdir(exist_ok=True)
+        arguments = stream_arguments(model, folder / place, *seed)
+        child = children.start(tmp_path / "output", two_at_a_time, main, arguments)
+        if kill_at_random(child, longest, chance):
+            done += 1
+        else:
+            assert "".join(child.said().splitlines()[-1:]).startswith(
+                ("5 images", "0 images", "1 image", "3 images")
+            )
+            folder = tmp_path / str(tries)
+    code, said = children.run(
+        tmp_path / "output", two_at_a_time, main, stream_arguments(model, folder / place, *seed)
+    )
+    assert code == 0, said
+    assert set(digests(folder)) == set(wanted)
 
 
 def kill_at_random(child: children.Child, longest: float, chance: random.Random) -> bool:
