@@ -48,6 +48,8 @@ class _Flow(nn.Module):
             shape = ((shape[0] + 1) // 2, *shape[1:])
         self.scales = nn.ModuleList(scales)
         self.priors = nn.ModuleList(exported(cast(Prior, prior)) for prior in flow.priors)
+        probe = torch.full((1, *flow.data_shape), 0.5)
+        self.outside = None if flow.outside(probe) is None else flow.outside
         self.volume = math.fsum(piece.volume for scale in scales for piece in cast(list[Piece], list(scale)))
 
     def analyse(self, x: Tensor, condition: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -91,6 +93,9 @@ class _Encode(_Flow):
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensors:
         latents, log_det, log_prob = self.analyse(x, condition)
+        if self.outside is not None:  # there latents are not finite either
+            empty = self.outside((x + 1) / 2 if self.discrete else x).flatten(1).any(1)
+            log_prob = torch.where(empty, -math.inf, log_prob)
         return (*latents, log_det, log_prob)
 
 
@@ -185,7 +190,7 @@ def _encode_tensors(flow: Flow) -> Interface:
     outputs = (
         *_latents(flow),
         Port("log_det", (BATCH,), "log |det d latents / d x|, in nats"),
-        Port("log_prob", (BATCH,), "log p(x), in nats"),
+        Port("log_prob", (BATCH,), "log p(x), in nats; -inf where there is no density"),
     )
     return Interface((_x(flow), *_condition(flow)), outputs)
 

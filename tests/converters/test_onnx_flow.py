@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,36 @@ def test_the_file_is_the_reference(name: str) -> None:
                 want = form.reference(flow, *tensors)
             for one, other in zip(found(*tensors), want, strict=True):
                 close(one, other)
+
+
+def beyond() -> tuple[Flow, Tensor]:
+    """A flow whose first layer is a logit, and images of which the second has one value that it does not take."""
+    flow = make("realnvp").flow
+    (x,) = ENCODE.example(flow, 3, torch.Generator().manual_seed(0), {})
+    x[1, 0, 2, 3] = 1.5
+    return flow, x
+
+
+def no_density(results: Sequence[Tensor], flow: Flow, x: Tensor) -> None:
+    """The engine's log_prob; nothing that could be taken for the latents of the image without a density."""
+    *latents, _, log_prob = results
+    want = FlowEngine.from_module(copy.deepcopy(flow)).log_prob(x)
+    assert want.isinf().tolist() == [False, True, False]
+    torch.testing.assert_close(log_prob, want, rtol=1e-4, atol=0)
+    assert not any(bool(value[1].isfinite().all()) for value in latents)
+    assert all(bool(value[[0, 2]].isfinite().all()) for value in latents)
+
+
+def test_no_density_where_the_flow_has_none() -> None:
+    flow, x = beyond()
+    with torch.no_grad():
+        no_density(ENCODE.make(flow)(x), flow, x)
+
+
+@pytest.mark.slow
+def test_no_density_in_a_file_either() -> None:
+    flow, x = beyond()
+    no_density(written(ENCODE, flow)[1](x), flow, x)
 
 
 @pytest.mark.slow
