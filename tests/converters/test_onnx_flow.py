@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 import fastgen
-from fastgen.architectures import ARCHITECTURES
-from fastgen.converters.onnx import export_form
+from fastgen import onnx_runtime
+from fastgen.architectures import ARCHITECTURES, Architecture
+from fastgen.converters.onnx import export_engine, export_form
 from fastgen.converters.onnx.checking import open_session, run
 from fastgen.engines import FlowEngine
 from fastgen.errors import CheckpointError, ConfigError
-from fastgen.exports import FLOW, ExportForm
+from fastgen.exports import FLOW, ExportForm, support
 from fastgen.exports.accurate import log_sigmoid, log_tail, logistic, normal_cdf
 from fastgen.models.flow.coupling import Coupling
 from fastgen.models.flow.flow import Flow
@@ -153,34 +155,59 @@ def test_the_file_is_the_reference(name: str) -> None:
                 close(one, other)
 
 
-def beyond() -> tuple[Flow, Tensor]:
-    """A flow whose first layer is a logit, and images of which the second has one value that it does not take."""
-    flow = make("realnvp").flow
+@pytest.mark.parametrize("name", ["realnvp", "realnvp, gated, masks"])
+def test_the_support_is_the_engines_to_the_last_bit(name: str) -> None:
+    flow = make(name).flow
+    bounds = support(flow)
+    assert bounds is not None
+    engine = FlowEngine.from_module(copy.deepcopy(flow))
+    for bound, beyond in zip(bounds, (-math.inf, math.inf), strict=True):
+        x = torch.full((1, *flow.data_shape), bound)
+        engine.encode(x)
+        x[0, 0, 1, 2] = torch.nextafter(x[0, 0, 1, 2], torch.tensor(beyond))
+        with refused(ConfigError, "x", [0, 0, 1, 2]):
+            engine.encode(x)
+    assert support(make("vector_flow").flow) is None
+
+
+def no_density(flow: Flow) -> tuple[Tensor, Tensor]:
+    """Images of which the second has one value where `flow` has no density, and the engine's log_prob of them."""
     (x,) = ENCODE.example(flow, 3, torch.Generator().manual_seed(0), {})
     x[1, 0, 2, 3] = 1.5
-    return flow, x
-
-
-def no_density(results: Sequence[Tensor], flow: Flow, x: Tensor) -> None:
-    """The engine's log_prob; nothing that could be taken for the latents of the image without a density."""
-    *latents, _, log_prob = results
-    want = FlowEngine.from_module(copy.deepcopy(flow)).log_prob(x)
-    assert want.isinf().tolist() == [False, True, False]
-    torch.testing.assert_close(log_prob, want, rtol=1e-4, atol=0)
-    assert not any(bool(value[1].isfinite().all()) for value in latents)
-    assert all(bool(value[[0, 2]].isfinite().all()) for value in latents)
+    log_prob = FlowEngine.from_module(copy.deepcopy(flow)).log_prob(x)
+    assert log_prob.isinf().tolist() == [False, True, False]
+    return x, log_prob
 
 
 def test_no_density_where_the_flow_has_none() -> None:
-    flow, x = beyond()
+    flow = make("realnvp").flow
+    x, want = no_density(flow)
     with torch.no_grad():
-        no_density(ENCODE.make(flow)(x), flow, x)
+        *latents, _, log_prob = ENCODE.make(flow)(x)
+    torch.testing.assert_close(log_prob, want, rtol=1e-4, atol=0)
+    for latent in latents:  # none that could be taken for those of the second image
+        assert latent.flatten(1).isfinite().all(1).tolist() == [True, False, True]
 
 
 @pytest.mark.slow
-def test_no_density_in_a_file_either() -> None:
-    flow, x = beyond()
-    no_density(written(ENCODE, flow)[1](x), flow, x)
+def test_the_runtime_answers_as_the_engine_where_there_is_no_density(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = make("realnvp").flow
+    x, want = no_density(flow)
+    entry = ARCHITECTURES["realnvp"]
+    monkeypatch.setitem(ARCHITECTURES, "realnvp", Architecture(entry.config, entry.module, (ENCODE,)))
+    engine = FlowEngine.from_module(flow)
+    engine.architectures = {"module": "realnvp"}
+    export_engine(engine, tmp_path / "out", what="model")
+    model = onnx_runtime.load(tmp_path / "out", "cpu", threads=1)
+    torch.testing.assert_close(torch.from_numpy(model.log_prob(x)), want, rtol=1e-4, atol=0)
+    for call in (model.encode, model.log_det):
+        with refused(ConfigError, "x", "1.5", [1, 0, 2, 3]):
+            call(x)
+    latents = model.encode(x[[0, 2]])
+    for one, other in zip(latents, engine.encode(x[[0, 2]]), strict=True):
+        close(torch.from_numpy(one), other)
 
 
 @pytest.mark.slow
