@@ -372,17 +372,19 @@ def test_bytes_of_layers() -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_digits_are_those_of_smaller_calls() -> None:
-    engine = fastgen.load("zoo:ddpm-mnist", device="cpu", max_batch=64)
-    asked = {"steps": 2, "guidance_scale": 1.0, "labels": 3}
-    whole = engine.sample(10_000, seed=7, **asked)
-    calls = [64 * 50, 64, 64 * 100, 10_000 - 64 * 151]
+@pytest.mark.parametrize(("model", "count"), [("small", 10_000), ("zoo:ddpm-mnist", 330)])
+def test_many_samples_are_those_of_smaller_calls(model: str, count: int, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / model) if model == "small" else model
+    engine = fastgen.load(source, device="cpu", max_batch=64)
+    asked = {"steps": 2, "guidance_scale": 1.0, "labels": 2}
+    whole = engine.sample(count, seed=7, **asked)
+    third = count // 64 // 3 * 64
     parts, seed = [], 7
-    for count in calls:
-        parts.append(engine.sample(count, seed=seed, **asked))
-        seed += count
+    for size in (third, 64, third, count - 2 * third - 64):  # the same batches of 64
+        parts.append(engine.sample(size, seed=seed, **asked))
+        seed += size
     assert torch.equal(torch.cat(parts), whole)
     odd = engine.sample(100, seed=7 + 33, **asked)
     assert torch.allclose(odd, whole[33:133], atol=1e-4)  # in other batches, where libraries round otherwise
-    streamed = torch.cat(list(engine.sample_batches(10_000, seed=7, **asked)))
+    streamed = torch.cat(list(engine.sample_batches(count, seed=7, **asked)))
     assert torch.equal(streamed, whole)
