@@ -222,7 +222,7 @@ def test_stream_killed_at_every_step_of_writing(tmp_path: Path, place: str, stri
             check_image(path)
         if event % 8 == 1:
             code, said = run(folder, 3)
-            assert code == -signal.SIGKILL or digests(folder) == wanted, said
+            assert code == -signal.SIGKILL or (code == 0 and digests(folder) == wanted), said
         code, said = run(folder, 0)
         assert code == 0, said
         assert digests(folder) == wanted, event
