@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +14,11 @@ import torch
 from torch import nn
 
 from . import architectures
-from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, Spec, is_ours, load_spec
+from .checkpoint import Spec, is_ours, load_spec
 from .checkpoint import load as load_checkpoint
-from .errors import CheckpointError, ConfigError
+from .errors import ConfigError
 from .families import FAMILIES, Family
-from .files import exists
-from .zoo import ZOO
-from .zoo import folder as zoo_folder
+from .sources import find
 
 # Converters are imported where they are used: a model of our own needs none of them.
 if TYPE_CHECKING:
@@ -52,7 +49,6 @@ OURS = {
     "provenance",
 }  # arguments of an engine that `load` gives itself
 WEIGHT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def load(
@@ -350,67 +346,3 @@ def check_options(engine: type, options: Mapping[str, Any]) -> None:
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     check_known(options, known, "besides its own, load takes")
-
-
-def find(
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    local_files_only: bool = False,
-    variant: str | None = None,
-) -> Path:
-    """The folder of `source` on this machine, downloaded if need be. Raises CheckpointError."""
-    name = str(source)
-    hub = not (name.startswith("zoo:") or exists(name) or isinstance(source, Path)) and HUB_ID.fullmatch(name)
-    if revision is not None and not hub:
-        raise ConfigError(
-            f"{revision!r} was asked for, but {name} is not a model on the hub", argument="revision"
-        )
-    if name.startswith("zoo:"):
-        try:
-            return zoo_folder(name.removeprefix("zoo:"))
-        except KeyError:
-            raise CheckpointError(
-                f"not in the zoo; there is {', '.join('zoo:' + z for z in ZOO)}", argument=name
-            ) from None
-    return _download(name, revision, local_files_only, variant) if hub else Path(name)
-
-
-def _download(name: str, revision: str | None, local_files_only: bool, variant: str | None) -> Path:
-    """The hub's model in the local cache: its small files, which say what it is, then the weights it needs."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    from .converters import CONVERTERS, detect
-
-    def fetch(patterns: list[str]) -> Path:
-        return Path(
-            snapshot_download(
-                name, revision=revision, local_files_only=local_files_only, allow_patterns=patterns
-            )
-        )
-
-    try:
-        folder = fetch([CONFIG_FILE, *(f for c in CONVERTERS.values() for f in c.files)])
-        converter = detect(folder)
-        if converter is None or converter.downloads is None:
-            return fetch([WEIGHTS_FILE])
-        for patterns in converter.downloads(folder, variant):
-            folder = fetch(patterns)
-            if any(match for pattern in patterns for match in folder.glob(pattern)):
-                break
-        return folder
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            "no such folder, not in the local Hugging Face cache, and "
-            + (
-                "local_files_only=True forbids a download"
-                if local_files_only
-                else "the hub cannot be reached"
-            ),
-            argument=name,
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointError(
-            f"no such folder, and the hub does not give it: {error}", argument=name
-        ) from error

@@ -28,7 +28,7 @@ LAYERS = [
     {"fastgen.architectures", "fastgen.engines", "fastgen.onnx_runtime", "fastgen.zoo"},
     {"fastgen.converters"},
     {"fastgen.families"},
-    {"fastgen.api", "fastgen"},
+    {"fastgen.sources", "fastgen.api", "fastgen"},
     {"fastgen.commands", "fastgen.bench", "fastgen.cli", "fastgen.__main__"},
 ]
 HEAVY = ["triton", "diffusers", "onnx", "onnxruntime", "matplotlib", "PIL", "sklearn", "huggingface_hub"]

@@ -17,7 +17,7 @@ from fastgen.config import to_dict
 from fastgen.engines import DiffusionEngine, FlowEngine
 from fastgen.engines.base import Engine
 from fastgen.errors import ArgumentError, ConfigError
-from fastgen.exports import ExportForm, Interface, Port
+from fastgen.exports import ExportForm, Interface, Port, support
 from fastgen.files import check_writable, make_folder
 
 from .exporter import OPSET, check_opset, describe, export_form, precision_dtype
@@ -135,12 +135,14 @@ class Source:
 
 
 def flow_facts(engine: FlowEngine) -> dict[str, Any]:
-    """Of a flow: shapes of its data and latents, what its latents are conditioned on."""
+    """Of a flow: shapes of its data and latents, where it has a density, what its latents are conditioned on."""
     flow = engine.flow
+    bounds = support(flow)
     return {
         "shape": list(flow.data_shape),
         "latent_shapes": [list(shape) for shape in flow.latent_shapes],
         "levels": flow.levels,
+        "support": None if bounds is None else list(bounds),
         "classes": flow.classes,
         "context": flow.context,
         "class_names": None if engine.settings.class_names is None else list(engine.settings.class_names),

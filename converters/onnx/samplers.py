@@ -8,7 +8,7 @@ body: outside of it, each iteration takes about a fifth longer in onnxruntime.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import nn
 
 from fastgen.exports import BATCH, DENOISER, Interface, Port
 from fastgen.exports.reverse_step import EVALUATIONS, Adjust, Noise, Shape, Update
+from fastgen_kernels import STREAMS
 from fastgen_kernels.reverse_step import row
 
 from .exporter import OPSET, export_form, export_module
@@ -71,24 +72,28 @@ class Pieces:
     def denoiser(self) -> onnx.ModelProto:
         return export_form(DENOISER, self.network, precision=self.precision, opset=self.opset)
 
-    @cached_property
-    def initial(self) -> onnx.ModelProto:
-        return self._export(Noise(self.layout.shape, "initial"), "initial noise")
-
-    @cached_property
+    @property
     def noise(self) -> onnx.ModelProto:
-        return self._export(Noise(self.layout.shape, "step"), "noise")
+        return _around(Noise, (self.layout.shape,), self.opset)
 
-    @cached_property
+    @property
     def update(self) -> onnx.ModelProto:
-        return self._export(Update(self.layout.shape, self.layout.learned, self.layout.guided), "update")
+        layout = self.layout
+        return _around(Update, (layout.shape, layout.learned, layout.guided), self.opset)
 
-    @cached_property
+    @property
     def adjust(self) -> onnx.ModelProto:
-        return self._export(Adjust(self.layout.shape, self.layout.learned, self.layout.guided), "adjustments")
+        layout = self.layout
+        return _around(Adjust, (layout.shape, layout.learned, layout.guided), self.opset)
 
-    def _export(self, module: Noise | Update | Adjust, what: str) -> onnx.ModelProto:
-        return export_module(module, module.interface(), module.example(), what, opset=self.opset)
+
+@lru_cache(maxsize=16)
+def _around(
+    kind: type[Noise] | type[Update] | type[Adjust], arguments: tuple[Any, ...], opset: int
+) -> onnx.ModelProto:
+    """What surrounds any network of these sizes, exported once in a process. Not to be changed: graphs copy it."""
+    module = kind(*arguments)
+    return export_module(module, module.interface(), module.example(), kind.__name__.lower(), opset=opset)
 
 
 def step_interface(layout: Layout) -> Interface:
@@ -186,7 +191,8 @@ def sampler_model(pieces: Pieces) -> onnx.ModelProto:
     steps = graph.add("Squeeze", count, name="step_count")
     nothing = graph.constant([0], np.int64)
     zeros = graph.add("Expand", nothing, batch)
-    (noise,) = graph.inline(pieces.initial, "initial", {"seeds": "seeds", "noise_step": zeros})
+    bound = {"seeds": "seeds", "noise_step": zeros, "stream": _stream(graph, "initial")}
+    (noise,) = graph.inline(pieces.noise, "initial", bound)
     x = graph.add("Mul", noise, "initial_scale", name="initial_x")
     sizes = graph.constant([row.MAX_SLOTS, *pieces.layout.shape], np.int64)
     history = graph.add("ConstantOfShape", graph.add("Concat", batch, sizes, axis=0), name="initial_history")
@@ -224,7 +230,8 @@ def _body(pieces: Pieces) -> onnx.GraphProto:
 
     image = pieces.layout.image("z", "")
     made, none = Graph("noisy/"), Graph("quiet/")
-    made.inline(pieces.noise, "noise", {"seeds": "seeds", "noise_step": noise_step}, ["noisy/z"])
+    bound = {"seeds": "seeds", "noise_step": noise_step, "stream": _stream(made, "step")}
+    made.inline(pieces.noise, "noise", bound, ["noisy/z"])
     none.add("ConstantOfShape", none.add("Shape", "x"), name="quiet/z")
     z = "body/z"
     branches = {
@@ -299,6 +306,10 @@ def _guide(body: Graph, pieces: Pieces, one_row: str, scaled: str) -> tuple[str,
 def _network(graph: Graph, pieces: Pieces, x: str, time: str, label: str) -> str:
     bound = {"x": x, "time": time, **({"label": label} if pieces.layout.labelled else {})}
     return graph.inline(pieces.denoiser, "network", bound)[0]
+
+
+def _stream(graph: Graph, name: str) -> str:
+    return graph.constant([STREAMS[name]], np.int64)
 
 
 def _any(graph: Graph, one_row: str, words: tuple[int, ...]) -> str:

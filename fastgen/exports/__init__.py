@@ -14,7 +14,7 @@ where a flow models levels.
 """
 
 from .denoiser import DENOISER
-from .flow import FLOW
+from .flow import FLOW, support
 from .form import BATCH, ExportForm, Interface, Port
 
-__all__ = ["BATCH", "DENOISER", "FLOW", "ExportForm", "Interface", "Port"]
+__all__ = ["BATCH", "DENOISER", "FLOW", "ExportForm", "Interface", "Port", "support"]

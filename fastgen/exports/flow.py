@@ -88,9 +88,14 @@ class _Flow(nn.Module):
 class _Encode(_Flow):
     def __init__(self, flow: Flow) -> None:
         super().__init__(flow, inverse=False)
+        self.outside = None if support(flow) is None else flow.outside
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensors:
         latents, log_det, log_prob = self.analyse(x, condition)
+        if self.outside is not None:  # there latents are not finite either
+            outside = self.outside((x + 1) / 2 if self.discrete else x)
+            assert outside is not None
+            log_prob = torch.where(outside.flatten(1).any(1), -math.inf, log_prob)
         return (*latents, log_det, log_prob)
 
 
@@ -185,7 +190,7 @@ def _encode_tensors(flow: Flow) -> Interface:
     outputs = (
         *_latents(flow),
         Port("log_det", (BATCH,), "log |det d latents / d x|, in nats"),
-        Port("log_prob", (BATCH,), "log p(x), in nats"),
+        Port("log_prob", (BATCH,), "log p(x), in nats; -inf where there is no density"),
     )
     return Interface((_x(flow), *_condition(flow)), outputs)
 
@@ -226,6 +231,29 @@ def _dequantiser(flow: Flow) -> Dequantiser:
     if flow.dequantiser is None:
         raise ConfigError(f"is null: {_no_bound(flow)}", argument="levels")
     return flow.dequantiser
+
+
+def support(flow: Flow) -> tuple[float, float] | None:
+    """The least and the greatest float32 value, in the engine's units, at which `flow` has a density.
+
+    None for a flow of all real numbers. Found by bisection of what the flow itself says (`Flow.outside`), so that both
+    agree to the last bit.
+    """
+
+    def outside(value: Tensor) -> bool:
+        x = value.expand(1, *flow.data_shape)
+        found = flow.outside((x + 1) / 2 if flow.levels is not None else x)
+        return found is not None and bool(found.any())
+
+    bounds = []
+    for beyond in (torch.tensor(-math.inf), torch.tensor(math.inf)):
+        if not outside(beyond):
+            return None
+        inside, far = torch.tensor(0.5), beyond.nan_to_num()  # the largest float32 of its sign
+        while not torch.equal(middle := inside / 2 + far / 2, inside) and not torch.equal(middle, far):
+            inside, far = (inside, middle) if outside(middle) else (middle, far)
+        bounds.append(inside.item())
+    return bounds[0], bounds[1]
 
 
 # References and examples.

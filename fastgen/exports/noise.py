@@ -21,9 +21,14 @@ WORD = 1 << 32
 SQRT_HALF = math.sqrt(0.5)
 
 
-def export_normals(seeds: Tensor, steps: Tensor, stream: str, count: int) -> Tensor:
-    """Standard normal noise of elements 0 .. count - 1: float32 [B, count], for seeds and steps int64 [B]."""
-    w = _words(seeds, steps, STREAMS[stream], -(-count // 4))  # [B, blocks, pair, radius or angle]
+def export_normals(seeds: Tensor, steps: Tensor, stream: str | Tensor, count: int) -> Tensor:
+    """Standard normal noise of elements 0 .. count - 1: float32 [B, count], for seeds and steps int64 [B].
+
+    stream: a name in ``STREAMS``, or its number as int64 [1].
+    """
+    if isinstance(stream, str):
+        stream = torch.tensor([STREAMS[stream]], device=seeds.device)
+    w = _words(seeds, steps, stream, -(-count // 4))  # [B, blocks, pair, radius or angle]
     r = _radius(w[..., 0])
     angle = w[..., 1]
     quadrant = _quotient(angle + (1 << 29), 1 << 30)  # nearest multiple of a quarter turn, 0 .. 4
@@ -37,13 +42,13 @@ def export_normals(seeds: Tensor, steps: Tensor, stream: str, count: int) -> Ten
     return z.float().flatten(1)[:, :count]
 
 
-def _words(seeds: Tensor, steps: Tensor, stream: int, blocks: int) -> Tensor:
+def _words(seeds: Tensor, steps: Tensor, stream: Tensor, blocks: int) -> Tensor:
     """int64 [B, blocks, 2, 2]: the four words of each block, in the order of the elements."""
     device = seeds.device
     block = torch.arange(blocks, device=device)[None].expand(seeds.shape[0], blocks)
     step = torch.remainder(steps, WORD)[:, None].expand(seeds.shape[0], blocks)
     # The two lanes of a round lie on the last axis: the even words of the counter, and the odd ones.
-    even = torch.stack((block, torch.full_like(block, stream)), -1)
+    even = torch.stack((block, stream.expand_as(block)), -1)
     odd = torch.stack((step, torch.zeros_like(block)), -1)
     low = torch.remainder(seeds, WORD)
     keys = torch.stack((low, torch.remainder(_quotient(seeds - low, WORD), WORD)), -1)[:, None]

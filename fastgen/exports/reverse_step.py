@@ -30,24 +30,31 @@ def spread(scalars: Tensor) -> Tensor:
 
 
 class Noise(nn.Module):
-    """(seeds, noise_step) -> z: the engine's standard normal noise of a stream, float32 [B, C, H, W]."""
+    """(seeds, noise_step, stream) -> z: the engine's standard normal noise of a stream, float32 [B, C, H, W].
 
-    def __init__(self, shape: Shape, stream: str) -> None:
+    stream: int64 [1], a number of ``fastgen_kernels.STREAMS``.
+    """
+
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.shape, self.stream = shape, stream
+        self.shape = shape
 
-    def forward(self, seeds: Tensor, noise_step: Tensor) -> tuple[Tensor]:
-        z = export_normals(seeds, noise_step, self.stream, math.prod(self.shape))
+    def forward(self, seeds: Tensor, noise_step: Tensor, stream: Tensor) -> tuple[Tensor]:
+        z = export_normals(seeds, noise_step, stream, math.prod(self.shape))
         return (z.view(-1, *self.shape),)
 
     def interface(self) -> Interface:
         return Interface(
-            (Port("seeds", (BATCH,), "", torch.int64), Port("noise_step", (BATCH,), "", torch.int64)),
+            (
+                Port("seeds", (BATCH,), "", torch.int64),
+                Port("noise_step", (BATCH,), "", torch.int64),
+                Port("stream", (1,), "", torch.int64),
+            ),
             (Port("z", (BATCH, *self.shape), ""),),
         )
 
     def example(self) -> tuple[Tensor, ...]:
-        return torch.arange(3), torch.arange(3)
+        return torch.arange(3), torch.arange(3), torch.ones(1, dtype=torch.int64)
 
 
 class _AfterNetwork(nn.Module):

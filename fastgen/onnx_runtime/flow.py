@@ -55,16 +55,19 @@ class FlowModel:
         return self._run("sample", feed, ["x"])[0]
 
     def log_prob(self, x: ArrayLike, *, labels: Any = None, context: ArrayLike | None = None) -> Array:
-        """log p(x) in nats, float32 [n], of x float [n, *shape]."""
+        """log p(x) in nats, float32 [n], of x float [n, *shape]; -inf where there is no density."""
         return self._run("encode", self._data(x, labels, context), ["log_prob"])[0]
 
     def encode(self, x: ArrayLike, *, labels: Any = None, context: ArrayLike | None = None) -> list[Array]:
-        """The latents of x [n, *shape], one array per scale, the finest first."""
-        return self._run("encode", self._data(x, labels, context), self._latents)
+        """The latents of x [n, *shape], one array per scale, the finest first.
+
+        Raises ConfigError that names the value, where x has one that no latent belongs to.
+        """
+        return self._run("encode", self._supported(self._data(x, labels, context)), self._latents)
 
     def log_det(self, x: ArrayLike, *, labels: Any = None, context: ArrayLike | None = None) -> Array:
-        """log |det d latents / d x| in nats, float32 [n]."""
-        return self._run("encode", self._data(x, labels, context), ["log_det"])[0]
+        """log |det d latents / d x| in nats, float32 [n], of x as for `encode`."""
+        return self._run("encode", self._supported(self._data(x, labels, context)), ["log_det"])[0]
 
     def decode(
         self, latents: Sequence[ArrayLike], *, labels: Any = None, context: ArrayLike | None = None
@@ -132,6 +135,20 @@ class FlowModel:
     def _data(self, x: ArrayLike, labels: Any, context: ArrayLike | None) -> dict[str, Array]:
         data = _real("x", x, self.shape)
         return {"x": data, **self._condition(len(data), labels, context)}
+
+    def _supported(self, feed: dict[str, Array]) -> dict[str, Array]:
+        """`feed`, whose x has latents. Raises ConfigError, as ``FlowEngine.encode``."""
+        if (bounds := self.manifest.get("support")) is None:
+            return feed
+        x, (low, high) = feed["x"], bounds
+        if len(outside := np.argwhere((x < low) | (x > high))):
+            where = outside[0].tolist()
+            raise ConfigError(
+                f"its value {x[tuple(where)]:.9g} at {where} lies where this flow has no density, which is from "
+                f"{low:.9g} to {high:.9g}; clamp it (resizing overshoots)",
+                argument="x",
+            )
+        return feed
 
     def _condition(self, count: int, labels: Any, context: ArrayLike | None) -> dict[str, Array]:
         classes, width = self.manifest["classes"], self.manifest["context"]

@@ -76,16 +76,17 @@ class ArrayFile(Output):
     ) -> Iterator[Record]:
         self._request = request
         whole = self._whole()
-        if whole is not None and records.same(record, whole) and not exists(self._work):
-            self._finished = True
-            yield whole
-            return
-        if exists(self.path) and not overwrite and (whole is None or not records.same(record, whole)):
+        mine = whole is not None and records.same(record, whole)
+        if exists(self.path) and not mine and not overwrite:
             if whole is None:
                 raise ConfigError("exists already; choose another name, or --overwrite", argument=self.path)
             raise records.refuse(
                 self.path, record, whole, f"{len(records.seeds_of(whole))} samples", "another name"
             )
+        if whole is not None and mine and not exists(self._work):
+            self._finished = True
+            yield whole
+            return
         make_folder(self._work)
         with held(self._work) as alone:
             if not alone:
@@ -93,10 +94,21 @@ class ArrayFile(Output):
                     "another process writes it; wait, or choose another name", argument=self.path
                 )
             earlier = records.read(self._work / RECORD)
-            if earlier is not None and not records.same(record, earlier) and not overwrite:
+            foreign = earlier is not None and not records.same(record, earlier)
+            if earlier is not None and foreign and not overwrite:
                 kept = f"{self._read_done()} of {len(records.seeds_of(earlier))} samples"
                 raise records.refuse(self._work, record, earlier, kept, "another name")
-            remove_leftovers(self._work, [RECORD, DONE, VALUES, WHOLE])
+            remove_leftovers(self._work, [RECORD, DONE, VALUES])
+            remove_leftovers(self.path.parent, [self._beside.name])
+            # A .npy file's record is beside it before the file has its name: the numbers are then still in the work.
+            named = self._zipped or earlier is None or not exists(self._work / VALUES)
+            if (
+                whole is not None and mine and named and not foreign
+            ):  # a kill in `finish` left some of the work
+                self._finished = True
+                self._clear()
+                yield whole
+                return
             self._prepare(record, earlier, (len(request.seeds), *shape))
             yield self._record
 
@@ -140,12 +152,16 @@ class ArrayFile(Output):
         else:
             write_atomic(self._beside, records.encode(self._record))
         replace_by(self.path, self._work / (WHOLE if self._zipped else VALUES))
+        self._clear()
+        return files
+
+    def _clear(self) -> None:
+        """Remove the work; the record last, so that a kill in between leaves it with what it is about."""
         for name in (VALUES, WHOLE, DONE, RECORD):
             with suppress(FileNotFoundError):
                 os.unlink(self._work / name)
         with suppress(OSError):  # somebody has put something into it
             self._work.rmdir()
-        return files
 
     def _zip(self) -> None:
         """The .npz file, beside the numbers, of which a part at a time is in memory."""

@@ -9,12 +9,9 @@ import copy
 import dataclasses
 import itertools
 import math
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -22,20 +19,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checkpoint import CONFIG_FILE, WEIGHTS_FILE, save
-from ..errors import CheckpointError, ConfigError, DataError, OutOfMemoryError, Terminated, TrainingError
+from ..errors import CheckpointError, ConfigError, DataError, OutOfMemoryError, TrainingError
 from ..files import exists, held, make_folder, remove_leftovers, write_atomic
 from ..runtime.device import out_of_memory
 from .batch import Batch, Dataset
 from .data import COUNTS, describe
 from .objective import Objective, Step
+from .optimizers import optimizers, rate, update
 from .run import STATE_FILE, Run, saved_run
 from .settings import RunConfig
-from .state import MAX_GROUPS, RunState
+from .state import RunState
+from .stopping import stop_between_steps
 
 LOSS_FILE = "loss.csv"
 PREVIEWS = "previews"  # folder of the sheets that `on_preview` may draw
 RUN_FILES = (STATE_FILE, CONFIG_FILE, WEIGHTS_FILE, LOSS_FILE)
-STOPS: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
 def train(
@@ -142,7 +140,7 @@ def _train(
 
     forked = [device] if device.type == "cuda" else []
     bar = tqdm(total=last, initial=state.step, disable=not progress, unit="step", smoothing=0.05)
-    with bar, torch.random.fork_rng(forked), _stop_between_steps() as stopped:
+    with bar, torch.random.fork_rng(forked), stop_between_steps() as stopped:
         if resume and on_preview and preview_due():
             on_preview(state.step, averages)  # likewise: it follows the save
         saved = resume
@@ -221,35 +219,6 @@ def _opened(folder: Path, run: Run, dataset: Dataset, resume: bool, changed_data
     return dataclasses.replace(earlier, data=found) if changed_data else earlier
 
 
-@contextmanager
-def _stop_between_steps() -> Iterator[Callable[[], type[KeyboardInterrupt] | None]]:
-    """The first Ctrl-C or SIGTERM is only noted, so that no step is left half done; the second interrupts at once.
-
-    Yields a function that says what was noted: the exception that stands for it, or None.
-    """
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # only the main thread gets signals
-        before = {number: signal.getsignal(number) for number in STOPS}
-    # A job in the background, whose shell has it ignore Ctrl-C, goes on; so does a handler from outside Python (None).
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
-    noted: list[int] = []
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-        restore()
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield lambda: STOPS[noted[0]] if noted else None
-    finally:
-        restore()
-
-
 def _diverged(state: RunState, folder: Path) -> TrainingError:
     """Nothing that is not finite may replace the last save."""
     return TrainingError(
@@ -261,35 +230,6 @@ def _diverged(state: RunState, folder: Path) -> TrainingError:
 
 def _kept(folder: Path) -> str:
     return "its last save is kept" if exists(folder / STATE_FILE) else "nothing was saved"
-
-
-def optimizers(
-    objective: Objective, networks: nn.ModuleDict, config: RunConfig
-) -> dict[str, torch.optim.AdamW]:
-    """An AdamW for each of the objective's groups. Raises ConfigError where they do not split up all parameters."""
-    made = {}
-    free = {parameter: name for name, parameter in networks.named_parameters()}
-    for name, group in objective.groups(networks).items():
-        parameters = list(dict.fromkeys(p for module in group.modules for p in module.parameters()))
-        if not parameters or not all(p in free for p in parameters):
-            raise ConfigError(
-                f"{name} has no parameters, or one of another group or of no network", argument="groups"
-            )
-        for parameter in parameters:
-            del free[parameter]
-        made[name] = torch.optim.AdamW(
-            parameters,
-            lr=config.lr if group.lr is None else group.lr,
-            weight_decay=config.weight_decay if group.weight_decay is None else group.weight_decay,
-            betas=group.betas,
-            fused=True,
-        )
-    if free or len(made) > MAX_GROUPS:
-        raise ConfigError(
-            f"{next(iter(free.values()))} belongs to none" if free else f"at most {MAX_GROUPS}",
-            argument="groups",
-        )
-    return made
 
 
 def batches(dataset: Dataset, objective: Objective, config: RunConfig, start: int) -> Iterator[Batch]:
@@ -328,7 +268,7 @@ def _train_step(state: RunState, objective: Objective, batch: Batch) -> None:
     for name, loss in objective.losses(state.networks, _step(batch, config, state.step)):
         if name not in found:
             raise ConfigError(f"{name} is none of the groups {', '.join(found)}", argument="losses")
-        _update(state.optimizers[name], loss, rate(state.step, config), config.grad_clip)
+        update(state.optimizers[name], loss, rate(state.step, config), config.grad_clip)
         found[name].append(loss.detach())
     if idle := [name for name, losses in found.items() if not losses]:
         raise ConfigError(f"the group {idle[0]} got none in step {state.step + 1}", argument="losses")
@@ -344,31 +284,6 @@ def _train_step(state: RunState, objective: Objective, batch: Batch) -> None:
     counts = [len(losses) for losses in found.values()]
     ends = list(itertools.accumulate(counts))
     state.losses.append(tuple(sum(values[e - n : e]) / n for e, n in zip(ends, counts, strict=True)))
-
-
-def _update(optimizer: torch.optim.AdamW, loss: Tensor, factor: float, grad_clip: float) -> None:
-    """One step of a group's optimiser, at `factor` times its learning rate.
-
-    A generator's loss runs through the discriminator. `inputs` keeps gradients off the parameters of other groups, so
-    that nothing is left on them for their next update, and autograd does not even compute them: that saves what
-    freezing these parameters would save in the backward pass, and an objective need not freeze and thaw them.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    loss.backward(inputs=parameters)
-    if grad_clip:
-        nn.utils.clip_grad_norm_(parameters, grad_clip)
-    for group in optimizer.param_groups:
-        group["lr"] = optimizer.defaults["lr"] * factor
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def rate(step: int, config: RunConfig) -> float:
-    """Linear warm-up, then a cosine down to zero: a factor of the learning rate."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _publish(state: RunState, folder: Path) -> None:

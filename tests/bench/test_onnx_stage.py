@@ -29,12 +29,10 @@ def test_a_dry_run_says_why_it_is_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ways_are_checked_and_timed(tmp_path: Path) -> None:
-    exported = tmp_path / "onnx"
-    fastgen.export("zoo:ddpm-mnist", exported, tables=[f"ddim:{onnx.STEPS}"])
+def test_ways_are_checked_and_timed(tmp_path: Path, digits: Path) -> None:
     engine = fastgen.load("zoo:ddpm-mnist", device="cpu", dtype="float32")
     for way in onnx.WAYS[:2]:
-        onnx.measure(stage(tmp_path), way, engine, exported, "cpu", way, 2)
+        onnx.measure(stage(tmp_path), way, engine, digits, "cpu", way, 2)
     items = read(tmp_path / "results.jsonl")
     assert [item["outcome"] for item in items if item["kind"] == "check"] == ["passed", "passed"]
     assert all(item["values"]["images/s"] > 0 for item in items if item["kind"] == "probe")

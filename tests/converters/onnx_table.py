@@ -19,6 +19,8 @@ from fastgen.converters.onnx.checking import BATCHES, form_error, open_session, 
 from fastgen.converters.onnx.export import Item
 from fastgen.exports import ExportForm, Port
 from tests.engines.flows import CASES, make
+from tests.small import network as small_network
+from tests.small import unet_config
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "onnx.md"
 MARKS = ("<!-- forms: python -m tests.converters.onnx_table -->\n", "<!-- end of forms -->")
@@ -35,6 +37,13 @@ def network(architecture: str) -> tuple[str, nn.Module]:
     if architecture in ZOO:
         engine = fastgen.load(ZOO[architecture], device="cpu", dtype="float32")
         return ZOO[architecture], next(iter(engine.networks.values()))
+    return small(architecture)
+
+
+def small(architecture: str) -> tuple[str, nn.Module]:
+    """As `network`, of the tests in any case."""
+    if architecture == "unet":
+        return "a small one", small_network(unet_config())
     name = next(name for name, (kind, _) in CASES.items() if kind == architecture)
     return f"a small one ({name})", make(name).flow
 
@@ -47,10 +56,8 @@ def forms() -> Iterator[tuple[str, ExportForm]]:
                 yield architecture, form
 
 
-def errors(architecture: str, form: ExportForm, precision: str) -> float:
+def error(form: ExportForm, net: nn.Module, model: onnx.ModelProto) -> float:
     """The largest error over batches and sizes, relative to the reference's largest value; ONNX's checker passed."""
-    net = network(architecture)[1]
-    model = export_form(form, net, precision=precision)
     onnx.checker.check_model(model, full_check=True)
     item = Item(form.name, form.interface(net), lambda: model, form, net)
     session = open_session(model)
@@ -96,7 +103,9 @@ def table() -> str:
     torch.set_num_threads(1)
     lines = []
     for architecture, form in forms():
-        found = " ".join(f"{errors(architecture, form, p):.1e} |" for p in form.precisions)
+        net = network(architecture)[1]
+        models = [export_form(form, net, precision=precision) for precision in form.precisions]
+        found = " ".join(f"{error(form, net, model):.1e} |" for model in models)
         lines.append(f"{described(architecture, form)} {found}\n")
         print(lines[-1], end="", file=sys.stderr, flush=True)
     return HEAD + "".join(lines)

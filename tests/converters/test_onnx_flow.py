@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 import fastgen
-from fastgen.architectures import ARCHITECTURES
-from fastgen.converters.onnx import export_form
+from fastgen import onnx_runtime
+from fastgen.architectures import ARCHITECTURES, Architecture
+from fastgen.converters.onnx import export_engine, export_form
 from fastgen.converters.onnx.checking import open_session, run
 from fastgen.engines import FlowEngine
 from fastgen.errors import CheckpointError, ConfigError
-from fastgen.exports import FLOW, ExportForm
+from fastgen.exports import FLOW, ExportForm, support
 from fastgen.exports.accurate import log_sigmoid, log_tail, logistic, normal_cdf
 from fastgen.models.flow.coupling import Coupling
 from fastgen.models.flow.flow import Flow
@@ -36,9 +38,14 @@ def forms(flow: Flow) -> list[ExportForm]:
     return [form for form in FLOW if not form.missing(flow)]
 
 
-# Files of each architecture's first case are tried by test_onnx_forms.py; these have the most options of the others.
+# Files of each architecture's first case are tried by test_onnx_forms.py. Of the others those with a prior or a
+# dequantiser of another kind are written with it: `sample` has all that `decode` has, `elbo` all that `encode` has.
 FIRST = {architecture: name for name, (architecture, _) in reversed(CASES.items())}
-EVERY_FORM = ("glow, everything else", "realnvp, gated, masks", "vector_flow, masks")
+WRITTEN = {
+    "glow, everything else": (ENCODE, SAMPLE),
+    "realnvp, gated, masks": (DECODE, BOUND),
+    "vector_flow, masks": (ENCODE, SAMPLE),
+}
 
 
 def close(got: Tensor, want: Tensor, tolerance: float = 1e-4) -> None:
@@ -143,7 +150,7 @@ def written(form: ExportForm, flow: Flow, precision: str = "fp32") -> tuple[Any,
 @pytest.mark.parametrize("name", [name for name in CASES if name not in FIRST.values()])
 def test_the_file_is_the_reference(name: str) -> None:
     flow = make(name).flow
-    for form in forms(flow) if name in EVERY_FORM else (ENCODE, DECODE):
+    for form in WRITTEN.get(name, (ENCODE, DECODE)):
         _, found = written(form, flow)
         for batch in (1, 4):
             tensors = form.example(flow, batch, torch.Generator().manual_seed(batch), {})
@@ -151,6 +158,61 @@ def test_the_file_is_the_reference(name: str) -> None:
                 want = form.reference(flow, *tensors)
             for one, other in zip(found(*tensors), want, strict=True):
                 close(one, other)
+
+
+@pytest.mark.parametrize("name", ["realnvp", "realnvp, gated, masks"])
+def test_the_support_is_the_engines_to_the_last_bit(name: str) -> None:
+    flow = make(name).flow
+    bounds = support(flow)
+    assert bounds is not None
+    engine = FlowEngine.from_module(copy.deepcopy(flow))
+    for bound, beyond in zip(bounds, (-math.inf, math.inf), strict=True):
+        x = torch.full((1, *flow.data_shape), bound)
+        engine.encode(x)
+        x[0, 0, 1, 2] = torch.nextafter(x[0, 0, 1, 2], torch.tensor(beyond))
+        with refused(ConfigError, "x", [0, 0, 1, 2]):
+            engine.encode(x)
+    assert support(make("vector_flow").flow) is None
+
+
+def no_density(flow: Flow) -> tuple[Tensor, Tensor]:
+    """Images of which the second has one value where `flow` has no density, and the engine's log_prob of them."""
+    (x,) = ENCODE.example(flow, 3, torch.Generator().manual_seed(0), {})
+    x[1, 0, 2, 3] = 1.5
+    log_prob = FlowEngine.from_module(copy.deepcopy(flow)).log_prob(x)
+    assert log_prob.isinf().tolist() == [False, True, False]
+    return x, log_prob
+
+
+def test_no_density_where_the_flow_has_none() -> None:
+    flow = make("realnvp").flow
+    x, want = no_density(flow)
+    with torch.no_grad():
+        *latents, _, log_prob = ENCODE.make(flow)(x)
+    torch.testing.assert_close(log_prob, want, rtol=1e-4, atol=0)
+    for latent in latents:  # none that could be taken for those of the second image
+        assert latent.flatten(1).isfinite().all(1).tolist() == [True, False, True]
+
+
+@pytest.mark.slow
+def test_the_runtime_answers_as_the_engine_where_there_is_no_density(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = make("realnvp").flow
+    x, want = no_density(flow)
+    entry = ARCHITECTURES["realnvp"]
+    monkeypatch.setitem(ARCHITECTURES, "realnvp", Architecture(entry.config, entry.module, (ENCODE,)))
+    engine = FlowEngine.from_module(flow)
+    engine.architectures = {"module": "realnvp"}
+    export_engine(engine, tmp_path / "out", what="model")
+    model = onnx_runtime.load(tmp_path / "out", "cpu", threads=1)
+    torch.testing.assert_close(torch.from_numpy(model.log_prob(x)), want, rtol=1e-4, atol=0)
+    for call in (model.encode, model.log_det):
+        with refused(ConfigError, "x", "1.5", [1, 0, 2, 3]):
+            call(x)
+    latents = model.encode(x[[0, 2]])
+    for one, other in zip(latents, engine.encode(x[[0, 2]]), strict=True):
+        close(torch.from_numpy(one), other)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import fastgen
 from fastgen import converters
 from fastgen.converters import form
 from fastgen.errors import CheckpointError, ConfigError
+from fastgen.sources import find
 from tests.refusals import refused
 
 from .folders import pipeline, saved
@@ -131,7 +132,7 @@ def test_our_own_source_is_checked(ours: Path, tmp_path: Path) -> None:
         fastgen.convert(ours, tmp_path / "x", to="diffusers")
     with refused(ConfigError, "variant", "fp16"):
         fastgen.convert(ours, tmp_path / "x", to="diffusers", variant="fp16")
-    converted = converters.read_ours(Path(fastgen.api.find("zoo:ddpm-mnist")), "zoo")
+    converted = converters.read_ours(find("zoo:ddpm-mnist"), "zoo")
     assert converted.tensors.get("unet.conv_in.weight").isfinite().all()
     (ours / "model.safetensors").unlink()
     with refused(CheckpointError, ours, "model.safetensors", "config.json"):

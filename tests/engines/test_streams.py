@@ -17,6 +17,7 @@ from fastgen import DiffusionEngine, FlowEngine
 from fastgen.errors import ConfigError, FastgenError, WriteError
 from fastgen.images import read_metadata
 from fastgen.runtime import memory
+from fastgen.streaming import ArrayFile
 from tests.engines import flows
 from tests.refusals import refused
 from tests.small import SCHEDULE, TinyNet, checkpoint
@@ -44,6 +45,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 class CutError(Exception):
     """What stands for a kill: raised where it may not be caught."""
+
+
+def raises_cut(*given: object) -> None:
+    raise CutError
 
 
 def cut_after(engine: Any, parts: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -119,6 +124,35 @@ def test_cut_short_anywhere_it_goes_on_to_the_same_files(
     assert done.drawn == 0
     assert done.files == engine.sample_to(cut / place, **MANY).files
     assert contents(cut) == contents(whole)
+
+
+@pytest.mark.parametrize("place", ["a.npz", "a.npy"])
+def test_cut_short_while_the_work_is_removed(engine: DiffusionEngine, place: str, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    engine.sample_to(whole / place, **MANY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ArrayFile, "_clear", raises_cut)
+        with pytest.raises(CutError):
+            engine.sample_to(cut / place, **MANY)
+    assert contents(cut) != contents(whole)
+    assert engine.sample_to(cut / place, **MANY).drawn == 0
+    assert contents(cut) == contents(whole)
+
+
+def test_numbers_of_another_request_are_not_taken_for_those_asked_for(
+    engine: DiffusionEngine, tmp_path: Path
+) -> None:
+    """Cut short when the record of the new ones is beside the file, and in the file are the old ones still."""
+    path = tmp_path / "a.npy"
+    engine.sample_to(path, **{**MANY, "steps": 3})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastgen.streaming.arrays.replace_by", raises_cut)
+        with pytest.raises(CutError):
+            engine.sample_to(path, **MANY, overwrite=True)
+    assert engine.sample_to(path, **MANY).drawn == 0
+    assert np.array_equal(np.load(path), engine.sample(**MANY).numpy())
 
 
 def test_images_of_a_folder_say_how_to_repeat_them(engine: DiffusionEngine, tmp_path: Path) -> None:
@@ -372,17 +406,19 @@ def test_bytes_of_layers() -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_digits_are_those_of_smaller_calls() -> None:
-    engine = fastgen.load("zoo:ddpm-mnist", device="cpu", max_batch=64)
-    asked = {"steps": 2, "guidance_scale": 1.0, "labels": 3}
-    whole = engine.sample(10_000, seed=7, **asked)
-    calls = [64 * 50, 64, 64 * 100, 10_000 - 64 * 151]
+@pytest.mark.parametrize(("model", "count"), [("small", 10_000), ("zoo:ddpm-mnist", 330)])
+def test_many_samples_are_those_of_smaller_calls(model: str, count: int, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / model) if model == "small" else model
+    engine = fastgen.load(source, device="cpu", max_batch=64)
+    asked = {"steps": 2, "guidance_scale": 1.0, "labels": 2}
+    whole = engine.sample(count, seed=7, **asked)
+    third = count // 64 // 3 * 64
     parts, seed = [], 7
-    for count in calls:
-        parts.append(engine.sample(count, seed=seed, **asked))
-        seed += count
+    for size in (third, 64, third, count - 2 * third - 64):  # the same batches of 64
+        parts.append(engine.sample(size, seed=seed, **asked))
+        seed += size
     assert torch.equal(torch.cat(parts), whole)
     odd = engine.sample(100, seed=7 + 33, **asked)
     assert torch.allclose(odd, whole[33:133], atol=1e-4)  # in other batches, where libraries round otherwise
-    streamed = torch.cat(list(engine.sample_batches(10_000, seed=7, **asked)))
+    streamed = torch.cat(list(engine.sample_batches(count, seed=7, **asked)))
     assert torch.equal(streamed, whole)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastgen.engines.diffusion.adjust import EVERY_KIND, adjusted
 from fastgen.exports.noise import export_normals
 from fastgen.exports.reverse_step import Adjust, Noise, Update
-from fastgen_kernels import normals, signed_seeds
+from fastgen_kernels import STREAMS, normals, signed_seeds
 from fastgen_kernels.reverse_step import reference, row
 
 SHAPE = (2, 3, 5)
@@ -32,7 +32,7 @@ def test_noise_is_the_engines_bit_for_bit(stream: str, count: int) -> None:
 
 def test_noise_of_a_shape() -> None:
     seeds = torch.tensor([3, 4])
-    (z,) = Noise(SHAPE, "step")(seeds, torch.tensor([5, 6]))
+    (z,) = Noise(SHAPE)(seeds, torch.tensor([5, 6]), torch.tensor([STREAMS["step"]]))
     assert torch.equal(z, normals(seeds, torch.tensor([5, 6]), "step", SHAPE))
 
 

@@ -6,11 +6,13 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fastgen.cli import main
+from fastgen.streaming import open_output
 from tests.small import checkpoint
 
 from . import children
@@ -32,6 +34,7 @@ def sample_arguments(model: Path, out: Path, *more: str) -> list[str]:
 def killed_at(event: int, arguments: list[str]) -> int:
     """The command, with SIGKILL at the `event`-th step of writing: made, half written, whole, renamed."""
     from fastgen import files
+    from fastgen.streaming import arrays, folder
 
     events = 0
 
@@ -45,7 +48,7 @@ def killed_at(event: int, arguments: list[str]) -> int:
         """A file that may be killed with half of its bytes on disk."""
 
         def __init__(self, file) -> None:  # type: ignore[no-untyped-def]
-            self.file = file
+            self.file, self.begun = file, False
 
         def __enter__(self) -> Half:
             return self
@@ -56,14 +59,17 @@ def killed_at(event: int, arguments: list[str]) -> int:
         def fileno(self) -> int:
             return self.file.fileno()
 
-        def flush(self) -> None:
-            self.file.flush()
+        def __getattr__(self, name: str):  # type: ignore[no-untyped-def]
+            return getattr(self.file, name)
 
         def write(self, data: bytes) -> None:
-            self.file.write(data[: len(data) // 2])
-            self.file.flush()
-            happens()
-            self.file.write(data[len(data) // 2 :])
+            half = 0 if self.begun else len(data) // 2  # of the first write, where there are many
+            if not self.begun:
+                self.begun = True
+                self.file.write(data[:half])
+                self.file.flush()
+                happens()
+            self.file.write(data[half:])
 
     class Os:
         """`os`, as fastgen.files sees it."""
@@ -83,7 +89,16 @@ def killed_at(event: int, arguments: list[str]) -> int:
             os.replace(source, target)
             happens()
 
+    class OsOfStreams(Os):
+        """The same, as those see it who remove what they have made, name by name."""
+
+        def unlink(self, path: Path) -> None:
+            happens()
+            os.unlink(path)
+            happens()
+
     files.os = Os()  # type: ignore[assignment]
+    arrays.os = folder.os = OsOfStreams()  # type: ignore[assignment]
     code = main(arguments)
     print(f"events {events}")
     return code
@@ -153,10 +168,108 @@ def timed(arguments: list[str]) -> int:
     return code
 
 
-def seconds_of(tmp_path: Path, arguments: list[str]) -> float:
-    code, said = children.run(tmp_path / "output", timed, arguments)
+def seconds_of(tmp_path: Path, arguments: list[str], *around: Callable[..., int]) -> float:
+    code, said = children.run(tmp_path / "output", *around, timed, arguments)
     assert code == 0, said
     return float(said.rsplit("seconds ", 1)[1])
+
+
+FINISHED = {
+    "pictures": {
+        f"pictures/{name}" for name in (".fastgen.json", *(f"{i:05d}-seed{3 + i}.png" for i in range(4)))
+    },
+    "a.npz": {"a.npz"},
+    "a.npy": {"a.npy", "a.npy.json"},
+}  # files where all is there
+PLACES = tuple(FINISHED)
+
+
+def stream_arguments(model: Path, out: Path) -> list[str]:
+    """A request in two batches, see `two_at_a_time`."""
+    words = ["-n", "4", "--labels", "0,2", "--steps", "2", "--device", "cpu", "--quiet"]
+    return ["sample", str(model), *words, "-o", str(out)]
+
+
+def two_at_a_time(work: Callable[..., int], *arguments: object) -> int:
+    """`work`, with batches of two samples."""
+    from fastgen.engines import streams
+
+    streams.fitting = lambda free, bytes_each, most: 2
+    return work(*arguments)
+
+
+@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("place", PLACES)
+def test_stream_killed_at_every_step_of_writing(tmp_path: Path, place: str, stride: int) -> None:
+    """The same command ends with the same bytes, also where it is killed again, early, as it goes on."""
+    model, whole = checkpoint(tmp_path / "model"), tmp_path / "whole"
+
+    def run(folder: Path, event: int) -> tuple[int, str]:
+        arguments = [*stream_arguments(model, folder / place), "--seed", "3"]
+        return children.run(tmp_path / "output", two_at_a_time, killed_at, event, arguments)
+
+    whole.mkdir()
+    code, said = run(whole, 0)
+    assert code == 0, said
+    count, wanted = int(said.rsplit("events ", 1)[1]), digests(whole)
+    assert set(wanted) == FINISHED[place]
+    for event in range(1, count + 1, stride):
+        folder = tmp_path / f"at-{event}"
+        folder.mkdir()
+        code, said = run(folder, event)
+        assert code == -signal.SIGKILL, said
+        for path in folder.glob("pictures/*.png"):
+            check_image(path)
+        if event % 8 == 1:
+            code, said = run(folder, 3)
+            assert code == -signal.SIGKILL or (code == 0 and digests(folder) == wanted), said
+        code, said = run(folder, 0)
+        assert code == 0, said
+        assert digests(folder) == wanted, event
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_stream_killed_goes_on_with_its_own_seed(tmp_path: Path, place: str) -> None:
+    """After the tenth step of writing the record of the request is there, whatever the place."""
+    model, cut, whole = checkpoint(tmp_path / "model"), tmp_path / "cut", tmp_path / "whole"
+    cut.mkdir()
+    whole.mkdir()
+    arguments = stream_arguments(model, cut / place)
+    code, said = children.run(tmp_path / "output", two_at_a_time, killed_at, 10, arguments)
+    assert code == -signal.SIGKILL, said
+    seed = open_output(cut / place).seed_to_go_on(overwrite=False)
+    assert seed is not None
+    for folder, more in ((cut, []), (whole, ["--seed", str(seed)])):
+        arguments = [*stream_arguments(model, folder / place), *more]
+        code, said = children.run(tmp_path / "output", two_at_a_time, main, arguments)
+        assert code == 0, said
+    assert digests(cut) == digests(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+def test_stream_killed_at_random(tmp_path: Path, place: str) -> None:
+    model, chance, done, missed = checkpoint(tmp_path / "model"), random.Random(2), 0, 0
+    kills = KILLS // 5
+
+    def arguments(folder: Path) -> list[str]:
+        folder.mkdir(exist_ok=True)
+        return [*stream_arguments(model, folder / place), "--seed", "3"]
+
+    longest = seconds_of(tmp_path, arguments(tmp_path / "whole"), two_at_a_time)
+    wanted, folder = digests(tmp_path / "whole"), tmp_path / "0"
+    while done < kills:
+        assert missed <= 2 * kills + 10, "most kills come too late"
+        child = children.start(tmp_path / "output", two_at_a_time, main, arguments(folder))
+        if kill_at_random(child, longest, chance):
+            done += 1
+        else:  # it came to its end, after several kills perhaps
+            assert digests(folder) == wanted
+            missed += 1
+            folder = tmp_path / str(missed)
+    code, said = children.run(tmp_path / "output", two_at_a_time, main, arguments(folder))
+    assert code == 0, said
+    assert digests(folder) == wanted
 
 
 def kill_at_random(child: children.Child, longest: float, chance: random.Random) -> bool:

@@ -22,6 +22,7 @@ from fastgen.training.data import describe
 from fastgen.training.diffusion import Denoising
 from fastgen.training.loop import LOSS_FILE
 from fastgen.training.objective import Group, Objective, Step
+from fastgen.training.optimizers import optimizers
 from fastgen.training.run import STATE_FILE, Run
 from fastgen.training.state import check_state
 from tests import small
@@ -291,7 +292,7 @@ def test_a_state_of_one_network_in_the_old_layout(tmp_path: Path) -> None:
     train(tmp_path, objective, networks=nets, resume=True)
     # the step that is left, by hand
     twin = nn.ModuleDict({"unet": net}).to(memory_format=torch.channels_last)
-    optimizer = loop.optimizers(objective, twin, run.config)["loss"]
+    optimizer = optimizers(objective, twin, run.config)["loss"]
     for parameter in net.parameters():
         optimizer.state[parameter] = {
             "step": torch.tensor(1.0),

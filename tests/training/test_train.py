@@ -21,7 +21,8 @@ from fastgen.training import run as training_run
 from fastgen.training.arrays import Arrays
 from fastgen.training.data import describe
 from fastgen.training.diffusion import Denoising
-from fastgen.training.loop import LOSS_FILE, batches, rate
+from fastgen.training.loop import LOSS_FILE, batches
+from fastgen.training.optimizers import rate
 from fastgen.training.run import STATE_FILE, saved_run
 from fastgen.training.settings import RunConfig
 from tests.refusals import names
