@@ -13,6 +13,7 @@ from torch import nn
 from .checkpoint import Part, Spec
 from .config import from_dict
 from .errors import ConfigError
+from .models.building import in_float32
 
 if TYPE_CHECKING:
     from .exports import ExportForm
@@ -79,9 +80,14 @@ def part_config(part: Part, where: str) -> Any:
 
 
 def builders(spec: Spec) -> dict[str, Callable[[], nn.Module]]:
-    """A function for each part of `spec` that makes its untrained network. Configs are checked at once."""
+    """A function for each part of `spec` that makes its untrained network, in float32. Configs are checked at once."""
     made: dict[str, Callable[[], nn.Module]] = {}
     for name, part in spec.parts.items():
         config = part_config(part, f"parts.{name}")
-        made[name] = partial(ARCHITECTURES[part.architecture].module, config)
+        made[name] = partial(_built, ARCHITECTURES[part.architecture], config)
     return made
+
+
+def _built(architecture: Architecture, config: Any) -> nn.Module:
+    with in_float32():
+        return architecture.module(config)

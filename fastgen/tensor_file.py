@@ -129,11 +129,11 @@ class TensorFile:
             yield name, self._tensor(name, entry, dtypes.get(name, entry.dtype))
 
     def _tensor(self, name: str, entry: Entry, dtype: torch.dtype) -> Tensor:
-        tensor = torch.empty(entry.shape, dtype=dtype)
+        tensor = torch.empty(entry.shape, dtype=dtype, device="cpu")
         flat = tensor.view(-1)
         for start in range(0, flat.numel(), CHUNK):
             part = flat[start : start + CHUNK]
-            raw = part if dtype == entry.dtype else torch.empty(part.shape, dtype=entry.dtype)
+            raw = part if dtype == entry.dtype else torch.empty(part.shape, dtype=entry.dtype, device="cpu")
             self._fill(raw)
             if raw is not part:
                 part.copy_(raw)

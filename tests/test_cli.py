@@ -72,11 +72,13 @@ def test_like_repeats_a_sheet(model: str, arguments: list[str]) -> None:
 
 def test_values_in_turn(model: str) -> None:
     guided = ["--guidance-scale", "1,3", "--guidance-sigmas", "0.1,inf", "--labels", "0-2"]
+    guided += ["--guidance-times", "100,900"]
     assert sample(model, "-n", "3", *guided, "--solver", "ddim", "--eta", "0,0.5", "-o", "a.png") == 0
     request = read_metadata("a.png")["request"]
     assert request["guidance_scale"] == [1.0, 3.0, 1.0]
     assert request["eta"] == [0.0, 0.5, 0.0]
     assert request["guidance_sigmas"] == [0.1, "inf"]
+    assert request["guidance_times"] == [100.0, 900.0]
     assert main(["sample", "--like", "a.png", "--device", "cpu"]) == 0
     assert np.array_equal(pixels("a.png"), pixels("a-again.png"))
 
@@ -253,6 +255,7 @@ def test_unlike_images_of_one_sheet_are_repeated(model: str) -> None:
         (["{model}", "--guidance-rescale", "2"], "guidance_rescale"),
         (["{model}", "--guidance-scale", "1,x"], "--guidance-scale"),
         (["{model}", "--guidance-sigmas", "3,1"], "guidance_sigmas"),
+        (["{model}", "--guidance-times", "800,200"], "guidance_times"),
         (["{model}", "--eta", "high"], "--eta"),
         (["{model}", "--option", "classifier_classes=2"], "classifier_classes"),
         (["{model}", "--steps", "3,four"], "--steps"),

@@ -201,7 +201,7 @@ def _coupling(state: State, place: str, chain: Chain, options: NflowsOptions, re
         maps = {"scale": "sigmoid", "scale_eps": 1e-3, "parameters": "shift_scale"}
         if not state.live and ASSUMED_SCALE not in report.assumed:
             report.assumed.append(ASSUMED_SCALE)
-    changed = torch.zeros(chain.features, dtype=torch.bool)
+    changed = torch.zeros(chain.features, dtype=torch.bool, device="cpu")
     changed[moved.cpu()] = True
     chain.coupling(changed, [network], act_fn=options.activation, leaky_slope=options.leaky_slope, **maps)
     return network.first[0].shape[1] - len(kept)
@@ -311,7 +311,7 @@ def _usual_scale(layer: Any) -> bool:
     function = getattr(layer, "scale_activation", None)
     if function is None:
         return True
-    x = torch.linspace(-20, 20, 401, dtype=torch.float64)
+    x = torch.linspace(-20, 20, 401, dtype=torch.float64, device="cpu")
     return torch.allclose(function(x), torch.sigmoid(x + 2) + 1e-3, rtol=1e-12, atol=0)
 
 

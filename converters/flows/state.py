@@ -124,4 +124,5 @@ def most(config: type, field: str) -> int:
 
 def set_flag(flag: Tensor | bool) -> Tensor:
     """`initialised` of an ActNorm: a uint8 scalar."""
-    return torch.as_tensor(flag).reshape(-1)[:1].ne(0).any().to(torch.uint8)
+    flag = flag if isinstance(flag, Tensor) else torch.tensor(flag, device="cpu")
+    return flag.reshape(-1)[:1].ne(0).any().to(torch.uint8)

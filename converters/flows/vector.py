@@ -129,15 +129,15 @@ class Chain:
         d = self.features
         matrices = []
         for entries, place in (
-            (lower, torch.tril_indices(d, d, -1)),
-            (upper, torch.triu_indices(d, d, 1)),
+            (lower, torch.tril_indices(d, d, -1, device="cpu")),
+            (upper, torch.triu_indices(d, d, 1, device="cpu")),
         ):
             matrix = entries.new_zeros(d, d)
             matrix[place[0], place[1]] = entries
             matrices.append(matrix)
         log_s = precisely(lambda u: torch.log(torch.nn.functional.softplus(u) + eps), diagonal)
         tensors = {
-            "permutation": torch.arange(d),
+            "permutation": torch.arange(d, device="cpu"),
             "sign": torch.ones_like(diagonal),
             "lower": matrices[0],
             "upper": matrices[1],
@@ -199,7 +199,7 @@ class Chain:
 
     def _split(self, couplings: list[_Coupling]) -> dict[str, Any]:
         """The simplest split that says what all of the couplings change."""
-        index = torch.arange(self.features)
+        index = torch.arange(self.features, device="cpu")
         patterns = {"alternate": index % 2 == 1, "half": index >= (self.features + 1) // 2}
         if not any(coupling.sees_all for coupling in couplings):
             for split, odd in patterns.items():

@@ -126,7 +126,7 @@ def step_error(engine: DiffusionEngine, session: Any, batch: int) -> float:
     named = dict(zip(verb.arguments, tensors, strict=True))
     rows = named["coefficients"].clone()
     rows.nan_to_num_(posinf=float(np.finfo(np.float32).max))
-    own = torch.arange(batch)
+    own = torch.arange(batch, device="cpu")
     feed = {
         "x": named["x"],
         "history": named["history"],

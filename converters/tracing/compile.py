@@ -28,6 +28,7 @@ from fastgen.config import shown
 from fastgen.diffusion.interpreter import run
 from fastgen.diffusion.table import Table
 from fastgen.errors import ConfigError
+from fastgen.models.building import in_float32
 
 from .driven import Draws, driven
 from .slots import Rows, realise
@@ -95,7 +96,7 @@ def compile_scheduler(
     Raises ConfigError where it is no such object; where its step is not linear (clipping, thresholding, adaptive step
     sizes, norms over the batch), at which step; where it needs more than one noise per step, or more than four slots.
     """
-    with torch.no_grad(), torch.device("cpu"):
+    with torch.no_grad(), torch.device("cpu"), in_float32():
         player = _Player(_prepared(scheduler, steps), dict(step_options or {}), type(scheduler).__name__)
         scale = _initial_scale(player, initial_scale)
         player.check_linear()
@@ -212,7 +213,7 @@ class _Player:
 
         def random() -> Tensor:
             return 2.0 * torch.randn(
-                1 + count * (1 + DRAWS), *SHAPE, generator=generator, dtype=torch.float64
+                1 + count * (1 + DRAWS), *SHAPE, generator=generator, dtype=torch.float64, device="cpu"
             )
 
         u, v = random(), random()
@@ -255,7 +256,7 @@ class _Player:
         """(states [n + 1, 1 + 2 n] over [x_T, F, z], input_scale [n], the draw of each step that matters)."""
         count = len(self.times)
         size = 1 + count * (1 + DRAWS)
-        units = torch.eye(size, dtype=torch.float64).reshape(size, 1, size, 1, 1)
+        units = torch.eye(size, dtype=torch.float64, device="cpu").reshape(size, 1, size, 1, 1)
         noise = units[1 + count :].reshape(count, DRAWS, *units.shape[1:])
         states, inputs = self.play(lambda x, i: units[1 + i], units[0], list(noise))
         flat = torch.stack(states).flatten(1).numpy()
@@ -289,9 +290,9 @@ class _Player:
         """Between the scheduler and `table` with a random network: see `CompiledTable`."""
         count = len(self.times)
         generator = torch.Generator().manual_seed(1)
-        x = table.initial_scale * torch.randn(SHAPE, generator=generator, dtype=torch.float64)
-        noise = torch.randn(count, DRAWS, *SHAPE, generator=generator, dtype=torch.float64)
-        mix = torch.randn(SHAPE[1], SHAPE[1], generator=generator, dtype=torch.float64)
+        x = table.initial_scale * torch.randn(SHAPE, generator=generator, dtype=torch.float64, device="cpu")
+        noise = torch.randn(count, DRAWS, *SHAPE, generator=generator, dtype=torch.float64, device="cpu")
+        mix = torch.randn(SHAPE[1], SHAPE[1], generator=generator, dtype=torch.float64, device="cpu")
 
         def network(x: Tensor, i: int) -> Tensor:
             return 1.5 * torch.tanh(torch.einsum("oc,bchw->bohw", mix, x) + 0.3 * i) + 0.1 * x
@@ -337,7 +338,7 @@ class _Player:
 def _said(error: Exception) -> str:
     """What an exception says; of one without words, an assertion's as a rule, the line that raised it."""
     name = type(error).__name__
-    if str(error):
+    if str(error).strip():
         return f"{name}: {error}"
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"

@@ -104,7 +104,7 @@ class _Brownian:
     def __call__(self, a: Any, b: Any) -> Tensor:
         a, b = float(a), float(b)
         if not self.path:
-            self.path[a] = torch.zeros(())
+            self.path[a] = torch.zeros((), dtype=torch.float64, device="cpu")
         difference = self._at(b) - self._at(a)
         return difference / math.sqrt(abs(b - a))
 

@@ -34,9 +34,16 @@ class Discriminator:
         for inputs, outputs, _, _ in LAYERS:
             # Activations keep their size: half of them pass, and LeakyReLU lets a fifth of the others through.
             scale = math.sqrt(2 / 1.04 / (inputs * 16))
-            weight = torch.randn(outputs, inputs, 4, 4, generator=generator) * scale
+            weight = (
+                torch.randn(outputs, inputs, 4, 4, generator=generator, dtype=torch.float32, device="cpu")
+                * scale
+            )
             self.weights.append(weight.to(device, dtype, memory_format=torch.channels_last))
-            self.biases.append((torch.randn(outputs, generator=generator) * 0.1).to(device, dtype))
+            self.biases.append(
+                (torch.randn(outputs, generator=generator, dtype=torch.float32, device="cpu") * 0.1).to(
+                    device, dtype
+                )
+            )
         self.packed = [pack_weight(weight) for weight in self.weights]
 
     def layers(self, x: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
@@ -87,7 +94,15 @@ def contests(
     for dtype in dtypes:
         net = Discriminator(device, dtype)
         for batch in batches or BATCHES[device.type]:
-            x = torch.randn(batch, LAYERS[0][0], size, size, generator=torch.Generator().manual_seed(1))
+            x = torch.randn(
+                batch,
+                LAYERS[0][0],
+                size,
+                size,
+                generator=torch.Generator().manual_seed(1),
+                dtype=torch.float32,
+                device="cpu",
+            )
             x = x.to(device, dtype, memory_format=torch.channels_last)
             yield _contest(net, x, against)
 

@@ -57,7 +57,7 @@ def product_rate(device: torch.device, dtype: torch.dtype, rounds: int, clock: s
     """FLOPs per second of a large square matrix product in `dtype`: the ceiling of compute."""
     n = PRODUCT[device.type]
     # Random: a GPU multiplies constants 10 % faster, because fewer wires change.
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    a, b = (torch.randn(n, n, dtype=torch.float32, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     call = {"product": lambda: torch.mm(a, b, out=out)}
     timing = interleaved(call, device, rounds=rounds, clock=clock)["product"]

@@ -27,7 +27,7 @@ class Scaled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.tensor(0.7), requires_grad=False)
+        self.weight = nn.Parameter(torch.tensor(0.7, dtype=torch.float32, device="cpu"), requires_grad=False)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         return x * self.weight

@@ -147,13 +147,13 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     family, recipe = _recipe_of(run, args.folder)
     built = builders(run.trained())
     with without_values():
-        planned = torch.nn.ModuleDict({name: build() for name, build in built.items()}).float()
+        planned = torch.nn.ModuleDict({name: build() for name, build in built.items()})
     if args.resume:  # the run says how large its networks are: see that its weights are, before they get room
         check_state(args.folder, planned, run)
     _check_memory(planned, run, device)
     torch.manual_seed(run.config.seed)  # the initial weights
-    # In float32, whatever PyTorch's default type is.
-    networks = torch.nn.ModuleDict({name: build() for name, build in built.items()}).float()
+    with torch.device("cpu"):  # whatever PyTorch's default device is
+        networks = torch.nn.ModuleDict({name: build() for name, build in built.items()})
     kind = "images" if len(dataset.shape) == 3 else "rows of"
     names = f", {dataset.num_classes} classes" if dataset.num_classes else ""
     print(

@@ -25,11 +25,12 @@ HIGHEST = (
     3.0  # sigma / alpha over the steps: starting above it, even weights magnify what estimates differ by
 )
 WARM_UP = 3  # Runge-Kutta steps, which leave the three estimates that the fourth-order method looks back at
+EACH = 5  # steps of the run for each of them: then they take at most half of its evaluations
 
 
 @dataclass(frozen=True)
-class PNDMOptions(ClipOptions):
-    """Options of `plms` and `pndm`: those of `ClipOptions`, and
+class PLMSOptions(ClipOptions):
+    """Options of `plms`: those of `ClipOptions`, and
 
     timestep_spacing, steps_offset: see `fastgen.diffusion.timesteps`; stable is trailing spacing from the last timestep
         where sigma / alpha is at most 3 * steps: the method takes steps of all sizes alike, and the first one from pure
@@ -56,7 +57,22 @@ class PNDMOptions(ClipOptions):
     sum_outputs: bool = False
 
 
-def plms(schedule: NoiseSchedule, steps: int, options: PNDMOptions) -> Table:
+@dataclass(frozen=True)
+class PNDMOptions(PLMSOptions):
+    """Options of `pndm`: those of `plms`, and
+
+    prk_steps: how many steps Runge-Kutta's method takes at the start, four evaluations each; 3 in the paper and in
+        diffusers, whose skip_prk_steps is 0. None: one for every 5 steps of the run, 3 at most. With 3 in a run of 4
+        steps, 12 of its 13 evaluations are Runge-Kutta's and all steps are wide: 93 of 100 digits of zoo:ddpm-mnist are
+        right, and 96 with 7 steps after one, 10 evaluations
+    """
+
+    diffusers: ClassVar[Mapping[str, Any]] = {**PLMSOptions.diffusers, "prk_steps": WARM_UP}
+
+    prk_steps: int | None = bounded(0, WARM_UP, default=None)
+
+
+def plms(schedule: NoiseSchedule, steps: int, options: PLMSOptions) -> Table:
     """Pseudo linear multistep: fourth-order Adams-Bashforth, begun with an improved Euler step and lower orders.
 
     steps + 1 evaluations (1 for one step), as in diffusers (skip_prk_steps): the first step asks the network at its
@@ -69,28 +85,30 @@ def plms(schedule: NoiseSchedule, steps: int, options: PNDMOptions) -> Table:
 
 
 def pndm(schedule: NoiseSchedule, steps: int, options: PNDMOptions) -> Table:
-    """Three pseudo Runge-Kutta steps of four evaluations, then `plms` at full order: steps + 9 evaluations, four slots.
+    """Up to three pseudo Runge-Kutta steps of four evaluations, then `plms`; four slots.
 
-    ConfigError for fewer than 4 steps, and for more than T // 2, where midpoints fall on timesteps visited.
+    steps + 3 * prk_steps evaluations; without Runge-Kutta's, those of `plms`. ConfigError for no more steps than
+    prk_steps, and with them for more than T // 2, where midpoints fall on timesteps visited.
     """
-    if not WARM_UP < steps <= schedule.num_train_timesteps // 2:
+    first = min(WARM_UP, steps // EACH) if options.prk_steps is None else options.prk_steps
+    if first and not first < steps <= schedule.num_train_timesteps // 2:
         raise ConfigError(
-            f"pndm takes from {WARM_UP + 1} to num_train_timesteps // 2 = {schedule.num_train_timesteps // 2} "
-            f"steps, got {steps}; use plms",
+            f"pndm takes from {first + 1} to num_train_timesteps // 2 = {schedule.num_train_timesteps // 2} "
+            f"steps where {first} are Runge-Kutta's, got {steps}; use plms",
             argument="steps",
         )
     walk = _Walk(schedule, steps, options)
     rows = walk.builder("pndm")
-    for i in range(WARM_UP):
+    for i in range(first):
         _runge_kutta(walk, rows, i)
-    _multistep(walk, rows, WARM_UP, WARM_UP)
+    _multistep(walk, rows, first, first)
     return rows.table()
 
 
 class _Walk:
     """The timesteps of a run, and the state's way between two of them."""
 
-    def __init__(self, schedule: NoiseSchedule, steps: int, options: PNDMOptions) -> None:
+    def __init__(self, schedule: NoiseSchedule, steps: int, options: PLMSOptions) -> None:
         if options.sum_outputs and options.clipped:
             raise ConfigError(
                 "sums outputs, not estimates of x_0, and so cannot be used with clipping",

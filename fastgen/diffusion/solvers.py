@@ -46,7 +46,7 @@ from .dpm_multistep import (
 from .dpm_singlestep import DPMSinglestepOptions, SinglestepOptions, dpm_singlestep, dpmpp_2s, dpmpp_3s
 from .euler import EulerOptions, HeunOptions, euler, heun
 from .given import given_count
-from .pndm import PNDMOptions, plms, pndm
+from .pndm import PLMSOptions, PNDMOptions, plms, pndm
 from .predictor_corrector import (
     EulerMaruyamaOptions,
     PredictorCorrectorOptions,
@@ -206,7 +206,7 @@ SOLVERS: dict[str, Solver] = {
     ),
     "unipc": Solver("unipc", "Zhao et al. 2023, arXiv:2302.04867", UniPCOptions, unipc),
     "deis": Solver("deis", "Zhang & Chen 2022, arXiv:2204.13902", DEISOptions, deis),
-    "plms": Solver("plms", "Liu et al. 2022, arXiv:2202.09778", PNDMOptions, plms, discrete=True),
+    "plms": Solver("plms", "Liu et al. 2022, arXiv:2202.09778", PLMSOptions, plms, discrete=True),
     "pndm": Solver("pndm", "Liu et al. 2022, arXiv:2202.09778", PNDMOptions, pndm, discrete=True),
     "ipndm": Solver("ipndm", "Zhang & Chen 2022, arXiv:2204.13902", IPNDMOptions, ipndm),
     "sa": Solver("sa", "Xue et al. 2023, arXiv:2309.05019", SAOptions, sa_solver),

@@ -116,7 +116,7 @@ def rounded_off(value: Tensor, unit: float, generator: torch.Generator) -> Tenso
 
 
 def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(like.shape, generator=generator, dtype=torch.float64) * 2.0 - 1.0
+    return torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu") * 2.0 - 1.0
 
 
 def judge_layer(call: Call, dtype: torch.dtype) -> tuple[float, float | None, Tensor | None] | None:

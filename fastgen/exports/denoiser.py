@@ -59,13 +59,15 @@ def _sizes(network: UNet) -> dict[str, int]:
 def _example(network: UNet, batch: int, generator: torch.Generator, sizes: Mapping[str, int]) -> Tensors:
     config = network.config
     height, width = {**_sizes(network), **sizes}.values()
-    x = torch.randn(batch, config.in_channels, height, width, generator=generator)
+    x = torch.randn(
+        batch, config.in_channels, height, width, generator=generator, dtype=torch.float32, device="cpu"
+    )
     fourier = config.time_embedding_type == "fourier"  # its time is sigma, by which it divides
     last = 50.0 if fourier else float((config.num_train_timesteps or 1000) - 1)
-    time = 0.1 + (last - 0.1) * torch.rand(batch, generator=generator)
+    time = 0.1 + (last - 0.1) * torch.rand(batch, generator=generator, dtype=torch.float32, device="cpu")
     if config.num_class_embeds is None:
         return x, time
-    return x, time, torch.randint(config.num_class_embeds, (batch,), generator=generator)
+    return x, time, torch.randint(config.num_class_embeds, (batch,), generator=generator, device="cpu")
 
 
 DENOISER = ExportForm(

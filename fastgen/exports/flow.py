@@ -293,12 +293,16 @@ def _reference_bound(flow: Flow, levels: Tensor, seeds: Tensor, draws: Tensor, *
 
 def _example_condition(flow: Flow, batch: int, generator: torch.Generator) -> Tensors:
     if flow.classes is not None:
-        return (torch.randint(flow.classes, (batch,), generator=generator),)
-    return (torch.randn(batch, flow.context, generator=generator),) if flow.context else ()
+        return (torch.randint(flow.classes, (batch,), generator=generator, device="cpu"),)
+    return (
+        (torch.randn(batch, flow.context, generator=generator, dtype=torch.float32, device="cpu"),)
+        if flow.context
+        else ()
+    )
 
 
 def _example_sample(flow: Flow, batch: int, generator: torch.Generator, sizes: Mapping[str, int]) -> Tensors:
-    temperature = 0.5 + 0.5 * torch.rand(batch, generator=generator)
+    temperature = 0.5 + 0.5 * torch.rand(batch, generator=generator, dtype=torch.float32, device="cpu")
     return _random_seeds(batch, generator), temperature, *_example_condition(flow, batch, generator)
 
 
@@ -318,12 +322,12 @@ def _example_bound(flow: Flow, batch: int, generator: torch.Generator, sizes: Ma
     last = _dequantiser(flow).levels - 1
     x, *condition = _example_encode(flow, batch, generator, sizes)
     levels = ((x + 1) * (last / 2)).round().to(torch.int64)
-    draws = torch.randint(1000, (batch,), generator=generator)
+    draws = torch.randint(1000, (batch,), generator=generator, device="cpu")
     return levels, _random_seeds(batch, generator), draws, *condition
 
 
 def _random_seeds(batch: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(-(1 << 63), (1 << 63) - 1, (batch,), generator=generator)
+    return torch.randint(-(1 << 63), (1 << 63) - 1, (batch,), generator=generator, device="cpu")
 
 
 def _rounded(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -79,7 +79,7 @@ class Mixing(Piece):
             return
         assert index is not None
         assert scale is not None
-        in_order = torch.equal(index, torch.arange(len(index)))
+        in_order = torch.equal(index, torch.arange(len(index), device="cpu"))
         self.matrix = None
         self.register_buffer("index", None if in_order else index.clone())
         self.register_buffer("scale", None if bool((scale == 1).all()) else scale.float().view(size))
@@ -108,12 +108,12 @@ class Coupled(Piece):
         self.split, self.changes, self.maps = layer.split, layer.changes, layer.maps
         self.border = (layer.channels + 1) // 2
         self.register_buffer("rescale", None if layer.rescale is None else layer.rescale.detach().float())
-        state = torch.zeros(1, *shape)
+        state = torch.zeros(1, *shape, dtype=torch.float32, device="cpu")
         active = None if self.split in ("half", "alternate") else layer.changing(state).expand(shape)
         self.register_buffer("active", active if active is None else active.clone())
         order = None
         if self.split == "alternate":  # what stays, then what changes -> in their places
-            index = torch.arange(layer.channels)
+            index = torch.arange(layer.channels, device="cpu")
             order = torch.argsort(torch.cat([index[1 - self.changes :: 2], index[self.changes :: 2]]))
         self.register_buffer("order", order)
 

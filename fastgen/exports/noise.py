@@ -97,4 +97,4 @@ def _polynomial(variable: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 
 def _exact(number: float) -> Tensor:
     """A float64 constant: the exporter rounds Python's numbers to float32, whatever they are multiplied with."""
-    return torch.tensor(number, dtype=torch.float64)
+    return torch.tensor(number, dtype=torch.float64, device="cpu")

@@ -54,7 +54,11 @@ class Noise(nn.Module):
         )
 
     def example(self) -> tuple[Tensor, ...]:
-        return torch.arange(3), torch.arange(3), torch.ones(1, dtype=torch.int64)
+        return (
+            torch.arange(3, device="cpu"),
+            torch.arange(3, device="cpu"),
+            torch.ones(1, dtype=torch.int64, device="cpu"),
+        )
 
 
 class _AfterNetwork(nn.Module):
@@ -105,14 +109,16 @@ class _AfterNetwork(nn.Module):
         count, (channels, *size) = 3, self.shape
         evaluations = 5 if self.guided else count
         return {
-            "x": torch.randn(count, *self.shape),
-            "history": torch.randn(count, row.MAX_SLOTS, *self.shape),
-            "output": torch.randn(evaluations, channels * (2 if self.learned else 1), *size),
-            "rows": torch.rand(count, row.ROW_WORDS),
-            "slot": torch.arange(count),
-            "z": torch.randn(count, *self.shape),
-            "guidance": torch.rand(count),
-            "unguided": torch.tensor([3, 4, 2]),
+            "x": torch.randn(count, *self.shape, dtype=torch.float32, device="cpu"),
+            "history": torch.randn(count, row.MAX_SLOTS, *self.shape, dtype=torch.float32, device="cpu"),
+            "output": torch.randn(
+                evaluations, channels * (2 if self.learned else 1), *size, dtype=torch.float32, device="cpu"
+            ),
+            "rows": torch.rand(count, row.ROW_WORDS, dtype=torch.float32, device="cpu"),
+            "slot": torch.arange(count, device="cpu"),
+            "z": torch.randn(count, *self.shape, dtype=torch.float32, device="cpu"),
+            "guidance": torch.rand(count, dtype=torch.float32, device="cpu"),
+            "unguided": torch.tensor([3, 4, 2], device="cpu"),
         }
 
 

@@ -11,7 +11,13 @@ from .family import Flag
 from .sampling import GIF, Sampling
 from .values import in_turn, named_values, number, numbers, whole_number
 
-GUIDANCE = ("guidance_scale", "guidance_interval", "guidance_sigmas", "guidance_rescale")
+GUIDANCE = (
+    "guidance_scale",
+    "guidance_interval",
+    "guidance_sigmas",
+    "guidance_times",
+    "guidance_rescale",
+)
 
 FLAGS = (
     Flag("--solver", {"help": "see `fastgen info --solvers`; ddim,euler: in turn, repeated like labels"}),
@@ -24,6 +30,13 @@ FLAGS = (
     Flag(
         "--guidance-sigmas",
         {"metavar": "A,B", "help": "guided only at noise levels above A, up to B: 0.3,5 or 0.3,inf"},
+    ),
+    Flag(
+        "--guidance-times",
+        {
+            "metavar": "A,B",
+            "help": "guided only at times from A to B, as the network is told them: 200,800, or 0.2,0.8",
+        },
     ),
     Flag(
         "--guidance-rescale",
@@ -45,6 +58,7 @@ def _arguments(given: Mapping[str, Any], count: int) -> dict[str, Any]:
         "guidance_scale": in_turn(given.get("guidance_scale"), count, number("--guidance-scale")),
         "guidance_interval": numbers("--guidance-interval", given.get("guidance_interval")),
         "guidance_sigmas": numbers("--guidance-sigmas", given.get("guidance_sigmas")),
+        "guidance_times": numbers("--guidance-times", given.get("guidance_times")),
         "guidance_rescale": given.get("guidance_rescale"),
         "eta": in_turn(given.get("eta"), count, number("--eta")),
     }

@@ -125,7 +125,7 @@ class _OnDevice:
     @classmethod
     def of(cls, given: ChannelMap, device: torch.device, dtype: torch.dtype) -> _OnDevice:
         index, scale = given.index, given.scale
-        if index is not None and torch.equal(index, torch.arange(len(index))):
+        if index is not None and torch.equal(index, torch.arange(len(index), device=index.device)):
             index = None
         return cls(
             given.shift.to(device, dtype),

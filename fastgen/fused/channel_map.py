@@ -92,7 +92,8 @@ def fold(layers: Sequence[Layer], channels: int) -> ChannelMap:
 @torch.no_grad()
 def _channel_map(layer: nn.Module, channels: int) -> ChannelMap:
     """One layer, whose parameters are float64 on the CPU."""
-    zero, same = torch.zeros(channels, dtype=torch.float64), torch.arange(channels)
+    zero = torch.zeros(channels, dtype=torch.float64, device="cpu")
+    same = torch.arange(channels, device="cpu")
     if isinstance(layer, ActNorm):
         volume = float(layer.scale.abs().log().sum())
         return ChannelMap(layer.scale * layer.loc, volume, layer.scale.detach(), same)

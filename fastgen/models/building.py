@@ -1,4 +1,5 @@
-"""Modules built without memory and without initial values, for weights that come from somewhere else."""
+"""Modules built in float32 whatever PyTorch's default type is; and without memory and without initial values, for
+weights that come from somewhere else."""
 
 from __future__ import annotations
 
@@ -25,6 +26,9 @@ FILLS = frozenset(
     )
 )
 DRAWS = frozenset({torch.randn, torch.rand})
+# What makes tensors of the default type; of the second, where its values are no whole numbers.
+MAKERS = frozenset({torch.empty, torch.zeros, torch.ones, torch.eye, torch.linspace, *DRAWS})
+GUESSING = frozenset({torch.tensor, torch.full, torch.arange})
 
 
 class _NoValues(TorchFunctionMode):
@@ -42,6 +46,30 @@ class _NoValues(TorchFunctionMode):
             given.pop("generator", None)
             return torch.empty(*args, **given)
         return func(*args, **given)
+
+
+class _Float32(TorchFunctionMode):
+    """Tensors made without a type are float32 where they would be of PyTorch's default type. Of this thread alone."""
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if given.get("dtype") is None and (
+            func in MAKERS or (func in GUESSING and func(*args, **given).is_floating_point())
+        ):
+            given["dtype"] = torch.float32
+        return func(*args, **given)
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Within the block, modules that are built are in float32, whatever PyTorch's default type is."""
+    if torch.get_default_dtype() == torch.float32:
+        yield
+        return
+    with _Float32():
+        yield
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def _abandon(graph: Any, pool: Any, stream: Any) -> None:
         _FAILED.append(graph)
     # A capture that ends as it should leaves the generator outside of one.
     with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
-        torch.zeros((), device=stream.device)
+        torch.zeros((), dtype=torch.float32, device=stream.device)
 
 
 def _replay(graph: torch.cuda.CUDAGraph, *held: Any) -> None:

@@ -47,7 +47,7 @@ class Arrays:
         return len(self.images)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        chosen = torch.as_tensor(indices)
+        chosen = torch.as_tensor(indices, device="cpu")
         return Batch(self.images[chosen], None if self.labels is None else self.labels[chosen])
 
     def part(self, keep: slice) -> Arrays:

@@ -43,7 +43,7 @@ class MaximumLikelihood(OneNetwork):
         (module,) = networks.values()
         assert isinstance(module, Flow)
         if module.levels is None:
-            order = torch.randperm(len(dataset), generator=step.generator)[:START_ROWS].tolist()
+            order = torch.randperm(len(dataset), generator=step.generator, device="cpu")[:START_ROWS].tolist()
             rows = dataset.batch(order)
             step = dataclasses.replace(step, x=rows.x.to(step.x.device), label=rows.label)
         for layer in module.preprocess:
@@ -112,7 +112,7 @@ def _dequantised(module: Flow, step: Step) -> tuple[Tensor, Tensor]:
     """Real numbers for the flow, and log q of the noise that made them of levels, [B]."""
     if module.dequantiser is None:
         return step.x, step.x.new_zeros(len(step.x))
-    noise = torch.randn(step.x.shape, generator=step.generator, dtype=torch.float32)
+    noise = torch.randn(step.x.shape, generator=step.generator, dtype=torch.float32, device="cpu")
     x, log_q = module.dequantiser(step.x, noise.to(step.x.device))
     return x, log_q
 

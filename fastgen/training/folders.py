@@ -63,7 +63,7 @@ class ImageFolder:
             for name in self.class_names:
                 check_name(name, str(folder / name))
             number = {name: i for i, name in enumerate(self.class_names)}
-            self.labels = torch.tensor([number[parts[0]] for parts in paths])
+            self.labels = torch.tensor([number[parts[0]] for parts in paths], device="cpu")
             self.num_classes = len(number)
         self.background = colour(background)
         self._pool = ThreadPoolExecutor(8)  # Pillow releases the GIL while it decodes
@@ -82,7 +82,7 @@ class ImageFolder:
         """See ``Dataset``."""
         samples = list(self._pool.map(self._sample, indices))
         x, *target = (torch.stack(images) for images in zip(*samples, strict=True))
-        label = None if self.labels is None else self.labels[torch.as_tensor(indices)]
+        label = None if self.labels is None else self.labels[torch.as_tensor(indices, device="cpu")]
         return Batch(x, label, target[0] if target else None)
 
     def _paths(self) -> list[Path]:

@@ -234,18 +234,25 @@ def _kept(folder: Path) -> str:
 
 def batches(dataset: Dataset, objective: Objective, config: RunConfig, start: int) -> Iterator[Batch]:
     """Batches `start`..`config.steps` of one endless stream of shuffled epochs: the objective's inputs, on the CPU."""
-    epoch, order = -1, torch.empty(0, dtype=torch.long)
+    epoch, order = -1, torch.empty(0, dtype=torch.long, device="cpu")
     for step in range(start, config.steps):
         indices = []
         for position in range(step * config.batch_size, (step + 1) * config.batch_size):
             if position // len(dataset) != epoch:
                 epoch = position // len(dataset)
-                order = torch.randperm(len(dataset), generator=_generator(config.seed, -1 - epoch))
+                order = torch.randperm(
+                    len(dataset), generator=_generator(config.seed, -1 - epoch), device="cpu"
+                )
             indices.append(int(order[position % len(dataset)]))
         x, label, target = dataset.batch(indices)
         x, target = objective.inputs(x), None if target is None else objective.inputs(target)
         if config.flip:
-            mirror = torch.rand(len(x), generator=_generator(config.seed, step, salt=1)) < 0.5
+            mirror = (
+                torch.rand(
+                    len(x), generator=_generator(config.seed, step, salt=1), dtype=torch.float32, device="cpu"
+                )
+                < 0.5
+            )
             for images in (x,) if target is None else (x, target):
                 images[mirror] = images[mirror].flip(-1)
         yield Batch(x, label, target)

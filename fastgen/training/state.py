@@ -64,10 +64,10 @@ class RunState:
                 kept = memory[key] if key in memory else torch.zeros_like(parameter)
                 tensors[f"optimizer.{key}.{name}"] = kept
             updates.append(float(memory["step"]) if "step" in memory else 0.0)
-        counts = torch.tensor(updates, dtype=torch.int64)
+        counts = torch.tensor(updates, dtype=torch.int64, device="cpu")
         if (counts != self.step).any():
             tensors["updates"] = counts
-        losses = torch.tensor(self.losses, dtype=torch.float64)
+        losses = torch.tensor(self.losses, dtype=torch.float64, device="cpu")
         tensors["losses"] = losses.flatten() if len(self.optimizers) == 1 else losses
         # One entry: safetensors writes several in an order that varies, and equal runs should be equal files.
         metadata = {"run": self.run.encoded(folder)}
@@ -152,7 +152,7 @@ def _compare(file: TensorFile, networks: nn.ModuleDict, run: Run, groups: int | 
         raise CheckpointError(
             f"expected losses of 1 to {run.config.steps} steps{per_step}", argument=file.path
         )
-    expected: dict[str, Tensor] = {"losses": torch.empty(shape, device="meta")}
+    expected: dict[str, Tensor] = {"losses": torch.empty(shape, dtype=torch.float32, device="meta")}
     weights = networks.state_dict()
     averaged = {name: t for name, t in weights.items() if name.partition(".")[0] in run.spec.parts}
     expected |= {f"model.{name}": t for name, t in _named(networks, weights).items()}

@@ -44,7 +44,7 @@ class Rows:
         return len(self.values)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        chosen = torch.as_tensor(indices)
+        chosen = torch.as_tensor(indices, device="cpu")
         return Batch(self.values[chosen], None if self.labels is None else self.labels[chosen])
 
     def part(self, keep: slice) -> Rows:

@@ -39,7 +39,9 @@ def arguments(
     parameters = dtype if beside is None or dtype == torch.float64 else beside
 
     def draw(*size: int, kind: torch.dtype | None = None) -> Tensor:
-        return torch.randn(*size, generator=generator).to(device, kind or parameters)
+        return torch.randn(*size, generator=generator, dtype=torch.float32, device="cpu").to(
+            device, kind or parameters
+        )
 
     full = draw(batch + 2 * sliced, channels + 16 * sliced, height, width, kind=torch.float32) * 2.0 + mean
     full = full.to(dtype).contiguous(memory_format=layout)

@@ -60,7 +60,7 @@ def adain(
         y = _planes(x, noise, rows, *options)
         y = y if x.dtype == dtype else y.to(x.dtype)
         return y if x.is_contiguous() else y.contiguous(memory_format=memory_format(x))
-    y = torch.empty(x.shape, dtype=x.dtype, memory_format=memory_format(x))
+    y = torch.empty(x.shape, dtype=x.dtype, memory_format=memory_format(x), device=x.device)
     for samples, channels in _pieces(x):
         parts = [None if t is None else (t[samples] if len(t) > 1 else t)[:, channels] for t in rows]
         z = noise if noise is None or len(noise) == 1 else noise[samples]
@@ -96,7 +96,7 @@ def _group_norm(v: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
 def _statistics(style: Tensor, dtype: torch.dtype, eps: float, correction: int) -> tuple[Tensor, Tensor]:
     """Means and standard deviations [B or 1, C, 1, 1] of the style's planes."""
     if style.dtype != dtype and style.numel() > WHOLE:
-        mean = torch.empty((*style.shape[:2], 1, 1), dtype=dtype)
+        mean = torch.empty((*style.shape[:2], 1, 1), dtype=dtype, device=style.device)
         deviation = torch.empty_like(mean)
         for piece in _pieces(style):
             mean[piece], deviation[piece] = _statistics(style[piece].to(dtype), dtype, eps, correction)

@@ -36,12 +36,14 @@ def arguments(
     batch = shape[0]
 
     def draw(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator, dtype=state)
+        return torch.randn(*size, generator=generator, dtype=state, device="cpu")
 
     def laid_out(value: Tensor, name: str) -> Tensor:
         last = name in channels_last.split()
         if samples:
-            value = torch.cat((value, torch.full((samples, *value.shape[1:]), torch.nan, dtype=value.dtype)))
+            value = torch.cat(
+                (value, torch.full((samples, *value.shape[1:]), torch.nan, dtype=value.dtype, device="cpu"))
+            )
         return value.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
 
     whole = draw(*shape)
@@ -58,7 +60,9 @@ def arguments(
                 size if letter in masked else 1 for letter, size in zip("chw", x.shape[1:], strict=True)
             )
         )
-        named["mask"] = (torch.rand(sizes, generator=generator) < 0.5).to(device)
+        named["mask"] = (torch.rand(sizes, generator=generator, dtype=torch.float32, device="cpu") < 0.5).to(
+            device
+        )
     active = changed(x, named["mask"].cpu() if masked else None, options.get("parity"))
     if active is not None:
         kept = ~active.expand(x.shape[1:])

@@ -51,7 +51,9 @@ def arguments(
     batch, inputs, height, width = shape
 
     def draw(*sizes: int) -> Tensor:
-        return torch.randn(*sizes, generator=generator).to(device=device, dtype=dtype)
+        return torch.randn(*sizes, generator=generator, dtype=torch.float32, device="cpu").to(
+            device=device, dtype=dtype
+        )
 
     def image(b: int, c: int, h: int, w: int) -> Tensor:
         def last(b: int, c: int, h: int, w: int) -> Tensor:

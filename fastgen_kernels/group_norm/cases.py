@@ -42,13 +42,23 @@ def arguments(
 
     def image(channels: int) -> Tensor:
         # A channel's own offset, as convolutions with a bias leave it: groups' means are unlike their channels'.
-        value = torch.randn(batch, channels + 2 * sliced, height, width, generator=generator)
-        value += torch.randn(channels + 2 * sliced, 1, 1, generator=generator)
+        value = torch.randn(
+            batch,
+            channels + 2 * sliced,
+            height,
+            width,
+            generator=generator,
+            dtype=torch.float32,
+            device="cpu",
+        )
+        value += torch.randn(
+            channels + 2 * sliced, 1, 1, generator=generator, dtype=torch.float32, device="cpu"
+        )
         value = (value * deviation + mean).to(device, dtype).contiguous(memory_format=layout)
         return value[:, sliced : sliced + channels]
 
     def vectors(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator).to(
+        return torch.randn(*size, generator=generator, dtype=torch.float32, device="cpu").to(
             device, torch.float32 if wide and dtype in LOW_PRECISION else dtype
         )
 

@@ -83,14 +83,16 @@ def signed_seeds(seeds: Sequence[int]) -> Tensor:
     for seed in seeds:
         if type(seed) is not int or not -(1 << 63) <= seed < 1 << 64:
             raise OperandError(f"expected integers of 64 bits, received {seed!r}", argument="seeds")
-    return torch.tensor([s - (1 << 64) if s >= 1 << 63 else s for s in seeds], dtype=torch.int64)
+    return torch.tensor(
+        [s - (1 << 64) if s >= 1 << 63 else s for s in seeds], dtype=torch.int64, device="cpu"
+    )
 
 
 def _host_steps(steps: Sequence[int]) -> Tensor:
     for step in steps:
         if type(step) is not int or not 0 <= step < 1 << 32:
             raise OperandError(f"expected integers from 0 to 2^32 - 1, received {step!r}", argument="steps")
-    return torch.tensor(list(steps), dtype=torch.int64)
+    return torch.tensor(list(steps), dtype=torch.int64, device="cpu")
 
 
 def _pairs_column(

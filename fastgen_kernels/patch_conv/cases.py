@@ -33,7 +33,9 @@ def arguments(
     batch, inputs, height, width = shape
 
     def draw(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator).to(device=device, dtype=dtype)
+        return torch.randn(*size, generator=generator, dtype=torch.float32, device="cpu").to(
+            device=device, dtype=dtype
+        )
 
     def last(*size: int) -> Tensor:
         b, c, h, w = size

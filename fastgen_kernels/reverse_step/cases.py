@@ -36,7 +36,7 @@ def arguments(
     state = torch.float64 if dtype == torch.float64 else torch.float32
 
     def draw(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator, dtype=state)
+        return torch.randn(*size, generator=generator, dtype=state, device="cpu")
 
     coefficients = draw(batch, 2, 8) * 0.7
     coefficients[:, :, row.H + slots :] = 0.0
@@ -44,10 +44,10 @@ def arguments(
     noisy = {"none": 0, "all": batch, "some": (batch + 1) // 2}[noise]
     coefficients[noisy:, :, row.Z] = 0.0
 
-    sample = torch.arange(batch)
-    rows = torch.zeros(batch, row.ROW_WORDS, dtype=state)
+    sample = torch.arange(batch, device="cpu")
+    rows = torch.zeros(batch, row.ROW_WORDS, dtype=state, device="cpu")
     rows[:, row.P], rows[:, row.Q] = draw(batch), draw(batch)
-    rows[:, row.GUIDANCE] = 1.5 + sample
+    rows[:, row.GUIDANCE] = 1.5 + sample.to(state)
     rows[:, row.CLIP] = torch.where(sample % 2 == 0, 1.0, torch.inf)
     rows[:, row.NEXT_SCALE] = 0.7
     rows[:, row.A : row.A + 8], rows[:, row.B : row.B + 8] = coefficients[:, 0], coefficients[:, 1]
@@ -60,7 +60,7 @@ def arguments(
     full = draw(slots, batch + sliced, channels, height, width)
     full[list(unused)] = torch.nan
     F = draw((2 if guided else 1) * batch, (2 if learned else 1) * channels, height, width).to(dtype)
-    seeds = torch.randint(-(2**63), 2**63 - 1, (batch,), generator=generator)
+    seeds = torch.randint(-(2**63), 2**63 - 1, (batch,), generator=generator, device="cpu")
     return {
         "x": draw(*shape).to(device),
         "h": full.to(device)[:, :batch],

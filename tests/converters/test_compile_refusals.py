@@ -133,6 +133,16 @@ class Raising(Theirs):
         raise IndexError("no such thing")
 
 
+class Wordless(Theirs):
+    def step(self, model_output: Tensor, t: Any, sample: Tensor) -> tuple[Tensor]:
+        raise AssertionError  # pytest rewrites `assert`
+
+
+class Blank(Theirs):
+    def scale_model_input(self, sample: Tensor, t: Any) -> Tensor:
+        raise NotImplementedError(" ")
+
+
 class Forgetting(Theirs):
     def scale_model_input(self, sample: Tensor, t: Any) -> Tensor:
         return sample
@@ -167,6 +177,8 @@ class NoNumber(Theirs):
         (Flooring(), ("Flooring", "06")),
         (Rounding(), ("Rounding", "float32")),
         (Raising(), ("Raising", "IndexError")),
+        (Wordless(), ("Wordless", "AssertionError", "test_compile_refusals.py", "raise AssertionError")),
+        (Blank(), ("Blank", "NotImplementedError", "test_compile_refusals.py", "scale_model_input")),
         (Forgetting(), ("Forgetting",)),
         (NoNumber(), ("NoNumber: init_noise_sigma", "init_noise_sigma")),
         (
@@ -212,6 +224,24 @@ def test_clips_however_wide(clip: float) -> None:
 def test_diffusers_refused(case: Case, about: tuple[str | None, ...]) -> None:
     with refused(ConfigError, *about):
         compiled(case)
+
+
+def test_part_of_a_run() -> None:
+    """Shortened timesteps are a shorter run. diffusers' begin_index counts in the whole ones: UniPC fails with both."""
+    scheduler = Case("unipc_multistep", "UniPCMultistepScheduler").make()
+    scheduler.set_timesteps(10)
+    scheduler.timesteps = scheduler.timesteps[3:]
+    assert len(compile_scheduler(scheduler)) == 7
+    scheduler.set_begin_index(7)
+    about = (
+        "UniPCMultistepScheduler",
+        "step 0",
+        "AssertionError",
+        "scheduling_unipc_multistep.py",
+        "this_order > 0",
+    )
+    with refused(ConfigError, *about):
+        compile_scheduler(scheduler)
 
 
 def test_norms_over_the_batch_are_refused() -> None:

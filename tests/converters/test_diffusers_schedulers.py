@@ -189,6 +189,8 @@ OURS: list[dict[str, Any]] = [
     {"solver": "ddim", "solver_options": {"as_diffusers": True}},
     {"solver": "heun"},
     {"solver": "plms"},
+    {"solver": "pndm"},
+    {"solver": "pndm", "solver_options": {"as_diffusers": True}},
     {"solver": "ddim", "solver_options": {"eta": 0.7, "use_clipped_model_output": True}},
     {"solver": "dpm++2m", "solver_options": {"clip_sample": True}},
     {"solver": "euler", "solver_options": {"clip_sample": True}},

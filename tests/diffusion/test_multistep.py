@@ -51,15 +51,16 @@ def transfer(x: Tensor, epsilon: Tensor, t: int, s: int) -> Tensor:
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("name", ["plms", "pndm"])
-def test_pseudo_numerical_methods(name: str, spacing: str) -> None:
-    """Liu et al. 2022, algorithm 2, from timestep to timestep; `plms` begins with an improved Euler step."""
+@pytest.mark.parametrize("prk_steps", [0, 1, 2, 3, None])
+def test_pseudo_numerical_methods(prk_steps: int | None, spacing: str) -> None:
+    """Liu et al. 2022, algorithm 2, from timestep to timestep; without Runge-Kutta an improved Euler step is first."""
+    first = 9 // 5 if prk_steps is None else prk_steps
     visited = [*timesteps(1000, 9, spacing).tolist(), -1]
     x, past = start(), []
     for i, (t, s) in enumerate(itertools.pairwise(visited)):
         e = noise_at(x, t)
         past.append(e)
-        if name == "pndm" and i < 3:
+        if i < first:
             middle = (t + s) // 2
             e2 = noise_at(transfer(x, e, t, middle), middle)
             e3 = noise_at(transfer(x, e2, t, middle), middle)
@@ -70,8 +71,22 @@ def test_pseudo_numerical_methods(name: str, spacing: str) -> None:
         else:
             weights = ADAMS[min(len(past), 4) - 1]
             x = transfer(x, sum(w * p for w, p in zip(weights, past[::-1], strict=False)), t, s)
-    found = ours(name, V, 9, timestep_spacing=spacing, set_alpha_to_one=True)
+    options = {"timestep_spacing": spacing, "set_alpha_to_one": True}
+    found = ours("pndm", V, 9, prk_steps=prk_steps, **options)
     assert deviation(found.numpy(), x.numpy()) < 1e-12
+    if first == 0:
+        assert torch.equal(found, ours("plms", V, 9, **options))
+
+
+def test_runge_kutta_takes_at_most_half_of_the_evaluations() -> None:
+    for steps in range(1, 40):
+        table = solver_table("pndm", V, steps)
+        first = (len(table) - steps) // 3
+        assert first <= 3
+        assert 4 * first <= len(table) / 2
+        more = solver_table("pndm", V, steps, prk_steps=min(first + 1, 3)) if steps > 3 else None
+        assert first == 3 or more is None or 4 * (first + 1) > len(more) / 2
+    assert len(solver_table("pndm", V, 4, as_diffusers=True, sum_outputs=False)) == 13
 
 
 @pytest.mark.parametrize("order", [1, 2, 4])
@@ -130,8 +145,11 @@ def test_distilled_timesteps() -> None:
             ("original_inference_steps", "num_train_timesteps"),
         ),
         ("tcd", 4, {"eta": 1.1}, ("solver tcd: eta", "0.0", "1.0")),
-        ("pndm", 3, {}, ("steps", "num_train_timesteps", "500")),
+        ("pndm", 3, {"prk_steps": 3}, ("steps", "num_train_timesteps", "500")),
+        ("pndm", 3, {"as_diffusers": True}, ("steps", "plms")),
         ("pndm", 501, {}, ("steps",)),
+        ("pndm", 9, {"prk_steps": 4}, ("solver pndm: prk_steps", "3")),
+        ("plms", 9, {"prk_steps": 1}, ("solver plms", "prk_steps")),
         ("unipc", 9, {"solver_order": 5}, ("solver unipc: solver_order", "solver_order")),
         ("unipc", 9, {"solver_type": "bh3"}, ("solver unipc: solver_type", "solver_type")),
         (

@@ -156,6 +156,44 @@ def test_interval_of_noise_levels() -> None:
     assert_close(got[0], two_calls(table, 2, 6, lambda i: 3.0 if inside[i] else 1.0), table)
 
 
+# (process, interval of t, guided at 5 evaluations); its ends belong to it. Flow matching's levels are 1, 0.8, ... 0.2.
+TIMES = [
+    (SCHEDULE, (399, 799), [0, 1, 1, 1, 0]),
+    (SCHEDULE, ("-inf", 599), [0, 0, 1, 1, 1]),
+    ({"process": "flow"}, (200, 800), [0, 1, 1, 1, 1]),
+    ({"process": "flow"}, (0.2, 0.8), [0, 0, 0, 0, 0]),
+    ({"process": "flow", "time": "unit"}, (0.2, 0.8), [0, 1, 1, 1, 1]),
+    # 1 - 0.8 is less than 0.2 in float64, and the network is told float32.
+    ({"process": "flow", "time": "unit", "invert_sigmas": True}, (0.2, 0.8), [0, 1, 1, 1, 1]),
+    ({"process": "flow", "invert_sigmas": True}, (0, 400), [1, 1, 1, 0, 0]),
+]
+
+
+@pytest.mark.parametrize(("process", "times", "guided"), TIMES)
+@pytest.mark.filterwarnings("ignore:guidance_interval, guidance_sigmas, guidance_times")
+def test_interval_of_times(process: dict, times: tuple, guided: list[int]) -> None:
+    flow = process.get("process") == "flow"
+    more = {"solver": "euler", "timestep_spacing": "trailing"} if flow else {}
+    engine = make(process, "velocity" if flow else "v_prediction", value_range=(-1.0, 1.0))
+    table = table_of(engine, **more)
+    got = engine.sample(seed=2, labels=6, guidance_scale=3.0, guidance_times=times, **more)
+    assert [counting(engine).batches.count(n) for n in (2, 1)] == [sum(guided), STEPS - sum(guided)]
+    assert_close(got[0], two_calls(table, 2, 6, lambda i: 3.0 if guided[i] else 1.0), table)
+    *_, last = engine.stream(seed=2, labels=6, guidance_scale=3.0, guidance_times=times, **more)
+    assert torch.equal(last.images, got)
+
+
+def test_the_three_names_of_an_interval_agree() -> None:
+    """Flow matching: t = sigma, sigma / alpha = sigma / (1 - sigma), and 5 even steps from 1."""
+    engine = make({"process": "flow", "time": "unit"}, "velocity", solver="euler", value_range=(-1.0, 1.0))
+    call = {"seed": 1, "labels": 2, "guidance_scale": 3.0, "timestep_spacing": "trailing"}
+    times = engine.sample(**call, guidance_times=(0.4, 0.8))
+    assert torch.equal(times, engine.sample(**call, guidance_sigmas=(0.25, 4.1)))
+    assert torch.equal(times, engine.sample(**call, guidance_interval=(0.2, 0.8)))
+    both = engine.sample(**call, guidance_times=(0.4, 0.8), guidance_interval=(0.4, 1.0))
+    assert torch.equal(both, engine.sample(**call, guidance_times=(0.4, 0.6)))
+
+
 def test_rescale_equals_its_formula() -> None:
     engine = make()
     phi, w = 0.7, 6.0
@@ -301,6 +339,10 @@ def mystery() -> Table:
             {"guidance_sigmas": (0.1, 1.0), "solver": mystery()},
             ("guidance_sigmas", "mystery", "guidance_interval="),
         ),
+        ({"guidance_times": (800, 200)}, ("guidance_times", "(800, 200)")),
+        ({"guidance_times": (0.2, math.nan)}, ("guidance_times", "nan")),
+        ({"guidance_times": 500}, ("guidance_times", 500)),
+        ({"guidance_times": [(200, 800)], "n": 2}, ("guidance_times", 2, 1)),
         ({"guidance_rescale": 1.5}, ("guidance_rescale", 1.5)),
         ({"classifier_scale": 1.0}, ("classifier_scale", "engine.guide(")),
         ({"classifier_scale": -1.0}, ("classifier_scale", 1000, -1.0)),
@@ -321,6 +363,7 @@ def test_a_request_keeps_its_guidance_as_json() -> None:
         "guidance_scale": [lambda p: 1 + 3 * p, 2.0, [1.0, 2.0, 3.0, 2.0, 1.0]],
         "guidance_interval": [(0.2, 0.8), None, None],
         "guidance_sigmas": (0.01, 30.0),
+        "guidance_times": [None, (100, 900), ("-inf", 900)],
         "guidance_rescale": 0.3,
         "classifier_scale": [0.0, 0.0, 1.0],
     }

@@ -36,6 +36,8 @@ TABLE = solver_table("ddim", NoiseSchedule(**SCHEDULE), 4)
         {"guidance_scale": [[1.0, 2.0, 3.0, 1.0, 1.0]] * 2},
         {"guidance_scale": 2.0, "guidance_sigmas": (0.3, math.inf)},
         {"guidance_scale": 2.0, "guidance_sigmas": (0.3, "inf")},
+        {"guidance_scale": 2.0, "guidance_times": (-math.inf, 700)},
+        {"guidance_scale": 2.0, "guidance_times": [(200, math.inf), None]},
     ],
 )
 def test_a_request_survives_json(call: dict[str, Any]) -> None:

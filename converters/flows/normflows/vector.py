@@ -106,7 +106,7 @@ def _count(state: State, options: NormflowsOptions, report: Report) -> int:
 def _layer(state: State, place: str, kind: str, chain: Chain, options: NormflowsOptions) -> None:
     d = chain.features
     if kind == "swap":
-        chain.permutation(torch.arange(d).roll(-((d + 1) // 2)))
+        chain.permutation(torch.arange(d, device="cpu").roll(-((d + 1) // 2)))
     elif kind == "shuffle":
         state.drop(f"{place}.perm")
         chain.permutation(state.take(f"{place}.inv_perm", d))
@@ -141,7 +141,7 @@ def _matrix(state: State, place: str, d: int) -> Tensor:
     state.drop(f"{place}.eye")
 
     def product(lower: Tensor, upper: Tensor, log_s: Tensor, sign: Tensor, p: Tensor) -> Tensor:
-        unit = lower.tril(-1) + torch.eye(d, dtype=lower.dtype)
+        unit = lower.tril(-1) + torch.eye(d, dtype=lower.dtype, device=lower.device)
         return p @ unit @ (upper.triu(1) + torch.diag(sign * log_s.exp()))
 
     return precisely(product, lower, upper, log_s, sign, p)
@@ -195,7 +195,7 @@ def _scale_network(state: State, prefix: str, options: NormflowsOptions) -> tupl
 
 def _block(state: State, place: str, chain: Chain, options: NormflowsOptions) -> None:
     network = perceptron(state, f"{place}.flows.1.param_map.net")
-    index = torch.arange(chain.features)
+    index = torch.arange(chain.features, device="cpu")
     first = index < (chain.features + 1) // 2
     changed = ~first if options.split_mode == "channel" else first
     count, outputs = int(changed.sum()), len(network.linears[-1][1])

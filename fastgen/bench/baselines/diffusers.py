@@ -96,7 +96,7 @@ def on_disk(engine: DiffusionEngine, request: Request, x: Tensor, folder: Path) 
     convert(engine.source, folder / "diffusers", to="diffusers")
     labels, null = None, engine.settings.null_class
     if engine.settings.num_classes is not None:
-        labels = torch.tensor([null if i is None else i for i in request.labels])
+        labels = torch.tensor([null if i is None else i for i in request.labels], device="cpu")
         if plan.guidance.scale != 1:
             labels = torch.cat([labels, torch.full_like(labels, null or 0)])
     given: dict[str, Any] = {

@@ -28,10 +28,13 @@ def network(engine: DiffusionEngine) -> Callable[..., Tensor]:
         raise NotApplicable(f"this onnxruntime has no {provider}")
     labelled = engine.settings.num_classes is not None
     net = copy.deepcopy(engine.network).to("cpu", torch.float32)
-    inputs: list[Tensor] = [torch.zeros(2, *engine.shape), torch.zeros(2)]
+    inputs: list[Tensor] = [
+        torch.zeros(2, *engine.shape, dtype=torch.float32, device="cpu"),
+        torch.zeros(2, dtype=torch.float32, device="cpu"),
+    ]
     names = ["x", "t"]
     if labelled:
-        inputs.append(torch.zeros(2, dtype=torch.int64))
+        inputs.append(torch.zeros(2, dtype=torch.int64, device="cpu"))
         names.append("label")
     batch = torch.export.Dim("batch", min=1, max=4096)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

@@ -167,6 +167,7 @@ class DiffusionEngine(Streams):
         guidance_scale: Scale | Sequence[Scale] | None = None,
         guidance_interval: Pair | Sequence[Pair | None] | None = None,
         guidance_sigmas: Pair | Sequence[Pair | None] | None = None,
+        guidance_times: Pair | Sequence[Pair | None] | None = None,
         guidance_rescale: float | Sequence[float] | None = None,
         classifier_scale: float | Sequence[float] | None = None,
         eta: float | Sequence[float | None] | None = None,
@@ -193,6 +194,8 @@ class DiffusionEngine(Streams):
         guidance_interval: (start, stop), guided only at that part of the network evaluations, in fractions of the run.
             The rest costs half where no sample of the batch is guided.
         guidance_sigmas: (low, high), guided only where low < sigma / alpha <= high (Kynkaanniemi et al. 2024).
+        guidance_times: (low, high), guided only where low <= t <= high, t being what the network is told: timesteps, or
+            with a process' time="unit" 0 to 1. Of several of these three, a step is guided where all say so.
         guidance_rescale: phi in [0, 1]: brings the output's spread back to the conditional one's (Lin et al. 2023).
         classifier_scale: of the gradient of the classifier given to ``guide`` (Dhariwal & Nichol 2021); 0 = none.
         callback(step, total, images): called after every network evaluation with the noisy states [n, C, H, W].
@@ -212,6 +215,7 @@ class DiffusionEngine(Streams):
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             guidance_sigmas=guidance_sigmas,
+            guidance_times=guidance_times,
             guidance_rescale=guidance_rescale,
             classifier_scale=classifier_scale,
             eta=eta,
@@ -248,6 +252,7 @@ class DiffusionEngine(Streams):
         guidance_scale: Scale | Sequence[Scale] | None = None,
         guidance_interval: Pair | Sequence[Pair | None] | None = None,
         guidance_sigmas: Pair | Sequence[Pair | None] | None = None,
+        guidance_times: Pair | Sequence[Pair | None] | None = None,
         guidance_rescale: float | Sequence[float] | None = None,
         classifier_scale: float | Sequence[float] | None = None,
         eta: float | Sequence[float | None] | None = None,
@@ -267,6 +272,7 @@ class DiffusionEngine(Streams):
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             guidance_sigmas=guidance_sigmas,
+            guidance_times=guidance_times,
             guidance_rescale=guidance_rescale,
             classifier_scale=classifier_scale,
             eta=eta,

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from ...diffusion.table import Table
 from ...errors import ConfigError
 
 MAX_SCALE = 100.0
-OPEN = "inf"  # the high end of guidance_sigmas where there is none
+OPEN = {"inf": math.inf, "-inf": -math.inf}  # ends of an interval where there is none, as JSON writes them
 WORDS = (  # the arguments of sample, in the order of `Guidance.checked`
     "guidance_scale",
     "guidance_interval",
@@ -35,7 +37,7 @@ class Guidance:
     scale: a weight, or one per network evaluation. interval: guided at evaluation i of n where start <= i / n < stop.
     sigmas: guided where low < sigma <= high (Kynkaanniemi et al. 2024, arXiv:2404.07724, eq. 5). rescale: phi of Lin et
     al. 2023. classifier_scale: of the classifier's gradient (Dhariwal & Nichol 2021); it is added, 0 is none. times:
-    guided where low <= t <= high, t being what the network is told.
+    guided where low <= t <= high, t being what the network is told, compared in float32 as it is told.
     """
 
     scale: float | tuple[float, ...] | Weight = 1.0
@@ -111,8 +113,11 @@ class Guidance:
                 w if low < sigma <= high else 1.0 for w, sigma in zip(weights, table.sigma, strict=True)
             ]
         if self.times is not None:
-            low, high = self.times
-            weights = [w if low <= t <= high else 1.0 for w, t in zip(weights, table.time, strict=True)]
+            # In float32: 1 - 0.8 is 0.2 to whoever says (0.2, 0.8), and to the network.
+            with np.errstate(over="ignore"):  # an end beyond float32 is none
+                low, high = np.array(self.times, dtype=np.float32)
+            told = table.time.astype(np.float32)
+            weights = [w if low <= t <= high else 1.0 for w, t in zip(weights, told, strict=True)]
         return weights[0] if len(set(weights)) == 1 else tuple(weights)
 
     @property
@@ -140,8 +145,8 @@ class Guidance:
 
 
 def _closed(pair: tuple[float, float] | None) -> list[float | str] | None:
-    """As JSON, which has no number for an open end."""
-    return None if pair is None else [OPEN if v == math.inf else v for v in pair]
+    """As JSON, which has no number for an end that is infinite."""
+    return None if pair is None else [str(v) if math.isinf(v) else v for v in pair]
 
 
 def is_pair(value: Any) -> bool:
@@ -163,7 +168,7 @@ def _pair(name: str, value: Any, low: float, high: float, meaning: str) -> tuple
         return None
     if not is_pair(value) or len(value) != 2:
         raise ConfigError(f"expected (low, high), {meaning}, got {value!r}", argument=name)
-    numbers = [math.inf if isinstance(v, str) and v == OPEN else v for v in value]
+    numbers = [OPEN.get(v, v) if isinstance(v, str) else v for v in value]
     first, last = (_number(name, v, low, high, meaning) for v in numbers)
     if not first < last:
         raise ConfigError(f"expected low < high, got {value!r}", argument=name)

@@ -20,12 +20,12 @@ class NoiseAhead:
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.shape = shape
-        self.buffer = torch.zeros(0, *shape, dtype=torch.float32)
+        self.buffer = torch.zeros(0, *shape, dtype=torch.float32, device="cpu")
         self._made: dict[int, dict[int, torch.Tensor]] = {}  # slot -> {row: noise}
 
     def reserve(self, batch: int) -> None:
         """A buffer for `batch` samples, at another address."""
-        self.buffer = torch.zeros(batch, *self.shape, dtype=torch.float32)
+        self.buffer = torch.zeros(batch, *self.shape, dtype=torch.float32, device="cpu")
 
     def fill(self, samples: list[tuple[int, int, Table, int]]) -> None:
         """Bring `buffer` up to date for samples (slot, seed, table, row about to be run)."""

@@ -153,7 +153,8 @@ def _of_name(
         )
     check_names(solver, options)
     if solver == settings.solver:
-        options = {**(settings.solver_options or {}), **options}
+        own = {name: value for name, value in (settings.solver_options or {}).items() if value is not None}
+        options = {**own, **options}
     for name, value in options.items():
         listed = isinstance(value, (list, tuple))
         if listed:

@@ -89,21 +89,23 @@ def step_verb(engine: DiffusionEngine) -> Verb:
     def trial(batch: int, generator: torch.Generator) -> Tensors:
         table = engine.request(labels=None if settings.num_classes is None else 0).plans[0].table
         rows, times = pack(table, 1, 1.0)
-        chosen = torch.randint(len(table), (batch,), generator=generator)
+        chosen = torch.randint(len(table), (batch,), generator=generator, device="cpu")
         rows, t = rows[chosen], times[chosen]
         words = reference.integer_words(rows)
         slot, noise_step = (words[:, word].to(torch.int64) for word in (row.SLOT, row.NOISE_STEP))
         words[:, list(reference.INTEGER_WORDS)] = 0
         # Of a size that gives the network unit normal input.
         x = (
-            torch.randn(batch, *shape, generator=generator, dtype=torch.float32)
+            torch.randn(batch, *shape, generator=generator, dtype=torch.float32, device="cpu")
             / rows[:, row.INPUT_SCALE, None, None, None]
         )
-        history = torch.randn(batch, row.MAX_SLOTS, *shape, generator=generator, dtype=torch.float32)
-        seeds = torch.tensor(sample_seeds(batch, 0, None))
+        history = torch.randn(
+            batch, row.MAX_SLOTS, *shape, generator=generator, dtype=torch.float32, device="cpu"
+        )
+        seeds = torch.tensor(sample_seeds(batch, 0, None), device="cpu")
         tensors = [x, history, rows, slot, noise_step, t, seeds]
         if settings.num_classes is not None:
-            tensors.append(torch.randint(settings.num_classes, (batch,), generator=generator))
+            tensors.append(torch.randint(settings.num_classes, (batch,), generator=generator, device="cpu"))
         return tuple(value.to(engine.device) for value in tensors)
 
     def noise(*tensors: Tensor) -> Tensor:

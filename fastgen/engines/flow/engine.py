@@ -19,7 +19,7 @@ from ...errors import ConfigError
 from ...fused.flow import FusedFlow
 from ...images import PICTURES, Range, to_output, within
 from ...models.flow.flow import Flow
-from ...runtime.device import dtype_name
+from ...runtime.device import dtype_name, placed
 from ..arguments import as_index, check_known, parameters, sample_seeds
 from ..base import only_part
 from ..finished import finite, warn_not_finite
@@ -136,7 +136,7 @@ class FlowEngine(Streams):
             "temperature": temperature,
             "class_names": None if class_names is None else list(class_names),
         }
-        here = next(flow.parameters(), torch.empty(0)).device
+        here, _ = placed(flow)
         return cls(
             flow,
             from_dict(FlowSettings, values, "from_module"),

@@ -143,7 +143,7 @@ class FlowVerbs:
 
     def _trial_seeds(self, batch: int, generator: torch.Generator) -> Tensors:
         engine, flow = self.engine, self.flow
-        seed = int(torch.randint(1 << 62, (), generator=generator))
+        seed = int(torch.randint(1 << 62, (), generator=generator, device="cpu"))
         seeds = signed_seeds(sample_seeds(batch, seed, None)).to(engine.device)
         temperature = torch.full(
             (batch,), engine.settings.temperature, device=engine.device, dtype=engine.state_dtype
@@ -152,10 +152,10 @@ class FlowVerbs:
             return (
                 seeds,
                 temperature,
-                torch.randint(flow.classes, (batch,), generator=generator).to(engine.device),
+                torch.randint(flow.classes, (batch,), generator=generator, device="cpu").to(engine.device),
             )
         if flow.context:
-            context = torch.randn(batch, flow.context, generator=generator)
+            context = torch.randn(batch, flow.context, generator=generator, dtype=torch.float32, device="cpu")
             return seeds, temperature, context.to(engine.device, engine.state_dtype)
         return seeds, temperature
 
