@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,34 @@ def test_the_classifier_s_classes_are_no_argument() -> None:
 def test_an_interval_that_guides_nothing_is_said() -> None:
     with pytest.warns(UserWarning, match=" 5 "):
         make().request(labels=1, guidance_scale=2.0, guidance_interval=(0.85, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("call", "without_effect"),
+    [
+        ({"solver": "ddim"}, "timestep_spacing=trailing"),
+        ({"solver": "heun"}, "timestep_spacing=stable"),
+        (
+            {"solver": "ddim", "timestep_spacing": "leading", "timesteps": [[800, 400]], "steps": None},
+            "timesteps",
+        ),
+        ({"solver": "ddim", "timestep_spacing": "leading"}, None),
+        ({"solver": "ddim", "as_diffusers": True}, None),
+    ],
+)
+def test_an_offset_without_effect_is_said(call: dict[str, Any], without_effect: str | None) -> None:
+    engine = make(solver_options={"steps_offset": 1})
+    offset = {"steps": 4, **call, "steps_offset": 7}
+    plain = {name: value for name, value in offset.items() if name != "steps_offset"}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        engine.request(**plain)  # the model's own is diffusers'
+        assert not caught
+        tables = [engine.request(**asked).plans[0].table for asked in (offset, plain)]
+    assert [f"steps_offset=7 has no effect with {without_effect}:" in str(w.message) for w in caught] == (
+        [True] if without_effect else []
+    )
+    assert np.array_equal(tables[0].time, tables[1].time) == bool(without_effect)
 
 
 def test_unlike_weights_of_long_runs_are_drawn_together() -> None:

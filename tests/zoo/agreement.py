@@ -1,6 +1,6 @@
 """What every solver draws with nothing said, judged: the table of docs/solvers.md beside the gallery.
 
-    python -m tests.zoo.agreement                     everything, about an hour of one core
+    python -m tests.zoo.agreement                     everything, about 40 minutes of one core
     python -m tests.zoo.agreement --solvers ddim heun --evaluations 10,20
 
 A cell is how many of 100 digits of zoo:ddpm-mnist, ten of each label, `tests/zoo/judge.py` takes for the one asked for:

@@ -152,6 +152,7 @@ def _of_name(
             f"expected one of {', '.join(SOLVERS)}, or a Table, got {solver!r}", argument="solver"
         )
     check_names(solver, options)
+    offset = options.get("steps_offset")
     if solver == settings.solver:
         own = {name: value for name, value in (settings.solver_options or {}).items() if value is not None}
         options = {**own, **options}
@@ -177,7 +178,24 @@ def _of_name(
         raise ConfigError(f"expected an int, got {steps!r}", argument="steps")
     plan = Plan(solver, steps, options, guidance, settings.noise_schedule)
     _ = plan.table  # checks steps and options
+    if offset:
+        _check_offset(solver, offset, options)
     return plan
+
+
+def _check_offset(solver: str, offset: int, options: Mapping[str, Any]) -> None:
+    """Warn where the caller's steps_offset does nothing. A model's own is diffusers' and is not looked at."""
+    checked = SOLVERS[solver].check(options)
+    spreads = ("timesteps", "sigmas", "timestep_respacing")
+    instead = [name for name in spreads if getattr(checked, name, None) is not None]
+    if checked.timestep_spacing != "leading":
+        instead.append(f"timestep_spacing={checked.timestep_spacing}")
+    if instead:
+        warnings.warn(
+            f"steps_offset={offset} has no effect with {instead[0]}: as in diffusers it is added to the timesteps of "
+            "timestep_spacing=leading",
+            stacklevel=2,
+        )
 
 
 def _check_variance(table: Table, settings: DiffusionSettings) -> None:
