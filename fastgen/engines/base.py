@@ -93,6 +93,7 @@ class Engine:
         self.channels_last = channels_last
         with torch.inference_mode(False):  # weights outlive the caller's mode
             self.dtype = self._place(dtype)
+        self._placed = placed(self.networks)
         self.networks.eval()
         self.batches = Batches(self.device, max_batch=max_batch, backend=capture_backend(graph))
         self._weights: Weights | None = None
@@ -103,6 +104,15 @@ class Engine:
         self._lost = False  # on a GPU that this forked process cannot use
         self._refresh()
         _ENGINES.add(self)
+
+    @property
+    def network(self) -> nn.Module:
+        """The first network, of a model that has one; another one of its kind may be put in its place."""
+        return next(iter(self.networks.values()))
+
+    @network.setter
+    def network(self, network: nn.Module) -> None:
+        self.networks[next(iter(self.networks))] = network
 
     @property
     def value_range(self) -> Range | None:
@@ -219,6 +229,13 @@ class Engine:
         """`refresh`, where the engine works for this call already. Where it is refused, the next call tries again."""
         self._weights = None
         self.batches.clear()
+        if (found := placed(self.networks)) != self._placed:
+            (device, dtype), (is_on, is_in) = self._placed, found
+            raise ConfigError(
+                f"its weights are {dtype_name(is_in)} on {is_on}, the engine was made for {dtype_name(dtype)} on "
+                f"{device}: put them back (.to), or make an engine of its own for them",
+                argument="networks",
+            )
         self.networks.eval()
         if self.folds:
             count_writes(self.networks)

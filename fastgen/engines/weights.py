@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
+from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class Weights:
@@ -14,6 +18,7 @@ class Weights:
     `changed` is asked before every call, so it compares flat lists: which objects the modules hold, the address of each
     tensor and, with `writes`, how often it was written in place. The tensors' memory is kept alive: else a new tensor
     could get the address of an old one. Writes through a tensor's ``.data`` are not counted by PyTorch, nor seen here.
+    Those of fused optimisers are not counted either, but their steps are seen.
     """
 
     def __init__(self, network: nn.Module, *, writes: bool) -> None:
@@ -30,10 +35,20 @@ class Weights:
         self._tensors = [tensor for tensor in tensors if not is_lazy(tensor)]
         self._memory = [tensor.detach() for tensor in self._tensors]
         self._stamps = self._stamp()
+        self.stepped = False  # by a fused optimiser
+        if writes:
+            _watch_optimisers()
+            _WATCHING.add(self)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether `tensor` is one of the parameters or buffers."""
+        return any(tensor is value for value in self._tensors)
 
     @property
     def changed(self) -> bool:
         """Whether a module, parameter or buffer was replaced, added, taken away or (with `writes`) written in place."""
+        if self.stepped:
+            return True
         same = [id(value) for value in self._held()] == self._ids and self._stamp() == self._stamps
         return not same or not all(map(is_lazy, self._lazy))
 
@@ -42,6 +57,21 @@ class Weights:
 
     def _stamp(self) -> list[tuple[int, int]]:
         return [(_address(t), t._version if self._writes else 0) for t in self._tensors]
+
+
+_WATCHING: WeakSet[Weights] = WeakSet()
+
+
+@functools.cache
+def _watch_optimisers() -> None:
+    """See the steps of optimisers with ``fused=True``, whose kernels do not count what they write."""
+
+    def after(optimiser: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        written = [p for group in optimiser.param_groups if group.get("fused") for p in group["params"]]
+        for weights in list(_WATCHING) if written else ():
+            weights.stepped = weights.stepped or any(map(weights.holds, written))
+
+    register_optimizer_step_post_hook(after)
 
 
 def _address(tensor: Tensor) -> int:
@@ -58,7 +88,7 @@ def count_writes(network: nn.Module) -> None:
     for module in network.modules():
         for table in (module._parameters, module._buffers):
             for name, value in table.items():
-                if value is None or is_lazy(value) or not value.is_inference():
+                if value is None or is_lazy(value) or _counts(value):
                     continue
                 if id(value) not in copies:  # what is shared stays shared
                     copy = value.clone()
@@ -66,3 +96,11 @@ def count_writes(network: nn.Module) -> None:
                         copy = nn.Parameter(copy, requires_grad=value.requires_grad)
                     copies[id(value)] = copy
                 table[name] = copies[id(value)]  # type: ignore[assignment]
+
+
+def _counts(tensor: Tensor) -> bool:
+    """Whether PyTorch counts the writes to `tensor`. (`is_inference` is not true of all whose writes it does not.)"""
+    try:
+        return tensor._version >= 0
+    except RuntimeError:
+        return False

@@ -225,14 +225,31 @@ def stacked(linears: Sequence[nn.Linear]) -> nn.Linear:
     return made
 
 
+# What stands in a block whose twin is made, to the class: with another module in its place the block stays as it is.
+PARTS: dict[type[nn.Module], dict[str, tuple[type | None, ...]]] = {
+    ResidualBlock: {
+        "norm1": (NormAct,), "conv1": (nn.Conv2d,), "time_emb_proj": (nn.Linear,), "norm2": (NormAct,),
+        "dropout": (nn.Dropout,), "conv2": (nn.Conv2d,), "conv_shortcut": (nn.Conv2d, nn.Identity),
+    },
+    AdaResidualBlock: {
+        "norm1": (AdaNormAct,), "conv1": (nn.Conv2d,), "norm2": (AdaNormAct,), "dropout": (nn.Dropout,),
+        "conv2": (nn.Conv2d,), "conv_shortcut": (nn.Conv2d, nn.Identity),
+    },
+    Attention: {
+        "group_norm": (NormAct, type(None)), "to_q": (nn.Linear,), "to_k": (nn.Linear,), "to_v": (nn.Linear,),
+        "to_out": (nn.Linear,),
+    },
+    AdaNormAct: {"linear": (nn.Linear,)},
+}  # fmt: skip
+
+
 def whole(block: nn.Module) -> bool:
-    """Whether `block` is made of what its twin knows: no hooks on it or within it, no convolutions of other kinds."""
+    """Whether `block` is made of what its twin knows: no hooks on it or within it, and no modules of other kinds."""
     for module in block.modules():
-        if hooked(module):
-            return False
-        if isinstance(module, nn.Conv2d) and type(module) is not nn.Conv2d:
-            return False
-        if isinstance(module, nn.GroupNorm) and type(module) not in (NormAct, AdaNormAct):
+        known = PARTS.get(type(module), {})
+        if hooked(module) or any(
+            type(part) not in known[name] for name, part in module._modules.items() if name in known
+        ):
             return False
     return True
 

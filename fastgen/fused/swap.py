@@ -46,7 +46,7 @@ def swap(network: nn.Module) -> nn.Module:
     kind = type(network)
     if hooked(network):
         return network
-    if isinstance(network, UNet) and kind is UNet:
+    if isinstance(network, UNet) and kind is UNet and not {"embed", "denoise"} & set(vars(network)):
         return FusedUNet(network, _children(network))
     if kind in TWINS:
         return TWINS[kind](network) if whole(network) else network

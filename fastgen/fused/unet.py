@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ..models.blocks import ACTIVATIONS
+from ..models.blocks import ACTIVATIONS, AdaResidualBlock, ResidualBlock
 from ..models.unet import UNet
 from .blocks import FusedAdaResidual, FusedResidual, stacked
 
 UNCHANGED = "none"  # the name of no activation
+FUSED = (FusedResidual, FusedAdaResidual)
 
 
 class FusedUNet(UNet):
     """`UNet` of fused blocks.
 
     What the blocks are told of time and label does not depend on the image: `condition` computes it for all of them,
-    and a sampler keeps it from step to step. width: how many numbers that is.
+    and a sampler keeps it from step to step. width: how many numbers that is. Where a block has no twin it is the
+    embedding itself, of which each block makes what it needs.
     """
 
     def __init__(self, network: UNet, children: Mapping[str, nn.Module | None]) -> None:
@@ -27,7 +29,10 @@ class FusedUNet(UNet):
         vars(self).update(vars(network) | {"_modules": dict(children)})
         self.projections = nn.ModuleDict()
         self.width = 0
-        self._gather()
+        if all(isinstance(block, FUSED) for block in _told(self)):
+            self._gather()
+        else:
+            self.width = network.config.emb_channels
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         return self.denoise(x, self.condition(t, label, x.dtype), t)
@@ -35,6 +40,8 @@ class FusedUNet(UNet):
     def condition(self, t: Tensor, label: Tensor | None, dtype: torch.dtype) -> Tensor:
         """What `denoise` takes as embedding: `dtype` [B, width]."""
         emb = self.embed(t, label, dtype)
+        if not self.projections:
+            return emb
         parts = [
             linear(emb if act == UNCHANGED else ACTIVATIONS[act](emb))
             for act, linear in self.projections.items()
@@ -61,3 +68,12 @@ class FusedUNet(UNet):
                 place = slice(self.width, self.width + linear.out_features)
                 block.places = (*block.places, place)
                 self.width = place.stop
+
+
+def _told(network: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of `network`, fused or not, that are told of time and label."""
+    for name, module in network.named_modules():
+        if isinstance(module, (*FUSED, ResidualBlock, AdaResidualBlock)):
+            yield module
+        elif isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "resnets":
+            yield from module  # whatever stands there is called with the embedding

@@ -65,7 +65,7 @@ class DiffusionEngine(Streams):
         with frozen weights on a CPU; the first call for each batch takes a minute or more. options: those of
         ``Engine``; max_batch: samples that step together; graph: capture steps.
         """
-        self.shape, self.network = shape, network  # `fused` is what runs
+        self.shape = shape
         if type(compile) is not bool:
             raise ConfigError(f"expected True or False, got {shown(compile)}", argument="compile")
         self._compile = compile

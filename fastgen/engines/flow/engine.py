@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -80,7 +80,6 @@ class FlowEngine(Streams):
         """
         settings = settings or FlowSettings()
         settings.check_flow(flow)
-        self.flow = flow
         if max_batch is None:
             max_batch = IMAGES_PER_CALL if len(flow.data_shape) == 3 else ROWS_PER_CALL
         super().__init__(
@@ -94,6 +93,11 @@ class FlowEngine(Streams):
             max_batch=max_batch,
             graph=graph,
         )
+
+    @property
+    def flow(self) -> Flow:
+        """The reference flow; `fused` runs in its place."""
+        return cast(Flow, self.network)
 
     @classmethod
     def from_spec(cls, networks: nn.ModuleDict, spec: Spec, **options: Any) -> Self:
