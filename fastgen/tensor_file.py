@@ -137,8 +137,7 @@ class TensorFile:
             self._fill(raw)
             if raw is not part:
                 part.copy_(raw)
-            # Checked in pieces: isfinite takes more memory than what it looks at.
-            if self.flaw is None and dtype.is_floating_point and not part.isfinite().all():
+            if self.flaw is None and dtype.is_floating_point and not _finite(part):
                 what = "not finite" if not raw.isfinite().all() else f"too large for {dtype}"
                 self.flaw = f"{name} holds values that are {what}".replace("torch.", "")
         return tensor
@@ -220,3 +219,8 @@ class TensorFile:
 def _counts(values: Any) -> bool:
     """Whether this is a list of integers from 0 to 2^62."""
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 62 for v in values)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all numbers are. A sum shows one that is not, twenty times as fast; it may overflow by itself."""
+    return math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())

@@ -9,6 +9,8 @@ that unknown or absurd ones are errors that name the known ones, and a command l
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,45 +18,9 @@ from typing import Any
 
 from ..config import from_dict
 from ..errors import ConfigError
-from .adams import (
-    DEISOptions,
-    IPNDMOptions,
-    LMSOptions,
-    SAOptions,
-    UniPCOptions,
-    deis,
-    ipndm,
-    lms,
-    sa_solver,
-    unipc,
-)
-from .ancestral import AncestralOptions, DPM2AncestralOptions, dpm2_a, dpmpp_2s_a, dpmpp_sde, euler_a
 from .continuous import ContinuousProcess
-from .ddim import DDIMOptions, ddim
-from .ddpm import DDPMOptions, ddpm
-from .distilled import ConsistencyOptions, LCMOptions, TCDOptions, consistency, lcm, tcd
-from .dpm_multistep import (
-    DPMMultistepOptions,
-    MultistepOptions,
-    MultistepSDEOptions,
-    dpm_multistep,
-    dpmpp_2m,
-    dpmpp_2m_sde,
-    dpmpp_3m,
-    dpmpp_3m_sde,
-)
-from .dpm_singlestep import DPMSinglestepOptions, SinglestepOptions, dpm_singlestep, dpmpp_2s, dpmpp_3s
-from .euler import EulerOptions, HeunOptions, euler, heun
 from .given import given_count
-from .pndm import PLMSOptions, PNDMOptions, plms, pndm
-from .predictor_corrector import (
-    EulerMaruyamaOptions,
-    PredictorCorrectorOptions,
-    euler_maruyama,
-    predictor_corrector,
-)
 from .processes import AnyProcess
-from .runge_kutta import RungeKuttaOptions, dpm2, midpoint, rk4
 from .schedule import NoiseSchedule
 from .sde import SDE
 from .table import Table
@@ -74,15 +40,27 @@ class Option:
 class Solver:
     """A named way to write a table. Call it: ``solver(schedule, steps, **options) -> Table``.
 
+    writer, options_class: a function and a dataclass, as "module.name" in this package, whose module is imported when
+    the solver is used: the option classes of all of them take longer to make than a small model takes to load.
     discrete: it needs the timesteps of a NoiseSchedule; sde: it needs one of Song's SDEs; else it takes any process.
     """
 
     name: str
     paper: str
-    options_type: type
-    write: Callable[[Any, int, Any], Table]
+    writer: str
+    options_class: str
     discrete: bool = False
     sde: bool = False
+
+    @functools.cached_property
+    def write(self) -> Callable[[Any, int, Any], Table]:
+        """The function that writes the table, of a schedule, the number of steps and options of `options_type`."""
+        return _named(self.writer)
+
+    @functools.cached_property
+    def options_type(self) -> type:
+        """The dataclass of its options."""
+        return _named(self.options_class)
 
     def __call__(self, schedule: AnyProcess, steps: int | None = None, **options: Any) -> Table:
         """The table of `steps` steps, 1 to the process' limit; `len` of it is the number of network evaluations.
@@ -162,60 +140,135 @@ class Solver:
 
 
 SOLVERS: dict[str, Solver] = {
-    "ddpm": Solver("ddpm", "Ho et al. 2020, arXiv:2006.11239", DDPMOptions, ddpm, discrete=True),
-    "ddim": Solver("ddim", "Song et al. 2021, arXiv:2010.02502", DDIMOptions, ddim, discrete=True),
-    "dpm++2m": Solver("dpm++2m", "Lu et al. 2022, arXiv:2211.01095", MultistepOptions, dpmpp_2m),
-    "euler": Solver("euler", "Karras et al. 2022, arXiv:2206.00364", EulerOptions, euler),
-    "heun": Solver("heun", "Karras et al. 2022, arXiv:2206.00364", HeunOptions, heun),
-    "midpoint": Solver(
-        "midpoint", "Runge 1895; Karras et al. 2022, arXiv:2206.00364", RungeKuttaOptions, midpoint
+    "ddpm": Solver(
+        "ddpm", "Ho et al. 2020, arXiv:2006.11239", "ddpm.ddpm", "ddpm.DDPMOptions", discrete=True
     ),
-    "rk4": Solver("rk4", "Kutta 1901; Song et al. 2021, arXiv:2011.13456", RungeKuttaOptions, rk4),
+    "ddim": Solver(
+        "ddim", "Song et al. 2021, arXiv:2010.02502", "ddim.ddim", "ddim.DDIMOptions", discrete=True
+    ),
+    "dpm++2m": Solver(
+        "dpm++2m",
+        "Lu et al. 2022, arXiv:2211.01095",
+        "dpm_multistep.dpmpp_2m",
+        "dpm_multistep.MultistepOptions",
+    ),
+    "euler": Solver("euler", "Karras et al. 2022, arXiv:2206.00364", "euler.euler", "euler.EulerOptions"),
+    "heun": Solver("heun", "Karras et al. 2022, arXiv:2206.00364", "euler.heun", "euler.HeunOptions"),
+    "midpoint": Solver(
+        "midpoint",
+        "Runge 1895; Karras et al. 2022, arXiv:2206.00364",
+        "runge_kutta.midpoint",
+        "runge_kutta.RungeKuttaOptions",
+    ),
+    "rk4": Solver(
+        "rk4",
+        "Kutta 1901; Song et al. 2021, arXiv:2011.13456",
+        "runge_kutta.rk4",
+        "runge_kutta.RungeKuttaOptions",
+    ),
     "euler_maruyama": Solver(
-        "euler_maruyama", "Song et al. 2021, arXiv:2011.13456", EulerMaruyamaOptions, euler_maruyama, sde=True
+        "euler_maruyama",
+        "Song et al. 2021, arXiv:2011.13456",
+        "predictor_corrector.euler_maruyama",
+        "predictor_corrector.EulerMaruyamaOptions",
+        sde=True,
     ),
     "predictor_corrector": Solver(
         "predictor_corrector",
         "Song et al. 2021, arXiv:2011.13456",
-        PredictorCorrectorOptions,
-        predictor_corrector,
+        "predictor_corrector.predictor_corrector",
+        "predictor_corrector.PredictorCorrectorOptions",
         sde=True,
     ),
-    "euler_a": Solver("euler_a", "Song et al. 2021, arXiv:2010.02502", AncestralOptions, euler_a),
-    "dpm2": Solver("dpm2", "Karras et al. 2022, arXiv:2206.00364", RungeKuttaOptions, dpm2),
-    "dpm2_a": Solver("dpm2_a", "Karras et al. 2022, arXiv:2206.00364", DPM2AncestralOptions, dpm2_a),
-    "lms": Solver("lms", "Crowson 2022, github.com/crowsonkb/k-diffusion", LMSOptions, lms),
-    "dpm_multistep": Solver(
-        "dpm_multistep", "Lu et al. 2022, arXiv:2206.00927", DPMMultistepOptions, dpm_multistep
+    "euler_a": Solver(
+        "euler_a", "Song et al. 2021, arXiv:2010.02502", "ancestral.euler_a", "ancestral.AncestralOptions"
     ),
-    "dpm++3m": Solver("dpm++3m", "Lu et al. 2022, arXiv:2211.01095", MultistepOptions, dpmpp_3m),
+    "dpm2": Solver(
+        "dpm2", "Karras et al. 2022, arXiv:2206.00364", "runge_kutta.dpm2", "runge_kutta.RungeKuttaOptions"
+    ),
+    "dpm2_a": Solver(
+        "dpm2_a", "Karras et al. 2022, arXiv:2206.00364", "ancestral.dpm2_a", "ancestral.DPM2AncestralOptions"
+    ),
+    "lms": Solver("lms", "Crowson 2022, github.com/crowsonkb/k-diffusion", "adams.lms", "adams.LMSOptions"),
+    "dpm_multistep": Solver(
+        "dpm_multistep",
+        "Lu et al. 2022, arXiv:2206.00927",
+        "dpm_multistep.dpm_multistep",
+        "dpm_multistep.DPMMultistepOptions",
+    ),
+    "dpm++3m": Solver(
+        "dpm++3m",
+        "Lu et al. 2022, arXiv:2211.01095",
+        "dpm_multistep.dpmpp_3m",
+        "dpm_multistep.MultistepOptions",
+    ),
     "dpm++2m_sde": Solver(
-        "dpm++2m_sde", "Lu et al. 2022, arXiv:2211.01095", MultistepSDEOptions, dpmpp_2m_sde
+        "dpm++2m_sde",
+        "Lu et al. 2022, arXiv:2211.01095",
+        "dpm_multistep.dpmpp_2m_sde",
+        "dpm_multistep.MultistepSDEOptions",
     ),
     "dpm++3m_sde": Solver(
-        "dpm++3m_sde", "Crowson 2022, github.com/crowsonkb/k-diffusion", MultistepSDEOptions, dpmpp_3m_sde
+        "dpm++3m_sde",
+        "Crowson 2022, github.com/crowsonkb/k-diffusion",
+        "dpm_multistep.dpmpp_3m_sde",
+        "dpm_multistep.MultistepSDEOptions",
     ),
     "dpm_singlestep": Solver(
-        "dpm_singlestep", "Lu et al. 2022, arXiv:2206.00927", DPMSinglestepOptions, dpm_singlestep
+        "dpm_singlestep",
+        "Lu et al. 2022, arXiv:2206.00927",
+        "dpm_singlestep.dpm_singlestep",
+        "dpm_singlestep.DPMSinglestepOptions",
     ),
-    "dpm++2s": Solver("dpm++2s", "Lu et al. 2022, arXiv:2211.01095", SinglestepOptions, dpmpp_2s),
-    "dpm++3s": Solver("dpm++3s", "Lu et al. 2022, arXiv:2211.01095", SinglestepOptions, dpmpp_3s),
-    "dpm++2s_a": Solver("dpm++2s_a", "Lu et al. 2022, arXiv:2211.01095", AncestralOptions, dpmpp_2s_a),
+    "dpm++2s": Solver(
+        "dpm++2s",
+        "Lu et al. 2022, arXiv:2211.01095",
+        "dpm_singlestep.dpmpp_2s",
+        "dpm_singlestep.SinglestepOptions",
+    ),
+    "dpm++3s": Solver(
+        "dpm++3s",
+        "Lu et al. 2022, arXiv:2211.01095",
+        "dpm_singlestep.dpmpp_3s",
+        "dpm_singlestep.SinglestepOptions",
+    ),
+    "dpm++2s_a": Solver(
+        "dpm++2s_a", "Lu et al. 2022, arXiv:2211.01095", "ancestral.dpmpp_2s_a", "ancestral.AncestralOptions"
+    ),
     "dpm++sde": Solver(
-        "dpm++sde", "Crowson 2022, github.com/crowsonkb/k-diffusion", AncestralOptions, dpmpp_sde
+        "dpm++sde",
+        "Crowson 2022, github.com/crowsonkb/k-diffusion",
+        "ancestral.dpmpp_sde",
+        "ancestral.AncestralOptions",
     ),
-    "unipc": Solver("unipc", "Zhao et al. 2023, arXiv:2302.04867", UniPCOptions, unipc),
-    "deis": Solver("deis", "Zhang & Chen 2022, arXiv:2204.13902", DEISOptions, deis),
-    "plms": Solver("plms", "Liu et al. 2022, arXiv:2202.09778", PLMSOptions, plms, discrete=True),
-    "pndm": Solver("pndm", "Liu et al. 2022, arXiv:2202.09778", PNDMOptions, pndm, discrete=True),
-    "ipndm": Solver("ipndm", "Zhang & Chen 2022, arXiv:2204.13902", IPNDMOptions, ipndm),
-    "sa": Solver("sa", "Xue et al. 2023, arXiv:2309.05019", SAOptions, sa_solver),
-    "lcm": Solver("lcm", "Luo et al. 2023, arXiv:2310.04378", LCMOptions, lcm, discrete=True),
-    "tcd": Solver("tcd", "Zheng et al. 2024, arXiv:2402.19159", TCDOptions, tcd, discrete=True),
+    "unipc": Solver("unipc", "Zhao et al. 2023, arXiv:2302.04867", "adams.unipc", "adams.UniPCOptions"),
+    "deis": Solver("deis", "Zhang & Chen 2022, arXiv:2204.13902", "adams.deis", "adams.DEISOptions"),
+    "plms": Solver(
+        "plms", "Liu et al. 2022, arXiv:2202.09778", "pndm.plms", "pndm.PLMSOptions", discrete=True
+    ),
+    "pndm": Solver(
+        "pndm", "Liu et al. 2022, arXiv:2202.09778", "pndm.pndm", "pndm.PNDMOptions", discrete=True
+    ),
+    "ipndm": Solver("ipndm", "Zhang & Chen 2022, arXiv:2204.13902", "adams.ipndm", "adams.IPNDMOptions"),
+    "sa": Solver("sa", "Xue et al. 2023, arXiv:2309.05019", "adams.sa_solver", "adams.SAOptions"),
+    "lcm": Solver(
+        "lcm", "Luo et al. 2023, arXiv:2310.04378", "distilled.lcm", "distilled.LCMOptions", discrete=True
+    ),
+    "tcd": Solver(
+        "tcd", "Zheng et al. 2024, arXiv:2402.19159", "distilled.tcd", "distilled.TCDOptions", discrete=True
+    ),
     "consistency": Solver(
-        "consistency", "Song et al. 2023, arXiv:2303.01469", ConsistencyOptions, consistency
+        "consistency",
+        "Song et al. 2023, arXiv:2303.01469",
+        "distilled.consistency",
+        "distilled.ConsistencyOptions",
     ),
 }
+
+
+def _named(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
 def solver_table(name: str, schedule: AnyProcess, steps: int | None = None, **options: Any) -> Table:
