@@ -84,19 +84,8 @@ def open_bin(path: Path) -> tuple[list[tuple[str, Opened]], list[str]]:
     try:
         # Files of torch before 1.6 are no zip archives and cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"holds more than tensors{_classes(path)}, or is damaged; pickles are not executed. "
-            "Ask for a safetensors file or save the state dict alone; classes that you trust are let through by "
-            "torch.serialization.add_safe_globals",
-            argument=path,
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise CheckpointError(
-            f"not a whole file of torch.save: {str(error).splitlines()[0] if str(error) else 'it ends early'}; "
-            "the download may be incomplete: fetch it again",
-            argument=path,
-        ) from error
+    except Exception as error:  # of what is no pickle the unpickler raises whatever it stumbles over
+        raise _refusal(path, error) from error
     opened = [
         (keys, ({n: tuple(t.shape) for n, t in d.items()}, d.__getitem__, {n: t.dtype for n, t in d.items()}))
         for keys, d in within(state)
@@ -111,6 +100,35 @@ def open_bin(path: Path) -> tuple[list[tuple[str, Opened]], list[str]]:
         raise CheckpointError(f"expected tensors by name, got {got}{inside}", argument=path)
     top = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
     return opened, top
+
+
+def _refusal(path: Path, error: Exception) -> CheckpointError:
+    """What to raise where torch.load raised `error`."""
+    if not _saved(path):
+        return CheckpointError(
+            "is no file of weights: torch.save did not write it, and safetensors end in .safetensors",
+            argument=path,
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return CheckpointError(
+            f"holds more than tensors{_classes(path)}, or is damaged; pickles are not executed. "
+            "Ask for a safetensors file or save the state dict alone; classes that you trust are let through by "
+            "torch.serialization.add_safe_globals",
+            argument=path,
+        )
+    said = (
+        "it ends early" if isinstance(error, EOFError) else f"{type(error).__name__}: {error}".splitlines()[0]
+    )
+    return CheckpointError(
+        f"not a whole file of torch.save: {said}; the download may be incomplete: fetch it again",
+        argument=path,
+    )
+
+
+def _saved(path: Path) -> bool:
+    """Whether it begins as torch.save's files do: as a zip archive, or as a pickle of a binary protocol."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _classes(path: Path) -> str:

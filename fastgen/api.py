@@ -16,6 +16,7 @@ from torch import nn
 from . import architectures
 from .checkpoint import Spec, is_ours, load_spec
 from .checkpoint import load as load_checkpoint
+from .config import check_flags
 from .errors import ConfigError
 from .families import FAMILIES, Family
 from .sources import find
@@ -139,6 +140,7 @@ def _load(
     assume: Mapping[str, Any] | None,
     options: Mapping[str, Any],
 ) -> Any:
+    check_flags(local_files_only=local_files_only)
     model = _find(source, revision, local_files_only, variant)
     name = _name(source)
 
@@ -181,6 +183,7 @@ def convert(
     """
     from .converters import CONVERTERS, check, read_ours, replace, save
 
+    check_flags(local_files_only=local_files_only, overwrite=overwrite)
     destination = Path(destination)
     if to != "fastgen" and (to not in CONVERTERS or CONVERTERS[to].write is None):
         writers = [name for name, converter in CONVERTERS.items() if converter.write is not None]
@@ -254,7 +257,8 @@ def export(
     from .converters.onnx import OPSET, check_arguments, export_engine
 
     opset = OPSET if opset is None else opset
-    check_arguments(what, precision, opset)
+    tables = tuple(tables) if isinstance(tables, Iterator) else tables  # they are read twice
+    check_arguments(what, precision, opset, tables, check, force)
     engine = load(source, device="cpu", dtype="float32", **source_options)
     return export_engine(
         engine,

@@ -138,6 +138,13 @@ def _checked(value: Any, hint: Any, rules: Mapping[str, Any], where: str) -> Any
     return value
 
 
+def check_flags(**flags: Any) -> None:
+    """Raise ConfigError for a keyword argument that is neither True nor False: the string "no" would count as true."""
+    for name, value in flags.items():
+        if type(value) is not bool:
+            raise ConfigError(f"expected True or False, got {shown(value)}", argument=name)
+
+
 def shown(value: Any) -> str:
     """`value` in a message: its type and its beginning, whatever its size and depth."""
     try:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
 import fastgen
+from fastgen.training.loop import train
 from fastgen.zoo import ZOO, folder
 from tests.refusals import refused
-from tests.small import checkpoint
+from tests.small import SCHEDULE, TinyNet, checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -63,6 +67,44 @@ def test_a_revision_is_not_ignored(tmp_path: Path) -> None:
     for source in ("zoo:ddpm-mnist", checkpoint(tmp_path / "m")):
         with refused(fastgen.ConfigError, "revision", "v1"):
             fastgen.load(source, revision="v1")
+
+
+def waiting(engine: Any, wait: Any) -> None:
+    with engine.session() as session:
+        next(session.results(wait=wait))
+
+
+def every_flag(folder: Path) -> dict[str, Callable[[Any], object]]:
+    """By name of a boolean argument, a call with a value of it."""
+    engine = fastgen.load(folder, device="cpu")
+    module: tuple[Any, ...] = (TinyNet(), SCHEDULE, "v_prediction", (1, 4, 4))
+    request = engine.request(1, steps=1)
+    out = folder.parent / "out"
+    return {
+        "local_files_only": lambda wrong: fastgen.load(folder, local_files_only=wrong),
+        "local_files_only ": lambda wrong: fastgen.convert(folder, out, local_files_only=wrong),
+        "overwrite": lambda wrong: fastgen.convert(folder, out, to="diffusers", overwrite=wrong),
+        "channels_last": lambda wrong: fastgen.load(folder, channels_last=wrong),
+        "graph": lambda wrong: fastgen.load(folder, graph=wrong),
+        "compile": lambda wrong: fastgen.load(folder, compile=wrong),
+        "channels_last ": lambda wrong: fastgen.DiffusionEngine.from_module(*module, channels_last=wrong),
+        "integer_time": lambda wrong: fastgen.DiffusionEngine.from_module(*module, integer_time=wrong),
+        "progress": lambda wrong: engine.sample(1, steps=1, progress=wrong),
+        "progress ": lambda wrong: engine.draw(request, progress=wrong),
+        "progress  ": lambda wrong: engine.sample_to(out, 1, progress=wrong),
+        "wait": lambda wrong: waiting(engine, wrong),
+        "resume": lambda wrong: train(nn.ModuleDict(), *[None] * 3, out, resume=wrong),  # type: ignore[arg-type]
+        "changed_data": lambda wrong: train(nn.ModuleDict(), *[None] * 3, out, changed_data=wrong),  # type: ignore[arg-type]
+        "overwrite ": lambda wrong: engine.draw_to(out, request, overwrite=wrong),
+    }
+
+
+def test_the_string_no_is_not_true(tmp_path: Path) -> None:
+    for name, call in every_flag(checkpoint(tmp_path / "m")).items():
+        for wrong in ("no", "x", 1, None):
+            with refused(fastgen.ConfigError, name.strip(), *([wrong] if isinstance(wrong, str) else [])):
+                call(wrong)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_unknown_engine(tmp_path: Path) -> None:

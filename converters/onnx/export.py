@@ -13,7 +13,7 @@ from torch import nn
 
 from fastgen import __version__
 from fastgen.architectures import ARCHITECTURES
-from fastgen.config import to_dict
+from fastgen.config import check_flags, to_dict
 from fastgen.engines import DiffusionEngine, FlowEngine
 from fastgen.engines.base import Engine
 from fastgen.errors import ArgumentError, ConfigError
@@ -31,7 +31,7 @@ from .samplers import (
     step_model,
 )
 from .server import configuration
-from .tables import parse_table, table_files
+from .tables import parse_tables, table_files
 
 if TYPE_CHECKING:
     import onnx
@@ -181,8 +181,7 @@ def export_engine(
     force: bool = False,
 ) -> Written:
     """Write an engine (float32, on the CPU) as ONNX files; see ``fastgen.export``."""
-    check_arguments(what, precision, opset)
-    asked, folder = [parse_table(text) for text in tables], Path(destination)
+    asked, folder = check_arguments(what, precision, opset, tables, check, force), Path(destination)
     if not isinstance(engine, DiffusionEngine) and (what in OF_DIFFUSION or asked):
         raise ConfigError(
             f"step, sampler and tables are of diffusion models, and {engine.source} is a {engine.kind}",
@@ -217,8 +216,10 @@ def export_engine(
     return Written(folder, write_folder(folder, files, described, source.facts(), force), left_out, checks)
 
 
-def check_arguments(what: str, precision: str, opset: int) -> None:
-    """Before a model is loaded. Raises ArgumentError, ConfigError."""
+def check_arguments(
+    what: str, precision: str, opset: int, tables: Iterable[str], check: bool, force: bool
+) -> list[tuple[str, int]]:
+    """Before a model is loaded; returns what `tables` ask for. Raises ArgumentError, ConfigError."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -230,6 +231,8 @@ def check_arguments(what: str, precision: str, opset: int) -> None:
         raise ArgumentError(f"expected one of {', '.join(WHAT)}, got {what!r}", argument="what")
     precision_dtype(precision)
     check_opset(opset)
+    check_flags(check=check, force=force)
+    return parse_tables(tables)
 
 
 def _plain(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastgen.errors import CheckpointError, ConfigError
 from fastgen.files import make_folder, prepared, read_ordinary
-from fastgen.onnx_runtime.manifest import FORMAT, MANIFEST, VERSION, read_manifest
+from fastgen.onnx_runtime.manifest import FORMAT, MANIFEST, VERSION, read_raw_manifest
 
 if TYPE_CHECKING:
     import onnx
@@ -101,7 +101,7 @@ def write_folder(
     export of the same model that is there already keeps its other files; one of another model is replaced where
     `force` allows it. Raises ConfigError, WriteError.
     """
-    old = read_manifest(folder) if (folder / MANIFEST).exists() else None
+    old = read_raw_manifest(folder) if (folder / MANIFEST).exists() else None
     same = old is not None and all(old.get(key) == value for key, value in facts.items())
     if old is not None and not same and not force:
         raise ConfigError(

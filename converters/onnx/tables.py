@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from fastgen.config import shown
 from fastgen.diffusion.table import Table, pack
 from fastgen.engines import DiffusionEngine
 from fastgen.errors import ConfigError
@@ -26,11 +27,19 @@ def table_name(solver: str, steps: int) -> str:
     return f"tables/{solver}-{steps}.json"
 
 
-def parse_table(text: str) -> tuple[str, int]:
-    """``unipc:12`` -> ("unipc", 12). Raises ConfigError."""
-    match = REQUEST.fullmatch(text)
+def parse_tables(tables: Any) -> list[tuple[str, int]]:
+    """``["unipc:12"]`` -> [("unipc", 12)]. Raises ConfigError."""
+    if isinstance(tables, (str, bytes, Mapping)) or not isinstance(tables, Iterable):
+        raise ConfigError(
+            f'expected a list of SOLVER:STEPS like ["unipc:12"], got {shown(tables)}', argument="tables"
+        )
+    return [_parsed(text) for text in tables]
+
+
+def _parsed(text: Any) -> tuple[str, int]:
+    match = REQUEST.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise ConfigError(f"expected SOLVER:STEPS like unipc:12, got {text!r}", argument="tables")
+        raise ConfigError(f"expected SOLVER:STEPS like unipc:12, got {shown(text)}", argument="tables")
     return match[1], int(match[2])
 
 

@@ -17,7 +17,7 @@ import fastgen_kernels
 
 from .. import __version__
 from ..checkpoint import Spec
-from ..config import from_dict, shown
+from ..config import check_flags, from_dict, shown
 from ..errors import ArgumentError, ConfigError, FastgenError
 from ..images import Range
 from ..runtime.batches import Batches
@@ -85,6 +85,7 @@ class Engine:
         self.networks = networks if isinstance(networks, nn.ModuleDict) else nn.ModuleDict(networks)
         self.settings = self.settings_type() if settings is None else settings
         self.source, self.architectures, self.provenance = source, architectures or {}, provenance or {}
+        check_flags(channels_last=channels_last)
         self.device = choose_device(device)
         try:
             self.path = fastgen_kernels.select(self.device.type)

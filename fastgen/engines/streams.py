@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..config import check_flags
 from ..errors import ConfigError, FastgenError, WriteError
 from ..runtime.memory import fitting, free_memory, output_bytes
 from ..streaming import compact, open_output
@@ -79,6 +80,7 @@ class Streams(Engine):
         a run that was never killed. Raises ConfigError for a place that holds something else, or another request's
         files, before anything is drawn; WriteError, after which the same call goes on, too.
         """
+        check_flags(overwrite=overwrite, progress=progress)
         output = open_output(path, self.value_range)
         output.check(self.shape)
         if arguments.get("seed") is None and arguments.get("seeds") is None:
@@ -95,6 +97,7 @@ class Streams(Engine):
         metadata: Mapping[str, Any] | None = None,
     ) -> Streamed:
         """As `sample_to`, of what `request` returned. metadata: JSON values to keep with each image and the record."""
+        check_flags(overwrite=overwrite, progress=progress)
         output = open_output(path, self.value_range)
         record = {
             **self.metadata(request),

@@ -16,7 +16,7 @@ from .blocks import FusedAdaResidual, FusedAttention, FusedNorm, FusedResidual, 
 from .exactly import hooked
 from .folding import baked
 from .networks import COUPLING_NETWORKS, sequential, twin
-from .onednn import OneDNNUp, takes_up, why_not
+from .onednn import OneDNNConv, OneDNNJoined, OneDNNUp, takes_up, why_not
 from .twin import Twin
 from .unet import FusedUNet
 
@@ -93,12 +93,16 @@ def census(network: nn.Module) -> dict[str, dict[str, int]]:
     return {kind: dict(sorted(found.items())) for kind, found in counts.items()}
 
 
+ONEDNN = (OneDNNConv, OneDNNUp, OneDNNJoined)
 EMPTY = (nn.Identity, nn.Dropout, nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
-def convolutions(device: torch.device, dtype: torch.dtype) -> str:
-    """Whose convolutions twins call there; on a CPU, why not oneDNN's."""
+def convolutions(network: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
+    """Whose convolutions `network`, which `swap` made, calls there; on a CPU, why not oneDNN's."""
+    if any(isinstance(module, ONEDNN) for module in network.modules()):
+        return "oneDNN's own calls"
     if device.type != "cpu":
         return "PyTorch's"
-    reason = why_not(dtype)
-    return "oneDNN's own calls" if reason is None else f"PyTorch's: {reason}"
+    if not census(network)["fused"]:
+        return "PyTorch's: nothing in the network has a twin"
+    return f"PyTorch's: {why_not(dtype) or 'no twin has one'}"

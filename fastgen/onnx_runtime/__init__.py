@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..config import check_flags
 from ..errors import ConfigError
 from .diffusion import DiffusionModel
 from .flow import FlowModel
@@ -37,8 +38,9 @@ def load(
     as onnxruntime finds cores. cuda_graph: on CUDA capture ``step.onnx``, which then samples in place of
     ``sampler.onnx`` (a Loop cannot be captured).
 
-    Files are read when they are first needed. Raises ConfigError, which names the missing library where "cuda" cannot
-    be, and CheckpointError for a folder that holds no export.
+    Files are read when they are first needed, and compared with their SHA-256 in ``model.json``. Raises ConfigError,
+    which names the missing library where "cuda" cannot be, and CheckpointError for a folder that holds no export, and
+    for a damaged file.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -47,5 +49,6 @@ def load(
         raise ConfigError(f"expected one of {', '.join(KINDS)}, got {kind!r}", argument="family")
     if type(max_batch) is not int or max_batch < 1:
         raise ConfigError(f"expected an int of at least 1, got {max_batch!r}", argument="max_batch")
+    check_flags(cuda_graph=cuda_graph)
     sessions = Sessions(folder, manifest, device, threads=threads, cuda_graph=cuda_graph)
     return KINDS[kind](manifest, sessions, max_batch)

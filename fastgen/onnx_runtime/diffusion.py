@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import shown
-from ..engines.arguments import as_index, sample_count, sample_labels, sample_seeds
+from ..engines.arguments import as_index, check_known, parameters, sample_count, sample_labels, sample_seeds
 from ..errors import ConfigError
-from .manifest import read_json
+from .manifest import check_digest, read_json
+from .scalars import is_number, scalar
 from .sessions import CUDA, Sessions
 from .steps import Steps
 from .table import ADJUSTED_WORDS, Table, table_from_json
@@ -44,7 +45,10 @@ class DiffusionModel:
         return sorted((solver, int(steps)) for solver, _, steps in names)
 
     def table(self, solver: str | None = None, steps: int | None = None) -> Table:
-        """The table of a solver, by default the model's. Raises ConfigError where the export has none."""
+        """The table of a solver, by default the model's.
+
+        Raises ConfigError where the export has none, CheckpointError where its file is damaged.
+        """
         defaults = self.manifest["defaults"]
         solver = defaults["solver"] if solver is None else solver
         steps = as_index(defaults["steps"] if steps is None else steps)
@@ -58,6 +62,7 @@ class DiffusionModel:
             )
         if name not in self._tables:
             path = self.sessions.folder / name
+            check_digest(self.sessions.folder, self.sessions.files, name)
             self._tables[name] = table_from_json(read_json(path), str(path))
         return self._tables[name]
 
@@ -72,6 +77,7 @@ class DiffusionModel:
         steps: int | None = None,
         guidance_scale: float | Sequence[float] | None = None,
         callback: Callback | None = None,
+        **unknown: Any,
     ) -> Array:
         """`n` images, float32 [n, C, H, W] in [-1, 1]: those that ``DiffusionEngine.sample`` draws of these arguments.
 
@@ -80,8 +86,10 @@ class DiffusionModel:
         callback(step, total, states): after every evaluation, with the noisy states [n, C, H, W] of a batch of at most
         max_batch samples; it needs ``step.onnx``.
 
-        Raises ConfigError (a ValueError) or ArgumentError (a TypeError).
+        Raises ConfigError (a ValueError); ArgumentError (a TypeError) for arguments that do not exist: options of a
+        solver are in its table.
         """
+        check_known(unknown, parameters(self.sample), "sample of an exported model takes")
         known = self.manifest
         count = sample_count(n, seeds, labels)
         chosen = np.array(sample_seeds(count, seed, seeds), dtype=np.uint64)
@@ -108,22 +116,31 @@ class DiffusionModel:
             parts.append(run(table, chosen[part], own, weights[part], callback))
         return np.concatenate(parts)
 
-    def trajectory(self, **arguments: Any) -> tuple[Array, Array]:
-        """(images, states float32 [steps, n, C, H, W]) of one batch: arguments as for `sample`; needs ``step.onnx``."""
-        states: list[Array] = []
-        images = self.sample(**arguments, callback=lambda step, total, x: states.append(x.copy()))
-        return images, np.stack(states)
+    def trajectory(self, n: int | None = None, **arguments: Any) -> tuple[Array, Array]:
+        """(images [n, C, H, W], states float32 [steps, n, C, H, W]), all in memory; needs ``step.onnx``.
+
+        arguments: of `sample` without its callback. Raises what it raises.
+        """
+        known = [name for name in parameters(self.sample) if name != "callback"]
+        check_known(arguments, known, "trajectory of an exported model takes")
+        states: dict[int, list[Array]] = {}  # by step: those of one batch after the other
+
+        def keep(step: int, total: int, x: Array) -> None:
+            states.setdefault(step, []).append(x.copy())
+
+        images = self.sample(n, **arguments, callback=keep)
+        return images, np.stack([np.concatenate(parts) for parts in states.values()])
 
     def _weights(self, count: int, scale: Any) -> Array:
         scale = self.manifest["defaults"]["guidance_scale"] if scale is None else scale
+        scale = scalar(scale)
         given = list(scale) if isinstance(scale, (list, tuple, np.ndarray)) else [scale] * count
         if len(given) != count:
             raise ConfigError(
                 f"expected one, or one per sample ({count}), got {len(given)}", argument="guidance_scale"
             )
-        for value in given:
-            number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-            if not number or not 0 <= value <= MAX_GUIDANCE:
+        for value in map(scalar, given):
+            if not is_number(value) or not 0 <= value <= MAX_GUIDANCE:
                 raise ConfigError(
                     f"expected numbers from 0 to {MAX_GUIDANCE:g}, got {shown(value)}",
                     argument="guidance_scale",

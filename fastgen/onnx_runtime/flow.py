@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..config import shown
-from ..engines.arguments import as_index, sample_count, sample_labels, sample_seeds
+from ..engines.arguments import as_index, check_known, parameters, sample_count, sample_labels, sample_seeds
 from ..errors import ConfigError
+from .scalars import is_number, scalar
 from .sessions import Sessions
 
 Array = NDArray[Any]
@@ -38,14 +39,19 @@ class FlowModel:
         labels: Any = None,
         context: ArrayLike | None = None,
         temperature: float | None = None,
+        **unknown: Any,
     ) -> Array:
-        """`n` samples, float32 [n, *shape]: arguments as of ``FlowEngine.sample``; the same seeds, the same samples."""
+        """`n` samples, float32 [n, *shape]: arguments as of ``FlowEngine.sample``; the same seeds, the same samples.
+
+        Raises ConfigError (a ValueError), ArgumentError (a TypeError) for arguments that do not exist.
+        """
+        check_known(unknown, parameters(self.sample), "sample of an exported flow takes")
         if n is None and seeds is None and labels is None and context is not None and np.ndim(context) == 2:
             n = len(np.asarray(context))
         count = sample_count(n, seeds, labels)
         chosen = sample_seeds(count, seed, seeds)
-        value = self.manifest["defaults"]["temperature"] if temperature is None else temperature
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        value = scalar(self.manifest["defaults"]["temperature"] if temperature is None else temperature)
+        if not is_number(value) or not 0 <= value < math.inf:
             raise ConfigError(f"expected a number of at least 0, got {value!r}", argument="temperature")
         feed: dict[str, Array] = {
             "seeds": np.array(chosen, dtype=np.uint64).view(np.int64),

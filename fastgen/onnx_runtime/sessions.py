@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
+from .manifest import check_digest
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICES = ("auto", "cpu", "cuda")
@@ -60,7 +61,10 @@ class Sessions:
         return f"{name}.onnx" in self.files
 
     def get(self, name: str) -> Any:
-        """The session of ``NAME.onnx``. Raises ConfigError where the export has none."""
+        """The session of ``NAME.onnx``.
+
+        Raises ConfigError where the export has none, CheckpointError where the file is damaged.
+        """
         if name not in self._open:
             if name not in self:
                 there = ", ".join(sorted(n for n in self.files if n.endswith(".onnx"))) or "none"
@@ -73,6 +77,9 @@ class Sessions:
 
     def _session(self, name: str, provider: str) -> Any:
         runtime, path = self.runtime, self.folder / f"{name}.onnx"
+        for part in (path.name, f"{path.name}.data"):  # the second: large tensors that lie outside
+            if part in self.files:
+                check_digest(self.folder, self.files, part)
         options = runtime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         if self.threads is not None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checkpoint import CONFIG_FILE, WEIGHTS_FILE, save
+from ..config import check_flags
 from ..errors import CheckpointError, ConfigError, DataError, OutOfMemoryError, TrainingError
 from ..files import exists, held, make_folder, remove_leftovers, write_atomic
 from ..runtime.device import out_of_memory
@@ -68,6 +69,7 @@ def train(
     the shape and of the classes it began with; ConfigError for a run that could not be resumed,
     a part of the spec that is no network, or groups that do not cover the networks; OutOfMemoryError.
     """
+    check_flags(resume=resume, changed_data=changed_data, progress=progress)
     folder, device = Path(folder), torch.device(device)
     with _folder(folder, resume), held(folder) as alone:
         if not alone:

@@ -74,6 +74,12 @@ def test_wrong_arguments_are_refused_before_work(tmp_path: Path) -> None:
         ("opset", ConfigError, {"opset": 11}, 18),
         ("opset", ConfigError, {"opset": 99}, 99),
         ("tables", ConfigError, {"tables": ["unipc"]}, "unipc:12"),
+        ("tables", ConfigError, {"tables": "unipc:12"}, "unipc:12", "["),
+        ("tables", ConfigError, {"tables": [3]}, "unipc:12", 3),
+        ("tables", ConfigError, {"tables": 3}, "unipc:12", 3),
+        ("force", ConfigError, {"force": "no"}, "no"),
+        ("check", ConfigError, {"check": 1}, 1),
+        ("local_files_only", ConfigError, {"local_files_only": "x"}, "x"),
         ("solver", ConfigError, {"tables": ["nothing:12"]}, "unipc"),
     ):
         with refused(kind, argument, *mentions):

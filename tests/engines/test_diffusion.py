@@ -360,7 +360,8 @@ def test_a_compiled_network_draws_the_same_and_follows_its_weights(tmp_path: Pat
             for engine in (compiled, fused):
                 engine.network.conv_out.bias += 0.25
     assert not torch.equal(fused.sample(1, seed=3, steps=2), want)
-    assert compiled.describe()["blocks"] == "compiled by torch.compile"
+    said = compiled.describe()
+    assert said["blocks"] == said["convolutions"] == "compiled by torch.compile"
     assert compiled.verify().passed
     with refused(ConfigError, "compile", "yes"):
         fastgen.load(folder, device="cpu", compile="yes")

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+import fastgen
+from fastgen import DiffusionEngine
 from fastgen.fused import blocks, onednn, small
 from fastgen.fused.blocks import FusedNorm, FusedResidual, PlainNorm
 from fastgen.fused.folding import folded
 from fastgen.fused.onednn import OneDNNConv, OneDNNJoined, OneDNNUp
 from fastgen.fused.small import SmallHalf
-from fastgen.fused.swap import census, swap
+from fastgen.fused.swap import census, convolutions, swap
 from fastgen.fused.twin import Twin
 from fastgen.fused.unet import FusedUNet
 from fastgen.models.blocks import NormAct, ResidualBlock
 from fastgen.models.resample import Upsample
 from fastgen.models.unet import UNet, UNetConfig
 from fastgen_kernels import use
+from tests.small import SCHEDULE, TinyNet, checkpoint
 
 from ..models.unet_configs import CONFIGS
 
@@ -152,6 +157,44 @@ def test_hooks_and_subclasses_stay_as_they_are() -> None:
     assert swap(network) is network
     own = nn.GroupNorm(1, 2)
     assert swap(own) is own
+
+
+def test_global_hooks_are_called_for_every_module(tmp_path: Path) -> None:
+    engine = fastgen.load(checkpoint(tmp_path / "m"), device="cpu", graph=False)
+    names = {module: name for name, module in engine.network.named_modules()}
+    convs = {name for module, name in names.items() if isinstance(module, nn.Conv2d)}
+    want, called = engine.sample(1, seed=0, steps=2), []
+    assert isinstance(engine.fused, FusedUNet)
+    hook = register_module_forward_hook(lambda module, given, result: called.append(names.get(module)))
+    try:
+        engine.refresh()
+        assert engine.fused is engine.network
+        assert not engine.describe()["blocks"]["fused"]
+        assert engine.describe()["convolutions"].startswith("PyTorch's")
+        called.clear()
+        # Two evaluations, each off by roundings of float32 in sums of other orders.
+        torch.testing.assert_close(engine.sample(1, seed=0, steps=2), want, rtol=0, atol=1e-4)
+        assert len(convs) > 10
+        assert convs < set(called)
+    finally:
+        hook.remove()
+    before = register_module_forward_pre_hook(lambda module, given: None)
+    try:
+        assert swap(engine.network) is engine.network
+    finally:
+        before.remove()
+    engine.refresh()
+    assert isinstance(engine.fused, FusedUNet)
+    assert torch.equal(engine.sample(1, seed=0, steps=2), want)
+
+
+def test_whose_convolutions_run() -> None:
+    """A network without a twin calls PyTorch's, whatever oneDNN can."""
+    own = DiffusionEngine.from_module(TinyNet(), SCHEDULE, "v_prediction", (1, 4, 4), device="cpu")
+    assert own.describe()["convolutions"].startswith("PyTorch's")
+    network = build(CONFIGS["classes"])[0].float()
+    said = convolutions(swap(network), torch.device("cpu"), torch.float32)
+    assert (said == "oneDNN's own calls") == (onednn.why_not(torch.float32) is None)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 4)])

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from ...architectures import part_config
 from ...checkpoint import Spec
-from ...config import shown
+from ...config import check_flags
 from ...diffusion.processes import AnyProcess
 from ...diffusion.table import Table
-from ...errors import ConfigError
 from ...fused.swap import census, convolutions
 from ...images import PICTURES, Range, to_output
 from ..base import only_part
@@ -34,6 +33,7 @@ from .verification import captured_loop, steps
 
 Callback = Callable[[int, int, Tensor], Any]
 Pair = tuple[float, float]
+COMPILED = "compiled by torch.compile"
 Scale = float | Callable[[float], float] | Sequence[float]  # of guidance
 
 
@@ -66,8 +66,7 @@ class DiffusionEngine(Streams):
         ``Engine``; max_batch: samples that step together; graph: capture steps.
         """
         self.shape = shape
-        if type(compile) is not bool:
-            raise ConfigError(f"expected True or False, got {shown(compile)}", argument="compile")
+        check_flags(compile=compile)
         self._compile = compile
         self._range_assumed = False  # whether nobody has said the value range
         self._guiding_classes: int | None = None  # of the classifier given to `guide`
@@ -135,6 +134,7 @@ class DiffusionEngine(Streams):
         Raises ConfigError (a ValueError) that names the argument, also where a trial call of `net` fails; ArgumentError
         (a TypeError) for arguments that do not exist.
         """
+        check_flags(integer_time=integer_time, channels_last=channels_last)
         settings = module_settings(
             schedule, prediction_type, num_classes, null_class, class_names, variance, value_range, defaults
         )
@@ -204,7 +204,8 @@ class DiffusionEngine(Streams):
 
         ConfigError (a ValueError) for values out of range, ArgumentError (a TypeError) for names that do not exist.
         """
-        to_output(None, output_type)  # before any work is done
+        check_flags(progress=progress)  # before any work is done
+        to_output(None, output_type)
         request = self.request(
             n,
             seed=seed,
@@ -232,6 +233,7 @@ class DiffusionEngine(Streams):
         output_type: str = "pt",
     ) -> Tensor | np.ndarray | list:
         """As `sample`, of what `request` returned."""
+        check_flags(progress=progress)
         to_output(None, output_type)
         with self._run(request) as run, progress_bar(len(request.seeds), progress) as advance:
             for step, total in run.steps(self.loop.micro_batch):
@@ -377,8 +379,8 @@ class DiffusionEngine(Streams):
             "classes": self.settings.num_classes,
             "value_range": None if self.value_range is None else list(self.value_range),
             "memory_format": str(self.loop.memory_format).removeprefix("torch."),
-            "blocks": "compiled by torch.compile" if self._compile else census(self.fused),
-            "convolutions": convolutions(self.device, self.dtype),
+            "blocks": COMPILED if self._compile else census(self.fused),
+            "convolutions": COMPILED if self._compile else convolutions(self.fused, self.device, self.dtype),
             "conditions": None if self.loop.conditions is None else self.loop.conditions.describe(),
         }
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...config import check_flags
 from ...errors import ConfigError, FastgenError
 from ...images import PICTURES, Range, within
 from ..finished import far_outside, finite, warn_not_finite
@@ -189,6 +190,7 @@ class Session:
 
         It ends when nothing is left to do; with `wait`, when the session is closed: until then it waits for `add`.
         """
+        check_flags(wait=wait)
         while True:
             with self._changed:
                 while wait and not (self._done or self._open or self._closed):
