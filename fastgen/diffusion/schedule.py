@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import bounded, from_dict, one_of, to_dict
+from ..config import bounded, check_flags, from_dict, one_of, to_dict
 from ..errors import ConfigError
 from .points import Point, estimates
 
@@ -75,6 +75,7 @@ class NoiseSchedule:
                 raise ConfigError(
                     f"expected a number between 0 and 1, got {getattr(self, name)!r}", argument=name
                 )
+        check_flags(rescale_betas_zero_snr=self.rescale_betas_zero_snr)
         if self.rescale_betas_zero_snr and steps < 2:
             raise ConfigError(
                 "needs num_train_timesteps of at least 2, got 1", argument="rescale_betas_zero_snr"

@@ -26,11 +26,11 @@ MAX_SIZE = 2**31 - 1  # of a shape, and of counts
 class DiffusionFacts:
     """What ``model.json`` must say of a diffusion model."""
 
+    defaults: dict[str, Any]
     shape: tuple[int, ...] = bounded(1, MAX_SIZE)
     classes: int | None = bounded(1, MAX_SIZE)
     null_class: int | None = bounded(0, MAX_SIZE)
     class_names: tuple[str, ...] | None = at_most(1_000_000)
-    defaults: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,15 @@ class DiffusionDefaults:
     """What ``sample`` uses where its caller says nothing."""
 
     solver: str
-    steps: int = bounded(1, MAX_SIZE)
     guidance_scale: float
+    steps: int = bounded(1, MAX_SIZE)
 
 
 @dataclass(frozen=True)
 class FlowFacts:
     """What ``model.json`` must say of a flow."""
 
+    defaults: dict[str, Any]
     shape: tuple[int, ...] = bounded(1, MAX_SIZE)
     latent_shapes: tuple[tuple[int, ...], ...] = bounded(1, MAX_SIZE, max_items=64)
     levels: int | None = bounded(2, MAX_SIZE)
@@ -53,7 +54,6 @@ class FlowFacts:
     classes: int | None = bounded(1, MAX_SIZE)
     context: int | None = bounded(0, MAX_SIZE)
     class_names: tuple[str, ...] | None = at_most(1_000_000)
-    defaults: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,15 @@ def _check_facts(raw: Mapping[str, Any], path: Path) -> None:
     """Whether there is what a model of its family is described by. Raises CheckpointError."""
     facts, defaults = FACTS[raw["family"]]
     try:
-        found = from_dict(facts, _known(facts, raw), str(path))
+        found: Any = from_dict(facts, _known(facts, raw), str(path))
         from_dict(defaults, _known(defaults, found.defaults), f"{path}: defaults")
     except ConfigError as error:
         raise CheckpointError(f"{error.reason}; {AGAIN}", argument=error.argument) from error
+    support = raw.get("support")
+    if support is not None and len(support) != 2:
+        raise CheckpointError(
+            f"expected [lowest, highest] or null, got {support}; {AGAIN}", argument=f"{path}: support"
+        )
     names = found.class_names
     if names is not None and len(names) != found.classes:
         raise CheckpointError(

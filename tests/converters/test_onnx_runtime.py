@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 import fastgen
-from fastgen import onnx_runtime
+from fastgen import FlowEngine, onnx_runtime
+from fastgen.converters.onnx.export import flow_facts
 from fastgen.converters.onnx.folder import write_folder
 from fastgen.errors import ArgumentError, CheckpointError, ConfigError
 from fastgen.onnx_runtime.noise import INITIAL, normals
+from tests.engines import flows
 from tests.refusals import refused
 from tests.small import checkpoint
 
@@ -166,6 +168,7 @@ WRONG: dict[str, tuple[str, Change]] = {
         f"a flow without {name}": ("", of_flow(name))
         for name in ("latent_shapes", "levels", "support", "context")
     },
+    "a flow's support": (": support", changed(**{**FLOW, "support": [0.0]})),
     "a flow's defaults": (": defaults", changed(**{**FLOW, "defaults": {}})),
     "a flow's latents": (": latent_shapes[0]", changed(**{**FLOW, "latent_shapes": [2]})),
 }
@@ -187,6 +190,16 @@ def test_whole_descriptions_are_read(folder: Path) -> None:
     for values in ({"more": 1}, FLOW):
         path.write_text(json.dumps({**manifest, **values}))
         assert onnx_runtime.load(folder, "cpu").shape == tuple(values.get("shape", SHAPE))
+
+
+@pytest.mark.parametrize("name", flows.CASES)
+def test_what_is_said_of_every_flow_can_be_read(name: str, tmp_path: Path) -> None:
+    engine = FlowEngine.from_module(flows.make(name).flow, device="cpu")
+    facts = {"family": "flow", **flow_facts(engine)}
+    write_folder(tmp_path, {"encode.onnx": b""}, {}, facts, False)
+    found = onnx_runtime.load(tmp_path, "cpu")
+    assert found.shape == engine.shape
+    assert {key: found.manifest[key] for key in facts} == json.loads(json.dumps(facts))
 
 
 @pytest.mark.parametrize("name", ["step.onnx", "tables/ddim-10.json"])

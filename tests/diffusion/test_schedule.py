@@ -129,6 +129,8 @@ def test_training_helpers_refuse_what_does_not_fit() -> None:
             schedule.add_noise(x, x, t)
     with refused(ValueError, "x0, noise"):
         schedule.add_noise(x, x[:1], torch.tensor([0, 1]))
+    with refused(ValueError, "rescale_betas_zero_snr", "no"):
+        NoiseSchedule(rescale_betas_zero_snr="no")  # type: ignore[arg-type]
     with refused(ValueError, "prediction_type"):
         NoiseSchedule(rescale_betas_zero_snr=True).x0_from(x, x, torch.tensor([0, 1]))
 
