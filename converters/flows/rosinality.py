@@ -134,7 +134,7 @@ def _linear(state: State, theirs: str, ours: str, width: int, plain: bool) -> di
 
 def _product(lower: Tensor, upper: Tensor, log_s: Tensor, sign: Tensor, p: Tensor) -> Tensor:
     """The matrix of ``calc_weight``."""
-    unit = lower.tril(-1) + torch.eye(len(lower), dtype=lower.dtype)
+    unit = lower.tril(-1) + torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
     return p @ unit @ (upper.triu(1) + torch.diag(sign * log_s.exp()))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -246,10 +247,11 @@ def support(flow: Flow) -> tuple[float, float] | None:
         return found is not None and bool(found.any())
 
     bounds = []
-    for beyond in (torch.tensor(-math.inf), torch.tensor(math.inf)):
+    number = partial(torch.tensor, dtype=torch.float32, device="cpu")
+    for beyond in (number(-math.inf), number(math.inf)):
         if not outside(beyond):
             return None
-        inside, far = torch.tensor(0.5), beyond.nan_to_num()  # the largest float32 of its sign
+        inside, far = number(0.5), beyond.nan_to_num()  # the largest float32 of its sign
         while not torch.equal(middle := inside / 2 + far / 2, inside) and not torch.equal(middle, far):
             inside, far = (inside, middle) if outside(middle) else (middle, far)
         bounds.append(inside.item())

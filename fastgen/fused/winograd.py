@@ -13,6 +13,7 @@ times, some 1e-6 of the largest value.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,20 +103,22 @@ def matrices() -> tuple[Tensor, Tensor, Tensor]:
     Rows of B are polynomials that are 0 at all points but one; G holds powers of the points over the products of their
     differences, A the powers. Powers of two, which are exact, bring the rows of B to a sum near 1.
     """
-    with torch.device("cpu"):
-        points = torch.tensor(POINTS, dtype=torch.float64)
-        a = torch.zeros(OUT, IN, dtype=torch.float64)
-        g = torch.zeros(IN, IN - OUT + 1, dtype=torch.float64)
-        b = torch.zeros(IN, IN, dtype=torch.float64)
-        a[:, :-1] = points ** torch.arange(OUT)[:, None]
-        a[-1, -1] = g[-1, -1] = 1.0
-        for i in range(IN):
-            others = torch.cat([points[:i], points[i + 1 :]])  # all of them in the last row
-            row = torch.ones(1, dtype=torch.float64)
-            for point in others:
-                row = F.pad(row, (1, 0)) - point * F.pad(row, (0, 1))
-            b[i, : len(row)] = row
-            if i < IN - 1:
-                g[i] = points[i] ** torch.arange(IN - OUT + 1) / (points[i] - others).prod()
-        scale = torch.exp2(b.abs().sum(1, keepdim=True).log2().round())
-        return a, g * scale, b / scale
+    double: Any = {"dtype": torch.float64, "device": "cpu"}
+    points = torch.tensor(POINTS, **double)
+    a, g, b = (
+        torch.zeros(OUT, IN, **double),
+        torch.zeros(IN, IN - OUT + 1, **double),
+        torch.zeros(IN, IN, **double),
+    )
+    a[:, :-1] = points ** torch.arange(OUT, **double)[:, None]
+    a[-1, -1] = g[-1, -1] = 1.0
+    for i in range(IN):
+        others = torch.cat([points[:i], points[i + 1 :]])  # all of them in the last row
+        row = torch.ones(1, **double)
+        for point in others:
+            row = F.pad(row, (1, 0)) - point * F.pad(row, (0, 1))
+        b[i, : len(row)] = row
+        if i < IN - 1:
+            g[i] = points[i] ** torch.arange(IN - OUT + 1, **double) / (points[i] - others).prod()
+    scale = torch.exp2(b.abs().sum(1, keepdim=True).log2().round())
+    return a, g * scale, b / scale

@@ -122,7 +122,9 @@ class FakeCuda:
 @pytest.fixture(params=[False, True], ids=["2.11", "later"])
 def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda(told=request.param)
-    stand_in = SimpleNamespace(cuda=fake, _C=fake, equal=torch.equal, zeros=lambda *shape, device: None)
+    stand_in = SimpleNamespace(
+        cuda=fake, _C=fake, equal=torch.equal, float32=torch.float32, zeros=lambda *shape, dtype, device: None
+    )
     monkeypatch.setattr(cuda_graph, "torch", stand_in)
     monkeypatch.setattr(cuda_graph, "_FAILED", [])
     return fake
