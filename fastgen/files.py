@@ -119,6 +119,15 @@ def replace_by(path: str | Path, new: str | Path) -> None:
     _sync_folder(Path(path).parent)
 
 
+def remove(path: str | Path) -> None:
+    """Remove a file, if it is there. Raises WriteError."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as problem:
+        raise _write_error(Path(path), problem) from problem
+    _sync_folder(Path(path).parent)
+
+
 def make_folder(path: str | Path, *, parents: bool = False) -> None:
     """Make a folder unless it is there. Raises WriteError."""
     try:

@@ -83,6 +83,8 @@ def converter(source: Source) -> Converter:
             report.ignored.extend(weights.beside(found) + weights.training(path))
         values = {name: tensors.get(name) for name in tensors.shapes}
         origin = {"weights": [file.name for file in found.files], "sha256": weights.sha256(found)}
+        if variant is not None:
+            origin["variant"] = variant
         return _convert(source, values, tensors.where, assume or {}, {}, report, origin)
 
     def read_module(model: nn.Module, assume: Mapping[str, Any]) -> Converted:

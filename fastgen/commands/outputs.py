@@ -40,11 +40,11 @@ def is_array(out: Path) -> bool:
     return out.suffix.lower() in ARRAYS
 
 
-def _begun(out: Path) -> bool:
+def _begun(out: Path, overwrite: bool) -> bool:
     """Whether `out` holds samples of an earlier run, which the same request would go on with."""
     from ..streaming import open_output
 
-    return is_array(out) and os.path.isfile(out) and open_output(out).earlier() is not None
+    return is_array(out) and os.path.isfile(out) and open_output(out).earlier(overwrite) is not None
 
 
 def check_places(out: Path, gif: Path | None, overwrite: bool) -> None:
@@ -65,10 +65,10 @@ def check_places(out: Path, gif: Path | None, overwrite: bool) -> None:
     if not (is_sheet(out) or is_table(out) or out.is_dir()) and (out.suffix or out.exists()):
         raise ConfigError(
             f"expected a sheet ({', '.join(FORMATS)}), numbers ({', '.join(TABLES)}) or a folder, got {out}; "
-            "an animation is --gif FILE",
+            "an animation is --gif FILE, and a new folder with a dot in its name has to be made first",
             argument="--out",
         )
-    check_free([path for path in paths if path is gif or not _begun(path)], overwrite)
+    check_free([path for path in paths if path is gif or not _begun(path, overwrite)], overwrite)
     for path in paths:  # a new folder is made beside its place
         check_writable(path if path.is_dir() else path.absolute().parent)
 

@@ -47,7 +47,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "-o",
         "--out",
-        type=Path,
+        type=_place,
         help="sheet, folder, .npz or .npy for numbers of any shape, or .csv for rows (default sample.png)",
     )
     parser.add_argument("-n", "--count", type=int, help=f"how many (default: as many as seeds, else {COUNT})")
@@ -62,6 +62,13 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     add_reporting(parser)
     add_owned_flags(parser, family_flags(COMMAND), "{} models")
     parser.set_defaults(run=partial(run, parser))
+
+
+def _place(text: str) -> Path:
+    """Where to write; `Path("")` would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError('expected a name, got ""; the current folder is .')
+    return Path(text)
 
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from ..runtime.batches import Batches
 from ..runtime.capture import plainly
 from ..runtime.device import choose_device, choose_dtype, dtype_name, placed
 from .arguments import as_index
+from .fingerprint import fingerprint
 from .layers import Name, jittering
 from .verb import Networks, Tensors, Verb
 from .verification import Check, Verification, verify
@@ -104,6 +105,8 @@ class Engine:
         self._owner: int | None = None  # the thread whose call the engine is busy with
         self._lost = False  # on a GPU that this forked process cannot use
         self._refresh()
+        assert self._weights is not None
+        self._weights.sha256 = self.provenance.get("sha256")
         _ENGINES.add(self)
 
     @property
@@ -185,11 +188,15 @@ class Engine:
         }
 
     def metadata(self, request: Any) -> dict[str, Any]:
-        """What ``fastgen sample --like`` needs to repeat `request`: JSON for ``save_grid(..., metadata=...)``."""
+        """What ``fastgen sample --like`` needs to repeat `request`: JSON for ``save_grid(..., metadata=...)``.
+
+        Its `sha256` is that of the checkpoint's file; of weights that no file holds, because they have changed since or
+        are a module's, `fingerprint`.
+        """
         return {
             "fastgen": __version__,
             "model": self.source,
-            "sha256": self.provenance.get("sha256"),
+            "sha256": self._sha256(),
             "dtype": dtype_name(self.dtype),
             "request": request.to_dict(),
         }
@@ -223,12 +230,14 @@ class Engine:
     def refresh(self) -> None:
         """Make anew what is made of the weights, for changes that are not seen: through `.data`, hooks added."""
         with self._alone():
+            self._weights = None  # nothing of them is known
             self._refresh()
 
     @plainly
     def _refresh(self) -> None:
         """`refresh`, where the engine works for this call already. Where it is refused, the next call tries again."""
-        self._weights = None
+        before, self._weights = self._weights, None
+        known = None if before is None or before.changed else before.sha256
         self.batches.clear()
         if (found := placed(self.networks)) != self._placed:
             (device, dtype), (is_on, is_in) = self._placed, found
@@ -243,7 +252,18 @@ class Engine:
         weights = Weights(self.networks, writes=self.folds)
         self._prepare()
         self._verbs = self.verbs()
+        weights.sha256 = known
         self._weights = weights
+
+    def _sha256(self) -> str:
+        """Of the weights as they are now, read once for each of their states."""
+        weights = self._weights
+        # What has changed the next call looks at anew; without `folds` nobody sees writes.
+        if weights is None or weights.changed or not self.folds:
+            return fingerprint(self.networks)
+        if weights.sha256 is None:
+            weights.sha256 = fingerprint(self.networks)
+        return weights.sha256
 
     # What an engine may say of itself.
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import check_flags
+from ..config import check_flags, to_dict
 from ..errors import ConfigError, FastgenError, WriteError
 from ..runtime.memory import fitting, free_memory, output_bytes
 from ..streaming import compact, open_output
 from .base import Engine
 from .finished import finite
 
+DEFAULTS = ("solver", "steps", "guidance_scale", "solver_options", "class_names", "temperature")  # settings
 COPIES = 8  # of a sample, while it is drawn and written
 
 
@@ -73,7 +74,8 @@ class Streams(Engine):
         path: a folder, for images: a PNG file per sample, with the request that repeats it, as ``fastgen sample``
             writes them; or a name that ends in .npy (float32 [n, *shape], to be memory-mapped; the request is in
             NAME.npy.json) or .npz (`x`, `labels` if there are any, `request`), for samples of any shape.
-        overwrite: replace what another request has left there. progress: a bar on stderr, with samples per second.
+        overwrite: replace what another request has left there, and what is damaged.
+        progress: a bar on stderr, with samples per second.
         arguments: of `sample`.
 
         Killed at any moment, the same call goes on where it was, also where it gave no seed, and the files are those of
@@ -103,6 +105,7 @@ class Streams(Engine):
             **self.metadata(request),
             **(metadata or {}),
             "device": self.device.type,
+            "settings": self._model_settings(),
             "batch": self.samples_at_a_time(),
             "request": compact(request),
         }
@@ -130,6 +133,14 @@ class Streams(Engine):
                     if bar is not None:
                         bar.update(len(samples))
             return Streamed(output.finish(), sum(len(part.seeds) for _, part in left))
+
+    def _model_settings(self) -> dict[str, Any]:
+        """What the model's samples depend on beside its weights: JSON. A request says the rest, with all defaults."""
+        own = {name: value for name, value in to_dict(self.settings).items() if name not in DEFAULTS}
+        converted = {
+            name: self.provenance[name] for name in ("options", "variant") if name in self.provenance
+        }
+        return {**own, **converted}
 
     def samples_at_a_time(self) -> int:
         """How many samples a large request draws together: `max_batch`, or as many as fit into free memory.

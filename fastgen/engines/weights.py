@@ -19,7 +19,11 @@ class Weights:
     tensor and, with `writes`, how often it was written in place. The tensors' memory is kept alive: else a new tensor
     could get the address of an old one. Writes through a tensor's ``.data`` are not counted by PyTorch, nor seen here.
     Those of fused optimisers are not counted either, but their steps are seen.
+
+    sha256: of this state, that of the file it was read from or `fingerprint`; None until somebody asks.
     """
+
+    sha256: str | None = None
 
     def __init__(self, network: nn.Module, *, writes: bool) -> None:
         self.modules, self._writes = list(network.modules()), writes

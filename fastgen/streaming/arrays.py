@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, FastgenError
 from ..files import (
     exists,
     held,
     make_folder,
+    open_ordinary,
+    prepared,
     read_ordinary,
+    remove,
     remove_leftovers,
     replace_by,
     write_at,
@@ -36,7 +40,8 @@ MAX_DIGITS = 20
 
 class ArrayFile(Output):
     """float32 [n, *shape], in the units of ``sample``: a .npy file, or `x` in a .npz file, beside `labels`, if there
-    are any, and `request`, the record as JSON, which lies in NAME.npy.json beside a .npy file.
+    are any (-1 for a sample without one), and `request`, the record as JSON, which lies in NAME.npy.json beside a
+    .npy file.
 
     Until all is there it is made in a hidden folder beside: ``.NAME.part``.
     """
@@ -56,17 +61,18 @@ class ArrayFile(Output):
     def check(self, shape: Sequence[int]) -> None:
         pass  # numbers of any shape
 
-    def earlier(self) -> Record | None:
-        return records.read(self._work / RECORD) or self._whole()
+    def earlier(self, overwrite: bool) -> Record | None:
+        return records.read(self._work / RECORD, overwrite) or self._whole(overwrite)
 
     def complete(self, record: Record) -> bool:
         return not exists(self._work)
 
-    def _whole(self) -> Record | None:
+    def _whole(self, overwrite: bool) -> Record | None:
         """The record of the finished file; None where there is none, or another's file."""
         if not self._zipped:
-            return records.read(self._beside) if exists(self.path) else None
-        with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(self.path) as archive:
+            record = records.read(self._beside, overwrite)
+            return record if exists(self.path) else None
+        with suppress(Exception), np.load(self.path) as archive:  # NumPy raises any type for another's file
             return records.decode(str(archive["request"]).encode(), self.path)
         return None
 
@@ -75,15 +81,14 @@ class ArrayFile(Output):
         self, request: Any, record: Record, shape: Sequence[int], overwrite: bool
     ) -> Iterator[Record]:
         self._request = request
-        whole = self._whole()
+        self._header = header((len(request.seeds), *shape))
+        self._bytes = 4 * math.prod(shape)
+        whole = self._whole(overwrite)
         mine = whole is not None and records.same(record, whole)
-        if exists(self.path) and not mine and not overwrite:
-            if whole is None:
-                raise ConfigError("exists already; choose another name, or --overwrite", argument=self.path)
-            raise records.refuse(
-                self.path, record, whole, f"{len(records.seeds_of(whole))} samples", "another name"
-            )
-        if whole is not None and mine and not exists(self._work):
+        intact = mine and self._intact(thoroughly=overwrite)
+        if exists(self.path) and not (intact or overwrite):
+            raise self._refuse(record, whole)
+        if whole is not None and intact and not exists(self._work):
             self._finished = True
             yield whole
             return
@@ -93,30 +98,50 @@ class ArrayFile(Output):
                 raise ConfigError(
                     "another process writes it; wait, or choose another name", argument=self.path
                 )
-            earlier = records.read(self._work / RECORD)
-            foreign = earlier is not None and not records.same(record, earlier)
-            if earlier is not None and foreign and not overwrite:
-                kept = f"{self._read_done()} of {len(records.seeds_of(earlier))} samples"
-                raise records.refuse(self._work, record, earlier, kept, "another name")
+            earlier = records.read(self._work / RECORD, overwrite)
+            if earlier is not None and not records.same(record, earlier):
+                if not overwrite and (done := self._said_done(overwrite)):
+                    kept = f"{done} of {len(records.seeds_of(earlier))} samples"
+                    raise records.refuse(self._work, record, earlier, kept, "another name")
+                earlier = None
             remove_leftovers(self._work, [RECORD, DONE, VALUES])
             remove_leftovers(self.path.parent, [self._beside.name])
-            # A .npy file's record is beside it before the file has its name: the numbers are then still in the work.
-            named = self._zipped or earlier is None or not exists(self._work / VALUES)
-            if (
-                whole is not None and mine and named and not foreign
-            ):  # a kill in `finish` left some of the work
+            if whole is not None and intact:  # a kill in `finish` left some of the work
                 self._finished = True
                 self._clear()
                 yield whole
                 return
-            self._prepare(record, earlier, (len(request.seeds), *shape))
+            self._prepare(record, earlier, overwrite)
             yield self._record
 
-    def _prepare(self, record: Record, earlier: Record | None, shape: tuple[int, ...]) -> None:
-        self._header = header(shape)
-        self._bytes = 4 * int(np.prod(shape[1:], dtype=np.int64))
-        if earlier is not None and records.same(record, earlier):
-            self._record, self._done = earlier, self._read_done()
+    def _refuse(self, record: Record, whole: Record | None) -> FastgenError:
+        """The error for a file that is there already. whole: its record."""
+        if whole is None:
+            return ConfigError("exists already; choose another name, or --overwrite", argument=self.path)
+        if records.same(record, whole):
+            return ConfigError("is damaged; --overwrite draws it anew", argument=self.path)
+        return records.refuse(
+            self.path, record, whole, f"{len(records.seeds_of(whole))} samples", "another name"
+        )
+
+    def _intact(self, *, thoroughly: bool) -> bool:
+        """Whether the finished file has all the numbers that its record promises. thoroughly: also read a .npz file."""
+        size = len(self._header) + len(self._request.seeds) * self._bytes
+        try:
+            if not self._zipped:
+                with open_ordinary(self.path, ConfigError) as file:
+                    return _begins(file, self._header) and os.stat(self.path).st_size == size
+            with zipfile.ZipFile(self.path) as archive:
+                with archive.open(VALUES) as values:
+                    right = _begins(values, self._header) and archive.getinfo(VALUES).file_size == size
+                return right and not (thoroughly and archive.testzip())
+        except Exception:  # zipfile raises any type of error for a damaged file
+            return False
+
+    def _prepare(self, record: Record, earlier: Record | None, overwrite: bool) -> None:
+        """Go on with the numbers of `earlier`, which is of the same samples; where there are none, begin."""
+        if earlier is not None and (done := min(self._said_done(overwrite), self._held())):
+            self._record, self._done = earlier, done
             return
         for name in (DONE, RECORD):  # a kill in between leaves numbers without a record, which are begun anew
             with suppress(FileNotFoundError):
@@ -125,14 +150,27 @@ class ArrayFile(Output):
         write_atomic(self._work / VALUES, self._header)
         write_atomic(self._work / RECORD, records.encode(record))
 
-    def _read_done(self) -> int:
+    def _said_done(self, overwrite: bool) -> int:
+        """How many samples were written, as is said in the work."""
         path = self._work / DONE
-        if not exists(path):
+        if not exists(path) or not exists(self._work / VALUES):
             return 0
         text = read_ordinary(path, MAX_DIGITS, ConfigError).decode(errors="replace").strip()
-        if not text.isdecimal():
-            raise ConfigError("is damaged; delete it to begin anew", argument=self._work)
-        return int(text)
+        if text.isdecimal():
+            return int(text)
+        if overwrite:
+            return 0
+        raise ConfigError("is damaged; --overwrite begins anew", argument=self._work)
+
+    def _held(self) -> int:
+        """How many samples the numbers in the work are, whatever is said: they may be cut, or gone."""
+        path = self._work / VALUES
+        if not exists(path):
+            return 0
+        with open_ordinary(path, ConfigError) as file:
+            if not _begins(file, self._header):
+                return 0
+            return (os.fstat(file.fileno()).st_size - len(self._header)) // self._bytes
 
     def done(self, start: int, stop: int) -> bool:
         return self._finished or stop <= self._done
@@ -149,9 +187,12 @@ class ArrayFile(Output):
             return files
         if self._zipped:
             self._zip()
+            replace_by(self.path, self._work / WHOLE)
         else:
-            write_atomic(self._beside, records.encode(self._record))
-        replace_by(self.path, self._work / (WHOLE if self._zipped else VALUES))
+            with prepared(self._beside, records.encode(self._record)) as name_record:
+                remove(self.path)  # an older file must not lie beside this one's record, not for a moment
+                name_record()
+                replace_by(self.path, self._work / VALUES)
         self._clear()
         return files
 
@@ -166,8 +207,9 @@ class ArrayFile(Output):
     def _zip(self) -> None:
         """The .npz file, beside the numbers, of which a part at a time is in memory."""
         arrays: dict[str, Any] = {"x": np.load(self._work / VALUES, mmap_mode="r")}
-        if self._request.labels[0] is not None:
-            arrays["labels"] = np.array(self._request.labels, dtype=np.int64)
+        labels = self._request.labels
+        if any(label is not None for label in labels):
+            arrays["labels"] = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
         arrays["request"] = np.array(records.encode(self._record).decode().strip())
         write_whole(self._work / WHOLE, lambda file: np.savez(file, **arrays))
 
@@ -177,3 +219,7 @@ def header(shape: tuple[int, ...]) -> bytes:
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
     return file.getvalue()
+
+
+def _begins(file: IO[bytes], with_: bytes) -> bool:
+    return file.read(len(with_)) == with_

@@ -11,13 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..files import held, make_folder, remove_leftovers, write_atomic
+from ..files import held, make_folder, open_ordinary, remove_leftovers, write_atomic
 from ..images import Range, save_image, to_pictures
 from . import record as records
 from .output import Output
 from .record import Record
 
 RECORD = ".fastgen.json"
+RECORD_ONLY = ("batch", "device", "settings")  # what images do not keep of it
 DIGITS = 5
 
 
@@ -41,8 +42,8 @@ class Folder(Output):
     def check(self, shape: Sequence[int]) -> None:
         check_picture(shape, self.path)
 
-    def earlier(self) -> Record | None:
-        return records.read(self.path / RECORD)
+    def earlier(self, overwrite: bool) -> Record | None:
+        return records.read(self.path / RECORD, overwrite)
 
     def complete(self, record: Record) -> bool:
         return self._visible().issuperset(file_names(records.seeds_of(record)))
@@ -53,19 +54,24 @@ class Folder(Output):
     ) -> Iterator[Record]:
         self.check(shape)
         self._request, self._names = request, file_names(request.seeds)
-        self._metadata = {name: value for name, value in record.items() if name not in ("batch", "device")}
         make_folder(self.path)
         with held(self.path) as alone:
             if not alone:
                 raise ConfigError(
                     "another process writes into it; wait, or choose another folder", argument=self.path
                 )
-            earlier = self.earlier()
+            earlier = self.earlier(overwrite)
             if earlier is None or not records.same(record, earlier):
                 self._claim(record, earlier, overwrite)
                 earlier = record
             remove_leftovers(self.path, [RECORD, *self._names])
             self._there = self._visible()
+            if overwrite:
+                size = (shape[2], shape[1])
+                damaged = [n for n in self._names if n in self._there and not is_whole(self.path / n, size)]
+                self._there.difference_update(damaged)
+            # Of the record that began, so that all files say the same model.
+            self._metadata = {name: value for name, value in earlier.items() if name not in RECORD_ONLY}
             yield earlier
 
     def _claim(self, record: Record, earlier: Record | None, overwrite: bool) -> None:
@@ -73,19 +79,20 @@ class Folder(Output):
         there = self._visible()
         if earlier is not None:
             old = [name for name in file_names(records.seeds_of(earlier)) if name in there]
-            if not overwrite:
+            if old and not overwrite:
                 of = f"{len(old)} of {len(records.seeds_of(earlier))} images"
                 raise records.refuse(self.path, record, earlier, of, "another folder")
             for name in old:
                 with suppress(FileNotFoundError):
                     os.unlink(self.path / name)
-        elif there and not overwrite:
+            there.difference_update(old)
+        if there and not overwrite:
             raise ConfigError(
                 f"holds something else ({min(there)}); choose an empty or a new folder, or --overwrite to write "
                 "beside it",
                 argument=self.path,
             )
-        elif overwrite:  # files of the names to come, which no record vouches for
+        if overwrite:  # files of the names to come, which no record vouches for
             for name in there.intersection(self._names):
                 os.unlink(self.path / name)
         write_atomic(self.path / RECORD, records.encode(record))
@@ -116,3 +123,15 @@ def check_picture(shape: Sequence[int], where: object) -> None:
             "ends in .npz or .npy",
             argument=where,
         )
+
+
+def is_whole(path: Path, size: tuple[int, int]) -> bool:
+    """Whether a file is a PNG of `size` (width, height), to its end and with the checksums that are in it."""
+    from PIL import Image
+
+    try:
+        with open_ordinary(path, ConfigError) as file, Image.open(file, formats=["PNG"]) as image:
+            image.verify()
+            return image.size == size
+    except Exception:  # Pillow raises any type of error for a damaged file
+        return False

@@ -24,7 +24,7 @@ def compact(request: Any) -> dict[str, Any]:
     if seeds != tuple(range(seeds[0], seeds[0] + len(seeds))):
         return asked
     del asked["seeds"]
-    if request.labels[0] is None:
+    if all(label is None for label in request.labels):
         asked["labels"] = None
     return {"n": len(seeds), "seed": seeds[0], **asked}
 
@@ -58,13 +58,26 @@ def decode(data: bytes, where: object) -> Record:
     return record
 
 
-def read(path: Path) -> Record | None:
-    """The record in a file; None where there is none. Raises ConfigError for another file of that name."""
-    return decode(read_ordinary(path, MAX_BYTES, ConfigError), path) if exists(path) else None
+def read(path: Path, overwrite: bool) -> Record | None:
+    """The record in a file; None where there is none.
+
+    Another file of that name raises ConfigError; where all is to be replaced (`overwrite`) it counts as none.
+    """
+    if not exists(path):
+        return None
+    try:
+        return decode(read_ordinary(path, MAX_BYTES, ConfigError), path)
+    except ConfigError as error:
+        if overwrite:
+            return None
+        raise ConfigError(f"{error.reason}; --overwrite begins anew, without it", argument=path) from error
 
 
 def same(mine: Record, other: Record) -> bool:
-    """Whether both say the same samples; how many at a time was for the one that began to say."""
+    """Whether both say the same samples; how many at a time was for the one that began to say.
+
+    Where a model was found does not matter, where both say the sha256 of its weights and its settings.
+    """
     return not list(_differences(mine, other))
 
 
@@ -77,11 +90,24 @@ def difference(mine: Record, theirs: Record) -> str:
 
 def _differences(mine: Record, theirs: Record) -> Iterator[tuple[str, str, str]]:
     plain = json.loads(encode(mine))  # tuples are lists there
-    pairs = [(plain, theirs), (plain["request"], theirs["request"])]
-    for ours, others in pairs:
-        for name in dict.fromkeys([*ours, *others]):
-            if name not in ("request", "batch") and ours.get(name) != others.get(name):
-                yield name, _short(others.get(name)), _short(ours.get(name))
+    ignored = {"batch"}
+    if plain.get("sha256") is not None and plain["sha256"] == theirs.get("sha256"):
+        ignored |= {"model", "revision"}
+    yield from _unlike(
+        *(
+            {name: value for name, value in record.items() if name not in ignored}
+            for record in (plain, theirs)
+        )
+    )
+
+
+def _unlike(ours: Mapping[str, Any], others: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for name in dict.fromkeys([*ours, *others]):
+        a, b = others.get(name), ours.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _unlike(b, a)
+        elif a != b:
+            yield name, _short(a), _short(b)
 
 
 def _short(value: Any) -> str:

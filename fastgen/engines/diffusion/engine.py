@@ -18,6 +18,7 @@ from ...diffusion.table import Table
 from ...fused.swap import census, convolutions
 from ...images import PICTURES, Range, to_output
 from ..base import only_part
+from ..fingerprint import fingerprint
 from ..finished import warn_clamped
 from ..streams import Streams
 from ..verb import Networks, Verb
@@ -69,7 +70,8 @@ class DiffusionEngine(Streams):
         check_flags(compile=compile)
         self._compile = compile
         self._range_assumed = False  # whether nobody has said the value range
-        self._guiding_classes: int | None = None  # of the classifier given to `guide`
+        self._classifier: nn.Module | None = None  # given to `guide`
+        self._guiding_classes: int | None = None  # of that
         part = next(iter(options.get("architectures") or {"network": ""}))
         super().__init__({part: network}, settings, **options)
 
@@ -314,12 +316,12 @@ class DiffusionEngine(Streams):
         """
         with self._alone():
             if classifier is None:
-                self._guiding_classes, self.loop.classifier = None, None
+                self._classifier, self._guiding_classes, self.loop.classifier = None, None, None
                 return
             log_p, classes = noisy_classifier(
                 classifier, self.shape, self.device, self.settings.num_classes or 0
             )
-            self._guiding_classes, self.loop.classifier = classes, log_p
+            self._classifier, self._guiding_classes, self.loop.classifier = classifier, classes, log_p
 
     def verbs(self) -> dict[str, Verb]:
         """One step of a sample: "step"."""
@@ -333,6 +335,13 @@ class DiffusionEngine(Streams):
                 self.network.check_times(plan.table)
             self.settings.check_times(getattr(self.network, "config", None), plan.options)
         return request
+
+    def metadata(self, request: Request) -> dict[str, Any]:
+        """See ``Engine``. With `classifier`, the fingerprint of the one that guides the request."""
+        kept = super().metadata(request)
+        if self._classifier is not None and any(plan.guidance.classifier_scale for plan in request.kinds):
+            kept["classifier"] = fingerprint(self._classifier)
+        return kept
 
     @contextmanager
     def _run(self, request: Request) -> Iterator[Run]:
