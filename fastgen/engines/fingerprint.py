@@ -25,7 +25,7 @@ def fingerprint(network: nn.Module) -> str:
             digest.update(f"{name}: none yet\n".encode())
             continue
         digest.update(f"{name}: {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(_plain(tensor).reshape(-1).view(torch.uint8).numpy())
+        digest.update(_plain(tensor).reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
