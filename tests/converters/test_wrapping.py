@@ -225,6 +225,9 @@ def test_several_sets_of_weights(tmp_path: Path) -> None:
     assert not any("EMA" in line for line in chosen.report.lines())
     engine = fastgen.load(path, device="cpu", variant="model", assume={"img_size": 8})
     assert torch.equal(engine.flow.state_dict()["scales.0.1.loc"], tensors(chosen)[loc])
+    engine.sample_to(tmp_path / "drawn.npy", 2, seed=0)
+    with refused(ConfigError, tmp_path / "drawn.npy", "variant"):  # of one file, with one sha256
+        fastgen.load(path, device="cpu", assume={"img_size": 8}).sample_to(tmp_path / "drawn.npy", 2, seed=0)
     with refused(ConfigError, "variant", "'fp16'", "'ema'", "'model'"):
         read("rosinality", path, "fp16")
     for several in (
