@@ -226,7 +226,11 @@ def test_neither_a_pipe_nor_a_link_is_replaced(
     assert main(["sample", str(checkpoint(tmp_path / "m")), "--device", "cpu", "-o", str(out)]) == 1
     assert str(out) in capsys.readouterr().err
     after = out.lstat()  # whose time of the last reading may be another
-    assert (after.st_ino, after.st_mode, after.st_mtime_ns) == (before.st_ino, before.st_mode, before.st_mtime_ns)
+    assert (after.st_ino, after.st_mode, after.st_mtime_ns) == (
+        before.st_ino,
+        before.st_mode,
+        before.st_mtime_ns,
+    )
 
 
 @pytest.mark.parametrize(
