@@ -39,19 +39,19 @@ class Weights:
         self._tensors = [tensor for tensor in tensors if not is_lazy(tensor)]
         self._memory = [tensor.detach() for tensor in self._tensors]
         self._stamps = self._stamp()
-        self.stepped = False  # by a fused optimiser
+        self._stepped = False  # by a fused optimiser
         if writes:
             _watch_optimisers()
             _WATCHING.add(self)
 
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether `tensor` is one of the parameters or buffers."""
-        return any(tensor is value for value in self._tensors)
+    def note_step(self, written: set[int]) -> None:
+        """A fused optimiser has written the tensors with these identities."""
+        self._stepped = self._stepped or not written.isdisjoint(self._ids)
 
     @property
     def changed(self) -> bool:
         """Whether a module, parameter or buffer was replaced, added, taken away or (with `writes`) written in place."""
-        if self.stepped:
+        if self._stepped:
             return True
         same = [id(value) for value in self._held()] == self._ids and self._stamp() == self._stamps
         return not same or not all(map(is_lazy, self._lazy))
@@ -71,9 +71,9 @@ def _watch_optimisers() -> None:
     """See the steps of optimisers with ``fused=True``, whose kernels do not count what they write."""
 
     def after(optimiser: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        written = [p for group in optimiser.param_groups if group.get("fused") for p in group["params"]]
+        written = {id(p) for group in optimiser.param_groups if group.get("fused") for p in group["params"]}
         for weights in list(_WATCHING) if written else ():
-            weights.stepped = weights.stepped or any(map(weights.holds, written))
+            weights.note_step(written)
 
     register_optimizer_step_post_hook(after)
 
