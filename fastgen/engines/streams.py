@@ -19,7 +19,6 @@ from ..streaming import compact, open_output
 from .base import Engine
 from .finished import finite
 
-DEFAULTS = ("solver", "steps", "guidance_scale", "solver_options", "class_names", "temperature")  # settings
 COPIES = 8  # of a sample, while it is drawn and written
 
 
@@ -34,9 +33,11 @@ class Streams(Engine):
     """An engine that draws samples: it has `shape`, `request` and `draw`, and requests have `part`.
 
     sampling_verb: what a batch of samples calls, once or once a step; it tells how much memory a sample takes.
+    asked: the settings that every request says itself, so that a record of samples need not compare the model's.
     """
 
     sampling_verb: ClassVar[str] = "sample"
+    asked: ClassVar[tuple[str, ...]] = ("class_names",)
 
     if TYPE_CHECKING:
 
@@ -136,7 +137,7 @@ class Streams(Engine):
 
     def _model_settings(self) -> dict[str, Any]:
         """What the model's samples depend on beside its weights: JSON. A request says the rest, with all defaults."""
-        own = {name: value for name, value in to_dict(self.settings).items() if name not in DEFAULTS}
+        own = {name: value for name, value in to_dict(self.settings).items() if name not in self.asked}
         converted = {
             name: self.provenance[name] for name in ("options", "variant") if name in self.provenance
         }

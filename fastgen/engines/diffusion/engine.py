@@ -24,7 +24,7 @@ from ..streams import Streams
 from ..verb import Networks, Verb
 from ..verification import Check
 from .loop import Loop
-from .module import Wrapped, check_shape, compiled, module_settings, noisy_classifier, swapped, wrap
+from .module import DEFAULTS, Wrapped, check_shape, compiled, module_settings, noisy_classifier, swapped, wrap
 from .previews import Preview, Run, progress_bar
 from .request import Request, resolve
 from .session import Session
@@ -43,6 +43,7 @@ class DiffusionEngine(Streams):
 
     kind = "diffusion"
     sampling_verb = "step"
+    asked = (*DEFAULTS, *Streams.asked)
     one_network = True
     operation = "reverse_step"
     settings_type = DiffusionSettings

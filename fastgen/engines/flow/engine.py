@@ -50,6 +50,7 @@ class FlowEngine(Streams):
     """
 
     kind = "flow"
+    asked = ("temperature", *Streams.asked)
     one_network = True
     operation = "affine_coupling"
     settings_type = FlowSettings
