@@ -23,6 +23,8 @@ from fastgen.bench.environment import environment
 from fastgen.diffusion import run as run_table
 from fastgen_kernels import normals
 
+from .pages import write_between
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "onnx.md"
 RESULTS = ROOT / "bench" / "results" / "onnx-cpu.json"
@@ -114,9 +116,7 @@ def main() -> None:
     args = parser.parse_args()
     found = measure(args.rounds, args.threads, args.exported)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(MARKS[0])
-    PAGE.write_text(f"{before}{MARKS[0]}{table(found)}{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+    write_between(PAGE, MARKS, table(found))
     print(table(found))
 
 

@@ -33,6 +33,8 @@ from fastgen.bench.timing import CLOCKS, interleaved
 from fastgen.engines import DiffusionEngine
 from fastgen.runtime.device import cpu_features
 
+from ..pages import write_between
+
 CPU = torch.device("cpu")
 MODELS = ("random:cifar10", "zoo:ddpm-mnist")
 BATCHES = {"random:cifar10": (1, 8), "zoo:ddpm-mnist": (1, 64)}
@@ -195,9 +197,7 @@ def main() -> int:
         child(name, model, int(batch), int(steps))
         return 0
     if args.page:
-        before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
-        words = table(json.loads(args.page.read_text(encoding="utf-8")))
-        PAGE.write_text(f"{before}{MARKS[0]}{words}{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+        write_between(PAGE, MARKS, table(json.loads(args.page.read_text(encoding="utf-8"))))
         return 0
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import fastgen
+from bench.pages import write_between
 from fastgen.architectures import ARCHITECTURES
 from fastgen.converters.onnx import export_form
 from fastgen.converters.onnx.checking import BATCHES, form_error, open_session, trial_sizes
@@ -112,10 +113,7 @@ def table() -> str:
 
 
 def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    PAGE.write_text(f"{before}{MARKS[0]}{table()}{MARKS[1]}{after}", encoding="utf-8")
+    write_between(PAGE, MARKS, table())
 
 
 if __name__ == "__main__":
