@@ -21,7 +21,7 @@ from fastgen.streaming import ArrayFile, compact
 from tests.refusals import names, refused
 from tests.small import SCHEDULE, TinyNet, checkpoint
 
-from .test_streams import MANY, PLACES, CutError, contents, cut_after, raises_cut
+from .test_streams import MANY, PLACES, CutError, contents, cut_after, overwritten_in_part, raises_cut
 
 
 def engine_of(net: nn.Module, **options: Any) -> DiffusionEngine:
@@ -280,11 +280,7 @@ def test_numbers_that_were_lost_are_drawn_again(
 
 def test_an_older_file_never_lies_beside_a_newer_record(engine: DiffusionEngine, tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
-    engine.sample_to(path, **{**MANY, "steps": 3})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastgen.streaming.arrays.replace_by", raises_cut)
-        with pytest.raises(CutError):
-            engine.sample_to(path, **MANY, overwrite=True)
+    overwritten_in_part(engine, path)
     shutil.rmtree(tmp_path / ".a.npy.part")
     assert engine.sample_to(path, **MANY).drawn == 11
     assert np.array_equal(values_of(path), engine.sample(**MANY).numpy())

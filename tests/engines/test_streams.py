@@ -141,16 +141,21 @@ def test_cut_short_while_the_work_is_removed(engine: DiffusionEngine, place: str
     assert contents(cut) == contents(whole)
 
 
-def test_numbers_of_another_request_are_not_taken_for_those_asked_for(
-    engine: DiffusionEngine, tmp_path: Path
-) -> None:
-    """Cut short when the record of the new ones is beside the file, and in the file are the old ones still."""
-    path = tmp_path / "a.npy"
+def overwritten_in_part(engine: DiffusionEngine, path: Path) -> None:
+    """Another request's .npy file, and the attempt to overwrite it, cut short before the numbers get their name."""
     engine.sample_to(path, **{**MANY, "steps": 3})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastgen.streaming.arrays.replace_by", raises_cut)
         with pytest.raises(CutError):
             engine.sample_to(path, **MANY, overwrite=True)
+
+
+def test_numbers_of_another_request_are_not_taken_for_those_asked_for(
+    engine: DiffusionEngine, tmp_path: Path
+) -> None:
+    """Cut short when the record of the new ones is beside the file, and in the file are the old ones still."""
+    path = tmp_path / "a.npy"
+    overwritten_in_part(engine, path)
     assert engine.sample_to(path, **MANY).drawn == 0
     assert np.array_equal(np.load(path), engine.sample(**MANY).numpy())
 
