@@ -84,7 +84,7 @@ def open_bin(path: Path) -> tuple[list[tuple[str, Opened]], list[str]]:
     try:
         # Files of torch before 1.6 are no zip archives and cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-    except Exception as error:  # of what is no pickle the unpickler raises whatever it stumbles over
+    except Exception as error:  # the unpickler raises any type of error for a file that is no pickle
         raise _refusal(path, error) from error
     opened = [
         (keys, ({n: tuple(t.shape) for n, t in d.items()}, d.__getitem__, {n: t.dtype for n, t in d.items()}))

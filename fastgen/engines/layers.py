@@ -157,7 +157,7 @@ def _exactly(value: Any) -> Any:
 def _products(module: nn.Module, call: Call) -> float:
     """Relative error of a layer's products beyond float32's, by what PyTorch allows itself."""
     if not call.output.is_cuda:
-        # PyTorch adds a linear layer's bias to its rounded product where the input lies in pieces.
+        # PyTorch adds a linear layer's bias to its rounded product where the input is not contiguous.
         apart = (
             isinstance(module, nn.Linear) and module.bias is not None and not call.inputs[0].is_contiguous()
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import cast
 
 import torch
@@ -247,7 +246,7 @@ def support(flow: Flow) -> tuple[float, float] | None:
         return found is not None and bool(found.any())
 
     bounds = []
-    number = partial(torch.tensor, dtype=torch.float32, device="cpu")
+    number = functools.partial(torch.tensor, dtype=torch.float32, device="cpu")
     for beyond in (number(-math.inf), number(math.inf)):
         if not outside(beyond):
             return None
