@@ -92,7 +92,7 @@ class UNetGenerator(nn.Module):
 
     def forward(self, x: Tensor, kept: Tensor | None = None, norm_mode: str = "instance") -> Tensor:
         """kept: bool [B, dropout_count(H, W)] or None, see :class:`~fastgen.models.translate.layers.Masks`;
-        norm_mode: see :func:`~fastgen.models.translate.layers.normalise`. Both are for evaluation mode."""
+        norm_mode: see :class:`~fastgen.models.translate.layers.BatchNorm`. Both are for evaluation mode."""
         check_norm_mode(norm_mode)
         check_kept(kept, x.shape[0], self.dropout_count(*x.shape[2:]))
         masks, skips = Masks(kept), []
