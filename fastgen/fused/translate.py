@@ -174,20 +174,29 @@ class FusedConvNorm(nn.Module):
 
     def __init__(self, block: ConvNorm, slope: float, running: bool, patches: bool = False) -> None:
         super().__init__()
+        self.conv: nn.Module | None
+        self.norm: nn.Module | None
         conv, norm = block.conv, block.norm
-        self.slope = slope
+        self.slope, self.norm = slope, None
         if isinstance(norm, BatchNorm) and running:
-            conv, norm = merged(conv, norm), nn.Identity()  # type: ignore[assignment]
-        self.norm = None if isinstance(norm, nn.Identity) else FusedNormed(norm, slope)  # type: ignore[arg-type]
-        if patches and conv.weight.device.type != "cpu":
-            self.conv: nn.Module = FusedPatches(conv, 1.0 if self.norm else slope)
-            self.slope = 1.0
-        else:
-            self.conv = convolution(conv)
+            # Under this name it is judged: it makes what the norm makes.
+            self.conv, self.norm = None, self._fast(merged(conv, norm), slope, patches)  # type: ignore[arg-type]
+            return
+        if not isinstance(norm, nn.Identity):
+            self.norm, slope, self.slope = FusedNormed(norm, slope), 1.0, 1.0  # type: ignore[arg-type]
+        self.conv = self._fast(conv, slope, patches)
+
+    def _fast(self, conv: nn.Module, slope: float, patches: bool) -> nn.Module:
+        if not patches or next(conv.parameters()).device.type == "cpu":
+            return convolution(conv)
+        self.slope = 1.0
+        return FusedPatches(conv, slope)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        return activated(x, self.slope) if self.norm is None else self.norm(x)
+        for step in (self.conv, self.norm):
+            if step is not None:
+                x = step(x)
+        return activated(x, self.slope)
 
 
 class FusedUNetGenerator(nn.Module):

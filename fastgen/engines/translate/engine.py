@@ -16,6 +16,7 @@ from ...config import shown
 from ...errors import ConfigError
 from ...fused.translate import fast
 from ...images import PICTURES, Range, to_output
+from ...runtime.capture import plainly
 from ..arguments import as_index, sample_seeds
 from ..base import Engine
 from ..finished import finite
@@ -173,8 +174,8 @@ class TranslateEngine(Engine):
     ) -> Best:
         """`n` translations of each image with dropout, of the seeds from `seed` on, ranked by the discriminator.
 
-        Image k has the seeds seed + k n, ..., seed + k n + n - 1. norm_mode: "instance" or "running". Raises ConfigError
-        where the generator has no dropout, or the model no discriminator.
+        Image k has the seeds seed + k n, ..., seed + k n + n - 1. norm_mode: "instance" or "running". Raises
+        ConfigError where the generator has no dropout, or the model no discriminator.
         """
         to_output(None, output_type)
         count = as_index(n)
@@ -329,10 +330,10 @@ class TranslateEngine(Engine):
                 return self.batches(f"{name} {mode}", verb.fast, *tensors)[0]
             return self._together(verb, *tensors)
 
+    @plainly
     def _together(self, verb: Verb, *tensors: Tensor) -> Tensor:
         """By the reference network, in one batch, uncaptured: a capture works on a batch of another size."""
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return verb.plain(self.networks, *tensors)[0].float()
+        return verb.plain(self.networks, *tensors)[0].float()
 
     def _check_together(self, images: list[Tensor], size: Any, name: str) -> None:
         """Raise ConfigError where `images` cannot be one batch."""

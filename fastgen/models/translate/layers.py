@@ -79,9 +79,9 @@ class Masks:
         return x * kept * (1 / (1 - RATE))
 
 
-def check_kept(kept: Tensor | None, batch: int, count: int) -> None:
-    """ConfigError unless masks are None or bool [batch, count]."""
-    if kept is not None and (kept.dtype != torch.bool or kept.shape != (batch, count)):
+def check_kept(kept: Tensor, batch: int, count: int) -> None:
+    """ConfigError unless masks are bool [batch, count]."""
+    if kept.dtype != torch.bool or kept.shape != (batch, count):
         raise ConfigError(
             f"expected bool [{batch}, {count}], got {kept.dtype} {list(kept.shape)}", argument="kept"
         )
