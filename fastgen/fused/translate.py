@@ -116,6 +116,11 @@ def activated(x: Tensor, slope: float) -> Tensor:
     return x.relu_() if slope == 0 else F.leaky_relu_(x, slope)
 
 
+def on_cpu(module: nn.Module) -> bool:
+    """Whether its weights are."""
+    return next(module.parameters()).device.type == "cpu"
+
+
 def convolution(conv: nn.Module) -> nn.Module:
     """The fast form of a convolution here, or itself."""
     if isinstance(conv, nn.ConvTranspose2d):
@@ -187,7 +192,7 @@ class FusedConvNorm(nn.Module):
         self.conv = self._fast(conv, slope, patches)
 
     def _fast(self, conv: nn.Module, slope: float, patches: bool) -> nn.Module:
-        if not patches or next(conv.parameters()).device.type == "cpu":
+        if not patches or on_cpu(conv):
             return convolution(conv)
         self.slope = 1.0
         return FusedPatches(conv, slope)  # type: ignore[arg-type]

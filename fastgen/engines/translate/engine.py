@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,12 @@ from ...runtime.capture import plainly
 from ..arguments import as_index, sample_seeds
 from ..base import Engine
 from ..finished import finite
+from ..layers import Name
 from ..verb import Verb
 from .images import by_size, checked, padded_side
 from .settings import TranslateSettings, check_mode
 from .verbs import generator_verbs, score_verb
+from .verification import rounding_off
 
 PARTS = ("generator", "discriminator")
 MAX_TRIES = 10_000  # of `best_of`, for an image
@@ -228,6 +231,12 @@ class TranslateEngine(Engine):
     def running(self) -> dict[str, nn.Module]:
         """See ``Engine``."""
         return {part: self._fast.get((part, self.norm_mode)) or net for part, net in self.networks.items()}
+
+    def rounding_off(
+        self, networks: nn.ModuleDict, known: Mapping[Name, Tensor | None], generator: torch.Generator
+    ) -> AbstractContextManager[None]:
+        """See ``Engine``."""
+        return rounding_off(networks, known, self.dtype, self.norm_mode, generator)
 
     def _verbs_of(self, norm_mode: str) -> dict[str, Verb]:
         made: dict[str, Verb] = {}
