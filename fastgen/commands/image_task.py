@@ -133,12 +133,13 @@ def _sources(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
             below = sorted(path.rglob("*"))
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror or error}", argument=path) from error
+        own = out.resolve() if path.resolve() in out.resolve().parents else None  # of earlier results
         images = [
             file
             for file in below
             if file.suffix.lower() in SUFFIXES
             and not any(part.startswith((".", "__")) for part in file.relative_to(path).parts)
-            and out.resolve() not in file.resolve().parents
+            and (own is None or own not in file.resolve().parents)
             and not file.is_dir()
         ]
         if not images:
