@@ -201,9 +201,9 @@ def read_resnet(tensors: Tensors, options: Pix2pixOptions, report: Report) -> Ne
     at = _Layout(tensors, report)
     layers: dict[int, set[str]] = {}
     for name in tensors.shapes:
-        number, _, rest = name.removeprefix("model.").partition(".")
-        if name.startswith("model.") and number.isdigit():
-            layers.setdefault(int(number), set()).add(rest)
+        digits, _, rest = name.removeprefix("model.").partition(".")
+        if name.startswith("model.") and digits.isdigit():
+            layers.setdefault(int(digits), set()).add(rest)
     blocks = [n for n in sorted(layers) if any(name.startswith("conv_block.") for name in layers[n])]
     convs = [n for n in sorted(layers) if len(tensors.shapes.get(f"model.{n}.weight", ())) == 4]
     before, behind = [n for n in convs if n < blocks[0]], [n for n in convs if n > blocks[-1]]
@@ -248,6 +248,7 @@ def _blocks(at: _Layout, blocks: list[int], norm: str) -> tuple[str | None, bool
     """Take residual blocks [(pad,) conv, norm, relu, (dropout,) (pad,) conv, norm]: (padding if known, dropout)."""
     first = f"model.{blocks[0]}.conv_block"
     found = [n for n in range(8) if len(at.tensors.shapes.get(f"{first}.{n}.weight", ())) == 4]
+    known: dict[tuple[int, ...], tuple[str | None, bool]]
     known = {(1, 5): (None, False), (1, 6): (None, True), (0, 3): ("zero", False), (0, 4): ("zero", True)}
     if tuple(found) not in known:
         raise ConfigError(f"{first} has convolutions at {found}; supported: {SUPPORTED}", argument=at.where)

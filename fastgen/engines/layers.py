@@ -217,11 +217,11 @@ def _allowed(
     if isinstance(module, (Normed, nn.InstanceNorm2d, BatchNorm)):
         return _of_images(module, inputs, named, exact, dtype)
     if isinstance(module, nn.ConvTranspose2d):
-        twin = copy.deepcopy(module)
-        for parameter in twin.parameters():
+        sizes = copy.deepcopy(module)
+        for parameter in sizes.parameters():
             parameter.data.abs_()
         relative = summed(module.weight[:, 0].numel() + 2) + products
-        return rounded + relative * twin(inputs[0].abs())
+        return rounded + relative * sizes(inputs[0].abs())
     if isinstance(module, (nn.Conv2d, nn.Linear, Upsample)):
         # A sum of products, and perhaps of something more: on absolute values, as all of it is linear.
         twin = copy.deepcopy(module)
