@@ -346,7 +346,7 @@ class FusedDiscriminator(nn.Module):
             FusedConvNorm(block, SLOPE, running, isinstance(network, PatchDiscriminator))  # type: ignore[arg-type]
             for block in network.layers
         )
-        self.head = FusedScore(network.head)
+        self.score = FusedScore(network.head)
 
     def widest(self, height: int, width: int) -> int:
         """Elements of the largest tensor on the way, of an image."""
@@ -362,7 +362,7 @@ class FusedDiscriminator(nn.Module):
         hidden = images[0] if len(images) == 1 else torch.cat(images, dim=1)
         for layer in self.layers:
             hidden = layer(hidden)
-        score: Tensor = self.head(hidden)
+        score: Tensor = self.score(hidden)
         return score
 
 
