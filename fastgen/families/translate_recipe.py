@@ -91,7 +91,9 @@ class TranslateRecipe(Recipe):
         }
         names = ("gan_loss", "l1_weight", "jitter")
         objective = from_dict(TranslationConfig, {n: chosen[n] for n in names if n in chosen}, "train")
-        return Spec("translate", parts, {}, {**provenance, "objective": to_dict(objective)})
+        # What a batch norm saw in training: single images, or batches, whose statistics it has averaged.
+        settings = {"norm_mode": "instance" if config.batch_size == 1 else "running"}
+        return Spec("translate", parts, settings, {**provenance, "objective": to_dict(objective)})
 
     def auxiliary(self, args: argparse.Namespace, dataset: Dataset, config: RunConfig) -> dict[str, Part]:
         """See ``Recipe``: the pool."""
