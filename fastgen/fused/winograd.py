@@ -48,26 +48,26 @@ def gains(x: Tensor) -> bool:
 class Winograd:
     """A convolution's filters, transformed once, and the convolution by them."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """weight: float32 [O, C, 3, 3]. bias: [O]."""
+    def __init__(self, weight: Tensor, bias: Tensor | None, padding: str = "zeros") -> None:
+        """weight: float32 [O, C, 3, 3]. bias: [O]. padding: by which one pixel goes around images, as of Conv2d."""
         a, g, b = matrices()
         filters = torch.einsum("ij,ocjk,lk->ilco", g, weight.detach().double(), g)
         self.filters = filters.flatten(0, 1).to(weight.dtype).contiguous()
-        self.bias = None if bias is None else bias.detach()
+        self.bias, self.padding = None if bias is None else bias.detach(), padding
         self.before, self.after = (torch.kron(m, m).to(weight.dtype) for m in (b, a))
 
     def magnitudes(self) -> Winograd:
         """The same of absolute values, which makes of |x| what the sums of products cannot exceed on their way."""
         made = Winograd.__new__(Winograd)
         made.filters, made.before, made.after = self.filters.abs(), self.before.abs(), self.after.abs()
-        made.bias = None if self.bias is None else self.bias.abs()
+        made.bias, made.padding = None if self.bias is None else self.bias.abs(), self.padding
         return made
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W] with H and W multiples of 4. Returns [B, O, H, W], channels-last."""
         batch, channels, height, width = x.shape
         down, along, made = height // OUT, width // OUT, self.filters.shape[2]
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
+        padded = self._padded(x)
         y = x.new_empty(batch, height, width, made)
         rows = max(PART // (IN * IN * along * max(channels, made)), -(-ENOUGH // along))
         samples, rows = max(rows // down, 1), min(rows, down)
@@ -77,6 +77,13 @@ class Winograd:
                 target = y[sample : sample + samples, OUT * row : OUT * (row + rows)]
                 self._part(some, target.unflatten(2, (along, OUT)).unflatten(1, (-1, OUT)))
         return y.permute(0, 3, 1, 2)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """[B, H + 2, W + 2, C]."""
+        if self.padding == "zeros":
+            return F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
+        y = F.pad(x, (1, 1, 1, 1), mode=self.padding)
+        return y.permute(0, 2, 3, 1).contiguous()
 
     def _part(self, padded: Tensor, y: Tensor) -> None:
         """padded: [B, 4 rows + 2 or more, 4 columns + 2, C]; y: [B, rows, 4, columns, 4, O], to be written."""
