@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,6 @@ from ...images import PICTURES, Range, to_output
 from ...runtime.capture import plainly
 from ..arguments import as_index, sample_seeds
 from ..base import Engine
-from ..finished import finite
 from ..layers import Name
 from ..verb import Verb
 from .images import by_size, checked, padded_side
@@ -30,20 +29,20 @@ from .verification import rounding_off
 
 PARTS = ("generator", "discriminator")
 MAX_TRIES = 10_000  # of `best_of`, for an image
-FAILED = "image {i} is not finite (NaN or infinite) once translated"
 
 
 @dataclass(frozen=True)
 class Best:
-    """What `best_of` found, the best first.
+    """What `best_of` found.
 
-    images: of each input image [n, C, H, W], as `translate` returns them. seeds: their seeds, by image. scores: float32
-    [n] by image, on the CPU: the discriminator's mean logits, higher where it takes an image for a real one.
+    images: the best translation of each image, as `translate` returns them. seeds: of each image all that were tried,
+    the best first; `translate` makes the others again. scores: float32 [images, tries] on the CPU, in that order: the
+    discriminator's mean logits, higher where it takes a translation for a real image.
     """
 
-    images: list[Any]
+    images: Any
     seeds: list[list[int]]
-    scores: list[Tensor]
+    scores: Tensor
 
 
 class TranslateEngine(Engine):
@@ -98,6 +97,11 @@ class TranslateEngine(Engine):
         return PICTURES
 
     @property
+    def in_channels(self) -> int:
+        """Of the images that `translate` takes. Raises ConfigError for a model without a generator."""
+        return int(self._generator().config.in_channels)
+
+    @property
     def has_dropout(self) -> bool:
         """Whether the generator has dropout layers, so that seeds make a difference."""
         return "generator" in self.networks and bool(self._generator().config.dropout)
@@ -115,9 +119,9 @@ class TranslateEngine(Engine):
         """What the generator makes of `images`: float32 [n, C, H, W] on the engine's device, or a list of [C, H, W].
 
         images: see ``TranslateEngine``. Results have their sizes, and are a list where they were.
-        seed: of dropout: image k has seed + k, in [0, 2^64); seeds: one per image. Neither: seeds from the system's
-            entropy. An image's masks depend on its seed and size, not on the images beside it.
-        dropout: masks by seeds (True), or none; by default as the settings say, and True where seeds are given.
+        seed: of dropout, where it is on: image k has seed + k, in [0, 2^64); seeds: one per image. Neither: seeds from
+            the system's entropy. An image's masks depend on its seed and size, not on the images beside it.
+        dropout: masks by seeds (True), or none (False); None: as the settings say.
         norm_mode: "instance", "running", or "batch": the statistics of all `images` together, as the original project's
             test script has them for its batch, by the reference network in plain PyTorch.
         output_type: "pt"; "np", [n, H, W, C] in [0, 1], or "pil": of a list, lists.
@@ -125,22 +129,12 @@ class TranslateEngine(Engine):
         Raises ConfigError (a ValueError) that names the argument, ArgumentError (a TypeError) for both seed and seeds.
         """
         to_output(None, output_type)
-        generator = self._generator()
-        given, listed = checked("images", images, generator.config.in_channels)
+        given, listed = checked("images", images, self.in_channels)
         mode = self.norm_mode if norm_mode is None else check_mode(norm_mode)
         numbers = self._seeds(len(given), seed, seeds, dropout)
         made = self._translate(given, numbers, mode)
-        if not bool(torch.stack([finite(image[None])[0] for image in made]).all()):
-            i = next(i for i, image in enumerate(made) if not bool(image.isfinite().all()))
-            raise ConfigError(
-                f"{FAILED.format(i=i)}: are its values finite, and in [-1, 1]? engine.verify() looks at the network",
-                argument="images",
-            )
-        if not listed:
-            return to_output(torch.stack(made), output_type)
-        if output_type == "pt":
-            return made
-        return [to_output(image[None], output_type)[0] for image in made]
+        check_finite(made)
+        return _as_given(made, listed, output_type)
 
     def score(
         self,
@@ -175,16 +169,17 @@ class TranslateEngine(Engine):
         norm_mode: str | None = None,
         output_type: str = "pt",
     ) -> Best:
-        """`n` translations of each image with dropout, of the seeds from `seed` on, ranked by the discriminator.
+        """Of `n` translations of each image with dropout the one that the discriminator finds most real.
 
-        Image k has the seeds seed + k n, ..., seed + k n + n - 1. norm_mode: "instance" or "running". Raises
-        ConfigError where the generator has no dropout, or the model no discriminator.
+        Every image tries the seeds seed, seed + 1, ..., seed + n - 1; without `seed` some from the system's entropy.
+        norm_mode: "instance" or "running". Raises ConfigError where the generator has no dropout, or the model no
+        discriminator.
         """
         to_output(None, output_type)
         count = as_index(n)
         if type(count) is not int or not 1 <= count <= MAX_TRIES:
             raise ConfigError(f"expected an int from 1 to {MAX_TRIES}, got {shown(n)}", argument="n")
-        if not self.has_dropout:
+        if not bool(self._generator().config.dropout):
             raise ConfigError(
                 "its generator has no dropout: all translations of an image are the same",
                 argument="generator",
@@ -193,18 +188,19 @@ class TranslateEngine(Engine):
         if mode == "batch":
             raise ConfigError("expected instance or running: tries are independent", argument="norm_mode")
         sees_x = bool(self._part("discriminator").config.in_channels)
-        given, _ = checked("images", images, self._generator().config.in_channels)
-        numbers = sample_seeds(len(given) * count, seed, None)
-        best = Best([], [], [])
-        for k, image in enumerate(given):
-            own = numbers[k * count : (k + 1) * count]
-            made = self._translate([image] * count, own, mode)
-            scores = torch.stack(self._score([[image] * count, made] if sees_x else [made], mode)).cpu()
-            order = scores.argsort(descending=True, stable=True).tolist()
-            best.images.append(to_output(torch.stack([made[i] for i in order]), output_type))
-            best.seeds.append([own[i] for i in order])
-            best.scores.append(scores[order])
-        return best
+        given, listed = checked("images", images, self.in_channels)
+        numbers = sample_seeds(count, seed, None)
+        best, seeds, scores = [], [], []
+        for i, image in enumerate(given):
+            tries = [image] * count
+            made = self._translate(tries, numbers, mode)
+            check_finite(made, lambda _, i=i: i)  # type: ignore[misc]
+            score = torch.stack(self._score([tries, made] if sees_x else [made], mode)).cpu()
+            order = score.argsort(descending=True, stable=True)
+            best.append(made[int(order[0])])
+            seeds.append([numbers[k] for k in order.tolist()])
+            scores.append(score[order])
+        return Best(_as_given(best, listed, output_type), seeds, torch.stack(scores))
 
     def verbs(self) -> dict[str, Verb]:
         """translate, translate_dropout where the generator has dropout, and score: of the parts that there are."""
@@ -283,19 +279,11 @@ class TranslateEngine(Engine):
 
     def _seeds(self, count: int, seed: Any, seeds: Any, dropout: Any) -> tuple[int, ...] | None:
         """One per image, or None for no dropout. Raises ConfigError or ArgumentError."""
-        asked = seed is not None or seeds is not None
-        if not _flag("dropout", dropout, self.has_dropout and (self.dropout or asked)):
-            if asked and dropout is False:
-                raise ConfigError("is False, and seeds are of dropout alone", argument="dropout")
-            if asked:
-                raise ConfigError(
-                    "its generator has no dropout, and nothing else is random",
-                    argument="seeds" if seed is None else "seed",
-                )
-            return None
-        if not self.has_dropout:
+        wanted = _flag("dropout", dropout, self.dropout and self.has_dropout)
+        if dropout and not self.has_dropout:
             raise ConfigError("its generator has no dropout layers", argument="dropout")
-        return sample_seeds(count, seed, seeds)
+        numbers = sample_seeds(count, seed, seeds)
+        return numbers if wanted else None
 
     def _translate(self, images: list[Tensor], seeds: tuple[int, ...] | None, mode: str) -> list[Tensor]:
         """Each in its own size. Raises ConfigError."""
@@ -356,6 +344,24 @@ class TranslateEngine(Engine):
             raise ConfigError(
                 "images of unlike sizes are not one batch, whose statistics were asked for", argument=name
             )
+
+
+def check_finite(images: list[Tensor], number: Callable[[int], int] = int) -> None:
+    """Raise ConfigError that names an image whose translation is not finite. number: of the input, by the result."""
+    flags = torch.stack([image.isfinite().all() for image in images])
+    if not bool(flags.all()):  # the one wait for the device
+        raise ConfigError(
+            f"image {number(int(flags.long().argmin()))} is not finite (NaN or infinite) once translated: are its "
+            "values finite, and in [-1, 1]? engine.verify() looks at the network",
+            argument="images",
+        )
+
+
+def _as_given(images: list[Tensor], listed: bool, output_type: str) -> Any:
+    """As `translate` returns them."""
+    if not listed:
+        return to_output(torch.stack(images), output_type)
+    return images if output_type == "pt" else [to_output(image[None], output_type)[0] for image in images]
 
 
 def _flag(name: str, value: Any, default: bool) -> bool:
