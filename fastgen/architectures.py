@@ -62,7 +62,9 @@ class _Listed(Architecture):
 
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "adain": _Listed("style.adain", "AdaINTransfer", "STYLE"),
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
+    "microast": _Listed("style.microast", "MicroAST", "STYLE"),
     "nice": _Listed("flow.nice", "NICE", "FLOW"),
     "realnvp": _Listed("flow.realnvp", "RealNVP", "FLOW"),
     "unet": _Listed("unet", "UNet", "DENOISER"),
