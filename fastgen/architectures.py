@@ -35,11 +35,11 @@ class Architecture:
 class _Listed(Architecture):
     """A network `name` and its config `nameConfig` in a module of ``fastgen.models``, which is imported when used.
 
-    exports: a name in ``fastgen.exports``.
+    exports: a name in ``fastgen.exports``; no_export: why there is none.
     """
 
-    def __init__(self, module: str, name: str, exports: str) -> None:
-        self.__dict__.update(place=(module, name), forms=exports)
+    def __init__(self, module: str, name: str, exports: str = "", no_export: str = "") -> None:
+        self.__dict__.update(place=(module, name), forms=exports, no_export=no_export)
 
     def _get(self, suffix: str) -> Any:
         module, name = self.__dict__["place"]
@@ -57,6 +57,8 @@ class _Listed(Architecture):
 
     @cached_property
     def exports(self) -> tuple[ExportForm, ...]:
+        if not self.__dict__["forms"]:
+            return ()
         forms = getattr(import_module(".exports", __package__), self.__dict__["forms"])
         return forms if isinstance(forms, tuple) else (forms,)
 
@@ -65,9 +67,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "adain": _Listed("style.adain", "AdaINTransfer", "STYLE"),
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
     "microast": _Listed("style.microast", "MicroAST", "STYLE"),
+    "image_pool": _Listed("translate.pool", "ImagePool", no_export="it is part of training alone"),
     "nice": _Listed("flow.nice", "NICE", "FLOW"),
+    "patch_discriminator": _Listed("translate.discriminators", "PatchDiscriminator", "DISCRIMINATOR"),
+    "pixel_discriminator": _Listed("translate.discriminators", "PixelDiscriminator", "DISCRIMINATOR"),
     "realnvp": _Listed("flow.realnvp", "RealNVP", "FLOW"),
+    "resnet_generator": _Listed("translate.resnet", "ResNetGenerator", "GENERATOR"),
     "unet": _Listed("unet", "UNet", "DENOISER"),
+    "unet_generator": _Listed("translate.unet", "UNetGenerator", "GENERATOR"),
     "vector_flow": _Listed("flow.vector", "VectorFlow", "FLOW"),
 }
 

@@ -23,6 +23,7 @@ LAYERS = [
         "fastgen.runtime",
         "fastgen.streaming",
         "fastgen.training",
+        "fastgen.image_files",
         "fastgen.images",
     },
     {"fastgen.architectures", "fastgen.engines", "fastgen.onnx_runtime", "fastgen.zoo"},

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 RUN_OPTIONS = {  # flags that set a field of RunConfig: (type, help)
     "steps": (int, "optimiser steps"),
     "batch_size": (int, "samples per step"),
-    "lr": (float, "peak learning rate (AdamW, linear warm-up, cosine decay)"),
+    "lr": (float, "peak learning rate (AdamW, linear warm-up, then --decay)"),
     "warmup": (int, "steps of warm-up"),
+    "decay": (str, "cosine, or linear: constant for half of the run, then down to 0"),
     "weight_decay": (float, "AdamW's decoupled decay; of flows 0 unless given"),
     "grad_clip": (float, "largest gradient norm, 0 = none"),
     "ema_decay": (float, "decay of the averaged weights, which are what is saved"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SHOWN = 5  # names of images in a message
+ENDING = re.compile(r"(?<=[^/])[_-][A-Za-z]+$")  # of a name: what tells the folders of pairs apart
 
 
 class ImageFolder:
@@ -122,7 +124,8 @@ class ImageFolder:
 class PairedFolders(ImageFolder):
     """Pairs: an image of `folder` and the image of `targets` that has the same path there, whatever its suffix.
 
-    Both images of a pair have the same size, so that they are cropped alike. Raises DataError for names without a
+    An ending that all names of a folder have, as "1_A" and "1_B", is no part of the name. Both images of a pair have
+    the same size, so that they are cropped alike. Raises DataError for names without a
     partner, and in `batch` for a pair of unequal sizes.
     """
 
@@ -133,7 +136,10 @@ class PairedFolders(ImageFolder):
     ) -> None:
         """options: those of ``ImageFolder``."""
         files = images_in(folder)
-        names, found = _by_name(folder, files), _by_name(targets, images_in(targets))
+        names, found = (
+            _without_ending(_by_name(root, images))
+            for root, images in ((folder, files), (targets, images_in(targets)))
+        )
         for one, other, where in ((names, found, targets), (found, names, folder)):
             if alone := sorted(set(one) - set(other)):
                 raise DataError(
@@ -220,6 +226,15 @@ def _by_name(folder: Path, files: list[Path]) -> dict[str, Path]:
             )
         found[name] = path
     return found
+
+
+def _without_ending(found: dict[str, Path]) -> dict[str, Path]:
+    """`found` without the ending, from an underscore or a hyphen on, that all of its names have."""
+    endings = {match[0] if (match := ENDING.search(name)) else "" for name in found}
+    if len(endings) > 1:
+        return found
+    ending = endings.pop()
+    return {name.removesuffix(ending): path for name, path in found.items()}
 
 
 def _is_image(path: Path) -> bool:

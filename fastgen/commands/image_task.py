@@ -1,0 +1,371 @@
+"""What commands that make an image of an image share: files and folders, what is done already, errors of single files.
+
+``fastgen translate | stylize | upscale INPUT... -o OUT``: OUT is a file for one INPUT, or a folder. A file that cannot
+be read or written is reported and the others are done; the exit code is 1 then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import parse_json
+from ..errors import ConfigError, DataError, FastgenError, WriteError
+from ..files import check_writable, held, make_folder, read_ordinary, remove_leftovers, write_atomic
+from .arguments import counted, positive
+from .outputs import add_reporting, check_free
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..image_files import ImageFile
+
+RECORD = ".fastgen.json"  # in a folder: what its images were made by
+MAX_RECORD = 1 << 20
+SHEET_PAIRS = 16
+SHEET_CELL = 256  # pixels a side
+
+Work = Callable[[list["ImageFile"]], "Sequence[Tensor]"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to make: of `source` the file `target`."""
+
+    source: Path
+    target: Path
+
+
+@dataclass
+class Outcome:
+    """What became of the tasks: `done` now, `skipped` because they were done before, `failed` with the reason."""
+
+    done: list[Task] = field(default_factory=list)
+    skipped: list[Task] = field(default_factory=list)
+    failed: list[tuple[Task, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def add_image_files(parser: argparse.ArgumentParser, *, batch: int = 1) -> None:
+    """The arguments that say which images become which files. batch: the default of --batch."""
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image files, folders of them")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        help="a file (.png, .jpg, .webp, .tif) for one image, or a folder",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("png", "jpg", "webp", "tif"),
+        help="of files in a folder (default: each as its input, .png for what is not written)",
+    )
+    parser.add_argument("--batch", type=positive, default=batch, help=f"images at a time (default {batch})")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE", help=f"also a sheet of the first {SHEET_PAIRS}: before, after"
+    )
+    add_reporting(parser)
+
+
+def plan(args: argparse.Namespace) -> list[Task]:
+    """What is to be made, in order. Raises ConfigError or DataError where names do not say that, before any work."""
+    from ..image_files import WRITTEN, written_format
+
+    out: Path = args.out
+    single = len(args.inputs) == 1 and not args.inputs[0].is_dir() and not out.is_dir() and bool(out.suffix)
+    if single:
+        if args.format is not None:
+            raise ConfigError(
+                "belongs to a folder; the name of a single file says its format", argument="--format"
+            )
+        written_format(out)
+        tasks = [Task(args.inputs[0], out)]
+        check_free([out], args.overwrite)
+    else:
+        if out.suffix.lower() in WRITTEN and not out.is_dir():
+            raise ConfigError("is a single file; several images need a folder", argument="--out")
+        tasks = [
+            Task(source, out / _named(name, args.format, WRITTEN))
+            for source, name in _sources(args.inputs, out)
+        ]
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {out.absolute().parent}", argument="--out")
+    if out.exists() and not single and not out.is_dir():
+        raise ConfigError("is a file; give a folder", argument="--out")
+    if args.sheet is not None:
+        written_format(args.sheet)
+        check_free([args.sheet], args.overwrite)
+        check_writable(args.sheet.absolute().parent)
+    made: dict[Path, Path] = {}
+    for task in tasks:
+        if task.source.exists() and task.target.exists() and os.path.samefile(task.source, task.target):
+            raise ConfigError(
+                "would be replaced by its own result; choose another --out", argument=task.source
+            )
+        if task.target in made:
+            raise ConfigError(
+                f"{made[task.target]} and {task.source} would both become {task.target}; give them one by one, or "
+                "another --format",
+                argument="--out",
+            )
+        made[task.target] = task.source
+    return tasks
+
+
+def _sources(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
+    """Every image, with its name below the output folder. What lies in that folder itself is left out."""
+    from ..image_files import SUFFIXES
+
+    for path in inputs:
+        if not path.is_dir():
+            yield path, Path(path.name)
+            continue
+        try:
+            below = sorted(path.rglob("*"))
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror or error}", argument=path) from error
+        images = [
+            file
+            for file in below
+            if file.suffix.lower() in SUFFIXES
+            and not any(part.startswith((".", "__")) for part in file.relative_to(path).parts)
+            and out.resolve() not in file.resolve().parents
+            and not file.is_dir()
+        ]
+        if not images:
+            raise DataError(f"no images ({', '.join(sorted(SUFFIXES))}) in it", argument=path)
+        yield from ((file, file.relative_to(path)) for file in images)
+
+
+def _named(name: Path, form: str | None, written: Mapping[str, str]) -> Path:
+    if form is not None:
+        return name.with_suffix(f".{form}")
+    return name if name.suffix.lower() in written else name.with_suffix(".png")
+
+
+def run_tasks(
+    args: argparse.Namespace,
+    tasks: Sequence[Task],
+    work: Work,
+    *,
+    record: Mapping[str, Any],
+    what: str,
+    device: Any,
+    channels: int = 3,
+    max_pixels: int | None = None,
+) -> int:
+    """Make the images of `tasks` by `work`, report, and return the exit code.
+
+    work: images as they were read, at most --batch -> their results in order, float [C, H, W] in [-1, 1] or uint8, on
+        any device. What it raises of FastgenError is the error of one file, told by trying them one by one.
+    record: what the results depend on, as JSON: images that a run with the same record has made are skipped, unless
+        their source is newer; a folder of another record is refused without --overwrite. what: for people, "zoo:x,
+        scale 4". channels, max_pixels: see ``read_image_file``.
+    """
+    folder = None if len(tasks) == 1 and tasks[0].target == args.out else args.out
+    with _output(args, folder, tasks, record) as done:
+        outcome = _make(args, tasks, done, work, channels, max_pixels)
+    if args.sheet is not None and (outcome.done or outcome.skipped):
+        _write_sheet(args.sheet, [*outcome.skipped, *outcome.done], tasks, channels)
+    _report(args, outcome, what, device)
+    return 1 if outcome.failed else 0
+
+
+def _make(
+    args: argparse.Namespace,
+    tasks: Sequence[Task],
+    done: Callable[[Task], bool],
+    work: Work,
+    channels: int,
+    max_pixels: int | None,
+) -> Outcome:
+    from tqdm import tqdm
+
+    outcome, begun = Outcome(), time.perf_counter()
+    bar = tqdm(total=len(tasks), unit="image", disable=args.quiet or len(tasks) == 1)
+    with bar:
+        for at in range(0, len(tasks), args.batch):
+            group = tasks[at : at + args.batch]
+            outcome.skipped += (before := [task for task in group if done(task)])
+            wanted = [task for task in group if task not in before]
+            for task, result in _group(wanted, work, channels, max_pixels):
+                if isinstance(result, FastgenError):
+                    outcome.failed.append((task, str(result)))
+                    with bar.external_write_mode(file=sys.stderr):
+                        print(f"fastgen: {_named_error(task, result)}", file=sys.stderr)
+                else:
+                    outcome.done.append(task)
+            bar.update(len(group))
+    outcome.seconds = time.perf_counter() - begun
+    return outcome
+
+
+def _group(
+    tasks: Sequence[Task], work: Work, channels: int, max_pixels: int | None
+) -> Iterator[tuple[Task, FastgenError | None]]:
+    """Read, make and write some images; each task with its error, None where there is none."""
+    from ..image_files import MAX_PIXELS, read_image_file, write_image_file
+
+    read: list[tuple[Task, ImageFile]] = []
+    for task in tasks:
+        try:
+            read.append((task, read_image_file(task.source, channels, max_pixels=max_pixels or MAX_PIXELS)))
+        except DataError as error:
+            yield task, error
+    try:
+        results = list(work([image for _, image in read])) if read else []
+    except FastgenError as error:
+        if len(read) == 1:
+            yield read[0][0], error
+            return
+        for task, _ in read:  # one by one: the others are right
+            yield from _group([task], work, channels, max_pixels)
+        return
+    for (task, image), result in zip(read, results, strict=True):
+        try:
+            make_folder(task.target.parent, parents=True)
+            write_image_file(result, task.target, image)
+        except (WriteError, ConfigError) as error:
+            yield task, error
+        else:
+            yield task, None
+
+
+@contextmanager
+def _output(
+    args: argparse.Namespace, folder: Path | None, tasks: Sequence[Task], record: Mapping[str, Any]
+) -> Iterator[Callable[[Task], bool]]:
+    """Within the block images can be written; yields whether a task was done before. Raises ConfigError, WriteError."""
+    if folder is None:
+        check_writable(args.out.absolute().parent)
+        remove_leftovers(args.out.absolute().parent, [args.out.name])
+        yield lambda task: False
+        return
+    new = not folder.exists()
+    make_folder(folder)
+    with held(folder) as alone:
+        if not alone:
+            raise ConfigError(
+                "another process writes into it; wait, or choose another folder", argument=folder
+            )
+        check_writable(folder)
+        earlier = _earlier(folder) if not new else None
+        text = json.dumps(record, sort_keys=True)
+        same = earlier is not None and json.dumps(earlier, sort_keys=True) == text
+        if not same and not args.overwrite:
+            _check_claim(folder, earlier, record, tasks)
+        for parent in {task.target.parent for task in tasks}:
+            remove_leftovers(parent, [RECORD, *(task.target.name for task in tasks)])
+        if not same:
+            write_atomic(folder / RECORD, (text + "\n").encode())
+        yield lambda task: same and not args.overwrite and _is_current(task)
+
+
+def _check_claim(
+    folder: Path, earlier: Mapping[str, Any] | None, record: Mapping[str, Any], tasks: Sequence[Task]
+) -> None:
+    """Whether a folder that other images may lie in can take these. Raises ConfigError."""
+    there = [task.target for task in tasks if os.path.lexists(task.target)]
+    if earlier is not None:
+        names = sorted(set(earlier) | set(record))
+        other = [f"{name} {earlier.get(name)!r}" for name in names if earlier.get(name) != record.get(name)]
+        raise ConfigError(
+            f"holds images made otherwise ({', '.join(other)[:200]}); choose another folder, or --overwrite",
+            argument=folder,
+        )
+    if there:
+        raise ConfigError(
+            f"holds {counted(len(there), 'file')} of these names, the first is {there[0].name}; choose another folder, "
+            "or --overwrite",
+            argument=folder,
+        )
+
+
+def _earlier(folder: Path) -> dict[str, Any] | None:
+    """The record of the images in `folder`, None where there is none. Raises ConfigError for a damaged one."""
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    text = read_ordinary(path, MAX_RECORD, ConfigError).decode(errors="replace")
+    found = parse_json(text, str(path))
+    return found if isinstance(found, dict) else {"record": found}
+
+
+def _is_current(task: Task) -> bool:
+    """Whether the result is there, and not older than its source."""
+    try:
+        return task.target.stat().st_mtime >= task.source.stat().st_mtime
+    except OSError:  # either is not there; reading says which
+        return False
+
+
+def _named_error(task: Task, error: FastgenError) -> str:
+    """An error's message with the file that it is about in front."""
+    text = str(error)
+    named = str(task.source) in text or str(task.target) in text
+    line = text if named else f"{task.source}: {text}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def _write_sheet(path: Path, made: Sequence[Task], tasks: Sequence[Task], channels: int) -> None:
+    """Before and after, side by side, of the first images, each scaled into a cell."""
+    import torch
+
+    from ..image_files import read_image_file
+    from ..images import save_grid
+
+    known = set(made)
+    pairs = [task for task in tasks if task in known][:SHEET_PAIRS]
+    files = [file for task in pairs for file in (task.source, task.target)]
+    cells = [_cell(read_image_file(file, channels, max_pixels=1 << 40)) for file in files]
+    captions = [name for task in pairs for name in (task.source.name, "")]
+    columns = 2 if len(pairs) <= 4 else 4
+    save_grid(torch.stack(cells), path, columns=columns, captions=captions)
+
+
+def _cell(image: ImageFile) -> Tensor:
+    """The image, scaled to fit a square cell, on grey."""
+    import torch
+    from torch.nn import functional as F
+
+    height, width = image.size
+    factor = SHEET_CELL / max(height, width)
+    size = max(1, round(height * factor)), max(1, round(width * factor))
+    fitted = F.interpolate(image.tensor()[None], size, mode="bilinear", antialias=True)[0]
+    top, left = (SHEET_CELL - size[0]) // 2, (SHEET_CELL - size[1]) // 2
+    cell = torch.full((len(fitted), SHEET_CELL, SHEET_CELL), -0.75, dtype=torch.float32, device="cpu")
+    cell[:, top : top + size[0], left : left + size[1]] = fitted
+    return cell
+
+
+def _report(args: argparse.Namespace, outcome: Outcome, what: str, device: Any) -> None:
+    places = [args.out, *([args.sheet] if args.sheet is not None else [])]
+    if args.json:
+        facts = {
+            "files": [str(task.target) for task in outcome.done],
+            "skipped": [str(task.target) for task in outcome.skipped],
+            "failed": [{"file": str(task.source), "reason": reason} for task, reason in outcome.failed],
+            "sheet": None if args.sheet is None else str(args.sheet),
+            "device": str(device),
+            "seconds": round(outcome.seconds, 3),
+        }
+        print(json.dumps(facts))
+        return
+    count = len(outcome.done)
+    speed = f"{outcome.seconds:.1f} s" + (f", {count / outcome.seconds:.2f} images/s" if count > 1 else "")
+    parts = [f"{counted(count, 'image')}, {what} on {device}: {speed}"]
+    if outcome.skipped:
+        parts.append(f"{len(outcome.skipped)} done before")
+    if outcome.failed:
+        names = ", ".join(str(task.source) for task, _ in outcome.failed[:5])
+        parts.append(f"{len(outcome.failed)} failed: {names}" + (", ..." if len(outcome.failed) > 5 else ""))
+    print(f"{'; '.join(parts)} -> {', '.join(map(str, places))}")
