@@ -122,9 +122,7 @@ def _only(name: str, found: list[Path], folder: Path) -> Path:
     return found[0]
 
 
-def _tensors(
-    names: Mapping[str, tuple[str, str]], pieces: Mapping[str, Tensors], folder: Path
-) -> Tensors:
+def _tensors(names: Mapping[str, tuple[str, str]], pieces: Mapping[str, Tensors], folder: Path) -> Tensors:
     for piece, theirs in names.values():
         if theirs not in pieces[piece].shapes:
             raise CheckpointError(f"{theirs} of the {piece} is missing; is the file whole?", argument=folder)

@@ -39,17 +39,21 @@ def fits(conv: nn.Conv2d) -> bool:
     )
 
 
-def gains(x: Tensor) -> bool:
-    """Whether images [B, C, H, W] divide into enough tiles; it is the same for every batch."""
+def gains(x: Tensor, any_size: bool = False) -> bool:
+    """Whether images [B, C, H, W] divide into enough tiles; it is the same for every batch.
+
+    any_size: also where what is added at two sides, to divide them, has to be cut off again.
+    """
     height, width = x.shape[2:]
-    return height % OUT == 0 == width % OUT and height * width >= TILES * OUT * OUT
+    return (any_size or height % OUT == 0 == width % OUT) and height * width >= TILES * OUT * OUT
 
 
 class Winograd:
     """A convolution's filters, transformed once, and the convolution by them."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """weight: float32 [O, C, 3, 3]. bias: [O]."""
+    def __init__(self, weight: Tensor, bias: Tensor | None, edges: str = "constant") -> None:
+        """weight: float32 [O, C, 3, 3]. bias: [O]. edges: "constant" pads zeros, "reflect" mirrors images."""
+        self.edges = edges
         a, g, b = matrices()
         filters = torch.einsum("ij,ocjk,lk->ilco", g, weight.detach().double(), g)
         self.filters = filters.flatten(0, 1).to(weight.dtype).contiguous()
@@ -59,16 +63,18 @@ class Winograd:
     def magnitudes(self) -> Winograd:
         """The same of absolute values, which makes of |x| what the sums of products cannot exceed on their way."""
         made = Winograd.__new__(Winograd)
+        made.edges = self.edges
         made.filters, made.before, made.after = self.filters.abs(), self.before.abs(), self.after.abs()
         made.bias = None if self.bias is None else self.bias.abs()
         return made
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W] with H and W multiples of 4. Returns [B, O, H, W], channels-last."""
+        """x: [B, C, H, W]. Returns [B, O, H, W], channels-last."""
         batch, channels, height, width = x.shape
-        down, along, made = height // OUT, width // OUT, self.filters.shape[2]
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
-        y = x.new_empty(batch, height, width, made)
+        down, along, made = -(-height // OUT), -(-width // OUT), self.filters.shape[2]
+        border = 1, 1 + OUT * along - width, 1, 1 + OUT * down - height
+        padded = F.pad(x, border, self.edges).permute(0, 2, 3, 1).contiguous()
+        y = x.new_empty(batch, OUT * down, OUT * along, made)
         rows = max(PART // (IN * IN * along * max(channels, made)), -(-ENOUGH // along))
         samples, rows = max(rows // down, 1), min(rows, down)
         for sample in range(0, batch, samples):
@@ -76,7 +82,8 @@ class Winograd:
                 some = padded[sample : sample + samples, OUT * row :]
                 target = y[sample : sample + samples, OUT * row : OUT * (row + rows)]
                 self._part(some, target.unflatten(2, (along, OUT)).unflatten(1, (-1, OUT)))
-        return y.permute(0, 3, 1, 2)
+        whole = y.permute(0, 3, 1, 2)[:, :, :height, :width]
+        return whole.contiguous(memory_format=torch.channels_last)  # copied only where something was cut off
 
     def _part(self, padded: Tensor, y: Tensor) -> None:
         """padded: [B, 4 rows + 2 or more, 4 columns + 2, C]; y: [B, rows, 4, columns, 4, O], to be written."""

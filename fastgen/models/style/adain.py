@@ -44,6 +44,8 @@ class AdaINTransfer(StyleNetwork):
     the training compare. A style's code is the mean and then the deviation of each channel of the last one.
     """
 
+    one_encoder = True
+
     def __init__(self, config: AdaINTransferConfig) -> None:
         super().__init__()
         self.config = config
@@ -69,11 +71,11 @@ class AdaINTransfer(StyleNetwork):
         """See ``StyleNetwork``."""
         return self.adain.statistics(style_features)
 
-    def modulate(self, features: Tensor, signals: Signals) -> Tensor:
-        """See ``StyleNetwork``. With strength 0 these are the features themselves."""
+    def modulate(self, features: Tensor, signals: Signals, alpha: float = 1.0) -> Tensor:
+        """See ``StyleNetwork``."""
         half = self.code_size // 2
         mean, std = signals.rows(0, half), signals.rows(half, 2 * half)
-        return self.adain(features, mean, std, signals.strength)
+        return self.adain(features, mean, std, alpha)
 
     def decode(self, features: Tensor) -> Tensor:
         """See ``StyleNetwork``."""

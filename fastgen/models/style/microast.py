@@ -29,11 +29,14 @@ class MicroAST(StyleNetwork):
     """Two of the style's features, at a quarter of the size, modulate the content's features and the filters.
 
     A style's code is, for each of the two: the mean and deviation of its channels, and a factor and a share of the
-    input for the filters, "weight" and "bias" of the modulator. Strength does not reach the filters: with strength 0
-    they are still the style's, as in the authors' code.
+    input for the filters, "weight" and "bias" of the modulator.
+
+    `alpha` is that of the authors' code, and their weights (which were trained with 1) make no pictures with less: the
+    content's features as they are have other means and deviations than any style's, which alone the decoder has seen. A
+    mean of the style's code and the content's own makes a weaker style.
     """
 
-    stride, minimum = 4, 5
+    stride, minimum, one_encoder = 4, 5, False
     # Of the encoder: 9x9 (4), two strided 3x3 (1, 2), two residual blocks of two 3x3 at a quarter of the size (16). The
     # decoder needs less: 13.
     reach = 23
@@ -77,13 +80,13 @@ class MicroAST(StyleNetwork):
             parts += [self.adain.statistics(x), *self.modulator(x, i)]
         return torch.cat(parts, dim=1)
 
-    def modulate(self, features: Tensor, signals: Signals) -> Tensor:
+    def modulate(self, features: Tensor, signals: Signals, alpha: float = 1.0) -> Tensor:
         """See ``StyleNetwork``. The second features' style comes first."""
         for block, start in zip(self.residual, (4, 0), strict=True):
             mean, std, weight, bias = (
                 signals.rows((start + i) * self.width, (start + i + 1) * self.width) for i in range(4)
             )
-            features = block(self.adain(features, mean, std, signals.strength), weight, bias)
+            features = block(self.adain(features, mean, std, alpha), weight, bias)
         return features
 
     def decode(self, features: Tensor) -> Tensor:
@@ -101,7 +104,7 @@ class Residual(nn.Module):
         self.conv2 = convolution(channels, channels, 3)
 
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """weight, bias: [B, C, 1, 1] or [B, C, h, w], both or none: filters times `weight`, plus `bias` of the input."""
+        """weight, bias: [B, C, 1, 1] or [B, C, h, w], or none: filters times `weight`, plus `bias` of the input."""
         if weight is None or bias is None:
             return x + self.conv2(self.relu(self.conv1(x)))
         inner = self.relu(weight * self.conv1(x) + bias * x)

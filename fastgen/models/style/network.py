@@ -14,13 +14,11 @@ class Signals:
     """The style that features [B, C, h, w] are to get.
 
     codes: [B, K, D], of K styles. mix: [B, K, h, w], the share of each style at each pixel, with sum 1; None where
-    there is one style. strength: [B, 1, 1, 1] or [B, 1, h, w] in [0, 1], None for 1: how much of the style a layer
-    takes on.
+    there is one style.
     """
 
     codes: Tensor
     mix: Tensor | None = None
-    strength: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> Tensor:
         """A part of the code, [B, stop - start, 1, 1]; where styles are mixed by pixel [B, stop - start, h, w]."""
@@ -41,7 +39,7 @@ class StyleNetwork(nn.Module):
     right and at the bottom.
 
     reach: how many pixels of the picture `features`, `style_features` and `decode` look beyond a pixel, at most.
-    code_size: D of a style's code [B, D].
+    code_size: D of a style's code [B, D]. one_encoder: whether `features` and `style_features` are the same.
     """
 
     config: Any
@@ -49,6 +47,7 @@ class StyleNetwork(nn.Module):
     minimum: int
     reach: int
     code_size: int
+    one_encoder: bool
 
     def features(self, content: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, C, h, w]."""
@@ -59,11 +58,15 @@ class StyleNetwork(nn.Module):
         raise NotImplementedError
 
     def code(self, style_features: Tensor) -> Tensor:
-        """The style as a vector, [B, D]. Codes may be averaged."""
+        """The style as a vector, [B, D].
+
+        Codes may be averaged: those of several styles, and those of a style and of the content, for a weaker style. The
+        content under its own code is the autoencoded content.
+        """
         raise NotImplementedError
 
-    def modulate(self, features: Tensor, signals: Signals) -> Tensor:
-        """Features under the style."""
+    def modulate(self, features: Tensor, signals: Signals, alpha: float = 1.0) -> Tensor:
+        """Features under the style. alpha: in [0, 1], how much of each normalisation is taken on."""
         raise NotImplementedError
 
     def decode(self, features: Tensor) -> Tensor:
@@ -75,10 +78,9 @@ class StyleNetwork(nn.Module):
         return self.code(self.style_features(style))
 
     def forward(self, content: Tensor, style: Tensor, alpha: float = 1.0) -> Tensor:
-        """content [B, 3, H, W] in the style of `style` [B, 3, H', W']: [B, 3, H, W]; alpha: in [0, 1], how much."""
-        strength = None if alpha == 1.0 else content.new_full((len(content), 1, 1, 1), alpha)
-        signals = Signals(self.encode_style(style)[:, None], None, strength)
-        made = self.decode(self.modulate(self.features(content), signals))
+        """content [B, 3, H, W] in the style of `style` [B, 3, H', W'], by its authors' formula: [B, 3, H, W]."""
+        signals = Signals(self.encode_style(style)[:, None])
+        made = self.decode(self.modulate(self.features(content), signals, alpha))
         return made[:, :, : content.shape[2], : content.shape[3]]
 
 
@@ -97,11 +99,11 @@ class AdaIN(nn.Module):
         var, mean = torch.var_mean(x, (2, 3), correction=1)
         return torch.cat([mean, (var + self.eps).sqrt()], dim=1)
 
-    def forward(self, x: Tensor, mean: Tensor, std: Tensor, strength: Tensor | None = None) -> Tensor:
-        """x [B, C, h, w] with `mean` and `std`, each [B, C, 1, 1] or [B, C, h, w]; strength: see ``Signals``."""
+    def forward(self, x: Tensor, mean: Tensor, std: Tensor, alpha: float = 1.0) -> Tensor:
+        """x [B, C, h, w] with `mean` and `std`, each [B, C, 1, 1] or [B, C, h, w]. alpha: 0 leaves x (eq. 14)."""
         var, own = torch.var_mean(x, (2, 3), correction=1, keepdim=True)
         y = (x - own) / (var + self.eps).sqrt() * std + mean
-        return y if strength is None else strength * y + (1 - strength) * x
+        return y if alpha == 1.0 else alpha * y + (1 - alpha) * x
 
 
 def convolution(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
