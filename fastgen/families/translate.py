@@ -8,5 +8,6 @@ from .translate_recipe import ResNetGeneratorRecipe, UNetGeneratorRecipe
 FAMILY = Family(
     name="translate",
     engine="fastgen.engines.translate:TranslateEngine",
+    use="fastgen translate IMAGES -o FOLDER --model {}",
     recipes={"unet_generator": UNetGeneratorRecipe(), "resnet_generator": ResNetGeneratorRecipe()},
 )
