@@ -62,7 +62,7 @@ def converter(source: Source) -> Converter:
             raise ConfigError(
                 f"{path} says everything itself, leave out {', '.join(assume)}", argument="assume"
             )
-        report = Report(f"{path}: a network of {source.name} -> fastgen")
+        report = Report(f"a network of {source.name} -> fastgen")
         files = {name: _only(name, found, path) for name, found in _of(source, path).items()}
         pieces = {
             name: weights.open_weights(
