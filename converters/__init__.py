@@ -27,13 +27,14 @@ from .base import Converted, Converter, Report, Tensors, build, check
 from .diffusers import CONVERTER as DIFFUSERS
 from .flows import CONVERTERS as FLOWS
 from .pix2pix import CONVERTER as PIX2PIX
+from .style import CONVERTERS as STYLES
 from .tracing import CompiledTable, compile_scheduler
 from .unknown import advice, unwrapped
 from .weights import Found, contents, of, open_weights, save, sha256, write
 from .wrapping import StateDict, holds
 
 T = TypeVar("T")
-CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS, **FLOWS, "pix2pix": PIX2PIX}
+CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS, **FLOWS, "pix2pix": PIX2PIX, **STYLES}
 
 
 def unknown_weights(found: Found, where: Path) -> CheckpointError:

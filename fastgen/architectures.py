@@ -64,7 +64,9 @@ class _Listed(Architecture):
 
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "adain": _Listed("style.adain", "AdaINTransfer", "STYLE"),
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
+    "microast": _Listed("style.microast", "MicroAST", "STYLE"),
     "image_pool": _Listed("translate.pool", "ImagePool", no_export="it is part of training alone"),
     "nice": _Listed("flow.nice", "NICE", "FLOW"),
     "patch_discriminator": _Listed("translate.discriminators", "PatchDiscriminator", "DISCRIMINATOR"),
