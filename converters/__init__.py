@@ -28,11 +28,12 @@ from .diffusers import CONVERTER as DIFFUSERS
 from .flows import CONVERTERS as FLOWS
 from .tracing import CompiledTable, compile_scheduler
 from .unknown import advice, unwrapped
+from .upscale import CONVERTERS as UPSCALE
 from .weights import Found, contents, of, open_weights, save, sha256, write
 from .wrapping import StateDict, holds
 
 T = TypeVar("T")
-CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS, **FLOWS}
+CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS, **FLOWS, **UPSCALE}
 
 
 def unknown_weights(found: Found, where: Path) -> CheckpointError:

@@ -63,11 +63,15 @@ class _Listed(Architecture):
 
 ARCHITECTURES: dict[str, Architecture] = {
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
+    "msrresnet": _Listed("upscale.msrresnet", "MSRResNet", "UPSCALER"),
     "nice": _Listed("flow.nice", "NICE", "FLOW"),
     "patch_discriminator": _Listed("translate.discriminators", "PatchDiscriminator", "DISCRIMINATOR"),
     "pixel_discriminator": _Listed("translate.discriminators", "PixelDiscriminator", "DISCRIMINATOR"),
     "realnvp": _Listed("flow.realnvp", "RealNVP", "FLOW"),
     "resnet_generator": _Listed("translate.resnet", "ResNetGenerator", "GENERATOR"),
+    "rrdbnet": _Listed("upscale.rrdbnet", "RRDBNet", "UPSCALER"),
+    "srresnet": _Listed("upscale.srresnet", "SRResNet", "UPSCALER"),
+    "srvgg": _Listed("upscale.srvgg", "SRVGG", "UPSCALER"),
     "unet": _Listed("unet", "UNet", "DENOISER"),
     "unet_generator": _Listed("translate.unet", "UNetGenerator", "GENERATOR"),
     "vector_flow": _Listed("flow.vector", "VectorFlow", "FLOW"),
