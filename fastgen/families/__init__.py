@@ -4,10 +4,10 @@ A family is one entry of FAMILIES; everything that works for all families (load,
 benchmark) reads it from there.
 """
 
-from . import diffusion, flow
+from . import diffusion, flow, upscale
 from .family import Family, Flag
 from .sampling import GIF, Sampling
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (diffusion.FAMILY, flow.FAMILY)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (diffusion.FAMILY, flow.FAMILY, upscale.FAMILY)}
 
 __all__ = ["FAMILIES", "GIF", "Family", "Flag", "Sampling"]

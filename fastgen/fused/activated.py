@@ -24,6 +24,7 @@ class ActConvolution(Convolution):
     """
 
     slope: nn.Parameter | None
+    joined = True
 
     @classmethod
     def made(cls, conv: nn.Conv2d, slope: Tensor | None) -> ActConvolution:
@@ -50,6 +51,8 @@ def activated(y: Tensor, value: float | None, slope: Tensor | None) -> Tensor:
 
 class OneDNNActConv(OneDNNConv):
     """What `ActConvolution` computes, by oneDNN's own calls, filters laid out beforehand."""
+
+    joined = True
 
     def __init__(self, conv: ActConvolution) -> None:
         super().__init__(conv, prepacked=True)
@@ -139,6 +142,7 @@ class ActUpsample(Upsample):
     """`Upsample`, then LeakyReLU of one slope: [B, C, H, W] -> [B, C, 2H, 2W]."""
 
     slope: float
+    joined = True
 
     @classmethod
     def made(cls, block: Upsample, slope: float) -> ActUpsample:

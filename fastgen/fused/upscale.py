@@ -14,16 +14,16 @@ from ..models.upscale.msrresnet import MSRResNet
 from ..models.upscale.rrdbnet import DENSE, RESIDUAL, DenseBlock, RRDBNet
 from ..models.upscale.srresnet import SRResNet
 from ..models.upscale.srvgg import SRVGG
-from ..models.upscale.upscaler import UpBlock
+from ..models.upscale.upscaler import UpBlock, Upscaler
 from .activated import act_conv, last_conv, scaled, slope_of, up_conv
 from .exactly import hooked
-from .onednn import takes
 
 
 @torch.no_grad()
 def fused_upscaler(network: nn.Module) -> nn.Module:
     """A module that computes what `network` computes at inference; the network itself where it has hooks or no twin.
 
+    It takes float32 whatever its weights' type is, and an enlarged input that the network adds is not rounded to that.
     Batch norms are folded into the filters of now, and so are the factors 0.2 of RRDBNet; other parameters are shared.
     """
     make = TWINS.get(type(network))
@@ -63,11 +63,23 @@ class FusedResidual(nn.Module):
         return added(self.conv2, self.conv1(x), x)
 
 
-class FusedSRResNet(nn.Module):
+class Fused(nn.Module):
+    """A network whose convolutions are of `dtype`."""
+
+    def __init__(self, network: Upscaler) -> None:
+        super().__init__()
+        self.dtype = next(network.parameters()).dtype
+
+    def inside(self, x: Tensor) -> Tensor:
+        """x as the convolutions take it."""
+        return x.to(self.dtype, memory_format=torch.channels_last)
+
+
+class FusedSRResNet(Fused):
     """`SRResNet`."""
 
     def __init__(self, network: SRResNet) -> None:
-        super().__init__()
+        super().__init__(network)
         self.tanh = network.config.output == "tanh"
         self.conv_in = act_conv(network.conv_in, network.act_in)
         self.blocks = nn.ModuleList()
@@ -82,7 +94,7 @@ class FusedSRResNet(nn.Module):
         self.conv_out = last_conv(network.conv_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        first = self.conv_in(x)
+        first = self.conv_in(self.inside(x))
         x = first
         for block in self.blocks:
             x = block(x)
@@ -93,11 +105,11 @@ class FusedSRResNet(nn.Module):
         return (torch.tanh(x) + 1) / 2 if self.tanh else x
 
 
-class FusedMSRResNet(nn.Module):
+class FusedMSRResNet(Fused):
     """`MSRResNet`."""
 
     def __init__(self, network: MSRResNet) -> None:
-        super().__init__()
+        super().__init__(network)
         self.scale = network.scale
         self.conv_in = act_conv(network.conv_in, msrresnet.SLOPE)
         self.blocks = nn.ModuleList()
@@ -109,7 +121,7 @@ class FusedMSRResNet(nn.Module):
         self.conv_out = last_conv(network.conv_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv_in(x)
+        y = self.conv_in(self.inside(x))
         for block in self.blocks:
             y = block(y)
         for up in self.ups:
@@ -163,11 +175,11 @@ class FusedRRDB(nn.Module):
         return self.dense[2](held, x, out=x)
 
 
-class FusedRRDBNet(nn.Module):
+class FusedRRDBNet(Fused):
     """`RRDBNet`."""
 
     def __init__(self, network: RRDBNet) -> None:
-        super().__init__()
+        super().__init__(network)
         self.multiple, self.growth = network.multiple, network.config.growth
         self.conv_in = act_conv(network.conv_in)
         self.blocks = nn.ModuleList(FusedRRDB(block) for block in network.blocks)  # type: ignore[arg-type]
@@ -177,7 +189,8 @@ class FusedRRDBNet(nn.Module):
         self.conv_out = last_conv(network.conv_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(F.pixel_unshuffle(x, self.multiple) if self.multiple > 1 else x)
+        x = self.inside(F.pixel_unshuffle(x, self.multiple) if self.multiple > 1 else x)
+        x = self.conv_in(x)
         batch, channels, height, width = x.shape
         held = torch.empty(
             (batch, channels + (DENSE - 1) * self.growth, height, width),
@@ -192,11 +205,11 @@ class FusedRRDBNet(nn.Module):
         return self.conv_out(self.conv_hr(self.up2(self.up1(x))))
 
 
-class FusedSRVGG(nn.Module):
+class FusedSRVGG(Fused):
     """`SRVGG`."""
 
     def __init__(self, network: SRVGG) -> None:
-        super().__init__()
+        super().__init__(network)
         self.scale = network.scale
         layers = list(network.body)
         pairs = zip(layers[::2], layers[1::2], strict=True)
@@ -204,18 +217,13 @@ class FusedSRVGG(nn.Module):
         self.conv_out = act_conv(network.conv_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.pixel_shuffle(self.conv_out(self.body(x)), self.scale)
+        y = F.pixel_shuffle(self.conv_out(self.body(self.inside(x))), self.scale)
         return y + F.interpolate(x, scale_factor=float(self.scale), mode="nearest")
 
 
 def added(conv: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
     """conv(x) + residual, in one pass where `conv` can."""
     return conv(x) + residual if isinstance(conv, nn.Sequential) else conv(x, residual)
-
-
-def ours(network: nn.Module) -> bool:
-    """Whether oneDNN's own calls run the convolutions of a reference network."""
-    return all(takes(m) for m in network.modules() if isinstance(m, nn.Conv2d))
 
 
 TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {

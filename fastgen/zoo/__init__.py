@@ -5,6 +5,8 @@ from pathlib import Path
 ZOO = {
     "ddpm-mnist": "class-conditional diffusion model of handwritten digits, 1x28x28, 1.7 M parameters",
     "glow-mnist": "class-conditional flow of handwritten digits, 1x28x28, with their likelihood",
+    "srgan-x2": "super-resolution of photographs by 2 (SRGAN of leftthomas), 0.6 M parameters",
+    "srgan-x4": "super-resolution of photographs by 4 (SRGAN of leftthomas), 0.7 M parameters",
 }
 
 
