@@ -35,11 +35,11 @@ class Architecture:
 class _Listed(Architecture):
     """A network `name` and its config `nameConfig` in a module of ``fastgen.models``, which is imported when used.
 
-    exports: a name in ``fastgen.exports``.
+    exports: a name in ``fastgen.exports``; no_export: why there is none.
     """
 
-    def __init__(self, module: str, name: str, exports: str) -> None:
-        self.__dict__.update(place=(module, name), forms=exports)
+    def __init__(self, module: str, name: str, exports: str = "", no_export: str = "") -> None:
+        self.__dict__.update(place=(module, name), forms=exports, no_export=no_export)
 
     def _get(self, suffix: str) -> Any:
         module, name = self.__dict__["place"]
@@ -57,12 +57,15 @@ class _Listed(Architecture):
 
     @cached_property
     def exports(self) -> tuple[ExportForm, ...]:
+        if not self.__dict__["forms"]:
+            return ()
         forms = getattr(import_module(".exports", __package__), self.__dict__["forms"])
         return forms if isinstance(forms, tuple) else (forms,)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
+    "image_pool": _Listed("translate.pool", "ImagePool", no_export="it is part of training alone"),
     "msrresnet": _Listed("upscale.msrresnet", "MSRResNet", "UPSCALER"),
     "nice": _Listed("flow.nice", "NICE", "FLOW"),
     "patch_discriminator": _Listed("translate.discriminators", "PatchDiscriminator", "DISCRIMINATOR"),

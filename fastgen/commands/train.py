@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 RUN_OPTIONS = {  # flags that set a field of RunConfig: (type, help)
     "steps": (int, "optimiser steps"),
     "batch_size": (int, "samples per step"),
-    "lr": (float, "peak learning rate (AdamW, linear warm-up, cosine decay)"),
+    "lr": (float, "peak learning rate (AdamW, linear warm-up, then --decay)"),
     "warmup": (int, "steps of warm-up"),
+    "decay": (str, "cosine, or linear: constant for half of the run, then down to 0"),
     "weight_decay": (float, "AdamW's decoupled decay; of flows 0 unless given"),
     "grad_clip": (float, "largest gradient norm, 0 = none"),
     "ema_decay": (float, "decay of the averaged weights, which are what is saved"),
@@ -75,8 +76,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a model on your images or tables",
-        description="Train a diffusion model or a flow. FOLDER becomes a model that `fastgen sample FOLDER` takes at "
-        "any moment of the run; with --resume an interrupted run goes on exactly where it was saved.",
+        description="Train a generative model. FOLDER becomes a model that `fastgen sample FOLDER` and the other "
+        "commands take at any moment of the run; with --resume an interrupted run goes on exactly where it was saved.",
     )
     models = recipes()
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the model and the run are kept")
@@ -161,7 +162,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         f"{sum(p.numel() for p in networks.parameters()):,} parameters on {device}"
     )
     _train(args, family, recipe, networks, run, dataset, device)
-    print(f"saved {args.folder}; draw from it with: fastgen sample {args.folder}")
+    print(f"saved {args.folder}; use it with: {family.use.format(shlex.quote(str(args.folder)))}")
     return 0
 
 

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .diffusion.engine import DiffusionEngine
     from .flow.engine import FlowEngine
+    from .translate.engine import TranslateEngine
 
-__all__ = ["DiffusionEngine", "FlowEngine"]
+__all__ = ["DiffusionEngine", "FlowEngine", "TranslateEngine"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from .flow.engine import FlowEngine
 
         return FlowEngine
+    if name == "TranslateEngine":
+        from .translate.engine import TranslateEngine
+
+        return TranslateEngine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

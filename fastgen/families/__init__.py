@@ -4,10 +4,12 @@ A family is one entry of FAMILIES; everything that works for all families (load,
 benchmark) reads it from there.
 """
 
-from . import diffusion, flow, upscale
+from . import diffusion, flow, translate, upscale
 from .family import Family, Flag
 from .sampling import GIF, Sampling
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (diffusion.FAMILY, flow.FAMILY, upscale.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (diffusion.FAMILY, flow.FAMILY, translate.FAMILY, upscale.FAMILY)
+}
 
 __all__ = ["FAMILIES", "GIF", "Family", "Flag", "Sampling"]

@@ -26,8 +26,8 @@ POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity
 OUT, IN = 4, 6  # pixels of a tile's side, after and before
 # From where on the transforms cost less than they save: channels on both sides, and tiles of an image.
 CHANNELS, TILES = 64, 16
-# Elements of transformed tiles that are worked on at a time, which stay in a core's own cache of 1 MB (four times as many
-# take 1.7 times as long); and tiles, at least, so that matrices have enough rows.
+# Elements of transformed tiles that are worked on at a time, which stay in a core's own cache of 1 MB (four times as
+# many take up to 1.7 times as long); and tiles, at least, so that matrices have enough rows.
 PART, ENOUGH = 1 << 17, 32
 KEPT = 1 << 24  # elements of a tensor that is kept for the next call
 
@@ -52,19 +52,19 @@ def gains(x: Tensor) -> bool:
 class Winograd:
     """A convolution's filters, transformed once, and the convolution by them."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """weight: float32 [O, C, 3, 3]. bias: [O]."""
+    def __init__(self, weight: Tensor, bias: Tensor | None, padding: str = "zeros") -> None:
+        """weight: float32 [O, C, 3, 3]. bias: [O]. padding: by which one pixel goes around images, as of Conv2d."""
         a, g, b = matrices()
         filters = torch.einsum("ij,ocjk,lk->ilco", g, weight.detach().double(), g)
         self.filters = filters.flatten(0, 1).to(weight.dtype).contiguous()
-        self.bias = None if bias is None else bias.detach()
+        self.bias, self.padding = None if bias is None else bias.detach(), padding
         self.before, self.after = (torch.kron(m, m).to(weight.dtype) for m in (b, a))
 
     def magnitudes(self) -> Winograd:
         """The same of absolute values, which makes of |x| what the sums of products cannot exceed on their way."""
         made = Winograd.__new__(Winograd)
         made.filters, made.before, made.after = self.filters.abs(), self.before.abs(), self.after.abs()
-        made.bias = None if self.bias is None else self.bias.abs()
+        made.bias, made.padding = None if self.bias is None else self.bias.abs(), self.padding
         return made
 
     def __call__(self, x: Tensor, act: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -74,7 +74,7 @@ class Winograd:
         """
         batch, channels, height, width = x.shape
         down, along, made = height // OUT, width // OUT, self.filters.shape[2]
-        padded = _bordered(x.permute(0, 2, 3, 1))
+        padded = self._padded(x)
         y = x.new_empty(batch, height, width, made)
         rows = max(PART // (IN * IN * along * max(channels, made)), -(-ENOUGH // along))
         samples, rows = max(rows // down, 1), min(rows, down)
@@ -84,6 +84,13 @@ class Winograd:
                 target = y[sample : sample + samples, OUT * row : OUT * (row + rows)]
                 self._part(some, target.unflatten(2, (along, OUT)).unflatten(1, (-1, OUT)), act)
         return y.permute(0, 3, 1, 2)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """[B, H + 2, W + 2, C]."""
+        if self.padding == "zeros":
+            return _bordered(x.permute(0, 2, 3, 1))
+        y = F.pad(x, (1, 1, 1, 1), mode=self.padding)
+        return y.permute(0, 2, 3, 1).contiguous()
 
     def _part(self, padded: Tensor, y: Tensor, act: Callable[[Tensor], Tensor] | None) -> None:
         """padded: [B, 4 rows + 2 or more, 4 columns + 2, C]; y: [B, rows, 4, columns, 4, O], to be written."""

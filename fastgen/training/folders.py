@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SHOWN = 5  # names of images in a message
+ENDING = re.compile(r"(?<=[^/])[_-][A-Za-z]+$")  # of a name: what tells the folders of pairs apart
 
 
 class ImageFolder:
@@ -122,7 +124,8 @@ class ImageFolder:
 class PairedFolders(ImageFolder):
     """Pairs: an image of `folder` and the image of `targets` that has the same path there, whatever its suffix.
 
-    Both images of a pair have the same size, so that they are cropped alike. Raises DataError for names without a
+    An ending that all names of a folder have, as "1_A" and "1_B", is no part of the name. Both images of a pair have
+    the same size, so that they are cropped alike. Raises DataError for names without a
     partner, and in `batch` for a pair of unequal sizes.
     """
 
@@ -132,15 +135,7 @@ class PairedFolders(ImageFolder):
         self, folder: Path, targets: Path, size: tuple[int, int], channels: int, **options: Any
     ) -> None:
         """options: those of ``ImageFolder``."""
-        files = images_in(folder)
-        names, found = _by_name(folder, files), _by_name(targets, images_in(targets))
-        for one, other, where in ((names, found, targets), (found, names, folder)):
-            if alone := sorted(set(one) - set(other)):
-                raise DataError(
-                    f"has no image for {len(alone)} names of the other folder, the first is {alone[0]}",
-                    argument=where,
-                )
-        self.targets = [found[name] for name in names]
+        self.targets = [target for _, target in matched(folder, targets).values()]
         super().__init__(folder, size, channels, **options)
 
     def _paths(self) -> list[Path]:
@@ -185,6 +180,22 @@ def images_in(folder: Path) -> list[Path]:
     return files
 
 
+def matched(folder: Path, others: Path) -> dict[str, tuple[Path, Path]]:
+    """The images of two folders that have the same path within them, by this path, in sorted order of `folder`'s files.
+
+    Suffixes are no part of it, nor is an ending that all names of a folder have. Raises DataError for names without a
+    partner.
+    """
+    mine, found = (_without_ending(_by_name(root, images_in(root))) for root in (folder, others))
+    for one, other, where in ((mine, found, others), (found, mine, folder)):
+        if alone := sorted(set(one) - set(other)):
+            raise DataError(
+                f"has no image for {len(alone)} names of the other folder, the first is {alone[0]}",
+                argument=where,
+            )
+    return {name: (path, found[name]) for name, path in mine.items()}
+
+
 def ordered(found: Collection[str], known: Sequence[str] | None = None) -> list[str]:
     """Names of classes in the order of their labels: `known`, if each of `found` is in it, else sorted.
 
@@ -220,6 +231,15 @@ def _by_name(folder: Path, files: list[Path]) -> dict[str, Path]:
             )
         found[name] = path
     return found
+
+
+def _without_ending(found: dict[str, Path]) -> dict[str, Path]:
+    """`found` without the ending, from an underscore or a hyphen on, that all of its names have."""
+    endings = {match[0] if (match := ENDING.search(name)) else "" for name in found}
+    if len(endings) > 1:
+        return found
+    ending = endings.pop()
+    return {name.removesuffix(ending): path for name, path in found.items()}
 
 
 def _is_image(path: Path) -> bool:

@@ -60,8 +60,12 @@ def update(optimizer: torch.optim.AdamW, loss: Tensor, factor: float, grad_clip:
 
 
 def rate(step: int, config: RunConfig) -> float:
-    """Linear warm-up, then a cosine down to zero: a factor of the learning rate."""
+    """A factor of the learning rate: linear warm-up, then a cosine down to zero, or, of decay "linear", one until half
+    of the run is done and a straight line to zero from there (Isola et al. 2017's code).
+    """
     if step < config.warmup:
         return (step + 1) / config.warmup
     done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    if config.decay == "linear":
+        return min(1.0, 2 * (1 - done))
     return 0.5 * (1 + math.cos(math.pi * done))

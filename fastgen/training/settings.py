@@ -29,6 +29,7 @@ class RunConfig:
     batch_size: int = bounded(1, 65536, default=128)
     lr: float = bounded(0.0, 1.0, default=1e-3)
     warmup: int = bounded(0, 1_000_000, default=100)
+    decay: str = one_of("cosine", "linear", default="cosine")
     weight_decay: float = bounded(0.0, 10.0, default=0.01)
     grad_clip: float = bounded(0.0, 1e9, default=1.0)
     ema_decay: float = bounded(0.0, 1.0, default=0.999)

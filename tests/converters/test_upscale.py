@@ -62,7 +62,8 @@ def test_converted_networks_agree(name: str, tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save({"params_ema": {f"module.{k}": v for k, v in network.state_dict().items()}}, path)
     converter = detect(path)
-    assert converter is not None and converter.name == name.split()[0]
+    assert converter is not None
+    assert converter.name == name.split()[0]
     converted = converter.read(path, None, assume)
     ours, x = build(converted)["upscaler"], image()
     want = network(x)

@@ -90,9 +90,7 @@ class UpscaleEngine(Engine):
         """From the filled network of a checkpoint. options: those of ``UpscaleEngine``. Raises ConfigError."""
         name, network = only_part(networks)
         if not isinstance(network, Upscaler):
-            raise ConfigError(
-                f"{spec.parts[name].architecture} enlarges no images", argument=f"parts.{name}"
-            )
+            raise ConfigError(f"{spec.parts[name].architecture} enlarges no images", argument=f"parts.{name}")
         return cls(network, cls.settings_of(spec), **cls.records(spec), **options)
 
     def upscale(
@@ -154,7 +152,9 @@ class UpscaleEngine(Engine):
         made = [result.image for result in results]
         if wanted != own:
             sizes = [tuple(max(1, round(side * float(wanted))) for side in v.shape[1:]) for v in images]
-            made = [resized(value, cast(tuple[int, int], size)) for value, size in zip(made, sizes, strict=True)]
+            made = [
+                resized(value, cast(tuple[int, int], size)) for value, size in zip(made, sizes, strict=True)
+            ]
         return handed_out(made, form, output_type)
 
     def _fill(self, images: list[Tensor], results: list[Result], plan: Tiling) -> None:

@@ -98,7 +98,8 @@ def _one(image: Any, channels: int, name: str) -> Tensor:
     given = image.dtype if isinstance(image, Tensor) else None
     if given is None or not (given == torch.uint8 or image.is_floating_point()):
         raise ConfigError(
-            f"expected a tensor [{channels}, H, W], float in [-1, 1] or uint8, or an image of Pillow, got {shown(image)}",
+            f"expected a tensor [{channels}, H, W], float in [-1, 1] or uint8, or an image of Pillow, "
+            f"got {shown(image)}",
             argument=name,
         )
     if image.dim() != 3 or image.shape[0] != channels or not image.numel():
@@ -109,7 +110,9 @@ def _one(image: Any, channels: int, name: str) -> Tensor:
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     """[C, H, W] as [C, *size]: bicubic, antialiased; in its type and range."""
     low, high = (0, 255) if image.dtype == torch.uint8 else (-1, 1)
-    return F.interpolate(image[None], size, mode="bicubic", antialias=True, align_corners=False)[0].clamp_(low, high)
+    return F.interpolate(image[None], size, mode="bicubic", antialias=True, align_corners=False)[0].clamp_(
+        low, high
+    )
 
 
 def handed_out(images: list[Tensor], form: str, output_type: str) -> Any:

@@ -1,0 +1,47 @@
+"""Losses of adversarial training, on logits of a discriminator.
+
+With D = sigmoid(logit), p the data's density and q the generator's, the best discriminator of the first two losses is
+D* = p / (p + q) (Goodfellow et al. 2014, proposition 1); the minimax value is then 2 JS(p, q) - log 4.
+
+    name            the discriminator descends                        the generator descends
+    minimax         -log D(real) - log(1 - D(fake))                   log(1 - D(fake))        Goodfellow 2014, eq. 1
+    non-saturating  the same                                          -log D(fake)            the same, section 3
+    lsgan           (logit(real) - 1)^2 + logit(fake)^2               (logit(fake) - 1)^2     Mao et al. 2017, eq. 9
+    hinge           relu(1 - logit(real)) + relu(1 + logit(fake))     -logit(fake)            Lim & Ye 2017
+
+Each is a mean over samples and patches. pix2pix calls the second one "vanilla".
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+GAN_LOSSES = ("minimax", "non-saturating", "lsgan", "hinge")
+
+
+def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
+    """What the discriminator descends, a scalar. kind: one of GAN_LOSSES; real, fake: its logits, of any shape."""
+    if kind == "lsgan":
+        return (real - 1).square().mean() + fake.square().mean()
+    if kind == "hinge":
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    _check(kind)
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def generator_loss(kind: str, fake: Tensor) -> Tensor:
+    """What the generator descends, a scalar, of the discriminator's logits for its samples."""
+    if kind == "lsgan":
+        return (fake - 1).square().mean()
+    if kind == "hinge":
+        return -fake.mean()
+    if kind == "minimax":
+        return -F.softplus(fake).mean()
+    _check(kind)
+    return F.softplus(-fake).mean()
+
+
+def _check(kind: str) -> None:
+    if kind not in GAN_LOSSES:
+        raise ValueError(f"expected one of {', '.join(GAN_LOSSES)}, got {kind!r}")
