@@ -30,11 +30,18 @@ from .pix2pix import CONVERTER as PIX2PIX
 from .style import CONVERTERS as STYLES
 from .tracing import CompiledTable, compile_scheduler
 from .unknown import advice, unwrapped
+from .upscale import CONVERTERS as UPSCALE
 from .weights import Found, contents, of, open_weights, save, sha256, write
 from .wrapping import StateDict, holds
 
 T = TypeVar("T")
-CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS, **FLOWS, "pix2pix": PIX2PIX, **STYLES}
+CONVERTERS: dict[str, Converter] = {
+    "diffusers": DIFFUSERS,
+    **FLOWS,
+    "pix2pix": PIX2PIX,
+    **STYLES,
+    **UPSCALE,
+}
 
 
 def unknown_weights(found: Found, where: Path) -> CheckpointError:

@@ -63,6 +63,12 @@ BUILT: dict[str, Spec] = {
         {"generator": Part("resnet_generator", {}), "discriminator": Part("pixel_discriminator", {})},
     ),
     "random:vector_flow": Spec("flow", {"flow": Part("vector_flow", {"features": 6})}, {}),
+    # Super-resolution x4 as released: BasicSR's MSRResNet, Real-ESRGAN's anime_6B and animevideov3.
+    "random:msrresnet": Spec("upscale", {"upscaler": Part("msrresnet", {})}),
+    "random:rrdbnet": Spec("upscale", {"upscaler": Part("rrdbnet", {"num_blocks": 6})}),
+    "random:srvgg": Spec("upscale", {"upscaler": Part("srvgg", {})}),
+    # The whole of Real-ESRGAN, 16.7 M parameters.
+    "random:rrdbnet23": Spec("upscale", {"upscaler": Part("rrdbnet", {})}),
 }
 
 

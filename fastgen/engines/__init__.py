@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from .flow.engine import FlowEngine
     from .style.engine import StyleEngine
     from .translate.engine import TranslateEngine
+    from .upscale.engine import UpscaleEngine
 
-__all__ = ["DiffusionEngine", "FlowEngine", "StyleEngine", "TranslateEngine"]
+__all__ = ["DiffusionEngine", "FlowEngine", "StyleEngine", "TranslateEngine", "UpscaleEngine"]
 
 
 def __getattr__(name: str) -> Any:

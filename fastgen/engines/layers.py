@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastgen_kernels import OPS
 from fastgen_kernels.op import UNIT_ROUNDOFF
 
+from ..fused.activated import ActConvolution
 from ..fused.blocks import SILU, PlainNorm
 from ..fused.onednn import OneDNNConv
 from ..fused.small import PlainHalf
@@ -197,7 +198,8 @@ def _allowed(
     refolded: weights are sums that are rounded, too. None for kinds of layers whose arithmetic is not known here.
     """
     u = UNIT_ROUNDOFF[dtype]
-    rounded = 1.01 * u * exact.abs()
+    # Below the smallest normal number (6e-5 in float16) rounding is absolute; a layer may round twice.
+    rounded = 1.01 * u * exact.abs() + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     if isinstance(module, Patches):
         # An activation's slope is at most 1, and it rounds once more.
         conv = module.conv(inputs[0])
@@ -231,6 +233,9 @@ def _allowed(
         relative = summed(weight[0].numel() + 2) + products + (1.01 * u if refolded else 0.0)
         # Where a second tensor is added in a pass of its own, the first sum is rounded to the type by itself.
         relative += 1.01 * u if len(inputs) > 1 or named else 0.0
+        if isinstance(module, ActConvolution) and module.slope is not None:
+            # The sum may be rounded before its activation, which may be steep.
+            relative = (relative + 1.01 * u) * max(1.0, float(module.slope.abs().max()))
         return rounded + relative * twin(*map(_magnitude, inputs), **_magnitudes(named))
     if isinstance(module, PlainHalf):
         given = module.arguments(*inputs, **named)

@@ -11,6 +11,7 @@ A file's tensors are in the units of the engine's verbs (images in [-1, 1]), and
     translate  x                                     -> y; translate_running, by the statistics of training
     translate_dropout  x, noise                      -> y, with dropout by the noise
     score      [x,] y                                -> score; score_running, by the statistics of training
+    upscaler   x                                     -> y, scale times as high and wide
 
 `latents_0` is the finest scale's. log_det is of the map to the latents; log_prob is the engine's, in nats. elbo exists
 where a flow models levels.
@@ -20,6 +21,7 @@ from .denoiser import DENOISER
 from .flow import FLOW, support
 from .form import BATCH, ExportForm, Interface, Port
 from .translate import DISCRIMINATOR, GENERATOR
+from .upscaler import UPSCALER
 
 __all__ = [
     "BATCH",
@@ -27,6 +29,7 @@ __all__ = [
     "DISCRIMINATOR",
     "FLOW",
     "GENERATOR",
+    "UPSCALER",
     "ExportForm",
     "Interface",
     "Port",

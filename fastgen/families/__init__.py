@@ -4,12 +4,19 @@ A family is one entry of FAMILIES; everything that works for all families (load,
 benchmark) reads it from there.
 """
 
-from . import diffusion, flow, style, translate
+from . import diffusion, flow, style, translate, upscale
 from .family import Family, Flag
 from .sampling import GIF, Sampling
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (diffusion.FAMILY, flow.FAMILY, style.FAMILY, translate.FAMILY)
+    family.name: family
+    for family in (
+        diffusion.FAMILY,
+        flow.FAMILY,
+        style.FAMILY,
+        translate.FAMILY,
+        upscale.FAMILY,
+    )
 }
 
 __all__ = ["FAMILIES", "GIF", "Family", "Flag", "Sampling"]
