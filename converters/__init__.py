@@ -25,6 +25,7 @@ from fastgen.errors import CheckpointError, ConfigError
 
 from .base import Converted, Converter, Report, Tensors, build, check
 from .diffusers import CONVERTER as DIFFUSERS
+from .disentangling_vae import CONVERTER as DISENTANGLING_VAE
 from .flows import CONVERTERS as FLOWS
 from .tracing import CompiledTable, compile_scheduler
 from .unknown import advice, unwrapped
@@ -32,7 +33,11 @@ from .weights import Found, contents, of, open_weights, save, sha256, write
 from .wrapping import StateDict, holds
 
 T = TypeVar("T")
-CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS, **FLOWS}
+CONVERTERS: dict[str, Converter] = {
+    "diffusers": DIFFUSERS,
+    "disentangling-vae": DISENTANGLING_VAE,
+    **FLOWS,
+}
 
 
 def unknown_weights(found: Found, where: Path) -> CheckpointError:

@@ -65,6 +65,7 @@ class _Listed(Architecture):
 
 ARCHITECTURES: dict[str, Architecture] = {
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
+    "hvae": _Listed("vae.hierarchical", "HierarchicalVAE"),
     "image_pool": _Listed("translate.pool", "ImagePool", no_export="it is part of training alone"),
     "nice": _Listed("flow.nice", "NICE", "FLOW"),
     "patch_discriminator": _Listed("translate.discriminators", "PatchDiscriminator", "DISCRIMINATOR"),
@@ -73,7 +74,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet_generator": _Listed("translate.resnet", "ResNetGenerator", "GENERATOR"),
     "unet": _Listed("unet", "UNet", "DENOISER"),
     "unet_generator": _Listed("translate.unet", "UNetGenerator", "GENERATOR"),
+    "vae": _Listed("vae.convolutional", "ConvolutionalVAE"),
     "vector_flow": _Listed("flow.vector", "VectorFlow", "FLOW"),
+    "vector_vae": _Listed("vae.vector", "VectorVAE"),
 }
 
 

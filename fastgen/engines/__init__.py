@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .diffusion.engine import DiffusionEngine
     from .flow.engine import FlowEngine
+    from .vae.engine import VAEEngine
 
-__all__ = ["DiffusionEngine", "FlowEngine"]
+__all__ = ["DiffusionEngine", "FlowEngine", "VAEEngine"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from .flow.engine import FlowEngine
 
         return FlowEngine
+    if name == "VAEEngine":
+        from .vae.engine import VAEEngine
+
+        return VAEEngine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
