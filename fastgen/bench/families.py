@@ -50,6 +50,14 @@ BUILT: dict[str, Spec] = {
     ),
     "random:nice": Spec("flow", {"flow": Part("nice", {"sample_size": [28, 28]})}, {}),
     "random:vector_flow": Spec("flow", {"flow": Part("vector_flow", {"features": 6})}, {}),
+    # Burgess et al. 2018, for 64x64 pixels.
+    "random:vae": Spec(
+        "vae",
+        {"vae": Part("vae", {"sample_size": [64, 64], "in_channels": 3, "channels": [32, 32, 32, 32]})},
+        {},
+    ),
+    "random:vector_vae": Spec("vae", {"vae": Part("vector_vae", {"features": 6})}, {}),
+    "random:hvae": Spec("vae", {"vae": Part("hvae", {"sample_size": [32, 32]})}, {}),
 }
 
 
