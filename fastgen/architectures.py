@@ -64,6 +64,7 @@ class _Listed(Architecture):
 
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "autoencoder_kl": _Listed("vae.autoencoder_kl", "AutoencoderKL"),
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
     "hvae": _Listed("vae.hierarchical", "HierarchicalVAE"),
     "image_pool": _Listed("translate.pool", "ImagePool", no_export="it is part of training alone"),

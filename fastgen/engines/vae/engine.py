@@ -34,6 +34,7 @@ from ..verification import Check
 from . import likelihood
 from .request import VAERequest, VAESettings, pinned_groups, resolve
 from .results import ELBO, KLReport, LogProb
+from .tiling import TilingReport, compare, tiled_decode, tiled_encode
 from .verbs import VAEVerbs
 
 IMAGES_PER_CALL = 64
@@ -156,18 +157,27 @@ class VAEEngine(Streams):
         warn_not_finite(finite(x), request.seeds, self.dtype)
         return to_output(x, output_type)
 
-    def encode(self, x: Tensor, *, labels: Any = None) -> list[Normal]:
-        """q(z | x) of each group of latents: means and log-variances; those of the groups above it at their means."""
+    def encode(self, x: Tensor, *, labels: Any = None, tile: int | None = None) -> list[Normal]:
+        """q(z | x) of each group of latents: means and log-variances; those of the groups above it at their means.
+
+        tile: pixels of a side; images of an AutoencoderKL are encoded in such tiles, see ``engines.vae.tiling``.
+        """
         x = self.data("x", x)
+        if tile is not None:
+            return [tiled_encode(self, x, tile)]
         found = self.call("encode", x, *self.condition(len(x), labels))
         return [Normal(mean, log_var) for mean, log_var in zip(found[::2], found[1::2], strict=True)]
 
-    def decode(self, latents: Tensor | Sequence[Tensor], *, labels: Any = None) -> Tensor:
+    def decode(
+        self, latents: Tensor | Sequence[Tensor], *, labels: Any = None, tile: int | None = None
+    ) -> Tensor:
         """The mean of p(x | z), [n, *shape], of the latents of every group (a tensor alone where there is one).
 
-        Images are not clipped: those of some decoders may leave [-1, 1].
+        Images are not clipped: those of some decoders may leave [-1, 1]. tile: as for `encode`.
         """
         given = self._latents(latents)
+        if tile is not None:
+            return tiled_decode(self, given[0], tile)
         return self.call("decode", *given, *self.condition(len(given[0]), labels))[0]
 
     def reconstruct(
@@ -201,6 +211,11 @@ class VAEEngine(Streams):
         uniform noise, anew with each draw of z. Rows are taken as they are.
         """
         return likelihood.bits_per_dim(self, x, samples, labels, seed)
+
+    def compare_tiling(self, latents: Tensor, tile: int) -> TilingReport:
+        """How far images decoded in tiles are from those decoded as a whole."""
+        (z,) = self._latents(latents)
+        return compare(tiled_decode(self, z, tile), self.call("decode", z)[0], tile)
 
     def report(self, x: Tensor, *, labels: Any = None, seed: int = 0) -> KLReport:
         """What each latent tells of the data x, and which have collapsed. seed: of the draws of hierarchical models."""
