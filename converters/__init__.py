@@ -25,6 +25,7 @@ from fastgen.errors import CheckpointError, ConfigError
 
 from .base import Converted, Converter, Report, Tensors, build, check
 from .diffusers import CONVERTER as DIFFUSERS
+from .disentangling_vae import CONVERTER as DISENTANGLING_VAE
 from .flows import CONVERTERS as FLOWS
 from .pix2pix import CONVERTER as PIX2PIX
 from .style import CONVERTERS as STYLES
@@ -37,6 +38,7 @@ from .wrapping import StateDict, holds
 T = TypeVar("T")
 CONVERTERS: dict[str, Converter] = {
     "diffusers": DIFFUSERS,
+    "disentangling-vae": DISENTANGLING_VAE,
     **FLOWS,
     "pix2pix": PIX2PIX,
     **STYLES,

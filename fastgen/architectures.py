@@ -65,7 +65,9 @@ class _Listed(Architecture):
 
 ARCHITECTURES: dict[str, Architecture] = {
     "adain": _Listed("style.adain", "AdaINTransfer", "STYLE"),
+    "autoencoder_kl": _Listed("vae.autoencoder_kl", "AutoencoderKL"),
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
+    "hvae": _Listed("vae.hierarchical", "HierarchicalVAE"),
     "microast": _Listed("style.microast", "MicroAST", "STYLE"),
     "image_pool": _Listed("translate.pool", "ImagePool", no_export="it is part of training alone"),
     "msrresnet": _Listed("upscale.msrresnet", "MSRResNet", "UPSCALER"),
@@ -79,7 +81,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "srvgg": _Listed("upscale.srvgg", "SRVGG", "UPSCALER"),
     "unet": _Listed("unet", "UNet", "DENOISER"),
     "unet_generator": _Listed("translate.unet", "UNetGenerator", "GENERATOR"),
+    "vae": _Listed("vae.convolutional", "ConvolutionalVAE"),
     "vector_flow": _Listed("flow.vector", "VectorFlow", "FLOW"),
+    "vector_vae": _Listed("vae.vector", "VectorVAE"),
 }
 
 

@@ -69,6 +69,14 @@ BUILT: dict[str, Spec] = {
     "random:srvgg": Spec("upscale", {"upscaler": Part("srvgg", {})}),
     # The whole of Real-ESRGAN, 16.7 M parameters.
     "random:rrdbnet23": Spec("upscale", {"upscaler": Part("rrdbnet", {})}),
+    # Burgess et al. 2018, for 64x64 pixels.
+    "random:vae": Spec(
+        "vae",
+        {"vae": Part("vae", {"sample_size": [64, 64], "in_channels": 3, "channels": [32, 32, 32, 32]})},
+        {},
+    ),
+    "random:vector_vae": Spec("vae", {"vae": Part("vector_vae", {"features": 6})}, {}),
+    "random:hvae": Spec("vae", {"vae": Part("hvae", {"sample_size": [32, 32]})}, {}),
 }
 
 

@@ -4,7 +4,7 @@ A family is one entry of FAMILIES; everything that works for all families (load,
 benchmark) reads it from there.
 """
 
-from . import diffusion, flow, style, translate, upscale
+from . import diffusion, flow, style, translate, upscale, vae
 from .family import Family, Flag
 from .sampling import GIF, Sampling
 
@@ -16,6 +16,7 @@ FAMILIES: dict[str, Family] = {
         style.FAMILY,
         translate.FAMILY,
         upscale.FAMILY,
+        vae.FAMILY,
     )
 }
 

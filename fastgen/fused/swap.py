@@ -12,6 +12,7 @@ from torch import nn
 from ..models import blocks as reference
 from ..models import resample, unet_blocks
 from ..models.unet import UNet
+from ..models.vae import autoencoder_kl, convolutional, hierarchical, vector
 from .blocks import FusedAdaResidual, FusedAttention, FusedNorm, FusedResidual, convolution, whole
 from .exactly import hooked
 from .folding import baked
@@ -32,6 +33,21 @@ CONTAINERS: tuple[type[nn.Module], ...] = (
     unet_blocks.MidBlock,
     resample.Downsample,
     resample.Upsample,
+    convolutional.ConvolutionalVAE,
+    convolutional.ConvEncoder,
+    convolutional.ConvDecoder,
+    convolutional.Told,
+    vector.VectorVAE,
+    vector.Perceptron,
+    hierarchical.HierarchicalVAE,
+    hierarchical.Group,
+    hierarchical.Residual,
+    autoencoder_kl.AutoencoderKL,
+    autoencoder_kl.KLEncoder,
+    autoencoder_kl.KLDecoder,
+    autoencoder_kl.DownLevel,
+    autoencoder_kl.UpLevel,
+    autoencoder_kl.Middle,
 )
 
 
