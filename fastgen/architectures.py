@@ -64,6 +64,8 @@ class _Listed(Architecture):
 
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "dcgan": _Listed("gan.dcgan", "DCGAN", "GAN_GENERATOR"),
+    "dcgan_discriminator": _Listed("gan.dcgan", "DCGANDiscriminator", "GAN_DISCRIMINATOR"),
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
     "image_pool": _Listed("translate.pool", "ImagePool", no_export="it is part of training alone"),
     "nice": _Listed("flow.nice", "NICE", "FLOW"),
@@ -74,6 +76,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "unet": _Listed("unet", "UNet", "DENOISER"),
     "unet_generator": _Listed("translate.unet", "UNetGenerator", "GENERATOR"),
     "vector_flow": _Listed("flow.vector", "VectorFlow", "FLOW"),
+    "wgan_critic": _Listed("gan.wgan", "Critic", "GAN_DISCRIMINATOR"),
+    "wgan_gp": _Listed("gan.wgan", "WGAN", "GAN_GENERATOR"),
 }
 
 
