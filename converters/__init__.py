@@ -26,13 +26,14 @@ from fastgen.errors import CheckpointError, ConfigError
 from .base import Converted, Converter, Report, Tensors, build, check
 from .diffusers import CONVERTER as DIFFUSERS
 from .flows import CONVERTERS as FLOWS
+from .gans import CONVERTERS as GANS
 from .tracing import CompiledTable, compile_scheduler
 from .unknown import advice, unwrapped
 from .weights import Found, contents, of, open_weights, save, sha256, write
 from .wrapping import StateDict, holds
 
 T = TypeVar("T")
-CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS, **FLOWS}
+CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS, **FLOWS, **GANS}
 
 
 def unknown_weights(found: Found, where: Path) -> CheckpointError:

@@ -64,6 +64,10 @@ class _Listed(Architecture):
 
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "biggan": _Listed("gan.biggan", "BigGAN", "GAN_GENERATOR"),
+    "biggan_deep": _Listed("gan.biggan", "BigGANDeep", "GAN_GENERATOR"),
+    "biggan_deep_discriminator": _Listed("gan.biggan", "BigGANDeepDiscriminator", "GAN_DISCRIMINATOR"),
+    "biggan_discriminator": _Listed("gan.biggan", "BigGANDiscriminator", "GAN_DISCRIMINATOR"),
     "dcgan": _Listed("gan.dcgan", "DCGAN", "GAN_GENERATOR"),
     "dcgan_discriminator": _Listed("gan.dcgan", "DCGANDiscriminator", "GAN_DISCRIMINATOR"),
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
@@ -73,6 +77,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "pixel_discriminator": _Listed("translate.discriminators", "PixelDiscriminator", "DISCRIMINATOR"),
     "realnvp": _Listed("flow.realnvp", "RealNVP", "FLOW"),
     "resnet_generator": _Listed("translate.resnet", "ResNetGenerator", "GENERATOR"),
+    "sagan": _Listed("gan.sagan", "SAGAN", "GAN_GENERATOR"),
+    "sagan_discriminator": _Listed("gan.sagan", "SAGANDiscriminator", "GAN_DISCRIMINATOR"),
     "unet": _Listed("unet", "UNet", "DENOISER"),
     "unet_generator": _Listed("translate.unet", "UNetGenerator", "GENERATOR"),
     "vector_flow": _Listed("flow.vector", "VectorFlow", "FLOW"),

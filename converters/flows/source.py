@@ -30,11 +30,13 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".model", ".safetensors")
 
 @dataclass(frozen=True)
 class Result:
-    """A flow in our terms. tensors: by their names in the network."""
+    """A network in our terms. tensors: by their names in it. settings: of the engine. part: what the model calls it."""
 
     architecture: str
     config: Any
     tensors: Mapping[str, Tensor]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    part: str = "flow"
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Source:
-    """One kind of flow.
+    """One kind of flow, or of another network that is told by its tensors.
 
     options: a config dataclass of what tensors do not say. recognises(names): whether a state dict is of this kind.
     read(state, options, report): the flow; it takes every tensor. facts(module, where): of a live module, ConfigError
     for what is not supported; None where the project has no package of that name and modules are told by their names.
+    beside(path): options that a configuration beside the weights says. engine: ``Spec.engine``. kind: in words.
     """
 
     name: str
@@ -62,6 +65,9 @@ class Source:
     recognises: Callable[[Iterable[str]], bool]
     read: Callable[[State, Any, Report], Result]
     facts: Callable[[nn.Module, str], Facts] | None = None
+    beside: Callable[[Path], Mapping[str, Any]] | None = None
+    engine: str = "flow"
+    kind: str = "a flow"
 
 
 def converter(source: Source) -> Converter:
@@ -85,7 +91,8 @@ def converter(source: Source) -> Converter:
         origin = {"weights": [file.name for file in found.files], "sha256": weights.sha256(found)}
         if variant is not None:
             origin["variant"] = variant
-        return _convert(source, values, tensors.where, assume or {}, {}, report, origin)
+        known = {} if source.beside is None else source.beside(path)
+        return _convert(source, values, tensors.where, assume or {}, known, report, origin)
 
     def read_module(model: nn.Module, assume: Mapping[str, Any]) -> Converted:
         where = f"{type(model).__module__}.{type(model).__qualname__}"
@@ -118,7 +125,7 @@ def _convert(
     origin: Mapping[str, Any],
 ) -> Converted:
     """known: options that the module itself says; assume: those that the user says."""
-    report.title = f"{where}: a flow of {source.name} -> fastgen"
+    report.title = f"{where}: {source.kind} of {source.name} -> fastgen"
     from_dict(source.options, assume, "assume")
     for name in sorted(set(assume) & set(known)):
         if assume[name] != known[name]:
@@ -139,13 +146,14 @@ def _convert(
     except (RuntimeError, IndexError) as error:  # of tensors that do not go together
         raise CheckpointError(f"its tensors do not fit each other: {error}", argument=where) from error
     state.finish(source.supported)
-    named = {f"flow.{name}": value for name, value in result.tensors.items()}
+    named = {f"{result.part}.{name}": value for name, value in result.tensors.items()}
     report.renamed.append(f"{len(tensors)} tensors became {len(named)} of a {result.architecture}")
     config = to_dict(result.config)
     settings = {"num_classes": config["num_classes"]} if config.get("num_classes") else {}
+    settings |= result.settings
     spec = Spec(
-        "flow",
-        {"flow": Part(result.architecture, config)},
+        source.engine,
+        {result.part: Part(result.architecture, config)},
         settings,
         {"converted_from": source.name, "options": to_dict(options), **origin},
     )

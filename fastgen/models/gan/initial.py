@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)
 DCGAN_STD = 0.02  # Radford et al. 2016, section 4
@@ -27,10 +29,17 @@ def normal(network: nn.Module) -> None:
 
 @torch.no_grad()
 def orthogonal(network: nn.Module) -> None:
-    """Orthogonal matrices (Saxe et al. 2014), as BigGAN begins with (Brock et al. 2019, section 3); biases 0."""
+    """Orthogonal matrices (Saxe et al. 2014), as BigGAN begins with (Brock et al. 2019, section 3); biases 0.
+
+    Of a weight with a spectral norm it is the weight before its division.
+    """
     for module in network.modules():
         if isinstance(module, LAYERS):
-            nn.init.orthogonal_(module.weight)
+            own: Any = module
+            if parametrize.is_parametrized(module, "weight"):
+                nn.init.orthogonal_(own.parametrizations.weight.original)
+            else:
+                nn.init.orthogonal_(own.weight)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
