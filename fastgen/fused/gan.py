@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models.building import without_values
+from ..models.gan.biggan import BigGAN, BigGANDeep, BigGANDeepDiscriminator, BigGANDiscriminator
 from ..models.gan.dcgan import DCGAN, SLOPE, DCGANDiscriminator, planes_of
+from ..models.gan.sagan import SAGAN, SAGANDiscriminator
 from ..models.gan.wgan import WGAN, Critic
 from .exactly import hooked
 from .folding import baked, folded
+from .gan_residual import FusedResidualDiscriminator, FusedResidualGenerator
 from .onednn import OneDNNConv, takes
 from .transposed import transposed
 
@@ -133,6 +136,10 @@ def _frozen(value: Tensor) -> nn.Parameter:
 TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     DCGAN: FusedDCGAN,
     WGAN: FusedDCGAN,
+    **dict.fromkeys((SAGAN, BigGAN, BigGANDeep), FusedResidualGenerator),
     DCGANDiscriminator: FusedDCGANDiscriminator,
     Critic: FusedDCGANDiscriminator,
+    **dict.fromkeys(
+        (SAGANDiscriminator, BigGANDiscriminator, BigGANDeepDiscriminator), FusedResidualDiscriminator
+    ),
 }

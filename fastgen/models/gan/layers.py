@@ -68,27 +68,26 @@ class ConditionalNorm(nn.Module):
         return 1 + self.gain(condition), self.shift(condition)
 
     def statistics(self, level: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance [B, C] of truncations `level`, float64 [B], 1 where it is None or above; [1, C] of one set.
+        """Mean and variance, [B, C], of truncations `level`, float64 [B]; [1, C] where there is one set."""
+        return self.at(self.running_mean, level), self.at(self.running_var, level)
 
-        Between two sets they are interpolated; `reversed_levels`: with the weights the wrong way round, as
+    def at(self, known: Tensor, level: Tensor | None) -> Tensor:
+        """The rows of `known` [levels, ...] for `level`, 1 where it is None or above.
+
+        Between two rows they are interpolated; `reversed_levels`: with the weights the wrong way round, as
         pytorch-pretrained-BigGAN does it.
         """
-        last = len(self.running_mean) - 1
-        if last == 0:
-            return self.running_mean, self.running_var
-        if level is None:
-            return self.running_mean[last:], self.running_var[last:]
+        last = len(known) - 1
+        if last == 0 or level is None:
+            return known[last:]
         place = level.double().clamp(0, 1) / (1.0 / last)  # that project's own arithmetic
         low = place.floor().clamp(max=last)
         share = (place - low)[:, None]
-        below = low.long()
-        above = (below + 1).clamp(max=last)
         if self.reversed_levels:
             share = torch.where(share == 0, share, 1 - share)
-        return tuple(  # type: ignore[return-value]
-            (known[below] * (1 - share) + known[above] * share).to(known.dtype)
-            for known in (self.running_mean, self.running_var)
-        )
+        below = low.long()
+        above = (below + 1).clamp(max=last)
+        return (known[below] * (1 - share) + known[above] * share).to(known.dtype)
 
 
 class SelfAttention(nn.Module):
