@@ -193,14 +193,18 @@ def _allowed(
     refolded: weights are sums that are rounded, too. None for kinds of layers whose arithmetic is not known here.
     """
     u = UNIT_ROUNDOFF[dtype]
-    rounded = 1.01 * u * exact.abs()
-    if isinstance(module, (nn.Conv2d, nn.Linear, Upsample)):
+    # Below the smallest normal number spacing no longer shrinks (Higham 2002, eq. 2.8): float16 gets there.
+    rounded = 1.01 * u * (exact.abs() + torch.finfo(dtype).smallest_normal)
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, Upsample)):
         # A sum of products, and perhaps of something more: on absolute values, as all of it is linear.
         twin = copy.deepcopy(module)
         for parameter in twin.parameters():
             parameter.data.abs_()
         weight = twin.conv.weight if isinstance(twin, Upsample) else twin.weight
-        relative = summed(weight[0].numel() + 2) + products + (1.01 * u if refolded else 0.0)
+        # Of a transposed convolution filters lie [in, out, ...], and at most all taps meet in a pixel.
+        inputs_first = isinstance(twin, nn.ConvTranspose2d)
+        terms = weight[:, 0].numel() if inputs_first else weight[0].numel()
+        relative = summed(terms + 2) + products + (1.01 * u if refolded else 0.0)
         # Where a second tensor is added in a pass of its own, the first sum is rounded to the type by itself.
         relative += 1.01 * u if len(inputs) > 1 or named else 0.0
         return rounded + relative * twin(*map(_magnitude, inputs), **_magnitudes(named))
