@@ -27,6 +27,7 @@ from .base import Converted, Converter, Report, Tensors, build, check
 from .diffusers import CONVERTER as DIFFUSERS
 from .disentangling_vae import CONVERTER as DISENTANGLING_VAE
 from .flows import CONVERTERS as FLOWS
+from .gans import CONVERTERS as GANS
 from .pix2pix import CONVERTER as PIX2PIX
 from .style import CONVERTERS as STYLES
 from .tracing import CompiledTable, compile_scheduler
@@ -40,6 +41,7 @@ CONVERTERS: dict[str, Converter] = {
     "diffusers": DIFFUSERS,
     "disentangling-vae": DISENTANGLING_VAE,
     **FLOWS,
+    **GANS,
     "pix2pix": PIX2PIX,
     **STYLES,
     **UPSCALE,

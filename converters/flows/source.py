@@ -30,11 +30,12 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".model", ".safetensors")
 
 @dataclass(frozen=True)
 class Result:
-    """A network in our terms. tensors: by their names in the network."""
+    """A network in our terms. tensors: by their names in the network. settings: of the engine."""
 
     architecture: str
     config: Any
     tensors: Mapping[str, Tensor]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Source:
     options: a config dataclass of what tensors do not say. recognises(names): whether a state dict is of this kind.
     read(state, options, report): the flow; it takes every tensor. facts(module, where): of a live module, ConfigError
     for what is not supported; None where the project has no package of that name and modules are told by their names.
+    beside(path): options that a configuration beside the weights says.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Source:
     facts: Callable[[nn.Module, str], Facts] | None = None
     family: str = "flow"
     part: str = "flow"
+    beside: Callable[[Path], Mapping[str, Any]] | None = None
 
 
 def converter(source: Source) -> Converter:
@@ -88,7 +91,8 @@ def converter(source: Source) -> Converter:
         origin = {"weights": [file.name for file in found.files], "sha256": weights.sha256(found)}
         if variant is not None:
             origin["variant"] = variant
-        return _convert(source, values, tensors.where, assume or {}, {}, report, origin)
+        known = {} if source.beside is None else source.beside(path)
+        return _convert(source, values, tensors.where, assume or {}, known, report, origin)
 
     def read_module(model: nn.Module, assume: Mapping[str, Any]) -> Converted:
         where = f"{type(model).__module__}.{type(model).__qualname__}"
@@ -146,6 +150,7 @@ def _convert(
     report.renamed.append(f"{len(tensors)} tensors became {len(named)} of a {result.architecture}")
     config = to_dict(result.config)
     settings = {"num_classes": config["num_classes"]} if config.get("num_classes") else {}
+    settings |= result.settings
     spec = Spec(
         source.family,
         {source.part: Part(result.architecture, config)},

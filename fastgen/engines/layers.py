@@ -218,19 +218,16 @@ def _allowed(
         )
     if isinstance(module, (Normed, nn.InstanceNorm2d, BatchNorm)):
         return _of_images(module, inputs, named, exact, dtype)
-    if isinstance(module, nn.ConvTranspose2d):
-        twin = copy.deepcopy(module)
-        for parameter in twin.parameters():
-            parameter.data.abs_()
-        relative = summed(module.weight[:, 0].numel() + 2) + products
-        return rounded + relative * twin(inputs[0].abs())
-    if isinstance(module, (nn.Conv2d, nn.Linear, Upsample)):
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, Upsample)):
         # A sum of products, and perhaps of something more: on absolute values, as all of it is linear.
         twin = copy.deepcopy(module)
         for parameter in twin.parameters():
             parameter.data.abs_()
         weight = twin.conv.weight if isinstance(twin, Upsample) else twin.weight
-        relative = summed(weight[0].numel() + 2) + products + (1.01 * u if refolded else 0.0)
+        # Of a transposed convolution filters lie [in, out, ...], and at most all taps meet in a pixel.
+        inputs_first = isinstance(twin, nn.ConvTranspose2d)
+        terms = weight[:, 0].numel() if inputs_first else weight[0].numel()
+        relative = summed(terms + 2) + products + (1.01 * u if refolded else 0.0)
         # Where a second tensor is added in a pass of its own, the first sum is rounded to the type by itself.
         relative += 1.01 * u if len(inputs) > 1 or named else 0.0
         if isinstance(module, ActConvolution) and module.slope is not None:

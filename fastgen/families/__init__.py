@@ -4,7 +4,7 @@ A family is one entry of FAMILIES; everything that works for all families (load,
 benchmark) reads it from there.
 """
 
-from . import diffusion, flow, style, translate, upscale, vae
+from . import diffusion, flow, gan, style, translate, upscale, vae
 from .family import Family, Flag
 from .sampling import GIF, Sampling
 
@@ -13,6 +13,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         diffusion.FAMILY,
         flow.FAMILY,
+        gan.FAMILY,
         style.FAMILY,
         translate.FAMILY,
         upscale.FAMILY,

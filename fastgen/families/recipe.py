@@ -73,6 +73,10 @@ class Recipe:
         """What trains `networks`, the parts of the run's model and its auxiliary ones. Raises FastgenError."""
         raise NotImplementedError
 
+    def gauge(self, engine: Any, dataset: Dataset) -> dict[str, float]:
+        """Numbers that a preview adds to ``previews/gauge.csv``, the same ones every time; none by default."""
+        return {}
+
     def sheet(self, engine: Any, dataset: Dataset) -> tuple[Tensor, int]:
         """What a preview shows, by the same seeds and labels every time: images [N, C, H, W] in [-1, 1], columns."""
         classes = engine.settings.num_classes
