@@ -38,6 +38,10 @@ PAIRS = (  # flags of a recipe that trains on pairs of images
     Flag("--target", {"help": "folder of targets: the images of the same names as those of --data"}),
     Flag("--side-by-side", {"action": "store_true", "help": "each file is a pair: input left, target right"}),
 )
+GAN_LOSS = Flag(
+    "--gan-loss",
+    {"help": "minimax, non-saturating, lsgan, hinge or, of GANs, wasserstein (default: the paper's)"},
+)
 PREVIEW_SAMPLES = 32  # on a sheet of a model without classes
 PREVIEW_ROWS = 4  # of each class
 PREVIEW_COLUMNS = 16  # at most: classes of a sheet
