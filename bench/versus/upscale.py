@@ -35,8 +35,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "RRDBNet x4, 2 blocks": lambda: theirs.RRDBNet(4, blocks=2),
     "SRVGG x4": lambda: theirs.SRVGGNetCompact(4),  # Real-ESRGAN's animevideov3
 }
-# Of results in [-1, 1]: float32 adds up to 1,700 products in other orders, some 20 layers on; bfloat16 has 8 bits, that is
-# stated, not bounded tightly.
+# Of results in [-1, 1]: float32 adds up to 1,700 products in other orders, some 20 layers on; bfloat16 has 8 bits,
+# which is stated, not bounded tightly.
 PARITY = {"float32": 1e-4, "bfloat16": 0.1}
 
 
