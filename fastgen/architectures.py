@@ -83,6 +83,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "realnvp": _Listed("flow.realnvp", "RealNVP", "FLOW"),
     "resnet_generator": _Listed("translate.resnet", "ResNetGenerator", "GENERATOR"),
     "rrdbnet": _Listed("upscale.rrdbnet", "RRDBNet", "UPSCALER"),
+    "sr_discriminator": _Listed(
+        "upscale.discriminator", "SRDiscriminator", no_export="it is part of training alone"
+    ),
     "srresnet": _Listed("upscale.srresnet", "SRResNet", "UPSCALER"),
     "srvgg": _Listed("upscale.srvgg", "SRVGG", "UPSCALER"),
     "sagan": _Listed("gan.sagan", "SAGAN", "GAN_GENERATOR"),

@@ -1,4 +1,4 @@
-"""``fastgen sample | translate | stylize | train | evaluate | metrics | compare | convert | export | info | verify``.
+"""The command line: ``fastgen sample``, ``fastgen train`` and the others.
 
 User errors are one clear line and a non-zero exit code.
 """
@@ -29,6 +29,7 @@ from .commands import (
     stylize,
     train,
     translate,
+    upscale,
     verify,
 )
 from .errors import FastgenError, Terminated
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         sample,
         translate,
         stylize,
+        upscale,
         train,
         evaluate,
         metrics,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .family import Family
+from .upscale_recipe import RECIPES
 
 FAMILY = Family(
     name="upscale",
@@ -14,4 +15,5 @@ FAMILY = Family(
         "srvgg": "random:srvgg",
     },
     large=("random:rrdbnet23",),
+    recipes=RECIPES,
 )
