@@ -194,6 +194,12 @@ def _allowed(
     """
     u = UNIT_ROUNDOFF[dtype]
     rounded = 1.01 * u * exact.abs()
+    if isinstance(module, nn.ConvTranspose2d):
+        twin = copy.deepcopy(module)
+        for parameter in twin.parameters():
+            parameter.data.abs_()
+        relative = summed(module.weight[:, 0].numel() + 2) + products
+        return rounded + relative * twin(inputs[0].abs())
     if isinstance(module, (nn.Conv2d, nn.Linear, Upsample)):
         # A sum of products, and perhaps of something more: on absolute values, as all of it is linear.
         twin = copy.deepcopy(module)
@@ -236,7 +242,7 @@ def _allowed(
         # The logarithm and three products are off by parts of the angle, which is some hundreds.
         angle = (torch.log(inputs[0])[:, None] * module.weight[None] * 2 * math.pi).abs()
         return rounded + 8.0 * WORKING * (1.0 + torch.cat([angle, angle], dim=1))
-    if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten)):
+    if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten, nn.Unflatten)):
         return rounded
     return None
 
