@@ -64,20 +64,36 @@ class _Listed(Architecture):
 
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "adain": _Listed("style.adain", "AdaINTransfer", "STYLE"),
     "autoencoder_kl": _Listed("vae.autoencoder_kl", "AutoencoderKL"),
+    "biggan": _Listed("gan.biggan", "BigGAN", "GAN_GENERATOR"),
+    "biggan_deep": _Listed("gan.biggan", "BigGANDeep", "GAN_GENERATOR"),
+    "biggan_deep_discriminator": _Listed("gan.biggan", "BigGANDeepDiscriminator", "GAN_DISCRIMINATOR"),
+    "biggan_discriminator": _Listed("gan.biggan", "BigGANDiscriminator", "GAN_DISCRIMINATOR"),
+    "dcgan": _Listed("gan.dcgan", "DCGAN", "GAN_GENERATOR"),
+    "dcgan_discriminator": _Listed("gan.dcgan", "DCGANDiscriminator", "GAN_DISCRIMINATOR"),
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
     "hvae": _Listed("vae.hierarchical", "HierarchicalVAE"),
+    "microast": _Listed("style.microast", "MicroAST", "STYLE"),
     "image_pool": _Listed("translate.pool", "ImagePool", no_export="it is part of training alone"),
+    "msrresnet": _Listed("upscale.msrresnet", "MSRResNet", "UPSCALER"),
     "nice": _Listed("flow.nice", "NICE", "FLOW"),
     "patch_discriminator": _Listed("translate.discriminators", "PatchDiscriminator", "DISCRIMINATOR"),
     "pixel_discriminator": _Listed("translate.discriminators", "PixelDiscriminator", "DISCRIMINATOR"),
     "realnvp": _Listed("flow.realnvp", "RealNVP", "FLOW"),
     "resnet_generator": _Listed("translate.resnet", "ResNetGenerator", "GENERATOR"),
+    "rrdbnet": _Listed("upscale.rrdbnet", "RRDBNet", "UPSCALER"),
+    "srresnet": _Listed("upscale.srresnet", "SRResNet", "UPSCALER"),
+    "srvgg": _Listed("upscale.srvgg", "SRVGG", "UPSCALER"),
+    "sagan": _Listed("gan.sagan", "SAGAN", "GAN_GENERATOR"),
+    "sagan_discriminator": _Listed("gan.sagan", "SAGANDiscriminator", "GAN_DISCRIMINATOR"),
     "unet": _Listed("unet", "UNet", "DENOISER"),
     "unet_generator": _Listed("translate.unet", "UNetGenerator", "GENERATOR"),
     "vae": _Listed("vae.convolutional", "ConvolutionalVAE"),
     "vector_flow": _Listed("flow.vector", "VectorFlow", "FLOW"),
     "vector_vae": _Listed("vae.vector", "VectorVAE"),
+    "wgan_critic": _Listed("gan.wgan", "Critic", "GAN_DISCRIMINATOR"),
+    "wgan_gp": _Listed("gan.wgan", "WGAN", "GAN_GENERATOR"),
 }
 
 

@@ -226,7 +226,7 @@ def _lifted(max_pixels: int) -> Iterator[None]:
     """Within the block Pillow opens images of `max_pixels`, beyond its own limit where that is lower."""
     from PIL import Image
 
-    limit = Image.MAX_IMAGE_PIXELS
+    limit = Image.MAX_IMAGE_PIXELS  # it warns from there on, and refuses twice as many
     if limit is None or max_pixels <= limit:
         yield
         return

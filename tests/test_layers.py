@@ -25,6 +25,7 @@ LAYERS = [
         "fastgen.training",
         "fastgen.image_files",
         "fastgen.images",
+        "fastgen.metrics",
     },
     {"fastgen.architectures", "fastgen.engines", "fastgen.onnx_runtime", "fastgen.zoo"},
     {"fastgen.converters"},

@@ -49,7 +49,26 @@ BUILT: dict[str, Spec] = {
         "flow", {"flow": Part("realnvp", {"sample_size": [32, 32], "in_channels": 3})}, {}
     ),
     "random:nice": Spec("flow", {"flow": Part("nice", {"sample_size": [28, 28]})}, {}),
+    # Isola et al. 2017 on 256x256 pixels (54.4 M parameters; the 70x70 discriminator has 2.8 M),
+    # and Zhu et al. 2017, section 7.2, with 9 blocks (11.4 M).
+    "random:pix2pix-unet": Spec(
+        "translate",
+        {
+            "generator": Part("unet_generator", {"dropout": True}),
+            "discriminator": Part("patch_discriminator", {}),
+        },
+    ),
+    "random:pix2pix-resnet": Spec(
+        "translate",
+        {"generator": Part("resnet_generator", {}), "discriminator": Part("pixel_discriminator", {})},
+    ),
     "random:vector_flow": Spec("flow", {"flow": Part("vector_flow", {"features": 6})}, {}),
+    # Super-resolution x4 as released: BasicSR's MSRResNet, Real-ESRGAN's anime_6B and animevideov3.
+    "random:msrresnet": Spec("upscale", {"upscaler": Part("msrresnet", {})}),
+    "random:rrdbnet": Spec("upscale", {"upscaler": Part("rrdbnet", {"num_blocks": 6})}),
+    "random:srvgg": Spec("upscale", {"upscaler": Part("srvgg", {})}),
+    # The whole of Real-ESRGAN, 16.7 M parameters.
+    "random:rrdbnet23": Spec("upscale", {"upscaler": Part("rrdbnet", {})}),
     # Burgess et al. 2018, for 64x64 pixels.
     "random:vae": Spec(
         "vae",

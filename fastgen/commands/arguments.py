@@ -52,11 +52,13 @@ def size(text: str) -> tuple[int, int]:
     return int(values[0]), int(values[-1])
 
 
-def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """The arguments that say which model runs where."""
-    parser.add_argument(
-        "model", nargs="?" if optional else None, metavar="MODEL", help="folder, zoo:NAME or hub id"
-    )
+def add_model(parser: argparse.ArgumentParser, *, optional: bool = False, default: str | None = None) -> None:
+    """The arguments that say which model runs where. default: it is an option, ``--model``, with this value."""
+    what = "folder, zoo:NAME or hub id"
+    if default is None:
+        parser.add_argument("model", nargs="?" if optional else None, metavar="MODEL", help=what)
+    else:
+        parser.add_argument("-m", "--model", default=default, help=f"{what} (default {default})")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
     parser.add_argument("--dtype", help="auto, float32, bfloat16 or float16 (default auto)")
     add_hub(parser)

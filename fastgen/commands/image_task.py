@@ -15,17 +15,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..config import parse_json
 from ..errors import ConfigError, DataError, FastgenError, WriteError
 from ..files import check_writable, held, make_folder, read_ordinary, remove_leftovers, write_atomic
-from .arguments import counted, positive
+from .arguments import counted, load_model, positive
 from .outputs import add_reporting, check_free
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..families import Family
     from ..image_files import ImageFile
 
 RECORD = ".fastgen.json"  # in a folder: what its images were made by
@@ -74,6 +76,24 @@ def add_image_files(parser: argparse.ArgumentParser, *, batch: int = 1) -> None:
         "--sheet", type=Path, metavar="FILE", help=f"also a sheet of the first {SHEET_PAIRS}: before, after"
     )
     add_reporting(parser)
+
+
+def load_engine(args: argparse.Namespace, family: str) -> Any:
+    """The engine of the model that `args` name, of `family`. Raises ConfigError for one of another family."""
+
+    def accept(found: Family) -> None:
+        if found.name != family:
+            raise ConfigError(
+                f"is a {found.name} model; this command takes {family} models", argument=args.model
+            )
+
+    return load_model(args, accept)[1]
+
+
+def record_of(engine: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What results depend on, for :func:`run_tasks`: the weights, their type, the command's settings."""
+    facts = engine.metadata(SimpleNamespace(to_dict=lambda: dict(settings)))
+    return {name: value for name, value in facts.items() if name != "fastgen"}
 
 
 def plan(args: argparse.Namespace) -> list[Task]:
@@ -133,12 +153,13 @@ def _sources(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
             below = sorted(path.rglob("*"))
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror or error}", argument=path) from error
+        own = out.resolve() if path.resolve() in out.resolve().parents else None  # of earlier results
         images = [
             file
             for file in below
             if file.suffix.lower() in SUFFIXES
             and not any(part.startswith((".", "__")) for part in file.relative_to(path).parts)
-            and out.resolve() not in file.resolve().parents
+            and (own is None or own not in file.resolve().parents)
             and not file.is_dir()
         ]
         if not images:

@@ -76,8 +76,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a model on your images or tables",
-        description="Train a diffusion model or a flow. FOLDER becomes a model that `fastgen sample FOLDER` takes at "
-        "any moment of the run; with --resume an interrupted run goes on exactly where it was saved.",
+        description="Train a generative model. FOLDER becomes a model that `fastgen sample FOLDER` and the other "
+        "commands take at any moment of the run; with --resume an interrupted run goes on exactly where it was saved.",
     )
     models = recipes()
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the model and the run are kept")
@@ -162,7 +162,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         f"{sum(p.numel() for p in networks.parameters()):,} parameters on {device}"
     )
     _train(args, family, recipe, networks, run, dataset, device)
-    print(f"saved {args.folder}; draw from it with: fastgen sample {args.folder}")
+    print(f"saved {args.folder}; use it with: {family.use.format(shlex.quote(str(args.folder)))}")
     return 0
 
 

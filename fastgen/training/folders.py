@@ -135,18 +135,7 @@ class PairedFolders(ImageFolder):
         self, folder: Path, targets: Path, size: tuple[int, int], channels: int, **options: Any
     ) -> None:
         """options: those of ``ImageFolder``."""
-        files = images_in(folder)
-        names, found = (
-            _without_ending(_by_name(root, images))
-            for root, images in ((folder, files), (targets, images_in(targets)))
-        )
-        for one, other, where in ((names, found, targets), (found, names, folder)):
-            if alone := sorted(set(one) - set(other)):
-                raise DataError(
-                    f"has no image for {len(alone)} names of the other folder, the first is {alone[0]}",
-                    argument=where,
-                )
-        self.targets = [found[name] for name in names]
+        self.targets = [target for _, target in matched(folder, targets).values()]
         super().__init__(folder, size, channels, **options)
 
     def _paths(self) -> list[Path]:
@@ -189,6 +178,22 @@ def images_in(folder: Path) -> list[Path]:
     if not files:
         raise DataError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in it", argument=folder)
     return files
+
+
+def matched(folder: Path, others: Path) -> dict[str, tuple[Path, Path]]:
+    """The images of two folders that have the same path within them, by this path, in sorted order of `folder`'s files.
+
+    Suffixes are no part of it, nor is an ending that all names of a folder have. Raises DataError for names without a
+    partner.
+    """
+    mine, found = (_without_ending(_by_name(root, images_in(root))) for root in (folder, others))
+    for one, other, where in ((mine, found, others), (found, mine, folder)):
+        if alone := sorted(set(one) - set(other)):
+            raise DataError(
+                f"has no image for {len(alone)} names of the other folder, the first is {alone[0]}",
+                argument=where,
+            )
+    return {name: (path, found[name]) for name, path in mine.items()}
 
 
 def ordered(found: Collection[str], known: Sequence[str] | None = None) -> list[str]:
