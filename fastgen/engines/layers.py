@@ -260,7 +260,7 @@ def _allowed(
         # The logarithm and three products are off by parts of the angle, which is some hundreds.
         angle = (torch.log(inputs[0])[:, None] * module.weight[None] * 2 * math.pi).abs()
         return rounded + 8.0 * WORKING * (1.0 + torch.cat([angle, angle], dim=1))
-    if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten)):
+    if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten, nn.Unflatten)):
         return rounded
     return None
 

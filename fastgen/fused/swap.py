@@ -18,6 +18,7 @@ from .exactly import hooked
 from .folding import baked
 from .networks import COUPLING_NETWORKS, sequential, twin
 from .onednn import OneDNNConv, OneDNNJoined, OneDNNUp, takes_up, why_not
+from .transposed import OneDNNTransposed, PhasedTransposed, transposed
 from .twin import Twin
 from .unet import FusedUNet
 
@@ -77,6 +78,8 @@ def swap(network: nn.Module) -> nn.Module:
         shallow._modules = dict(_children(network))
         return shallow
     plain = baked(network)
+    if type(plain) is nn.ConvTranspose2d:
+        return transposed(plain)
     return convolution(plain) if type(plain) is nn.Conv2d else plain
 
 
@@ -109,7 +112,7 @@ def census(network: nn.Module) -> dict[str, dict[str, int]]:
     return {kind: dict(sorted(found.items())) for kind, found in counts.items()}
 
 
-ONEDNN = (OneDNNConv, OneDNNUp, OneDNNJoined)
+ONEDNN = (OneDNNConv, OneDNNUp, OneDNNJoined, OneDNNTransposed, PhasedTransposed)
 EMPTY = (nn.Identity, nn.Dropout, nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 

@@ -142,7 +142,7 @@ class VAEVerbs:
 
     def _moments(self, vae: VAE, x: Tensor, condition: Sequence[Tensor]) -> Tensors:
         posteriors = vae.encode(self._inward(vae, x), *condition)
-        return tuple(value.contiguous() for normal in posteriors for value in normal)
+        return tuple(value for normal in posteriors for value in normal)
 
     def _decoded(self, vae: VAE, tensors: Sequence[Tensor]) -> Tensors:
         output = vae.decode(tensors[: self.groups], *tensors[self.groups :])

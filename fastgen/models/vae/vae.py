@@ -127,11 +127,11 @@ class VAE(nn.Module):
 
     def inward(self, x: Tensor) -> Tensor:
         """x, images in [-1, 1] or rows in the data's units, in the network's: images in [0, 1], standardised rows."""
-        return (x + 1) / 2
+        return x.add(1).mul_(0.5)
 
     def outward(self, x: Tensor) -> Tensor:
         """The inverse of `inward`."""
-        return 2 * x - 1
+        return x.mul(2).sub_(1)
 
     def log_slope(self) -> Tensor | float:
         """The sum over a sample's elements of log |d inward / dx|."""
@@ -201,6 +201,12 @@ class FlatVAE(VAE):
     def decoded(self, z: Tensor, label: Tensor | None) -> Tensor:
         """The decoder's output."""
         raise NotImplementedError
+
+    def encode(self, x: Tensor, label: Tensor | None = None) -> list[Normal]:
+        return [self._wide(self.moments(x.to(self.dtype), label))]
+
+    def decode(self, latents: Sequence[Tensor], label: Tensor | None = None) -> Tensor:
+        return self.decoded(latents[0].to(self.dtype), label).to(self.wide)
 
     def features(self, x: Tensor, label: Tensor | None) -> Normal:
         return self.moments(x, label)
