@@ -8,6 +8,8 @@ A file's tensors are in the units of the engine's verbs (images in [-1, 1]), and
     decode     latents_0 .. latents_K, [labels | context] -> x
     sample     seeds, temperature, [labels | context]     -> x, of the noise that the engine makes of these seeds
     elbo       levels, seeds, draws, [labels | context]   -> elbo, what the engine's bits_per_dim averages
+    generator  z, [labels], [truncation]             -> x, of a GAN
+    score      x, [labels]                           -> score, of a GAN's discriminator
 
 `latents_0` is the finest scale's. log_det is of the map to the latents; log_prob is the engine's, in nats. elbo exists
 where a flow models levels.
@@ -16,5 +18,6 @@ where a flow models levels.
 from .denoiser import DENOISER
 from .flow import FLOW, support
 from .form import BATCH, ExportForm, Interface, Port
+from .gan import GAN_DISCRIMINATOR, GAN_GENERATOR
 
-__all__ = ["BATCH", "DENOISER", "FLOW", "ExportForm", "Interface", "Port", "support"]
+__all__ = ["BATCH", "DENOISER", "FLOW", "GAN_DISCRIMINATOR", "GAN_GENERATOR", "ExportForm", "Interface", "Port", "support"]
