@@ -12,6 +12,8 @@ A file's tensors are in the units of the engine's verbs (images in [-1, 1]), and
     translate_dropout  x, noise                      -> y, with dropout by the noise
     score      [x,] y                                -> score; score_running, by the statistics of training
     upscaler   x                                     -> y, scale times as high and wide
+    generator  z, [labels], [truncation]             -> x, of a GAN
+    score      x, [labels]                           -> score, of a GAN's discriminator
 
 `latents_0` is the finest scale's. log_det is of the map to the latents; log_prob is the engine's, in nats. elbo exists
 where a flow models levels.
@@ -20,6 +22,7 @@ where a flow models levels.
 from .denoiser import DENOISER
 from .flow import FLOW, support
 from .form import BATCH, ExportForm, Interface, Port
+from .gan import GAN_DISCRIMINATOR, GAN_GENERATOR
 from .translate import DISCRIMINATOR, GENERATOR
 from .upscaler import UPSCALER
 
@@ -28,6 +31,8 @@ __all__ = [
     "DENOISER",
     "DISCRIMINATOR",
     "FLOW",
+    "GAN_DISCRIMINATOR",
+    "GAN_GENERATOR",
     "GENERATOR",
     "UPSCALER",
     "ExportForm",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,12 @@ class GANEngine(Streams):
         return to_output(x, output_type)
 
     def generate(self, z: Tensor, *, labels: Any = None, level: float = 1.0) -> Tensor:
-        """Images [n, C, H, W] of latents float [n, latent]. level: the truncation whose statistics are taken."""
+        """Images [n, C, H, W] of latents float [n, latent]. level: the truncation, 0 to 1, whose statistics are taken.
+
+        Raises ConfigError.
+        """
+        if isinstance(level, bool) or not isinstance(level, Real) or not 0 <= level <= 1:
+            raise ConfigError(f"expected a number from 0 to 1, got {shown(level)}", argument="level")
         z = self._floats("z", z, (self.generator.config.latent,))
         levels = torch.full((len(z),), float(level), device=self.device, dtype=torch.float64)
         return self.call("generate", z, levels, *self._labels(len(z), labels, self.classes))[0]
