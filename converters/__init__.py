@@ -26,6 +26,7 @@ from fastgen.errors import CheckpointError, ConfigError
 from .base import Converted, Converter, Report, Tensors, build, check
 from .diffusers import CONVERTER as DIFFUSERS
 from .flows import CONVERTERS as FLOWS
+from .pix2pix import CONVERTER as PIX2PIX
 from .style import CONVERTERS as STYLES
 from .tracing import CompiledTable, compile_scheduler
 from .unknown import advice, unwrapped
@@ -33,7 +34,7 @@ from .weights import Found, contents, of, open_weights, save, sha256, write
 from .wrapping import StateDict, holds
 
 T = TypeVar("T")
-CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS, **FLOWS, **STYLES}
+CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS, **FLOWS, "pix2pix": PIX2PIX, **STYLES}
 
 
 def unknown_weights(found: Found, where: Path) -> CheckpointError:
@@ -57,7 +58,7 @@ def unknown_module(module: nn.Module, state: Mapping[str, Tensor]) -> ConfigErro
 
 
 def _flows() -> str:
-    return "; ".join(c.about for c in CONVERTERS.values() if c.read_module is not None)
+    return "; ".join(c.about for c in FLOWS.values())
 
 
 def detect(path: Path) -> Converter | None:

@@ -16,6 +16,7 @@ PAGES = [
     "docs/unlike-requests.md",
     "docs/flows.md",
     "docs/large-requests.md",
+    "docs/metrics.md",
     "docs/from-other-flows.md",
     "docs/your-own-network.md",
     *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/kernels/*.md")),

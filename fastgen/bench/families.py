@@ -49,6 +49,19 @@ BUILT: dict[str, Spec] = {
         "flow", {"flow": Part("realnvp", {"sample_size": [32, 32], "in_channels": 3})}, {}
     ),
     "random:nice": Spec("flow", {"flow": Part("nice", {"sample_size": [28, 28]})}, {}),
+    # Isola et al. 2017 on 256x256 pixels (54.4 M parameters; the 70x70 discriminator has 2.8 M),
+    # and Zhu et al. 2017, section 7.2, with 9 blocks (11.4 M).
+    "random:pix2pix-unet": Spec(
+        "translate",
+        {
+            "generator": Part("unet_generator", {"dropout": True}),
+            "discriminator": Part("patch_discriminator", {}),
+        },
+    ),
+    "random:pix2pix-resnet": Spec(
+        "translate",
+        {"generator": Part("resnet_generator", {}), "discriminator": Part("pixel_discriminator", {})},
+    ),
     "random:vector_flow": Spec("flow", {"flow": Part("vector_flow", {"features": 6})}, {}),
 }
 

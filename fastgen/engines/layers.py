@@ -19,11 +19,13 @@ from fastgen_kernels.op import UNIT_ROUNDOFF
 from ..fused.blocks import SILU, PlainNorm
 from ..fused.onednn import OneDNNConv
 from ..fused.small import PlainHalf
+from ..fused.translate import Normed, PaddedConv, Patches, Score
 from ..fused.twin import Twin
 from ..fused.winograd import Winograd
 from ..models.blocks import NormAct
 from ..models.embeddings import FourierFeatures
 from ..models.resample import Upsample
+from ..models.translate.layers import BatchNorm
 from .closeness import deviation
 from .verb import Networks
 
@@ -135,7 +137,9 @@ def judge_layer(call: Call, dtype: torch.dtype) -> tuple[float, float | None, Te
         return None
     bound = None
     refolded = isinstance(call.module, Twin) and call.module.refolded
-    minimal = call.module.winograd_of(call.inputs[0]) if isinstance(call.module, OneDNNConv) else None
+    minimal = (
+        call.module.winograd_of(call.inputs[0]) if isinstance(call.module, (OneDNNConv, PaddedConv)) else None
+    )
     if minimal is not None:
         allowed: Tensor | None = _of_winograd(minimal, inputs, named, exact)
     else:
@@ -194,6 +198,30 @@ def _allowed(
     """
     u = UNIT_ROUNDOFF[dtype]
     rounded = 1.01 * u * exact.abs()
+    if isinstance(module, Patches):
+        # An activation's slope is at most 1, and it rounds once more.
+        conv = module.conv(inputs[0])
+        inner = _allowed(module.conv, inputs, {}, conv, dtype, products)
+        return None if inner is None else inner + rounded
+    if isinstance(module, Score):
+        logits = module.conv(inputs[0])
+        inner = _allowed(module.conv, inputs, {}, logits, torch.float32, products)
+        if inner is None:
+            return None
+        count = logits[0].numel()
+        return (
+            1.01 * WORKING * exact.abs()
+            + inner.mean((1, 2, 3))
+            + summed(count) * logits.abs().mean((1, 2, 3))
+        )
+    if isinstance(module, (Normed, nn.InstanceNorm2d, BatchNorm)):
+        return _of_images(module, inputs, named, exact, dtype)
+    if isinstance(module, nn.ConvTranspose2d):
+        twin = copy.deepcopy(module)
+        for parameter in twin.parameters():
+            parameter.data.abs_()
+        relative = summed(module.weight[:, 0].numel() + 2) + products
+        return rounded + relative * twin(inputs[0].abs())
     if isinstance(module, (nn.Conv2d, nn.Linear, Upsample)):
         # A sum of products, and perhaps of something more: on absolute values, as all of it is linear.
         twin = copy.deepcopy(module)
@@ -215,15 +243,9 @@ def _allowed(
         return _of_norm(module, inputs, named, exact, dtype)
     if isinstance(module, nn.GroupNorm) and len(inputs) == 1:  # not scaled and shifted by an embedding
         x = inputs[0]
-        groups = x.reshape(len(x), module.num_groups, -1)
-        mean, var = groups.mean(2, keepdim=True), groups.var(2, unbiased=False, keepdim=True)
-        rstd = (var + module.eps).rsqrt()
-        # Libraries take the variance as E[x^2] - E[x]^2: its relative error grows with the mean's share.
-        condition = 1.0 + mean.square() * rstd.square()
-        scaled = (groups.abs() + mean.abs()) * rstd
+        statistics = _of_statistics(x, x.reshape(len(x), module.num_groups, -1), module.eps)
         size = (1, -1, *[1] * (x.dim() - 2))
         weight, bias = (1.0 if p is None else p.abs().reshape(size) for p in (module.weight, module.bias))
-        statistics = (scaled * (summed(groups.shape[2]) * condition + 8.0 * WORKING)).reshape(x.shape)
         sums = weight * statistics + 8.0 * WORKING * bias
         if not (isinstance(module, NormAct) and module.act):
             return rounded + sums
@@ -239,6 +261,43 @@ def _allowed(
     if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten)):
         return rounded
     return None
+
+
+def _of_statistics(x: Tensor, groups: Tensor, eps: float) -> Tensor:
+    """Of x - mean over its deviation, which are those of `groups` [B, G, n]: x's values in another shape."""
+    mean, var = groups.mean(2, keepdim=True), groups.var(2, unbiased=False, keepdim=True)
+    rstd = (var + eps).rsqrt()
+    # Libraries take the variance as E[x^2] - E[x]^2: its relative error grows with the mean's share.
+    condition = 1.0 + mean.square() * rstd.square()
+    scaled = (
+        groups.abs() + groups.abs().mean(2, keepdim=True)
+    ) * rstd  # as a sum's error, the mean's goes by sizes
+    return (scaled * (summed(groups.shape[2]) * condition + 8.0 * WORKING)).reshape(x.shape)
+
+
+def _of_images(
+    module: Normed | nn.InstanceNorm2d | BatchNorm,
+    inputs: list[Any],
+    named: dict[str, Any],
+    exact: Tensor,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """Of norms by the statistics of images, and of a batch norm by those of training; with a LeakyReLU or none."""
+    norm: Any = module.norm if isinstance(module, Normed) else module
+    x, u = inputs[0], UNIT_ROUNDOFF[dtype]
+    weight, bias = (1.0 if p is None else p.abs()[:, None, None] for p in (norm.weight, norm.bias))
+    given = [*inputs[1:], *named.values()]
+    mode = "instance" if isinstance(module, Normed) else (given or ["running"])[0]
+    if isinstance(module, BatchNorm) and mode == "running":
+        rstd = (norm.running_var + norm.eps).rsqrt()[:, None, None]
+        statistics = 8.0 * WORKING * (x.abs() + norm.running_mean.abs()[:, None, None]) * rstd
+    elif mode == "batch":
+        return None
+    else:
+        statistics = _of_statistics(x, x.flatten(2), norm.eps)
+    plain = norm(x, mode) if isinstance(norm, BatchNorm) else norm(x)
+    # PyTorch rounds before a LeakyReLU that has a pass of its own, whose slope is at most 1.
+    return 2.02 * u * (exact.abs() + plain.abs()) + weight * statistics + 8.0 * WORKING * (bias + plain.abs())
 
 
 def _of_winograd(minimal: Winograd, inputs: list[Any], named: dict[str, Any], exact: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ A file's tensors are in the units of the engine's verbs (images in [-1, 1]), and
     decode     latents_0 .. latents_K, [labels | context] -> x
     sample     seeds, temperature, [labels | context]     -> x, of the noise that the engine makes of these seeds
     elbo       levels, seeds, draws, [labels | context]   -> elbo, what the engine's bits_per_dim averages
+    translate  x                                     -> y; translate_running, by the statistics of training
+    translate_dropout  x, noise                      -> y, with dropout by the noise
+    score      [x,] y                                -> score; score_running, by the statistics of training
 
 `latents_0` is the finest scale's. log_det is of the map to the latents; log_prob is the engine's, in nats. elbo exists
 where a flow models levels.
@@ -16,5 +19,16 @@ where a flow models levels.
 from .denoiser import DENOISER
 from .flow import FLOW, support
 from .form import BATCH, ExportForm, Interface, Port
+from .translate import DISCRIMINATOR, GENERATOR
 
-__all__ = ["BATCH", "DENOISER", "FLOW", "ExportForm", "Interface", "Port", "support"]
+__all__ = [
+    "BATCH",
+    "DENOISER",
+    "DISCRIMINATOR",
+    "FLOW",
+    "GENERATOR",
+    "ExportForm",
+    "Interface",
+    "Port",
+    "support",
+]

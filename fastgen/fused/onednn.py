@@ -74,8 +74,7 @@ class OneDNNConv(Twin[Convolution]):
         if not self._minimal or not winograd.gains(x, any_size=self._border is not None):
             return None
         if self._winograd is None:
-            edges = "constant" if self._border is None else "reflect"
-            self._winograd = winograd.Winograd(self.plain.weight, self._bias, edges)
+            self._winograd = winograd.Winograd(self.plain.weight, self._bias, self.plain.padding_mode)
         return self._winograd
 
     @property
