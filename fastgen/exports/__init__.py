@@ -11,6 +11,9 @@ A file's tensors are in the units of the engine's verbs (images in [-1, 1]), and
     translate  x                                     -> y; translate_running, by the statistics of training
     translate_dropout  x, noise                      -> y, with dropout by the noise
     score      [x,] y                                -> score; score_running, by the statistics of training
+    stylize      content, style, alpha                        -> x
+    encode_style style                                        -> code
+    apply_style  content, code, alpha                         -> x
 
 `latents_0` is the finest scale's. log_det is of the map to the latents; log_prob is the engine's, in nats. elbo exists
 where a flow models levels.
@@ -19,6 +22,7 @@ where a flow models levels.
 from .denoiser import DENOISER
 from .flow import FLOW, support
 from .form import BATCH, ExportForm, Interface, Port
+from .style import STYLE_FORMS as STYLE
 from .translate import DISCRIMINATOR, GENERATOR
 
 __all__ = [
@@ -27,6 +31,7 @@ __all__ = [
     "DISCRIMINATOR",
     "FLOW",
     "GENERATOR",
+    "STYLE",
     "ExportForm",
     "Interface",
     "Port",
