@@ -25,10 +25,12 @@ from .commands import (
     export,
     info,
     metrics,
+    reconstruct,
     sample,
     stylize,
     train,
     translate,
+    traverse,
     verify,
 )
 from .errors import FastgenError, Terminated
@@ -45,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
         sample,
         translate,
         stylize,
+        reconstruct,
+        traverse,
         train,
         evaluate,
         metrics,

@@ -13,6 +13,8 @@ A file's tensors are in the units of the engine's verbs (images in [-1, 1]), and
     score      [x,] y                                -> score; score_running, by the statistics of training
     upscaler   x                                     -> y, scale times as high and wide
 
+Of VAEs encode gives mean_0, log_var_0 .. mean_K, log_var_K; latents_0 is the top group's.
+
 `latents_0` is the finest scale's. log_det is of the map to the latents; log_prob is the engine's, in nats. elbo exists
 where a flow models levels.
 """
@@ -22,6 +24,7 @@ from .flow import FLOW, support
 from .form import BATCH, ExportForm, Interface, Port
 from .translate import DISCRIMINATOR, GENERATOR
 from .upscaler import UPSCALER
+from .vae import VAE_FORMS
 
 __all__ = [
     "BATCH",
@@ -30,6 +33,7 @@ __all__ = [
     "FLOW",
     "GENERATOR",
     "UPSCALER",
+    "VAE_FORMS",
     "ExportForm",
     "Interface",
     "Port",
