@@ -68,7 +68,7 @@ class _Listed(Architecture):
 
 ARCHITECTURES: dict[str, Architecture] = {
     "adain": _Listed("style.adain", "AdaINTransfer", "STYLE"),
-    "autoencoder_kl": _Listed("vae.autoencoder_kl", "AutoencoderKL"),
+    "autoencoder_kl": _Listed("vae.autoencoder_kl", "AutoencoderKL", "VAE_FORMS"),
     "biggan": _Listed("gan.biggan", "BigGAN", "GAN_GENERATOR"),
     "biggan_deep": _Listed("gan.biggan", "BigGANDeep", "GAN_GENERATOR"),
     "biggan_deep_discriminator": _Listed("gan.biggan", "BigGANDeepDiscriminator", "GAN_DISCRIMINATOR"),
@@ -76,7 +76,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "dcgan": _Listed("gan.dcgan", "DCGAN", "GAN_GENERATOR"),
     "dcgan_discriminator": _Listed("gan.dcgan", "DCGANDiscriminator", "GAN_DISCRIMINATOR"),
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
-    "hvae": _Listed("vae.hierarchical", "HierarchicalVAE"),
+    "hvae": _Listed("vae.hierarchical", "HierarchicalVAE", "VAE_FORMS"),
     "microast": _Listed("style.microast", "MicroAST", "STYLE"),
     "image_pool": _Listed("translate.pool", "ImagePool", training=True),
     "msrresnet": _Listed("upscale.msrresnet", "MSRResNet", "UPSCALER"),
@@ -93,9 +93,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "sagan_discriminator": _Listed("gan.sagan", "SAGANDiscriminator", "GAN_DISCRIMINATOR"),
     "unet": _Listed("unet", "UNet", "DENOISER"),
     "unet_generator": _Listed("translate.unet", "UNetGenerator", "GENERATOR"),
-    "vae": _Listed("vae.convolutional", "ConvolutionalVAE"),
+    "vae": _Listed("vae.convolutional", "ConvolutionalVAE", "VAE_FORMS"),
     "vector_flow": _Listed("flow.vector", "VectorFlow", "FLOW"),
-    "vector_vae": _Listed("vae.vector", "VectorVAE"),
+    "vector_vae": _Listed("vae.vector", "VectorVAE", "VAE_FORMS"),
     "wgan_critic": _Listed("gan.wgan", "Critic", "GAN_DISCRIMINATOR"),
     "wgan_gp": _Listed("gan.wgan", "WGAN", "GAN_GENERATOR"),
 }
