@@ -1,10 +1,10 @@
 """Generators of BigGAN-PyTorch (ajbrock): ``G.pth``, ``G_ema.pth`` of its BigGAN, BigGANdeep and SAGAN settings.
 
-    shared.weight                   the shared embedding; none with G_shared=False, whose norms have tables
-    linear, blocks.i.0.conv1, ...   weight, bias; with spectral norm u0 [1, rows] and sv0, which is for its log
-    blocks.i.0.bn1.gain.weight      of every norm; stored_mean, or bn.stored_mean (mybn), or bn.running_mean
-    blocks.i.1.theta, phi, g, o     self-attention, with gamma
-    output_layer.0, output_layer.2  the last norm and convolution
+shared.weight                   the shared embedding; none with G_shared=False, whose norms have tables
+linear, blocks.i.0.conv1, ...   weight, bias; with spectral norm u0 [1, rows] and sv0, which is for its log
+blocks.i.0.bn1.gain.weight      of every norm; stored_mean, or bn.stored_mean (mybn), or bn.running_mean
+blocks.i.1.theta, phi, g, o     self-attention, with gamma
+output_layer.0, output_layer.2  the last norm and convolution
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def read(state: State, options: BigGANOptions, report: Report) -> Result:
         architecture, kind = "sagan", SAGANConfig
         values["latent"] = first.shape[1]
         if deep:
-            raise ConfigError(f"a deep one without a shared embedding; supported: {SUPPORTED}", argument=state.where)
+            raise ConfigError(
+                f"a deep one without a shared embedding; supported: {SUPPORTED}", argument=state.where
+            )
     else:
         values["shared"] = shared.shape[1]
         part = inputs - shared.shape[1]

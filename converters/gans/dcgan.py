@@ -1,7 +1,7 @@
 """Generators of DCGANs: PyTorch's example (``main.0.weight``), and the layout of courses (``gen.0.0.weight``).
 
-    main.0, main.3, main.6, ...     transposed convolutions, main.1, main.4, ... batch norms
-    gen.0.0, gen.1.0, ...           the same, gen.0.1, gen.1.1, ... batch norms; with biases
+main.0, main.3, main.6, ...     transposed convolutions, main.1, main.4, ... batch norms
+gen.0.0, gen.1.0, ...           the same, gen.0.1, gen.1.1, ... batch norms; with biases
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """BigGAN-deep of pytorch-pretrained-BigGAN (Hugging Face): a folder with config.json and pytorch_model.bin.
 
-    embeddings.weight                   [z_dim, classes], a linear map of one-hot vectors
-    generator.gen_z                     of [z, embedding], to pixels of NHWC images
-    generator.layers.i.conv_0 .. conv_3 weight_orig, weight_u, weight_v of torch.nn.utils.spectral_norm, bias
-    generator.layers.i.bn_0 .. bn_3     scale, offset; running_means, running_vars [n_stats, C]
-    generator.layers.i.snconv1x1_theta  self-attention
-    generator.bn, generator.conv_to_rgb the end; of its channels the first three are the image
+embeddings.weight                   [z_dim, classes], a linear map of one-hot vectors
+generator.gen_z                     of [z, embedding], to pixels of NHWC images
+generator.layers.i.conv_0 .. conv_3 weight_orig, weight_u, weight_v of torch.nn.utils.spectral_norm, bias
+generator.layers.i.bn_0 .. bn_3     scale, offset; running_means, running_vars [n_stats, C]
+generator.layers.i.snconv1x1_theta  self-attention
+generator.bn, generator.conv_to_rgb the end; of its channels the first three are the image
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ class PretrainedOptions:
 def recognises(names: Iterable[str]) -> bool:
     """Whether these are names of its model."""
     found = set(names)
-    return {"embeddings.weight", "generator.bn.running_means", "generator.layers.0.bn_0.running_means"} <= found
+    return {
+        "embeddings.weight",
+        "generator.bn.running_means",
+        "generator.layers.0.bn_0.running_means",
+    } <= found
 
 
 def beside(path: Path) -> Mapping[str, Any]:
@@ -74,7 +78,8 @@ def read(state: State, options: PretrainedOptions, report: Report) -> Result:
     for i in (n for n in range(layers) if n not in blocks):
         if i % DEPTH or not i:
             raise ConfigError(
-                f"generator.layers.{i}: self-attention within a stage; supported: {SUPPORTED}", argument=state.where
+                f"generator.layers.{i}: self-attention within a stage; supported: {SUPPORTED}",
+                argument=state.where,
             )
         attention[i // DEPTH - 1] = i
     means = [state.peek(f"generator.layers.{i}.bn_0.running_means") for i in blocks]
@@ -110,7 +115,9 @@ def read(state: State, options: PretrainedOptions, report: Report) -> Result:
     _statistics(state, "generator.bn", "norm", tensors)
     tensors["last.weight"] = _baked(state, "generator.conv_to_rgb")[:IMAGE]
     tensors["last.bias"] = state.take("generator.conv_to_rgb.bias", channels)[:IMAGE]
-    report.renamed.append("spectral norms are divided out; of the last convolution's channels three are the image")
+    report.renamed.append(
+        "spectral norms are divided out; of the last convolution's channels three are the image"
+    )
     values = {
         "latent": z_dim,
         "shared": z_dim,

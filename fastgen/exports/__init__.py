@@ -20,4 +20,14 @@ from .flow import FLOW, support
 from .form import BATCH, ExportForm, Interface, Port
 from .gan import GAN_DISCRIMINATOR, GAN_GENERATOR
 
-__all__ = ["BATCH", "DENOISER", "FLOW", "GAN_DISCRIMINATOR", "GAN_GENERATOR", "ExportForm", "Interface", "Port", "support"]
+__all__ = [
+    "BATCH",
+    "DENOISER",
+    "FLOW",
+    "GAN_DISCRIMINATOR",
+    "GAN_GENERATOR",
+    "ExportForm",
+    "Interface",
+    "Port",
+    "support",
+]

@@ -38,7 +38,10 @@ def _labels(config: Any) -> list[Port]:
 
 
 def _inputs(config: Any) -> list[Port]:
-    ports = [Port("z", (BATCH, config.latent), "standard normal, or truncated by the caller"), *_labels(config)]
+    ports = [
+        Port("z", (BATCH, config.latent), "standard normal, or truncated by the caller"),
+        *_labels(config),
+    ]
     if getattr(config, "levels", 1) > 1:
         meaning = "whose standing statistics are taken, 0 to 1"
         # float32 would move it off the truncations that statistics are of.

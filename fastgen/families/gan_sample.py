@@ -12,7 +12,10 @@ from .sampling import Sampling
 FLAGS = (
     Flag(
         "--truncation",
-        {"metavar": "T", "help": "below 1: likelier images, less variety; none for whole normals (default: the model's)"},
+        {
+            "metavar": "T",
+            "help": "below 1: likelier images, less variety; none: whole normals (default: the model's)",
+        },
     ),
     Flag(
         "--truncation-law",

@@ -37,7 +37,9 @@ class FusedResidualGenerator(nn.Module):
         self.first = baked(network.first)
         blocks: list[Any] = list(network.blocks)
         stages = [blocks[i : i + self.per_stage] for i in range(0, len(blocks), self.per_stage)]
-        self.norms = nn.ModuleList(Affine([n for block in stage for n in norms_of(block)], network) for stage in stages)
+        self.norms = nn.ModuleList(
+            Affine([n for block in stage for n in norms_of(block)], network) for stage in stages
+        )
         self.blocks = nn.ModuleList(FusedGeneratorBlock(block) for block in blocks)
         self.attention = nn.ModuleDict(
             {stage: FusedAttention(attention) for stage, attention in network.attention.items()}  # type: ignore[arg-type]
@@ -45,7 +47,9 @@ class FusedResidualGenerator(nn.Module):
         self.norm = Affine([network.norm], network)
         self.last = convolution(network.last)
         # Where the table is of labels, latents alone are handed to the norms.
-        embedded = config.shared > 0 and (config.depth > 0 or not all(norm.table is not None for norm in self.norms))
+        embedded = config.shared > 0 and (
+            config.depth > 0 or not all(norm.table is not None for norm in self.norms)
+        )
         self.embedding = network.embedding if embedded else None
 
     def forward(self, z: Tensor, labels: Tensor | None = None, level: Tensor | None = None) -> Tensor:
@@ -102,11 +106,15 @@ class Affine(nn.Module):
                 shift = shift - mean[:, None] * gain
                 ones.append(torch.cat([one, (norm.bias.double() if norm.gain is None else 0.0) - mean * one]))
             else:
-                ones.append(torch.cat([one, norm.bias.double() if norm.gain is None else torch.zeros_like(one)]))
+                ones.append(
+                    torch.cat([one, norm.bias.double() if norm.gain is None else torch.zeros_like(one)])
+                )
             gains.append(gain)
             shifts.append(shift)
         constant = torch.cat(ones)
-        rows = torch.cat([part for pair in zip(gains, shifts, strict=True) for part in pair])  # [sum 2C, inputs]
+        rows = torch.cat(
+            [part for pair in zip(gains, shifts, strict=True) for part in pair]
+        )  # [sum 2C, inputs]
         self.table = self.linear = None
         conditioned = norms[0].gain is not None
         if conditioned:
@@ -136,7 +144,8 @@ class Affine(nn.Module):
         if self.table is None and self.linear is None:
             found = self.constant[None]
         elif self.table is None:
-            assert self.linear is not None and embedded is not None
+            assert self.linear is not None
+            assert embedded is not None
             found = self.linear(embedded if latents is None else torch.cat([embedded, latents], dim=1))
         else:
             found = self.table(labels)
@@ -250,9 +259,13 @@ class FusedDiscriminatorBlock(nn.Module):
         self.first = getattr(block, "first", False)
         names = ["conv1", "conv2", "conv3", "conv4"] if self.deep else ["conv1", "conv2"]
         last = len(names) - 1
-        self.convs = nn.ModuleList(convolution(getattr(block, name), i < last) for i, name in enumerate(names))
+        self.convs = nn.ModuleList(
+            convolution(getattr(block, name), i < last) for i, name in enumerate(names)
+        )
         shortcut = block.shortcut
-        self.shortcut = None if shortcut is None or isinstance(shortcut, nn.Identity) else convolution(shortcut)
+        self.shortcut = (
+            None if shortcut is None or isinstance(shortcut, nn.Identity) else convolution(shortcut)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """x is not changed."""
@@ -332,4 +345,3 @@ def _pointwise(weight: Tensor) -> nn.Conv2d:
 
 def _frozen(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=False)
-

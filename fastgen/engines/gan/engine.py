@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -70,7 +71,7 @@ class GANEngine(Streams):
     @property
     def discriminator(self) -> Any:
         """None where the model has none."""
-        return self.networks["discriminator"] if "discriminator" in self.networks else None
+        return dict(self.networks.items()).get("discriminator")
 
     @property
     def classes(self) -> int | None:
@@ -101,7 +102,7 @@ class GANEngine(Streams):
         seed: int | None = None,
         seeds: Sequence[int] | None = None,
         labels: Any = None,
-        truncation: float | None | Any = ...,
+        truncation: float | Any | None = ...,
         truncation_law: str | None = None,
         output_type: str = "pt",
     ) -> Tensor | np.ndarray | list:
@@ -155,7 +156,7 @@ class GANEngine(Streams):
         *,
         space: str = "z",
         labels: Any = None,
-        truncation: float | None | Any = ...,
+        truncation: float | Any | None = ...,
         truncation_law: str | None = None,
         output_type: str = "pt",
     ) -> Tensor | np.ndarray | list:
@@ -170,7 +171,9 @@ class GANEngine(Streams):
             raise ConfigError(f"expected z, got {shown(space)}", argument="space")
         frames = as_index(frames)
         if type(frames) is not int or not 1 <= frames <= MAX_FRAMES:
-            raise ConfigError(f"expected an int from 1 to {MAX_FRAMES}, got {shown(frames)}", argument="frames")
+            raise ConfigError(
+                f"expected an int from 1 to {MAX_FRAMES}, got {shown(frames)}", argument="frames"
+            )
         request = self.request(
             seeds=seeds, labels=labels, truncation=truncation, truncation_law=truncation_law
         )
@@ -178,7 +181,7 @@ class GANEngine(Streams):
             raise ConfigError("expected at least 2", argument="seeds")
         z = self.latents(request).cpu()
         share = torch.arange(frames, dtype=torch.float64, device="cpu") / frames
-        ways = [slerp(a, b, share) for a, b in zip(z[:-1], z[1:], strict=True)]
+        ways = [slerp(a, b, share) for a, b in itertools.pairwise(z)]
         between = torch.cat([*ways, z[-1:]]).float()
         chosen = None
         if self.classes is not None:
@@ -203,7 +206,7 @@ class GANEngine(Streams):
         *,
         seed: int | None = None,
         labels: Any = None,
-        truncation: float | None | Any = ...,
+        truncation: float | Any | None = ...,
         truncation_law: str | None = None,
     ) -> Best:
         """Of `candidates` samples of consecutive seeds the `n` that the discriminator scores highest.
@@ -269,7 +272,12 @@ class GANEngine(Streams):
         return (torch.tensor(numbers, dtype=torch.int64, device=self.device),)
 
     def _floats(self, name: str, x: Any, shape: tuple[int, ...]) -> Tensor:
-        if not isinstance(x, Tensor) or not x.is_floating_point() or tuple(x.shape[1:]) != shape or not len(x):
+        if (
+            not isinstance(x, Tensor)
+            or not x.is_floating_point()
+            or tuple(x.shape[1:]) != shape
+            or not len(x)
+        ):
             found = list(x.shape) if isinstance(x, Tensor) else shown(x)
             wanted = ", ".join(map(str, shape))
             raise ConfigError(f"expected a float tensor [n, {wanted}], got {found}", argument=name)
@@ -285,5 +293,6 @@ def check_names(parts: Any) -> None:
     """ConfigError unless there is a generator, and nothing else but perhaps a discriminator."""
     if "generator" not in parts or set(parts) - set(PARTS):
         raise ConfigError(
-            f"expected a generator and perhaps a discriminator, got {', '.join(parts) or 'none'}", argument="parts"
+            f"expected a generator and perhaps a discriminator, got {', '.join(parts) or 'none'}",
+            argument="parts",
         )

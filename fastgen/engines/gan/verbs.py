@@ -32,20 +32,32 @@ class GANVerbs:
         """sample and generate; score where the model has a discriminator."""
         made = [
             Verb(
-                *("sample", ("seeds", *OPTIONS, *self.labels), ("x",), self.sample, self._sample, self.trial_seeds),
+                *(
+                    "sample",
+                    ("seeds", *OPTIONS, *self.labels),
+                    ("x",),
+                    self.sample,
+                    self._sample,
+                    self.trial_seeds,
+                ),
                 noise=self.noise,
                 exact=OPTIONS,
             ),
             Verb(
-                *("generate", ("z", "level", *self.labels), ("x",), self.generate, self._generate, self._trial_z),
+                *(
+                    "generate",
+                    ("z", "level", *self.labels),
+                    ("x",),
+                    self.generate,
+                    self._generate,
+                    self._trial_z,
+                ),
                 exact=("level",),
             ),
         ]
         if self.engine.discriminator is not None:
             judged = ("labels",) if self.engine.judges_labels else ()
-            made.append(
-                Verb("score", ("x", *judged), ("score",), self.score, self._score, self._trial_x)
-            )
+            made.append(Verb("score", ("x", *judged), ("score",), self.score, self._score, self._trial_x))
         return {verb.name: verb for verb in made}
 
     # Fast.

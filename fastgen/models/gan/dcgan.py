@@ -44,7 +44,9 @@ class DCGANConfig:
                 argument="embedding",
             )
         if not 1 <= self.side <= MAX_SIDE:
-            raise ConfigError(f"images would be {self.side} pixels wide", argument="kernels, strides, paddings")
+            raise ConfigError(
+                f"images would be {self.side} pixels wide", argument="kernels, strides, paddings"
+            )
 
     @property
     def side(self) -> int:
@@ -130,7 +132,9 @@ class DCGANDiscriminatorConfig:
         for kernel, stride, padding in zip(self.kernels, self.strides, self.paddings, strict=True):
             side = (side + 2 * padding - kernel) // stride + 1
             if side < 1:
-                raise ConfigError(f"images of {self.size} pixels are too small for the layers", argument="size")
+                raise ConfigError(
+                    f"images of {self.size} pixels are too small for the layers", argument="size"
+                )
         if self.head == "conv" and side != 1:
             raise ConfigError(
                 f"the last convolution leaves {side}x{side} pixels, not one; take head pool", argument="head"
@@ -194,7 +198,8 @@ class DCGANDiscriminator(nn.Module):
 
 def planes_of(x: Tensor, labels: Tensor | None, classes: int | None) -> Tensor:
     """[B, classes, H, W]: 1 in the plane of each image's label."""
-    assert labels is not None and classes is not None
+    assert labels is not None
+    assert classes is not None
     number = torch.arange(classes, device=x.device)
     return (labels[:, None] == number)[:, :, None, None].to(x.dtype).expand(-1, -1, *x.shape[2:])
 

@@ -150,7 +150,9 @@ class DeepGeneratorBlock(nn.Module):
     up: whether the image's sides are doubled. The shortcut drops the channels that are too many.
     """
 
-    def __init__(self, before: int, after: int, up: bool, norms: list[nn.Module], spectral_norm: bool) -> None:
+    def __init__(
+        self, before: int, after: int, up: bool, norms: list[nn.Module], spectral_norm: bool
+    ) -> None:
         super().__init__()
         self.after, self.up, middle = after, up, before // 4
         self.norm1, self.norm2, self.norm3, self.norm4 = norms

@@ -64,7 +64,9 @@ def without_parametrizations(network: nn.Module) -> nn.Module:
     for name, module in list(made.named_modules()):
         if not parametrize.is_parametrized(module, "weight"):
             continue
-        kind: Any = type(module).__bases__[0]  # `remove_parametrizations` would change the class of the original, too
+        kind: Any = type(module).__bases__[
+            0
+        ]  # `remove_parametrizations` would change the class of the original, too
         plain = kind.__new__(kind)
         vars(plain).update(vars(module))
         plain._modules = {n: m for n, m in module._modules.items() if n != "parametrizations"}
