@@ -24,6 +24,7 @@ from .commands import (
     evaluate,
     export,
     info,
+    interpolate,
     metrics,
     reconstruct,
     sample,
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     subparsers = top.add_subparsers(metavar="COMMAND", required=True)
     for command in (
         sample,
+        interpolate,
         translate,
         stylize,
         upscale,
