@@ -16,6 +16,7 @@ PAGES = [
     "docs/unlike-requests.md",
     "docs/flows.md",
     "docs/large-requests.md",
+    "docs/metrics.md",
     "docs/from-other-flows.md",
     "docs/pix2pix.md",
     "docs/your-own-network.md",

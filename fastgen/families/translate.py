@@ -1,4 +1,4 @@
-"""The family of networks from images to images: pix2pix."""
+"""The family of networks from images to images: pix2pix, CycleGAN's generators."""
 
 from __future__ import annotations
 
