@@ -17,6 +17,7 @@ PAGES = [
     "docs/flows.md",
     "docs/large-requests.md",
     "docs/metrics.md",
+    "docs/style.md",
     "docs/from-other-flows.md",
     "docs/your-own-network.md",
     *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/kernels/*.md")),

@@ -20,12 +20,14 @@ from fastgen.converters.onnx.checking import BATCHES, form_error, open_session, 
 from fastgen.converters.onnx.export import Item
 from fastgen.exports import ExportForm, Port
 from tests.engines.flows import CASES, make
+from tests.engines.styles import NAMES as STYLES
+from tests.engines.styles import network as style_network
 from tests.small import network as small_network
 from tests.small import unet_config
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "onnx.md"
 MARKS = ("<!-- forms: python -m tests.converters.onnx_table -->\n", "<!-- end of forms -->")
-ZOO = {"unet": "zoo:ddpm-mnist", "glow": "zoo:glow-mnist"}
+ZOO = {"unet": "zoo:ddpm-mnist", "glow": "zoo:glow-mnist", "microast": "zoo:microast"}
 HEAD = (
     "| architecture | form | in | out | of any length | measured on | error fp32 | error fp16 |\n"
     "|---|---|---|---|---|---|---|---|\n"
@@ -45,6 +47,8 @@ def small(architecture: str) -> tuple[str, nn.Module]:
     """As `network`, of the tests in any case."""
     if architecture == "unet":
         return "a small one", small_network(unet_config())
+    if architecture in STYLES:
+        return "a small one", style_network(architecture)
     name = next(name for name, (kind, _) in CASES.items() if kind == architecture)
     return f"a small one ({name})", make(name).flow
 
