@@ -1,4 +1,4 @@
-"""``fastgen sample | translate | stylize | train | evaluate | metrics | compare | convert | export | info | verify``.
+"""The command line: ``fastgen sample``, ``fastgen train`` and the others.
 
 User errors are one clear line and a non-zero exit code.
 """
@@ -24,11 +24,15 @@ from .commands import (
     evaluate,
     export,
     info,
+    interpolate,
     metrics,
+    reconstruct,
     sample,
     stylize,
     train,
     translate,
+    traverse,
+    upscale,
     verify,
 )
 from .errors import FastgenError, Terminated
@@ -43,8 +47,12 @@ def parser() -> argparse.ArgumentParser:
     subparsers = top.add_subparsers(metavar="COMMAND", required=True)
     for command in (
         sample,
+        interpolate,
         translate,
         stylize,
+        upscale,
+        reconstruct,
+        traverse,
         train,
         evaluate,
         metrics,

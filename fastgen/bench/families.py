@@ -65,6 +65,20 @@ BUILT: dict[str, Spec] = {
     # VGG-19 up to relu4_1 and its mirror image, 7.0 M parameters.
     "random:adain": Spec("style", {"network": Part("adain", {})}, {}),
     "random:vector_flow": Spec("flow", {"flow": Part("vector_flow", {"features": 6})}, {}),
+    # Super-resolution x4 as released: BasicSR's MSRResNet, Real-ESRGAN's anime_6B and animevideov3.
+    "random:msrresnet": Spec("upscale", {"upscaler": Part("msrresnet", {})}),
+    "random:rrdbnet": Spec("upscale", {"upscaler": Part("rrdbnet", {"num_blocks": 6})}),
+    "random:srvgg": Spec("upscale", {"upscaler": Part("srvgg", {})}),
+    # The whole of Real-ESRGAN, 16.7 M parameters.
+    "random:rrdbnet23": Spec("upscale", {"upscaler": Part("rrdbnet", {})}),
+    # Burgess et al. 2018, for 64x64 pixels.
+    "random:vae": Spec(
+        "vae",
+        {"vae": Part("vae", {"sample_size": [64, 64], "in_channels": 3, "channels": [32, 32, 32, 32]})},
+        {},
+    ),
+    "random:vector_vae": Spec("vae", {"vae": Part("vector_vae", {"features": 6})}, {}),
+    "random:hvae": Spec("vae", {"vae": Part("hvae", {"sample_size": [32, 32]})}, {}),
 }
 
 
@@ -102,9 +116,9 @@ def models(device_type: str) -> list[str]:
 
 
 def without_model() -> list[str]:
-    """Architectures that no family names a model for."""
+    """Architectures that no family names a model for, of those that engines run."""
     known = {architecture for family in FAMILIES.values() for architecture in family.models}
-    return [name for name in ARCHITECTURES if name not in known]
+    return [name for name, kind in ARCHITECTURES.items() if name not in known and not kind.training]
 
 
 def first_models() -> Sequence[str]:

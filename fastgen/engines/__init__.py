@@ -6,10 +6,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .diffusion.engine import DiffusionEngine
     from .flow.engine import FlowEngine
+    from .gan.engine import GANEngine
     from .style.engine import StyleEngine
     from .translate.engine import TranslateEngine
+    from .upscale.engine import UpscaleEngine
+    from .vae.engine import VAEEngine
 
-__all__ = ["DiffusionEngine", "FlowEngine", "StyleEngine", "TranslateEngine"]
+__all__ = [
+    "DiffusionEngine",
+    "FlowEngine",
+    "GANEngine",
+    "StyleEngine",
+    "TranslateEngine",
+    "UpscaleEngine",
+    "VAEEngine",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastgen_kernels import OPS
 from fastgen_kernels.op import UNIT_ROUNDOFF
 
+from ..fused.activated import ActConvolution
 from ..fused.blocks import SILU, PlainNorm
 from ..fused.onednn import OneDNNConv
 from ..fused.small import PlainHalf
@@ -197,7 +198,8 @@ def _allowed(
     refolded: weights are sums that are rounded, too. None for kinds of layers whose arithmetic is not known here.
     """
     u = UNIT_ROUNDOFF[dtype]
-    rounded = 1.01 * u * exact.abs()
+    # Below the smallest normal number (6e-5 in float16) rounding is absolute; a layer may round twice.
+    rounded = 1.01 * u * exact.abs() + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     if isinstance(module, Patches):
         # An activation's slope is at most 1, and it rounds once more.
         conv = module.conv(inputs[0])
@@ -216,21 +218,21 @@ def _allowed(
         )
     if isinstance(module, (Normed, nn.InstanceNorm2d, BatchNorm)):
         return _of_images(module, inputs, named, exact, dtype)
-    if isinstance(module, nn.ConvTranspose2d):
-        twin = copy.deepcopy(module)
-        for parameter in twin.parameters():
-            parameter.data.abs_()
-        relative = summed(module.weight[:, 0].numel() + 2) + products
-        return rounded + relative * twin(inputs[0].abs())
-    if isinstance(module, (nn.Conv2d, nn.Linear, Upsample)):
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, Upsample)):
         # A sum of products, and perhaps of something more: on absolute values, as all of it is linear.
         twin = copy.deepcopy(module)
         for parameter in twin.parameters():
             parameter.data.abs_()
         weight = twin.conv.weight if isinstance(twin, Upsample) else twin.weight
-        relative = summed(weight[0].numel() + 2) + products + (1.01 * u if refolded else 0.0)
+        # Of a transposed convolution filters lie [in, out, ...], and at most all taps meet in a pixel.
+        inputs_first = isinstance(twin, nn.ConvTranspose2d)
+        terms = weight[:, 0].numel() if inputs_first else weight[0].numel()
+        relative = summed(terms + 2) + products + (1.01 * u if refolded else 0.0)
         # Where a second tensor is added in a pass of its own, the first sum is rounded to the type by itself.
         relative += 1.01 * u if len(inputs) > 1 or named else 0.0
+        if isinstance(module, ActConvolution) and module.slope is not None:
+            # The sum may be rounded before its activation, which may be steep.
+            relative = (relative + 1.01 * u) * max(1.0, float(module.slope.abs().max()))
         return rounded + relative * twin(*map(_magnitude, inputs), **_magnitudes(named))
     if isinstance(module, PlainHalf):
         given = module.arguments(*inputs, **named)
@@ -258,7 +260,7 @@ def _allowed(
         # The logarithm and three products are off by parts of the angle, which is some hundreds.
         angle = (torch.log(inputs[0])[:, None] * module.weight[None] * 2 * math.pi).abs()
         return rounded + 8.0 * WORKING * (1.0 + torch.cat([angle, angle], dim=1))
-    if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten)):
+    if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten, nn.Unflatten)):
         return rounded
     return None
 

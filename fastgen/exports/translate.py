@@ -93,7 +93,9 @@ def _side(network: Any) -> int:
 
 
 def _sizes(network: Any) -> dict[str, int]:
-    return {"height": _side(network), "width": _side(network)}
+    """More than one multiple: exporters take a length of 1 for a constant."""
+    side = max(_side(network), 2 * getattr(network, "multiple", 1))
+    return {"height": side, "width": side}
 
 
 def _images(generator: torch.Generator, *shape: int) -> Tensor:
@@ -111,7 +113,7 @@ def _example_dropout(
     side = _side(network)
     count = network.dropout_count(side, side)
     noise = torch.randn(batch, count, generator=generator, dtype=torch.float32, device="cpu")
-    return (*_example(network, batch, generator, {}), noise)
+    return (*_example(network, batch, generator, {"height": side, "width": side}), noise)
 
 
 def _example_score(network: Any, batch: int, generator: torch.Generator, sizes: Mapping[str, int]) -> Tensors:

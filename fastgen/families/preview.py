@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .family import Family
     from .recipe import Recipe
 
+GAUGE = "gauge.csv"
+
 
 def previewer(
     family: Family, recipe: Recipe, folder: Path, spec: Spec, dataset: Dataset
@@ -22,7 +24,7 @@ def previewer(
     """The `on_preview` of ``training.loop.train``: `recipe`'s sheet, drawn by the family's engine into `folder`."""
 
     def preview(step: int, averages: nn.ModuleDict) -> None:
-        from ..files import make_folder, remove_leftovers
+        from ..files import make_folder, remove_leftovers, write_atomic
         from ..images import save_grid
         from ..training.loop import PREVIEWS
 
@@ -35,5 +37,15 @@ def previewer(
         path = folder / PREVIEWS / f"step-{step:07d}.png"
         remove_leftovers(path.parent, [path.name])  # of a run that was killed here
         save_grid(images, path, columns=columns)
+        if numbers := recipe.gauge(engine, dataset):
+            write_atomic(path.parent / GAUGE, gauged(path.parent / GAUGE, step, numbers).encode())
 
     return preview
+
+
+def gauged(path: Path, step: int, numbers: Mapping[str, float]) -> str:
+    """The lines of the gauge's file with those of `step`, which a run that goes on from an earlier save draws again."""
+    rows = path.read_text().splitlines()[1:] if path.is_file() else []
+    kept = [row for row in rows if row.partition(",")[0].isdigit() and int(row.partition(",")[0]) < step]
+    new = ",".join([str(step), *(f"{value:.6f}" for value in numbers.values())])
+    return "".join(f"{line}\n" for line in (",".join(["step", *numbers]), *kept, new))

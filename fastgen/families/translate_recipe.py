@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import from_dict, to_dict
 from ..errors import ConfigError, DataError
 from .family import Flag, given
-from .recipe import PAIRS, Recipe
+from .recipe import GAN_LOSS, PAIRS, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,7 +34,7 @@ FLAGS = (
             "help": "size of the discriminator's patches: 3 is 70x70 pixels (default, where it fits), 0 single ones",
         },
     ),
-    Flag("--gan-loss", {"help": "minimax, non-saturating, lsgan or hinge (default non-saturating)"}),
+    GAN_LOSS,
     Flag("--l1-weight", {"type": float, "help": "weight of the L1 loss (default 100)"}),
     Flag("--pool", {"type": int, "help": "earlier results kept for the discriminator (default 0)"}),
     Flag(

@@ -122,8 +122,11 @@ class OneDNNUp(Twin[Upsample]):
 
     refolded = True
 
-    def __init__(self, block: Upsample) -> None:
+    def __init__(self, block: Upsample, slope: float | None = None) -> None:
+        """slope: of the LeakyReLU that `block` ends in."""
         super().__init__(block)
+        self.joined = slope is not None
+        self._act: tuple[str, list[float]] = ("none", []) if slope is None else ("leaky_relu", [slope])
         weight = block.conv.weight.detach()
         # Output row 2i + k - 1 gets from row i: w2 for k = 0, w1 + w2, w0 + w1, w0 for k = 3.
         sums = torch.tensor(
@@ -141,7 +144,7 @@ class OneDNNUp(Twin[Upsample]):
             )
             self._packed = True
         return torch.ops.mkldnn._convolution_transpose_pointwise(
-            x, self._weight, self.plain.conv.bias, *how, "none", [], ""
+            x, self._weight, self.plain.conv.bias, *how, *self._act, ""
         )
 
 

@@ -8,8 +8,10 @@ D* = p / (p + q) (Goodfellow et al. 2014, proposition 1); the minimax value is t
     non-saturating  the same                                          -log D(fake)            the same, section 3
     lsgan           (logit(real) - 1)^2 + logit(fake)^2               (logit(fake) - 1)^2     Mao et al. 2017, eq. 9
     hinge           relu(1 - logit(real)) + relu(1 + logit(fake))     -logit(fake)            Lim & Ye 2017
+    wasserstein     logit(fake) - logit(real)                         -logit(fake)            Arjovsky 2017, alg. 1
 
-Each is a mean over samples and patches. pix2pix calls the second one "vanilla".
+"wasserstein" means something only with a critic whose slope is held (``training.penalties``). Each is a mean over
+samples and patches. pix2pix calls the second one "vanilla".
 """
 
 from __future__ import annotations
@@ -18,14 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GAN_LOSSES = ("minimax", "non-saturating", "lsgan", "hinge")
+LOSSES = (*GAN_LOSSES, "wasserstein")
 
 
 def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
-    """What the discriminator descends, a scalar. kind: one of GAN_LOSSES; real, fake: its logits, of any shape."""
+    """What the discriminator descends, a scalar. kind: one of LOSSES; real, fake: its logits, of any shape."""
     if kind == "lsgan":
         return (real - 1).square().mean() + fake.square().mean()
     if kind == "hinge":
         return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    if kind == "wasserstein":
+        return fake.mean() - real.mean()
     _check(kind)
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
@@ -34,7 +39,7 @@ def generator_loss(kind: str, fake: Tensor) -> Tensor:
     """What the generator descends, a scalar, of the discriminator's logits for its samples."""
     if kind == "lsgan":
         return (fake - 1).square().mean()
-    if kind == "hinge":
+    if kind in ("hinge", "wasserstein"):
         return -fake.mean()
     if kind == "minimax":
         return -F.softplus(fake).mean()
@@ -43,5 +48,5 @@ def generator_loss(kind: str, fake: Tensor) -> Tensor:
 
 
 def _check(kind: str) -> None:
-    if kind not in GAN_LOSSES:
-        raise ValueError(f"expected one of {', '.join(GAN_LOSSES)}, got {kind!r}")
+    if kind not in LOSSES:
+        raise ValueError(f"expected one of {', '.join(LOSSES)}, got {kind!r}")

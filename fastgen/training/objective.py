@@ -19,7 +19,7 @@ class Step:
 
     x: the objective's inputs [B, ...], on the networks' device. label: int64 [B], on the CPU, or None. generator: of
     the CPU, seeded for the step; all that is random is drawn from it there, so that a GPU run sees what a CPU run sees.
-    target: of paired data what belongs to each x, on the device of x, else None.
+    target: of paired data what belongs to each x, on the device of x, else None. number: of steps done before it.
     """
 
     x: Tensor
@@ -27,6 +27,7 @@ class Step:
     generator: torch.Generator
     config: RunConfig
     target: Tensor | None = None
+    number: int = 0
 
     def autocast(self) -> torch.autocast:
         """The precision that the run's networks run in."""

@@ -4,9 +4,12 @@ from pathlib import Path
 
 ZOO = {
     "ddpm-mnist": "class-conditional diffusion model of handwritten digits, 1x28x28, 1.7 M parameters",
+    "gan-mnist": "class-conditional GAN of handwritten digits, 1x28x28, with its discriminator",
     "glow-mnist": "class-conditional flow of handwritten digits, 1x28x28, with their likelihood",
     "pix2pix-mnist": "outlines of handwritten digits to digits, grey, trained on 28x28",
     "microast": "style transfer by MicroAST, pictures of any size, 0.47 M parameters",
+    "srgan-x2": "super-resolution of photographs by 2 (SRGAN of leftthomas), 0.6 M parameters",
+    "srgan-x4": "super-resolution of photographs by 4 (SRGAN of leftthomas), 0.7 M parameters",
 }
 # Pictures that ship with the package: name -> file in this folder. Their terms are said in README.md beside them.
 EXAMPLES = {"cat": "microast/cat.jpg", "strokes": "microast/strokes.jpg"}

@@ -1,0 +1,5 @@
+"""The engine of GANs."""
+
+from .engine import GANEngine
+
+__all__ = ["GANEngine"]

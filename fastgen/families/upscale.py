@@ -1,0 +1,19 @@
+"""The family of super-resolution networks."""
+
+from __future__ import annotations
+
+from .family import Family
+from .upscale_recipe import RECIPES
+
+FAMILY = Family(
+    name="upscale",
+    engine="fastgen.engines.upscale:UpscaleEngine",
+    models={
+        "srresnet": "zoo:srgan-x4",
+        "msrresnet": "random:msrresnet",
+        "rrdbnet": "random:rrdbnet",
+        "srvgg": "random:srvgg",
+    },
+    large=("random:rrdbnet23",),
+    recipes=RECIPES,
+)

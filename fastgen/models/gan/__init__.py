@@ -1,0 +1,1 @@
+"""Networks of GANs: generators, and the discriminators that judge them."""
