@@ -17,6 +17,7 @@ PAGES = [
     "docs/flows.md",
     "docs/large-requests.md",
     "docs/metrics.md",
+    "docs/style.md",
     "docs/from-other-flows.md",
     "docs/pix2pix.md",
     "docs/your-own-network.md",

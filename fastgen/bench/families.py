@@ -62,6 +62,8 @@ BUILT: dict[str, Spec] = {
         "translate",
         {"generator": Part("resnet_generator", {}), "discriminator": Part("pixel_discriminator", {})},
     ),
+    # VGG-19 up to relu4_1 and its mirror image, 7.0 M parameters.
+    "random:adain": Spec("style", {"network": Part("adain", {})}, {}),
     "random:vector_flow": Spec("flow", {"flow": Part("vector_flow", {"features": 6})}, {}),
     # Super-resolution x4 as released: BasicSR's MSRResNet, Real-ESRGAN's anime_6B and animevideov3.
     "random:msrresnet": Spec("upscale", {"upscaler": Part("msrresnet", {})}),

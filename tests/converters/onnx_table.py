@@ -20,6 +20,8 @@ from fastgen.converters.onnx.checking import BATCHES, form_error, open_session, 
 from fastgen.converters.onnx.export import Item
 from fastgen.exports import ExportForm, Port
 from tests.engines.flows import CASES, make
+from tests.engines.styles import NAMES as STYLES
+from tests.engines.styles import network as style_network
 from tests.engines.translations import PATCH, PIXEL, RESNET, UNET
 from tests.engines.translations import network as translation
 from tests.models.test_upscale import small as upscaler
@@ -29,7 +31,7 @@ from tests.small import unet_config
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "onnx.md"
 MARKS = ("<!-- forms: python -m tests.converters.onnx_table -->\n", "<!-- end of forms -->")
-ZOO = {"unet": "zoo:ddpm-mnist", "glow": "zoo:glow-mnist"}
+ZOO = {"unet": "zoo:ddpm-mnist", "glow": "zoo:glow-mnist", "microast": "zoo:microast"}
 TRANSLATIONS = {part.architecture: part for part in (UNET, RESNET, PATCH, PIXEL)}
 UPSCALERS = {
     "srresnet": "srresnet x2",
@@ -56,6 +58,8 @@ def small(architecture: str) -> tuple[str, nn.Module]:
     """As `network`, of the tests in any case."""
     if architecture == "unet":
         return "a small one", small_network(unet_config())
+    if architecture in STYLES:
+        return "a small one", style_network(architecture)
     if architecture in VAES:
         return "a small one", VAES[architecture]()
     if architecture in TRANSLATIONS:
