@@ -18,6 +18,7 @@ PAGES = [
     "docs/large-requests.md",
     "docs/metrics.md",
     "docs/from-other-flows.md",
+    "docs/super-resolution.md",
     "docs/your-own-network.md",
     *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/kernels/*.md")),
 ]
