@@ -24,11 +24,14 @@ from .commands import (
     evaluate,
     export,
     info,
+    interpolate,
     metrics,
+    reconstruct,
     sample,
     stylize,
     train,
     translate,
+    traverse,
     upscale,
     verify,
 )
@@ -44,9 +47,12 @@ def parser() -> argparse.ArgumentParser:
     subparsers = top.add_subparsers(metavar="COMMAND", required=True)
     for command in (
         sample,
+        interpolate,
         translate,
         stylize,
         upscale,
+        reconstruct,
+        traverse,
         train,
         evaluate,
         metrics,

@@ -114,9 +114,9 @@ def models(device_type: str) -> list[str]:
 
 
 def without_model() -> list[str]:
-    """Architectures that no family names a model for."""
+    """Architectures that no family names a model for, of those that engines run."""
     known = {architecture for family in FAMILIES.values() for architecture in family.models}
-    return [name for name in ARCHITECTURES if name not in known]
+    return [name for name, kind in ARCHITECTURES.items() if name not in known and not kind.training]
 
 
 def first_models() -> Sequence[str]:

@@ -14,6 +14,11 @@ A file's tensors are in the units of the engine's verbs (images in [-1, 1]), and
     upscaler   x                                     -> y, scale times as high and wide
     generator  z, [labels], [truncation]             -> x, of a GAN
     score      x, [labels]                           -> score, of a GAN's discriminator
+    stylize      content, style, alpha                        -> x
+    encode_style style                                        -> code
+    apply_style  content, code, alpha                         -> x
+
+Of VAEs encode gives mean_0, log_var_0 .. mean_K, log_var_K; latents_0 is the top group's.
 
 `latents_0` is the finest scale's. log_det is of the map to the latents; log_prob is the engine's, in nats. elbo exists
 where a flow models levels.
@@ -23,8 +28,10 @@ from .denoiser import DENOISER
 from .flow import FLOW, support
 from .form import BATCH, ExportForm, Interface, Port
 from .gan import GAN_DISCRIMINATOR, GAN_GENERATOR
+from .style import STYLE_FORMS as STYLE
 from .translate import DISCRIMINATOR, GENERATOR
 from .upscaler import UPSCALER
+from .vae import VAE_FORMS
 
 __all__ = [
     "BATCH",
@@ -34,7 +41,9 @@ __all__ = [
     "GAN_DISCRIMINATOR",
     "GAN_GENERATOR",
     "GENERATOR",
+    "STYLE",
     "UPSCALER",
+    "VAE_FORMS",
     "ExportForm",
     "Interface",
     "Port",

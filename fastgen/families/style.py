@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from .family import Family
+from .style_recipe import RECIPES
 
 FAMILY = Family(
     name="style",
     engine="fastgen.engines.style:StyleEngine",
     models={"microast": "zoo:microast", "adain": "random:adain"},
+    recipes=RECIPES,
 )

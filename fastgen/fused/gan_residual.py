@@ -144,7 +144,8 @@ class Affine(nn.Module):
         if self.table is None and self.linear is None:
             found = self.constant[None]
         elif self.table is None:
-            assert self.linear is not None and embedded is not None
+            assert self.linear is not None
+            assert embedded is not None
             found = self.linear(embedded if latents is None else torch.cat([embedded, latents], dim=1))
         else:
             found = self.table(labels)

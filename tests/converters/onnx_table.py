@@ -23,6 +23,7 @@ from tests.engines.flows import CASES, make
 from tests.engines.translations import PATCH, PIXEL, RESNET, UNET
 from tests.engines.translations import network as translation
 from tests.models.test_upscale import small as upscaler
+from tests.models.vae_models import ARCHITECTURES as VAES
 from tests.small import network as small_network
 from tests.small import unet_config
 
@@ -55,6 +56,8 @@ def small(architecture: str) -> tuple[str, nn.Module]:
     """As `network`, of the tests in any case."""
     if architecture == "unet":
         return "a small one", small_network(unet_config())
+    if architecture in VAES:
+        return "a small one", VAES[architecture]()
     if architecture in TRANSLATIONS:
         return "a small one", translation(TRANSLATIONS[architecture])
     if architecture in UPSCALERS:

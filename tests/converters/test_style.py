@@ -1,4 +1,4 @@
-"""pytorch-AdaIN's and MicroAST's files: layouts written here from PyTorch's own modules, converted, the same pictures."""
+"""pytorch-AdaIN's and MicroAST's files: layouts written here of PyTorch's own modules, converted, the same pictures."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fastgen.models.vae.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fastgen.models.vae.convolutional import ConvolutionalVAE, ConvolutionalVAEConfig
 from fastgen.models.vae.hierarchical import HierarchicalVAE, HierarchicalVAEConfig
 from fastgen.models.vae.vae import VAE
@@ -44,6 +45,16 @@ MODELS = {
     "hierarchical-classes": lambda: hierarchical(num_classes=4, likelihood="gaussian"),
     "vector": vector,
     "vector-learned": lambda: vector(sigma="learned", num_classes=4),
+}
+
+
+ARCHITECTURES = {
+    "autoencoder_kl": lambda: filled(
+        AutoencoderKL(AutoencoderKLConfig(sample_size=(16, 16), block_out_channels=(4, 8), norm_num_groups=2))
+    ),
+    "hvae": MODELS["hierarchical-classes"],
+    "vae": MODELS["logistic"],
+    "vector_vae": vector,
 }
 
 

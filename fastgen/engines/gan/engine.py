@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -70,7 +71,7 @@ class GANEngine(Streams):
     @property
     def discriminator(self) -> Any:
         """None where the model has none."""
-        return self.networks["discriminator"] if "discriminator" in self.networks else None
+        return dict(self.networks.items()).get("discriminator")
 
     @property
     def classes(self) -> int | None:
@@ -180,7 +181,7 @@ class GANEngine(Streams):
             raise ConfigError("expected at least 2", argument="seeds")
         z = self.latents(request).cpu()
         share = torch.arange(frames, dtype=torch.float64, device="cpu") / frames
-        ways = [slerp(a, b, share) for a, b in zip(z[:-1], z[1:], strict=True)]
+        ways = [slerp(a, b, share) for a, b in itertools.pairwise(z)]
         between = torch.cat([*ways, z[-1:]]).float()
         chosen = None
         if self.classes is not None:

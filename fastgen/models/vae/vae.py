@@ -140,7 +140,7 @@ class VAE(nn.Module):
     def infer(self, x: Tensor, noise: Sequence[Tensor] | None, label: Tensor | None = None) -> Inferred:
         """Down through the posteriors of x. noise: standard normal, of each group; None: latents are the means."""
         features = self.features(x.to(self.dtype), label)
-        state = self.begin(len(x), label)
+        state = self.begin(x.shape[0], label)
         latents, posteriors, priors = [], [], []
         for group in range(self.groups):
             p = self._wide(self.prior(group, state))
@@ -155,7 +155,7 @@ class VAE(nn.Module):
     def encode(self, x: Tensor, label: Tensor | None = None) -> list[Normal]:
         """The posterior of each group, those above it being at their means."""
         features = self.features(x.to(self.dtype), label)
-        state = self.begin(len(x), label)
+        state = self.begin(x.shape[0], label)
         posteriors: list[Normal] = []
         for group in range(self.groups):
             posteriors.append(self._wide(self.posterior(group, state, self._prior(group, state), features)))
@@ -165,7 +165,7 @@ class VAE(nn.Module):
 
     def decode(self, latents: Sequence[Tensor], label: Tensor | None = None) -> Tensor:
         """The decoder's output for latents of every group."""
-        state = self.begin(len(latents[0]), label)
+        state = self.begin(latents[0].shape[0], label)
         for group, z in enumerate(latents):
             state = self.absorb(group, state, z.to(self.dtype))
         return self.output(state).to(self.wide)
