@@ -19,6 +19,7 @@ PAGES = [
     "docs/metrics.md",
     "docs/style.md",
     "docs/from-other-flows.md",
+    "docs/super-resolution.md",
     "docs/pix2pix.md",
     "docs/your-own-network.md",
     *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/kernels/*.md")),

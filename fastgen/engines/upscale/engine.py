@@ -30,7 +30,7 @@ from .tiles import Axis, Span, Tiling, axis, tiling
 MAX_SCALE = 32
 TRIAL, TIMED = 16, 64  # pixels a side of the images that `verify` and the benchmark make
 # Pixels of results per call: a core's cache is faster with one image after the other, a GPU wants many.
-PER_CALL = {"cpu": 1 << 17, "cuda": 1 << 24}
+PER_CALL = {"cpu": 1 << 16, "cuda": 1 << 24}
 LEVEL = 2 / 255  # of 8 bits, in [-1, 1]
 
 
