@@ -60,6 +60,8 @@ class PhasedTransposed(Twin[nn.ConvTranspose2d]):
         filters = torch.stack(phases).transpose(1, 2).flatten(0, 1).contiguous()  # [4 out, in, 2, 2]
         inner = nn.Conv2d(conv.in_channels, len(filters), 2, padding=1, bias=False, device="meta")
         inner.weight = nn.Parameter(filters, requires_grad=False)
+        if conv.bias is not None:
+            inner.bias = nn.Parameter(conv.bias.detach().repeat(4), requires_grad=False)
         self._conv = (OneDNNConv(inner, prepacked=True),)  # not a module within this one
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ class PhasedTransposed(Twin[nn.ConvTranspose2d]):
             for column in range(2):
                 part = phases[:, row, column, :, row : row + height, column : column + width]
                 y[:, :, row::2, column::2] = part
-        return y if self.plain.bias is None else y.add_(self.plain.bias.detach()[:, None, None])
+        return y
 
 
 def transposed(conv: nn.ConvTranspose2d) -> nn.Module:
