@@ -39,7 +39,7 @@ class Values:
 def ajbrock(
     seed: int, *, deep: bool, shared: bool, hierarchical: bool, norms: str = "", spectral: bool = True
 ) -> State:
-    """A generator for 16x16 pixels, two stages, attention behind the first; norms: "" or "bn.stored" or "bn.running"."""
+    """A generator for 16x16 pixels, two stages, attention behind the first. norms: "", "bn.stored" or "bn.running"."""
     v, classes, embedded, latent, ch = Values(seed), 5, 6, 12, 8
     widths = [4 * ch, 2 * ch, ch]
     part = latent // 3 if hierarchical and not deep else latent
