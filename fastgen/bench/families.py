@@ -38,6 +38,16 @@ def _unet(pixels: int, widths: list[int], attends: int) -> Spec:
     return Spec("diffusion", {"unet": Part("unet", config)}, {"schedule": {}, "solver": "ddim"})
 
 
+def _gan(name: str, judge: str, generator: dict[str, Any], discriminator: dict[str, Any]) -> Spec:
+    """A generator and its discriminator."""
+    parts = {"generator": Part(name, generator), "discriminator": Part(judge, discriminator)}
+    return Spec("gan", parts, {})
+
+
+# Of 32x32 pixels, as in the code of BigGAN for PyTorch.
+SMALL_GAN = {"multipliers": [4, 4, 4, 4], "num_classes": 10, "attention": [1]}
+SMALL_JUDGE = {"size": 32, "multipliers": [4, 4, 4, 4], "halvings": 2, "num_classes": 10, "attention": [0]}
+
 # Models of random weights: name -> its spec.
 BUILT: dict[str, Spec] = {
     # The U-Net of google/ddpm-cifar10-32 (Ho et al. 2020), 35.7 M parameters.
@@ -79,6 +89,21 @@ BUILT: dict[str, Spec] = {
     ),
     "random:vector_vae": Spec("vae", {"vae": Part("vector_vae", {"features": 6})}, {}),
     "random:hvae": Spec("vae", {"vae": Part("hvae", {"sample_size": [32, 32]})}, {}),
+    # DCGAN's layers, for 64x64 pixels.
+    "random:wgan_gp": _gan("wgan_gp", "wgan_critic", {}, {}),
+    "random:sagan": _gan(
+        "sagan", "sagan_discriminator", {**SMALL_GAN, "channels": 32}, {**SMALL_JUDGE, "channels": 32}
+    ),
+    "random:biggan": _gan(
+        *("biggan", "biggan_discriminator"),
+        *({**SMALL_GAN, "latent": 80, "channels": 64}, {**SMALL_JUDGE, "channels": 64}),
+    ),
+    "random:biggan_deep": _gan(
+        *("biggan_deep", "biggan_deep_discriminator"),
+        *({**SMALL_GAN, "channels": 64}, {**SMALL_JUDGE, "multipliers": [4, 4, 4], "channels": 64}),
+    ),
+    # The paper's, for 128x128 pixels: 70 M and 88 M parameters.
+    "random:biggan128": _gan("biggan", "biggan_discriminator", {}, {}),
 }
 
 
@@ -112,7 +137,7 @@ def models(device_type: str) -> list[str]:
     found: list[str] = []
     for family in FAMILIES.values():
         found += [*family.models.values(), *(family.large if device_type == "cuda" else ())]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def without_model() -> list[str]:

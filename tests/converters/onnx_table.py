@@ -19,6 +19,7 @@ from fastgen.converters.onnx import export_form
 from fastgen.converters.onnx.checking import BATCHES, form_error, open_session, trial_sizes
 from fastgen.converters.onnx.export import Item
 from fastgen.exports import ExportForm, Port
+from tests.engines import gans
 from tests.engines.flows import CASES, make
 from tests.engines.styles import NAMES as STYLES
 from tests.engines.styles import network as style_network
@@ -66,8 +67,19 @@ def small(architecture: str) -> tuple[str, nn.Module]:
         return "a small one", translation(TRANSLATIONS[architecture])
     if architecture in UPSCALERS:
         return f"a small one ({UPSCALERS[architecture]})", upscaler(UPSCALERS[architecture])
+    if (found := gan(architecture)) is not None:
+        return found
     name = next(name for name, (kind, _) in CASES.items() if kind == architecture)
     return f"a small one ({name})", make(name).flow
+
+
+def gan(architecture: str) -> tuple[str, nn.Module] | None:
+    """A small network of the family of GANs, with standing statistics where there are such; None for other names."""
+    for case, networks in reversed(gans.CASES.items()):
+        for part, (name, _) in zip(("generator", "discriminator"), networks, strict=True):
+            if name == architecture:
+                return f"a small one ({case})", gans.parts(case)[part]
+    return None
 
 
 def forms() -> Iterator[tuple[str, ExportForm]]:

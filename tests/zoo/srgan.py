@@ -54,7 +54,9 @@ def main() -> None:
             found = enlarged(truth, scale)
             wanted = cropped(luma(found["truth"]), scale)
             figures = {name: psnr(cropped(luma(y), scale), wanted) for name, y in found.items()}
-            print(f"{path.name} x{scale}: bicubic {figures['bicubic']:.2f} dB, engine {figures['engine']:.2f} dB")
+            print(
+                f"{path.name} x{scale}: bicubic {figures['bicubic']:.2f} dB, engine {figures['engine']:.2f} dB"
+            )
             sums[scale] += figures["bicubic"], figures["engine"]
             left, top = (truth.width - CROP) // 2, (truth.height - CROP) // 4
             for name, y in found.items():
