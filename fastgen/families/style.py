@@ -10,4 +10,5 @@ FAMILY = Family(
     engine="fastgen.engines.style:StyleEngine",
     models={"microast": "zoo:microast", "adain": "random:adain"},
     recipes=RECIPES,
+    use="fastgen stylize CONTENT STYLE --model {} -o OUT",
 )
