@@ -75,7 +75,7 @@ class UpscaleRecipe(Recipe):
         channels, height, width = dataset.shape
         options = assignments(chosen.get("option", []), kind, "--option")
         values = {"in_channels": channels, "out_channels": channels, **options}
-        network = from_dict(kind, values, "train")
+        network: Any = from_dict(kind, values, "train")
         side = network.scale * (4 if self.model == "rrdbnet" and network.scale < 4 else 1)
         if height % side or width % side:
             raise ConfigError(f"expected multiples of {side}, got {height}x{width}", argument="--size")

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from numbers import Real
 from typing import Any, Self, cast
 
 import torch
@@ -72,6 +71,7 @@ class UpscaleEngine(Engine):
 
         Other arguments: see ``Engine``.
         """
+        self._wide: nn.Module | None = None  # in float32, once one has overflowed
         self.last: dict[str, Any] = {}  # of the last call: how it was divided
         super().__init__(
             {next(iter(architectures or {}), "upscaler"): network},
@@ -127,7 +127,7 @@ class UpscaleEngine(Engine):
             )
         own = self.upscaler.scale
         wanted: Any = own if scale is None else scale
-        if isinstance(wanted, bool) or not isinstance(wanted, Real) or not 0 < wanted <= MAX_SCALE:
+        if isinstance(wanted, bool) or not isinstance(wanted, (int, float)) or not 0 < wanted <= MAX_SCALE:
             raise ConfigError(
                 f"expected a number above 0, at most {MAX_SCALE}, got {shown(scale)}", argument="scale"
             )
@@ -278,7 +278,7 @@ class UpscaleEngine(Engine):
 
     def _prepare(self) -> None:
         self.fused = fused_upscaler(self.upscaler)
-        self._wide: nn.Module | None = None
+        self._wide = None
 
     def _facts(self) -> dict[str, Any]:
         network = self.upscaler

@@ -25,7 +25,8 @@ class SRDiscriminator(nn.Module):
 
     def __init__(self, config: SRDiscriminatorConfig) -> None:
         super().__init__()
-        before, layers = config.in_channels, []
+        before = config.in_channels
+        layers: list[nn.Module] = []
         for stage in range(config.stages):
             width = config.channels * 2**stage
             for stride in (1, 2):
