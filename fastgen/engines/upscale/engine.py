@@ -173,7 +173,7 @@ class UpscaleEngine(Engine):
                     for job in group
                 ]
                 made = self._call("upscale", torch.stack(windows))[0]
-                bad = [k for k, good in enumerate(made.isfinite().flatten(1).all(1).tolist()) if not good]
+                bad = [k for k, good in enumerate(made.flatten(1).sum(1).isfinite().tolist()) if not good]
                 for k in bad if self.dtype == torch.float16 else ():
                     made[k] = self._in_float32(windows[k][None])[0]
                     overflowed += 1
@@ -307,5 +307,5 @@ def _through(network: nn.Module, x: Tensor, dtype: torch.dtype | None) -> Tensor
     inside = x.add(1).mul(0.5)
     if dtype is not None:
         inside = inside.to(dtype, memory_format=torch.channels_last)
-    y = network(inside).to(x.dtype).mul(2).sub(1)
-    return (within(y.contiguous(), PICTURES),)
+    y = network(inside).to(x.dtype).contiguous().mul_(2).sub_(1)
+    return (within(y, PICTURES),)
