@@ -113,7 +113,7 @@ def test_help_shows_the_flags_of_each_family(toy: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         main(["sample", "--help"])
     said = capsys.readouterr().out
-    groups = [said.index(f"\n{name} models:\n") for name in ("diffusion", "flow", "toy")]
+    groups = [said.index(f"\n{name} models:\n") for name in ("diffusion", "flow, vae", "toy")]
     assert groups == sorted(groups)
     assert said.index("factor of the noise") > groups[2]
 

@@ -15,6 +15,7 @@ PAGES = [
     "docs/guidance.md",
     "docs/unlike-requests.md",
     "docs/flows.md",
+    "docs/vae.md",
     "docs/large-requests.md",
     "docs/metrics.md",
     "docs/from-other-flows.md",
