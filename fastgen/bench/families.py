@@ -48,6 +48,17 @@ def _gan(name: str, judge: str, generator: dict[str, Any], discriminator: dict[s
 SMALL_GAN = {"multipliers": [4, 4, 4, 4], "num_classes": 10, "attention": [1]}
 SMALL_JUDGE = {"size": 32, "multipliers": [4, 4, 4, 4], "halvings": 2, "num_classes": 10, "attention": [0]}
 
+def _autoencoder(pixels: int, widths: list[int], groups: int, layers: int = 1) -> Spec:
+    """An AutoencoderKL of diffusers for images of 3 x `pixels` x `pixels`."""
+    config: dict[str, Any] = {
+        "sample_size": [pixels, pixels],
+        "block_out_channels": widths,
+        "norm_num_groups": groups,
+        "layers_per_block": layers,
+    }
+    return Spec("vae", {"vae": Part("autoencoder_kl", config)}, {})
+
+
 # Models of random weights: name -> its spec.
 BUILT: dict[str, Spec] = {
     # The U-Net of google/ddpm-cifar10-32 (Ho et al. 2020), 35.7 M parameters.
@@ -88,6 +99,9 @@ BUILT: dict[str, Spec] = {
         {},
     ),
     "random:vector_vae": Spec("vae", {"vae": Part("vector_vae", {"features": 6})}, {}),
+    "random:autoencoder_kl": _autoencoder(64, [32, 64, 64], groups=16),
+    # That of Stable Diffusion 1, for 256x256 pixels, 83.7 M parameters.
+    "random:sd-vae": _autoencoder(256, [128, 256, 512, 512], groups=32, layers=2),
     "random:hvae": Spec("vae", {"vae": Part("hvae", {"sample_size": [32, 32]})}, {}),
     # DCGAN's layers, for 64x64 pixels.
     "random:wgan_gp": _gan("wgan_gp", "wgan_critic", {}, {}),

@@ -12,6 +12,12 @@ FAMILY = Family(
     flags={"sample": vae_sample.FLAGS},
     sampling=vae_sample.SAMPLING,
     likelihood=True,
-    models={"vae": "random:vae", "vector_vae": "random:vector_vae", "hvae": "random:hvae"},
+    models={
+        "vae": "zoo:vae-mnist",
+        "hvae": "random:hvae",
+        "vector_vae": "random:vector_vae",
+        "autoencoder_kl": "random:autoencoder_kl",
+    },
+    large=("random:vae", "random:sd-vae"),
     recipes=RECIPES,
 )

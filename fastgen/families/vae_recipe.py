@@ -66,7 +66,7 @@ class VAERecipe(Recipe):
             raise DataError(
                 f"holds {takes}; --model {takers} is trained on them, not {self.model}", argument=config.data
             )
-        if rows and getattr(args, "preview_every", 0):
+        if rows and hasattr(args, "preview_every") and args.preview_every:
             raise ConfigError(
                 "a preview is a sheet of images, and a vector_vae draws rows of numbers",
                 argument="--preview-every",

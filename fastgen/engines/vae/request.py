@@ -74,7 +74,7 @@ def resolve(
 
 
 def _temperatures(given: Any, groups: int) -> tuple[float, ...]:
-    values = list(given) if isinstance(given, (list, tuple)) else [given] * groups
+    values: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given] * groups
     if len(values) != groups:
         raise ConfigError(
             f"expected a number, or a list of one for each of {groups} groups of latents, got {shown(given)}",
