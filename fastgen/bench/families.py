@@ -48,6 +48,7 @@ def _gan(name: str, judge: str, generator: dict[str, Any], discriminator: dict[s
 SMALL_GAN = {"multipliers": [4, 4, 4, 4], "num_classes": 10, "attention": [1]}
 SMALL_JUDGE = {"size": 32, "multipliers": [4, 4, 4, 4], "halvings": 2, "num_classes": 10, "attention": [0]}
 
+
 def _autoencoder(pixels: int, widths: list[int], groups: int, layers: int = 1) -> Spec:
     """An AutoencoderKL of diffusers for images of 3 x `pixels` x `pixels`."""
     config: dict[str, Any] = {
