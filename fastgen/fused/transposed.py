@@ -99,10 +99,43 @@ class PhasedTransposed(Twin[nn.ConvTranspose2d]):
         return y
 
 
+class WideTransposed(Twin[nn.ConvTranspose2d]):
+    """A transposed convolution of float16 in float32, for a CPU without instructions for float16.
+
+    PyTorch adds its products in float16 there, and is off by tens of roundings.
+    """
+
+    def __init__(self, conv: nn.ConvTranspose2d, rectified: bool = False) -> None:
+        super().__init__(Transposed.of(conv, rectified) if rectified else conv)
+        self._rectified = rectified
+        self._weight = conv.weight.detach().float()
+        self._bias = None if conv.bias is None else conv.bias.detach().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.plain
+        y = F.conv_transpose2d(
+            x.float(),
+            self._weight,
+            self._bias,
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.output_padding,  # type: ignore[arg-type]
+            conv.groups,
+            conv.dilation,  # type: ignore[arg-type]
+        )
+        return (y.relu_() if self._rectified else y).to(x.dtype)
+
+
 def transposed(conv: nn.ConvTranspose2d, rectified: bool = False) -> nn.Module:
     """The fast form of `conv` here, and of a ReLU behind it, or `conv` itself."""
     if type(conv) is not nn.ConvTranspose2d or hooked(conv) or conv.weight.device.type != "cpu":
         return conv
+    if (
+        conv.weight.dtype == torch.float16
+        and why_not(torch.float16) is not None
+        and conv.padding_mode == "zeros"
+    ):
+        return WideTransposed(conv, rectified)
     if why_not(conv.weight.dtype) is not None or not _right(conv.weight.dtype):
         return conv
     halves = (conv.kernel_size, conv.stride, conv.padding) == ((4, 4), (2, 2), (1, 1))

@@ -54,7 +54,7 @@ def test_there_and_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_verify(name: str, dtype: str) -> None:
     """Every verb and layer is within what rounding explains."""
     result = engine(name, dtype=dtype).verify()

@@ -81,7 +81,7 @@ def _temperatures(given: Any, groups: int) -> tuple[float, ...]:
             argument="temperature",
         )
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= MAX_TEMPERATURE:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= MAX_TEMPERATURE:
             raise ConfigError(
                 f"expected numbers from 0 to {MAX_TEMPERATURE:g}, got {shown(given)}", argument="temperature"
             )
