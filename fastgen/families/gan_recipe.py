@@ -116,7 +116,7 @@ class GANRecipe(Recipe):
             kind = ARCHITECTURES[architecture].config
             options |= assignments(chosen.get(name, []), kind, f"--{name}")
             parts[name] = Part(architecture, to_dict(from_dict(kind, options, f"--{name}")))
-            found = from_dict(kind, options, f"--{name}")
+            found: Any = from_dict(kind, options, f"--{name}")
             if tuple(found.shape) != tuple(dataset.shape):
                 raise ConfigError(
                     f"is for images of {'x'.join(map(str, found.shape))}, the data's are "

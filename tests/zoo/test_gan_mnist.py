@@ -40,7 +40,7 @@ def test_labels() -> None:
 def test_what_the_discriminator_takes_for_real() -> None:
     """Digits that neither network has seen score above drawn ones on average, and noise far below both."""
     images, numbers = real.mnist()
-    x = torch.from_numpy(images[9000:9500]).float()[:, None] / 127.5 - 1
+    x = torch.tensor(images[9000:9500]).float()[:, None] / 127.5 - 1
     labels = numbers[9000:9500].tolist()
     engine = fastgen.load("zoo:gan-mnist", device="cpu")
     drawn = engine.sample(500, seed=0, labels=labels)

@@ -56,7 +56,8 @@ class GANEngine(Streams):
         """
         settings = settings or GANSettings()
         check_names(networks)
-        settings.check_classes(networks["generator"].config.num_classes)  # type: ignore[union-attr]
+        generator: Any = networks["generator"]
+        settings.check_classes(generator.config.num_classes)
         super().__init__(networks, settings, **options)
 
     @classmethod
