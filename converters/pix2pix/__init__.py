@@ -184,7 +184,9 @@ def _converted(
         for ours, shape in network.zeros.items():
             shapes[f"{part}.{ours}"] = shape
             kind = torch.int64 if ours.endswith("num_batches_tracked") else torch.float32
-            getters[f"{part}.{ours}"] = lambda shape=shape, kind=kind: torch.zeros(shape, dtype=kind)  # type: ignore[misc]
+            getters[f"{part}.{ours}"] = lambda shape=shape, kind=kind: torch.zeros(
+                shape, dtype=kind, device="cpu"
+            )  # type: ignore[misc]
         report.renamed.append(f"{len(tensors.shapes)} tensors became those of a {network.architecture}")
     spec = Spec(
         "translate",
