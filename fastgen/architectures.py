@@ -23,23 +23,26 @@ if TYPE_CHECKING:
 class Architecture:
     """How to build a network: a config dataclass and a class that takes an instance of it.
 
-    exports: its functions that can be written as ONNX files. no_export: why there are none.
+    exports: its functions that can be written as ONNX files. no_export: why there are none. training: whether it is a
+    part of training alone, which no engine runs.
     """
 
     config: type
     module: Callable[[Any], nn.Module]
     exports: tuple[ExportForm, ...] = ()
     no_export: str = ""
+    training: bool = False
 
 
 class _Listed(Architecture):
     """A network `name` and its config `nameConfig` in a module of ``fastgen.models``, which is imported when used.
 
-    exports: a name in ``fastgen.exports``; no_export: why there is none.
+    exports: a name in ``fastgen.exports``; none for what is a part of training alone.
     """
 
-    def __init__(self, module: str, name: str, exports: str = "", no_export: str = "") -> None:
-        self.__dict__.update(place=(module, name), forms=exports, no_export=no_export)
+    def __init__(self, module: str, name: str, exports: str = "", *, training: bool = False) -> None:
+        why = "it is a part of training alone" if training else ""
+        self.__dict__.update(place=(module, name), forms=exports, no_export=why, training=training)
 
     def _get(self, suffix: str) -> Any:
         module, name = self.__dict__["place"]
@@ -75,7 +78,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
     "hvae": _Listed("vae.hierarchical", "HierarchicalVAE", "VAE_FORMS"),
     "microast": _Listed("style.microast", "MicroAST", "STYLE"),
-    "image_pool": _Listed("translate.pool", "ImagePool", no_export="it is part of training alone"),
+    "image_pool": _Listed("translate.pool", "ImagePool", training=True),
     "msrresnet": _Listed("upscale.msrresnet", "MSRResNet", "UPSCALER"),
     "nice": _Listed("flow.nice", "NICE", "FLOW"),
     "patch_discriminator": _Listed("translate.discriminators", "PatchDiscriminator", "DISCRIMINATOR"),
@@ -83,6 +86,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "realnvp": _Listed("flow.realnvp", "RealNVP", "FLOW"),
     "resnet_generator": _Listed("translate.resnet", "ResNetGenerator", "GENERATOR"),
     "rrdbnet": _Listed("upscale.rrdbnet", "RRDBNet", "UPSCALER"),
+    "sr_discriminator": _Listed("upscale.discriminator", "SRDiscriminator", training=True),
     "srresnet": _Listed("upscale.srresnet", "SRResNet", "UPSCALER"),
     "srvgg": _Listed("upscale.srvgg", "SRVGG", "UPSCALER"),
     "sagan": _Listed("gan.sagan", "SAGAN", "GAN_GENERATOR"),

@@ -1,4 +1,4 @@
-"""``fastgen sample | translate | stylize | train | evaluate | metrics | compare | convert | export | info | verify``.
+"""The command line: ``fastgen sample``, ``fastgen train`` and the others.
 
 User errors are one clear line and a non-zero exit code.
 """
@@ -24,6 +24,7 @@ from .commands import (
     evaluate,
     export,
     info,
+    interpolate,
     metrics,
     reconstruct,
     sample,
@@ -31,6 +32,7 @@ from .commands import (
     train,
     translate,
     traverse,
+    upscale,
     verify,
 )
 from .errors import FastgenError, Terminated
@@ -45,8 +47,10 @@ def parser() -> argparse.ArgumentParser:
     subparsers = top.add_subparsers(metavar="COMMAND", required=True)
     for command in (
         sample,
+        interpolate,
         translate,
         stylize,
+        upscale,
         reconstruct,
         traverse,
         train,

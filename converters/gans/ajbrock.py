@@ -79,8 +79,9 @@ def read(state: State, options: BigGANOptions, report: Report) -> Result:
         "spectral_norm": spectral,
         "eps": options.bn_eps,
     }
+    architecture = "sagan"
+    kind: type = SAGANConfig
     if shared is None:
-        architecture, kind = "sagan", SAGANConfig
         values["latent"] = first.shape[1]
         if deep:
             raise ConfigError(

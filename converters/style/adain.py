@@ -7,10 +7,17 @@ decoder: a Sequential with convolutions at 1, 5, 8, ..., 28
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
+from torch import Tensor
+
+from fastgen.architectures import part_config
+from fastgen.checkpoint import is_ours
 from fastgen.config import from_dict
+from fastgen.errors import CheckpointError
 from fastgen.models.style.adain import AdaINTransferConfig
 
+from .. import weights
 from .folder import Piece, Source, both, channels_of, converter
 
 ENCODER = ((2,), (5, 9), (12, 16), (19, 22, 25, 29))  # the convolutions of each level
@@ -48,6 +55,30 @@ def _names(config: AdaINTransferConfig) -> dict[str, tuple[str, str]]:
     ours = (0, 3, 5, 7, 9, 12, 14, 17, 19)
     names |= {f"decoder.{i}": ("decoder", str(n)) for i, n in zip(ours, DECODER, strict=True)}
     return both(names)
+
+
+def open_encoder(path: Path) -> tuple[AdaINTransferConfig, dict[str, Tensor]]:
+    """The configuration of a network and the weights of its encoder, by their names in the encoder.
+
+    path: an AdaIN model of fastgen's, a folder of pytorch-AdaIN, or its file with the encoder alone. Raises
+    CheckpointError.
+    """
+    if path.is_dir():
+        from .. import read_ours
+
+        converted = read_ours(path, str(path)) if is_ours(path) else CONVERTER.read(path, None)
+        ((part, network),) = converted.spec.parts.items()
+        if network.architecture != "adain":
+            raise CheckpointError(f"is a {network.architecture}, not an AdaIN model", argument=path)
+        names = [name for name in converted.tensors.shapes if name.startswith(f"{part}.encoder.")]
+        found = {name.removeprefix(f"{part}.encoder."): converted.tensors.get(name).clone() for name in names}
+        return part_config(network, "parts"), found
+    opened = weights.open_weights(weights.Found((path,)), is_encoder)
+    config = _config({"encoder": opened.shapes}, str(path))
+    taken = {ours: theirs for ours, (piece, theirs) in _names(config).items() if piece == "encoder"}
+    return config, {
+        ours.removeprefix("encoder."): opened.get(theirs).clone() for ours, theirs in taken.items()
+    }
 
 
 CONVERTER = converter(

@@ -65,7 +65,7 @@ def is_rrdbnet(names: Iterable[str]) -> bool:
 def is_srvgg(names: Iterable[str]) -> bool:
     """Whether these are names of SRVGGNetCompact: convolutions at even places of `body`, and nothing but slopes."""
     found = set(names)
-    numbers = {}
+    numbers: dict[int, set[str]] = {}
     for name in found:
         if (match := re.fullmatch(r"body\.(\d{1,4})\.(weight|bias)", name)) is None:
             return False

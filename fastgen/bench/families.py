@@ -38,6 +38,17 @@ def _unet(pixels: int, widths: list[int], attends: int) -> Spec:
     return Spec("diffusion", {"unet": Part("unet", config)}, {"schedule": {}, "solver": "ddim"})
 
 
+def _gan(name: str, judge: str, generator: dict[str, Any], discriminator: dict[str, Any]) -> Spec:
+    """A generator and its discriminator."""
+    parts = {"generator": Part(name, generator), "discriminator": Part(judge, discriminator)}
+    return Spec("gan", parts, {})
+
+
+# Of 32x32 pixels, as in the code of BigGAN for PyTorch.
+SMALL_GAN = {"multipliers": [4, 4, 4, 4], "num_classes": 10, "attention": [1]}
+SMALL_JUDGE = {"size": 32, "multipliers": [4, 4, 4, 4], "halvings": 2, "num_classes": 10, "attention": [0]}
+
+
 def _autoencoder(pixels: int, widths: list[int], groups: int, layers: int = 1) -> Spec:
     """An AutoencoderKL of diffusers for images of 3 x `pixels` x `pixels`."""
     config: dict[str, Any] = {
@@ -73,6 +84,8 @@ BUILT: dict[str, Spec] = {
         "translate",
         {"generator": Part("resnet_generator", {}), "discriminator": Part("pixel_discriminator", {})},
     ),
+    # VGG-19 up to relu4_1 and its mirror image, 7.0 M parameters.
+    "random:adain": Spec("style", {"network": Part("adain", {})}, {}),
     "random:vector_flow": Spec("flow", {"flow": Part("vector_flow", {"features": 6})}, {}),
     # Super-resolution x4 as released: BasicSR's MSRResNet, Real-ESRGAN's anime_6B and animevideov3.
     "random:msrresnet": Spec("upscale", {"upscaler": Part("msrresnet", {})}),
@@ -91,6 +104,21 @@ BUILT: dict[str, Spec] = {
     # That of Stable Diffusion 1, for 256x256 pixels, 83.7 M parameters.
     "random:sd-vae": _autoencoder(256, [128, 256, 512, 512], groups=32, layers=2),
     "random:hvae": Spec("vae", {"vae": Part("hvae", {"sample_size": [32, 32]})}, {}),
+    # DCGAN's layers, for 64x64 pixels.
+    "random:wgan_gp": _gan("wgan_gp", "wgan_critic", {}, {}),
+    "random:sagan": _gan(
+        "sagan", "sagan_discriminator", {**SMALL_GAN, "channels": 32}, {**SMALL_JUDGE, "channels": 32}
+    ),
+    "random:biggan": _gan(
+        *("biggan", "biggan_discriminator"),
+        *({**SMALL_GAN, "latent": 80, "channels": 64}, {**SMALL_JUDGE, "channels": 64}),
+    ),
+    "random:biggan_deep": _gan(
+        *("biggan_deep", "biggan_deep_discriminator"),
+        *({**SMALL_GAN, "channels": 64}, {**SMALL_JUDGE, "multipliers": [4, 4, 4], "channels": 64}),
+    ),
+    # The paper's, for 128x128 pixels: 70 M and 88 M parameters.
+    "random:biggan128": _gan("biggan", "biggan_discriminator", {}, {}),
 }
 
 
@@ -124,13 +152,13 @@ def models(device_type: str) -> list[str]:
     found: list[str] = []
     for family in FAMILIES.values():
         found += [*family.models.values(), *(family.large if device_type == "cuda" else ())]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def without_model() -> list[str]:
-    """Architectures that no family names a model for."""
+    """Architectures that no family names a model for, of those that engines run."""
     known = {architecture for family in FAMILIES.values() for architecture in family.models}
-    return [name for name in ARCHITECTURES if name not in known]
+    return [name for name, kind in ARCHITECTURES.items() if name not in known and not kind.training]
 
 
 def first_models() -> Sequence[str]:

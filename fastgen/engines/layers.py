@@ -162,6 +162,11 @@ def _exactly(value: Any) -> Any:
 def _products(module: nn.Module, call: Call) -> float:
     """Relative error of a layer's products beyond float32's, by what PyTorch allows itself."""
     if not call.output.is_cuda:
+        if isinstance(module, nn.ConvTranspose2d) and not isinstance(call.module, Twin):
+            # PyTorch adds the taps that meet in a pixel, and the bias, in the result's type.
+            taps = math.prod(-(-k // s) for k, s in zip(module.kernel_size, module.stride, strict=True))
+            half = call.output.dtype in (torch.bfloat16, torch.float16)
+            return 1.01 * (taps + 1) * UNIT_ROUNDOFF[call.output.dtype] if half else 0.0
         # PyTorch adds a linear layer's bias to its rounded product where the input is not contiguous.
         apart = (
             isinstance(module, nn.Linear) and module.bias is not None and not call.inputs[0].is_contiguous()
@@ -169,7 +174,11 @@ def _products(module: nn.Module, call: Call) -> float:
         return 1.01 * UNIT_ROUNDOFF[call.output.dtype] if apart else 0.0
     if call.output.dtype == torch.float32:
         convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-        backend = convolutions if isinstance(module, (nn.Conv2d, PlainHalf)) else torch.backends.cuda.matmul
+        backend = (
+            convolutions
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, PlainHalf))
+            else torch.backends.cuda.matmul
+        )
         return 2.0 * TF32 if backend.fp32_precision == "tf32" else 0.0
     # Products of half precision that are divided among programs are added in it.
     return UNIT_ROUNDOFF[call.output.dtype] if isinstance(module, nn.Linear) else 0.0

@@ -12,6 +12,11 @@ A file's tensors are in the units of the engine's verbs (images in [-1, 1]), and
     translate_dropout  x, noise                      -> y, with dropout by the noise
     score      [x,] y                                -> score; score_running, by the statistics of training
     upscaler   x                                     -> y, scale times as high and wide
+    generator  z, [labels], [truncation]             -> x, of a GAN
+    score      x, [labels]                           -> score, of a GAN's discriminator
+    stylize      content, style, alpha                        -> x
+    encode_style style                                        -> code
+    apply_style  content, code, alpha                         -> x
 
 Of VAEs encode gives mean_0, log_var_0 .. mean_K, log_var_K; latents_0 is the top group's.
 
@@ -22,6 +27,8 @@ where a flow models levels.
 from .denoiser import DENOISER
 from .flow import FLOW, support
 from .form import BATCH, ExportForm, Interface, Port
+from .gan import GAN_DISCRIMINATOR, GAN_GENERATOR
+from .style import STYLE_FORMS as STYLE
 from .translate import DISCRIMINATOR, GENERATOR
 from .upscaler import UPSCALER
 from .vae import VAE_FORMS
@@ -31,7 +38,10 @@ __all__ = [
     "DENOISER",
     "DISCRIMINATOR",
     "FLOW",
+    "GAN_DISCRIMINATOR",
+    "GAN_GENERATOR",
     "GENERATOR",
+    "STYLE",
     "UPSCALER",
     "VAE_FORMS",
     "ExportForm",

@@ -116,7 +116,7 @@ class GANRecipe(Recipe):
             kind = ARCHITECTURES[architecture].config
             options |= assignments(chosen.get(name, []), kind, f"--{name}")
             parts[name] = Part(architecture, to_dict(from_dict(kind, options, f"--{name}")))
-            found = from_dict(kind, options, f"--{name}")
+            found: Any = from_dict(kind, options, f"--{name}")
             if tuple(found.shape) != tuple(dataset.shape):
                 raise ConfigError(
                     f"is for images of {'x'.join(map(str, found.shape))}, the data's are "
@@ -179,6 +179,96 @@ class WGANRecipe(GANRecipe):
     run_defaults: Mapping[str, Any] = {**GANRecipe.run_defaults, "batch_size": 320, "lr": 1e-4}
 
 
+class ResidualRecipe(GANRecipe):
+    """SAGAN, BigGAN and BigGAN-deep. deep: whether stages have the blocks of the latter; its discriminator's first
+    layer has a width of its own.
+    """
+
+    deep = False
+    part = 0  # of a hierarchical z, of each stage
+
+    def networks(
+        self, side: int, channels: int, classes: int | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See ``GANRecipe``."""
+        if self.architectures[0] != "sagan" and classes is None:
+            raise ConfigError(
+                "shares an embedding of classes, and this data has none; take sagan", argument="--model"
+            )
+        _, (first, *rest), _, _ = pyramid(side)
+        doublings = len(rest)
+        small = doublings < 4
+        if doublings > 7:
+            raise ConfigError(f"images of {side} pixels are too large", argument="--size")
+        wide = (1, 2, 4, 8, 8, 16, 16, 16) if doublings > 5 else (1, 2, 4, 8, 16, 16)
+        judged = (4,) * (3 if self.deep else 4) if small else wide[1 if self.deep else 0 : doublings + 1]
+        # Where the image has half its side, 64 pixels at most, as the papers have it.
+        attended = [i for i in range(doublings - 1) if first << (i + 1) <= 64][-1:]
+        generator: dict[str, Any] = {
+            "out_channels": channels,
+            "bottom": first,
+            "multipliers": (4,) * (doublings + 1) if small else MULTIPLIERS[doublings - 4],
+            "num_classes": classes,
+            "attention": attended,
+        }
+        if self.part:
+            generator["latent"] = self.part * (doublings + 1)
+        discriminator = {
+            "in_channels": channels,
+            "size": side,
+            "multipliers": judged,
+            "halvings": min(2, doublings) if small else doublings,
+            "num_classes": classes,
+            "attention": [0] if side % 4 == 0 and doublings > 1 else [],
+        }
+        return generator, discriminator
+
+
+class SAGANRecipe(ResidualRecipe):
+    """Zhang et al. 2019, section 4: hinge loss, two learning rates."""
+
+    architectures = ("sagan", "sagan_discriminator")
+    objective_defaults: Mapping[str, Any] = {"gan_loss": "hinge", "beta1": 0.0, "beta2": 0.9, "d_lr": 4.0}
+    run_defaults: Mapping[str, Any] = {**GANRecipe.run_defaults, "batch_size": 64, "lr": 1e-4}
+
+
+class BigGANRecipe(ResidualRecipe):
+    """Brock et al. 2019, appendix C: hinge loss, two updates of the discriminator, orthogonal regularisation."""
+
+    part = 20
+    architectures = ("biggan", "biggan_discriminator")
+    objective_defaults: Mapping[str, Any] = {
+        "gan_loss": "hinge",
+        "beta1": 0.0,
+        "beta2": 0.999,
+        "d_lr": 4.0,
+        "updates": 2,
+        "orthogonal": 1e-4,
+    }
+    run_defaults: Mapping[str, Any] = {
+        **GANRecipe.run_defaults,
+        "batch_size": 128,
+        "lr": 5e-5,
+        "ema_decay": 0.9999,
+    }
+
+
+class BigGANDeepRecipe(BigGANRecipe):
+    """The same with BigGAN-deep."""
+
+    part, deep = 0, True
+    architectures = ("biggan_deep", "biggan_deep_discriminator")
+
+
+# Channels of a generator's stages, by how often the image is doubled: 4, 5, 6, 7 (Brock et al. 2019, tables 4-6).
+MULTIPLIERS = (
+    (16, 16, 8, 4, 2),
+    (16, 16, 8, 4, 2, 1),
+    (16, 16, 8, 8, 4, 2, 1),
+    (16, 16, 8, 8, 4, 2, 1, 1),
+)
+
+
 def pyramid(side: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """(widths, kernels, strides, paddings) of a generator of images of `side` pixels: doublings from 4 to 7 pixels."""
     first, doublings = side, 0
@@ -205,4 +295,10 @@ def mean_distance(images: Tensor) -> float:
     return float(torch.pdist(rows).mean() / rows.shape[1] ** 0.5)
 
 
-RECIPES: dict[str, Recipe] = {"dcgan": GANRecipe(), "wgan_gp": WGANRecipe()}
+RECIPES: dict[str, Recipe] = {
+    "dcgan": GANRecipe(),
+    "wgan_gp": WGANRecipe(),
+    "sagan": SAGANRecipe(),
+    "biggan": BigGANRecipe(),
+    "biggan_deep": BigGANDeepRecipe(),
+}

@@ -14,7 +14,7 @@ FLAGS = (
         "--truncation",
         {
             "metavar": "T",
-            "help": "below 1: likelier images, less variety; none for whole normals (default: the model's)",
+            "help": "below 1: likelier images, less variety; none: whole normals (default: the model's)",
         },
     ),
     Flag(

@@ -67,7 +67,8 @@ class OnePixel(nn.Module):
             self.table = None if embedding is None else nn.Embedding(embedding.num_embeddings, len(rows))
         self.linear.weight = _frozen(rows[:, :latent].contiguous())
         if self.table is None:
-            self.linear.bias = None if bias is None else _frozen(bias)
+            if bias is not None:
+                self.linear.bias = _frozen(bias)
         else:
             assert embedding is not None
             # float64: one rounding.

@@ -62,13 +62,15 @@ class FusedResidualGenerator(nn.Module):
         elif config.shared and config.hierarchical:
             first, *parts = z.split(config.part, dim=1)
         else:
-            first, parts = z, [None] * config.stages
+            first, parts = z, []
         x = self.first(first).unflatten(1, (-1, side, side)).contiguous(memory_format=torch.channels_last)
         affine: list[tuple[Tensor, Tensor]] = []
-        for i, block in enumerate(self.blocks):
+        every: list[Any] = list(self.blocks)
+        for i, block in enumerate(every):
             stage = i // self.per_stage
             if i % self.per_stage == 0:
-                affine = self.norms[stage](labels, embedded, parts[stage], level)  # type: ignore[arg-type]
+                part = parts[stage] if parts else None
+                affine = self.norms[stage](labels, embedded, part, level)
             count = block.count
             x = block(x, affine[:count])
             affine = affine[count:]
@@ -134,8 +136,8 @@ class Affine(nn.Module):
         self.register_buffer("constant", constant.to(dtype))
         kinds = ("means", "running_mean"), ("variances", "running_var")
         for name, theirs in kinds:
-            known = torch.cat([getattr(norm, theirs) for norm in norms], dim=1) if several else None
-            self.register_buffer(name, known)
+            standing = [getattr(norm, theirs) for norm in norms]
+            self.register_buffer(name, torch.cat(standing, dim=1) if several else None)
 
     def forward(
         self, labels: Tensor | None, embedded: Tensor | None, latents: Tensor | None, level: Tensor | None
@@ -144,7 +146,8 @@ class Affine(nn.Module):
         if self.table is None and self.linear is None:
             found = self.constant[None]
         elif self.table is None:
-            assert self.linear is not None and embedded is not None
+            assert self.linear is not None
+            assert embedded is not None
             found = self.linear(embedded if latents is None else torch.cat([embedded, latents], dim=1))
         else:
             found = self.table(labels)
@@ -173,7 +176,7 @@ class FusedGeneratorBlock(nn.Module):
         super().__init__()
         self.deep = isinstance(block, DeepGeneratorBlock)
         self.count = len(norms_of(block))
-        self.after = block.conv4.out_channels if isinstance(block, DeepGeneratorBlock) else 0  # type: ignore[union-attr]
+        self.after = block.conv4.out_channels if isinstance(block, DeepGeneratorBlock) else 0
         self.up = getattr(block, "up", True)
         if isinstance(block, DeepGeneratorBlock):
             middle = up_convolution(block.conv2) if block.up else convolution(block.conv2)
@@ -192,7 +195,7 @@ class FusedGeneratorBlock(nn.Module):
             beside = x[:, : self.after]
             beside = doubled(beside) if self.up else beside
         hidden = self.convs[0](normed(x, affine[0]))
-        for conv, pair in zip(self.convs[1:], affine[1:], strict=True):  # type: ignore[misc]
+        for conv, pair in zip(self.convs[1:], affine[1:], strict=True):
             hidden = conv(normed(hidden, pair, hidden))
         return hidden.add_(beside)
 
@@ -202,9 +205,9 @@ class FusedAttention(nn.Module):
 
     def __init__(self, block: SelfAttention) -> None:
         super().__init__()
-        convs = [baked(conv) for conv in (block.theta, block.phi, block.g)]
-        self.sizes = [conv.weight.shape[0] for conv in convs]  # type: ignore[union-attr,index]
-        weight = torch.cat([conv.weight.detach() for conv in convs])  # type: ignore[union-attr,operator]
+        convs: list[Any] = [baked(conv) for conv in (block.theta, block.phi, block.g)]
+        self.sizes = [conv.weight.shape[0] for conv in convs]
+        weight = torch.cat([conv.weight.detach() for conv in convs])
         self.inward = convolution(_pointwise(weight))
         last: Any = baked(block.o)
         self.outward = convolution(_pointwise((last.weight.double() * block.gamma.double()).to(weight.dtype)))
@@ -212,9 +215,9 @@ class FusedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.inward(x).split(self.sizes, dim=1)
         key, value = F.max_pool2d(key, 2), F.max_pool2d(value, 2)
-        rows = [part.flatten(2).transpose(1, 2) for part in (query, key, value)]
         # As one head: the CPU's fast kernel wants four dimensions.
-        found = F.scaled_dot_product_attention(*(part[:, None] for part in rows), scale=1.0)[:, 0]
+        query, key, value = (part.flatten(2).transpose(1, 2)[:, None] for part in (query, key, value))
+        found = F.scaled_dot_product_attention(query, key, value, scale=1.0)[:, 0]
         pixels = found.transpose(1, 2).unflatten(2, x.shape[2:])
         return self.outward(pixels.contiguous(memory_format=torch.channels_last)).add_(x)
 
@@ -321,7 +324,8 @@ def _maps(norm: ConditionalNorm) -> tuple[Tensor, Tensor, Tensor]:
         return one.new_zeros(len(one), 0), one.new_zeros(len(one), 0), one
     both = []
     for module in (norm.gain, norm.shift):
-        weight: Tensor = baked(module).weight.detach().double()  # type: ignore[union-attr,operator]
+        plain: Any = baked(module)
+        weight: Tensor = plain.weight.detach().double()
         both.append(weight.t() if isinstance(module, nn.Embedding) else weight)
     return both[0], both[1], torch.ones_like(both[0][:, 0])
 

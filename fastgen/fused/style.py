@@ -117,20 +117,24 @@ def _up(block: nn.Module) -> str | None:
 
 
 def _mirrored3(block: nn.Module) -> bool:
+    """Whether it is a 3x3 convolution with mirrored borders."""
+    if not takes(block):
+        return False
+    conv = cast(nn.Conv2d, block)
     return (
-        takes(block)
-        and block.padding_mode == "reflect"
-        and block.kernel_size == (3, 3)
-        and block.padding == block.stride == block.dilation == (1, 1)
-        and block.groups == 1
+        conv.padding_mode == "reflect"
+        and conv.kernel_size == (3, 3)
+        and conv.padding == conv.stride == conv.dilation == (1, 1)
+        and conv.groups == 1
     )
 
 
 def _separable(blocks: Sequence[nn.Module]) -> bool:
     """Whether these are a grouped convolution with one input or one output to each group, and a 1x1 one."""
-    grouped, relu, dense, last = blocks
-    if not (type(relu) is type(last) is nn.ReLU and takes(grouped) and takes(dense)):
+    first, relu, second, last = blocks
+    if not (type(relu) is type(last) is nn.ReLU and takes(first) and takes(second)):
         return False
+    grouped, dense = cast(nn.Conv2d, first), cast(nn.Conv2d, second)
     inputs, outputs = grouped.in_channels // grouped.groups, grouped.out_channels // grouped.groups
     return (
         grouped.groups > 1
@@ -139,7 +143,7 @@ def _separable(blocks: Sequence[nn.Module]) -> bool:
         and grouped.padding_mode == "reflect"
         and dense.kernel_size == dense.stride == (1, 1)
         and dense.groups == 1
-        and not any(dense.padding)
+        and not any(cast(tuple[int, int], dense.padding))
     )
 
 

@@ -88,7 +88,8 @@ class PaddedConv(Twin[nn.Conv2d]):
         inner.padding, inner.padding_mode = (0, 0), "zeros"
         made = nn.Conv2d.__new__(nn.Conv2d)
         vars(made).update(vars(inner))
-        self._around = [conv.padding[1], conv.padding[1], conv.padding[0], conv.padding[0]]
+        rows, columns = map(int, conv.padding)
+        self._around = [columns, columns, rows, rows]
         self._conv = (OneDNNConv(made, prepacked=True),)
         self._minimal = winograd.fits(conv)
         self._winograd: winograd.Winograd | None = None
@@ -185,7 +186,7 @@ class FusedConvNorm(nn.Module):
         self.slope, self.norm = slope, None
         if isinstance(norm, BatchNorm) and running:
             # Under this name it is judged: it makes what the norm makes.
-            self.conv, self.norm = None, self._fast(merged(conv, norm), slope, patches)  # type: ignore[arg-type]
+            self.conv, self.norm = None, self._fast(merged(conv, norm), slope, patches)
             return
         if not isinstance(norm, nn.Identity):
             self.norm, slope, self.slope = FusedNormed(norm, slope), 1.0, 1.0  # type: ignore[arg-type]
@@ -345,7 +346,7 @@ class FusedDiscriminator(nn.Module):
             FusedConvNorm(block, SLOPE, running, isinstance(network, PatchDiscriminator))  # type: ignore[arg-type]
             for block in network.layers
         )
-        self.head = FusedScore(network.head)
+        self.score = FusedScore(network.head)
 
     def widest(self, height: int, width: int) -> int:
         """Elements of the largest tensor on the way, of an image."""
@@ -361,7 +362,7 @@ class FusedDiscriminator(nn.Module):
         hidden = images[0] if len(images) == 1 else torch.cat(images, dim=1)
         for layer in self.layers:
             hidden = layer(hidden)
-        score: Tensor = self.head(hidden)
+        score: Tensor = self.score(hidden)
         return score
 
 

@@ -138,7 +138,9 @@ class FusedDense(nn.Module):
 
     def __init__(self, block: DenseBlock, factor: float) -> None:
         super().__init__()
-        self.channels, self.growth = block.convs[0].in_channels, block.convs[0].out_channels
+        first: Any = block.convs[0]
+        self.channels: int = first.in_channels
+        self.growth: int = first.out_channels
         self.convs = nn.ModuleList(act_conv(conv, rrdbnet.SLOPE) for conv in block.convs[:-1])  # type: ignore[arg-type]
         self.convs.append(act_conv(scaled(block.convs[-1], factor)))  # type: ignore[arg-type]
 

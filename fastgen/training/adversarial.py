@@ -8,7 +8,7 @@ D* = p / (p + q) (Goodfellow et al. 2014, proposition 1); the minimax value is t
     non-saturating  the same                                          -log D(fake)            the same, section 3
     lsgan           (logit(real) - 1)^2 + logit(fake)^2               (logit(fake) - 1)^2     Mao et al. 2017, eq. 9
     hinge           relu(1 - logit(real)) + relu(1 + logit(fake))     -logit(fake)            Lim & Ye 2017
-    wasserstein     logit(fake) - logit(real)                         -logit(fake)            Arjovsky et al. 2017, alg. 1
+    wasserstein     logit(fake) - logit(real)                         -logit(fake)            Arjovsky 2017, alg. 1
 
 "wasserstein" means something only with a critic whose slope is held (``training.penalties``). Each is a mean over
 samples and patches. pix2pix calls the second one "vanilla".

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,8 @@ class Adversarial:
 
         The samples of the last update are the generator's too: its weights have not changed since.
         """
-        config, generator, discriminator = self.config, networks["generator"], networks["discriminator"]
+        config, discriminator = self.config, networks["discriminator"]
+        generator: Any = networks["generator"]
         labels = step.label
         if getattr(generator.config, "num_classes", None) is None:
             labels = None

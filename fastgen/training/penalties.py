@@ -46,7 +46,7 @@ def _gradient(function: Critic, x: Tensor) -> Tensor:
     with torch.enable_grad():
         values = function(x)
         (gradient,) = torch.autograd.grad(values.sum(), x, create_graph=True)
-    return gradient.float()
+    return gradient.to(torch.promote_types(gradient.dtype, torch.float32))
 
 
 def weights_of(network: nn.Module) -> Iterable[Tensor]:

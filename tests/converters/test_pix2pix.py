@@ -201,7 +201,7 @@ def test_what_is_no_such_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_options_are_of_these_defaults() -> None:
-    from fastgen.converters.pix2pix import ASSUMED, Pix2pixOptions
+    from fastgen.converters.pix2pix.networks import ASSUMED, Pix2pixOptions
 
     defaults = to_dict(Pix2pixOptions())
     assert {name: one.value for name, one in ASSUMED.items()} == {n: defaults[n] for n in ASSUMED}

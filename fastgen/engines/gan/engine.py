@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -54,7 +56,8 @@ class GANEngine(Streams):
         """
         settings = settings or GANSettings()
         check_names(networks)
-        settings.check_classes(networks["generator"].config.num_classes)  # type: ignore[union-attr]
+        generator: Any = networks["generator"]
+        settings.check_classes(generator.config.num_classes)
         super().__init__(networks, settings, **options)
 
     @classmethod
@@ -69,7 +72,7 @@ class GANEngine(Streams):
     @property
     def discriminator(self) -> Any:
         """None where the model has none."""
-        return self.networks["discriminator"] if "discriminator" in self.networks else None
+        return dict(self.networks.items()).get("discriminator")
 
     @property
     def classes(self) -> int | None:
@@ -132,7 +135,12 @@ class GANEngine(Streams):
         return to_output(x, output_type)
 
     def generate(self, z: Tensor, *, labels: Any = None, level: float = 1.0) -> Tensor:
-        """Images [n, C, H, W] of latents float [n, latent]. level: the truncation whose statistics are taken."""
+        """Images [n, C, H, W] of latents float [n, latent]. level: the truncation, 0 to 1, whose statistics are taken.
+
+        Raises ConfigError.
+        """
+        if isinstance(level, bool) or not isinstance(level, Real) or not 0 <= level <= 1:
+            raise ConfigError(f"expected a number from 0 to 1, got {shown(level)}", argument="level")
         z = self._floats("z", z, (self.generator.config.latent,))
         levels = torch.full((len(z),), float(level), device=self.device, dtype=torch.float64)
         return self.call("generate", z, levels, *self._labels(len(z), labels, self.classes))[0]
@@ -174,7 +182,7 @@ class GANEngine(Streams):
             raise ConfigError("expected at least 2", argument="seeds")
         z = self.latents(request).cpu()
         share = torch.arange(frames, dtype=torch.float64, device="cpu") / frames
-        ways = [slerp(a, b, share) for a, b in zip(z[:-1], z[1:], strict=True)]
+        ways = [slerp(a, b, share) for a, b in itertools.pairwise(z)]
         between = torch.cat([*ways, z[-1:]]).float()
         chosen = None
         if self.classes is not None:

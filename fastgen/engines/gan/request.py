@@ -65,8 +65,8 @@ class GANRequest(SeededRequest):
 
     @property
     def level(self) -> float:
-        """The truncation whose standing statistics are looked up."""
-        return 1.0 if self.truncation is None else self.truncation
+        """The truncation whose standing statistics are looked up, at most 1."""
+        return 1.0 if self.truncation is None else min(self.truncation, 1.0)
 
 
 def resolve(

@@ -220,9 +220,9 @@ class TranslateEngine(Engine):
             return made
         network: Any = self.networks[part]
         if part == "generator":
-            return network(*given, norm_mode)  # type: ignore[no-any-return]
+            return network(*given, norm_mode)
         logits = network(given[0] if len(given) == 2 else None, given[-1], norm_mode)
-        return logits.mean((1, 2, 3), dtype=torch.promote_types(logits.dtype, torch.float32))  # type: ignore[no-any-return]
+        return logits.mean((1, 2, 3), dtype=torch.promote_types(logits.dtype, torch.float32))
 
     def running(self) -> dict[str, nn.Module]:
         """See ``Engine``."""

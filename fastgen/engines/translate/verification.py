@@ -23,7 +23,7 @@ def rounding_off(
     generator: torch.Generator,
 ) -> Iterator[None]:
     """Within the block `networks` round at random; folded weights once for all pixels, which no mean evens out."""
-    kept: list[tuple[nn.Parameter, Tensor]] = []
+    kept: list[tuple[Tensor, Tensor]] = []
     if norm_mode == "running":
         for block in networks.modules():
             if isinstance(block, ConvNorm) and isinstance(block.norm, BatchNorm):

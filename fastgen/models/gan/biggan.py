@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from ...config import bounded
@@ -77,7 +78,7 @@ class BigGANDeepDiscriminatorConfig(ResidualDiscriminatorConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         widths = [self.channels, *(self.channels * m for m in self.multipliers)]
-        if any(b < a or b % 4 for a, b in zip(widths[:-1], widths[1:], strict=True)):
+        if any(b < a or b % 4 for a, b in itertools.pairwise(widths)):
             raise ConfigError(
                 "times channels: expected multiples of 4 that never shrink", argument="multipliers"
             )

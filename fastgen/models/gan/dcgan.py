@@ -198,7 +198,8 @@ class DCGANDiscriminator(nn.Module):
 
 def planes_of(x: Tensor, labels: Tensor | None, classes: int | None) -> Tensor:
     """[B, classes, H, W]: 1 in the plane of each image's label."""
-    assert labels is not None and classes is not None
+    assert labels is not None
+    assert classes is not None
     number = torch.arange(classes, device=x.device)
     return (labels[:, None] == number)[:, :, None, None].to(x.dtype).expand(-1, -1, *x.shape[2:])
 

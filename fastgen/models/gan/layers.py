@@ -72,7 +72,7 @@ class ConditionalNorm(nn.Module):
         return self.at(self.running_mean, level), self.at(self.running_var, level)
 
     def at(self, known: Tensor, level: Tensor | None) -> Tensor:
-        """The rows of `known` [levels, ...] for `level`, 1 where it is None or above.
+        """The rows of `known` [levels, ...] for `level` in [0, 1]; the last one where it is None.
 
         Between two rows they are interpolated; `reversed_levels`: with the weights the wrong way round, as
         pytorch-pretrained-BigGAN does it.
@@ -80,13 +80,14 @@ class ConditionalNorm(nn.Module):
         last = len(known) - 1
         if last == 0 or level is None:
             return known[last:]
-        place = level.double().clamp(0, 1) / (1.0 / last)  # that project's own arithmetic
-        low = place.floor().clamp(max=last)
+        # That project's own arithmetic, by a tensor: ONNX's exporter would round a number to float32.
+        place = level.double() / torch.full((), 1.0 / last, dtype=torch.float64, device=level.device)
+        low = place.floor()
         share = (place - low)[:, None]
         if self.reversed_levels:
             share = torch.where(share == 0, share, 1 - share)
-        below = low.long()
-        above = (below + 1).clamp(max=last)
+        below = low.long().clamp(0, last)
+        above = (below + 1).clamp(0, last)
         return (known[below] * (1 - share) + known[above] * share).to(known.dtype)
 
 

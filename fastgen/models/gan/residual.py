@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -68,7 +69,7 @@ class ResidualConfig:
             raise ConfigError("a shared embedding needs classes", argument="num_classes")
         if self.hierarchical and not self.depth and self.latent % (self.stages + 1):
             raise ConfigError(
-                f"is {self.latent}; its parts, one of the first layer and one a stage, are as many as {self.stages + 1}",
+                f"is {self.latent}; the first layer and each stage get a part: {self.stages + 1} in all",
                 argument="latent",
             )
         if self.depth and any(width * self.channels % 4 for width in self.multipliers):
@@ -117,7 +118,7 @@ class ResidualGenerator(nn.Module):
         first = nn.Linear(config.part + (config.shared if config.depth else 0), widths[0] * config.bottom**2)
         self.first = spectral(first, config.spectral_norm)
         blocks: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in itertools.pairwise(widths):
             blocks += self._stage(before, after)
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleDict(
@@ -246,8 +247,10 @@ class ResidualDiscriminator(nn.Module):
             down = i < config.halvings
             if not config.depth:
                 blocks.append(DiscriminatorBlock(before, width, down, i == 0, on))
-            for j in range(config.depth):
-                blocks.append(DeepDiscriminatorBlock(width if j else before, width, down and j == 0, on))
+            blocks += [
+                DeepDiscriminatorBlock(width if j else before, width, down and j == 0, on)
+                for j in range(config.depth)
+            ]
             before = width
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleDict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -55,3 +56,20 @@ def spectral(module: Any, on: bool = True) -> Any:
     norm = SpectralNorm(module.weight.shape[dim], dim)
     parametrize.register_parametrization(module, "weight", norm, unsafe=True)
     return module
+
+
+def without_parametrizations(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose spectral norms are divided out; `network` and its classes stay as they are."""
+    made = copy.deepcopy(network).eval()
+    for name, module in list(made.named_modules()):
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        kind: Any = type(module).__bases__[
+            0
+        ]  # `remove_parametrizations` would change the class of the original, too
+        plain = kind.__new__(kind)
+        vars(plain).update(vars(module))
+        plain._modules = {n: m for n, m in module._modules.items() if n != "parametrizations"}
+        plain._parameters = {"weight": nn.Parameter(module.weight.detach().clone()), **module._parameters}
+        made.set_submodule(name, plain)
+    return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
 
         def conv() -> nn.Conv2d:
-            mode = PADDINGS[padding]
+            mode: Any = PADDINGS[padding]
             return nn.Conv2d(channels, channels, 3, 1, 1, bias=norm == "instance", padding_mode=mode)
 
         self.conv1, self.conv2 = ConvNorm(conv(), norm), ConvNorm(conv(), norm)

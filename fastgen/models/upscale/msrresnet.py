@@ -67,7 +67,9 @@ class MSRResNet(Upscaler):
         )
         self.conv_hr = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
-        small_weights([self.conv_in, *(up.conv for up in self.ups), self.conv_hr, self.conv_out])  # type: ignore[misc]
+        small_weights(
+            [self.conv_in, *(up.get_submodule("conv") for up in self.ups), self.conv_hr, self.conv_out]
+        )
 
         pitch, kernels = Fraction(1), [(3, Fraction(1))] * (2 * config.num_blocks + 1)
         for factor in STEPS[config.scale]:
