@@ -25,15 +25,27 @@ from fastgen.errors import CheckpointError, ConfigError
 
 from .base import Converted, Converter, Report, Tensors, build, check
 from .diffusers import CONVERTER as DIFFUSERS
+from .disentangling_vae import CONVERTER as DISENTANGLING_VAE
 from .flows import CONVERTERS as FLOWS
 from .gans import CONVERTERS as GANS
+from .pix2pix import CONVERTER as PIX2PIX
+from .style import CONVERTERS as STYLES
 from .tracing import CompiledTable, compile_scheduler
 from .unknown import advice, unwrapped
+from .upscale import CONVERTERS as UPSCALE
 from .weights import Found, contents, of, open_weights, save, sha256, write
 from .wrapping import StateDict, holds
 
 T = TypeVar("T")
-CONVERTERS: dict[str, Converter] = {"diffusers": DIFFUSERS, **FLOWS, **GANS}
+CONVERTERS: dict[str, Converter] = {
+    "diffusers": DIFFUSERS,
+    "disentangling-vae": DISENTANGLING_VAE,
+    **FLOWS,
+    **GANS,
+    "pix2pix": PIX2PIX,
+    **STYLES,
+    **UPSCALE,
+}
 
 
 def unknown_weights(found: Found, where: Path) -> CheckpointError:
@@ -57,7 +69,7 @@ def unknown_module(module: nn.Module, state: Mapping[str, Tensor]) -> ConfigErro
 
 
 def _flows() -> str:
-    return "; ".join(c.about for c in CONVERTERS.values() if c.read_module is not None)
+    return "; ".join(c.about for c in FLOWS.values())
 
 
 def detect(path: Path) -> Converter | None:

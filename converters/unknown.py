@@ -27,7 +27,7 @@ def advice(shapes: Mapping[str, tuple[int, ...]], flows: str) -> str:
     if like_denoiser(shapes):
         return f"By their names they are a denoising network's: {OWN_DENOISER}"
     return (
-        f"Flows that are known: {flows}. For a flow of fastgen's own layers: FlowEngine.from_module. "
+        f"Models that are known: {flows}. For a flow of fastgen's own layers: FlowEngine.from_module. "
         f"Not a flow: {OWN_DENOISER}"
     )
 

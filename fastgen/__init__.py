@@ -12,7 +12,7 @@ from .errors import CaptureError, CheckpointError, ConfigError, DataError, Fastg
 
 if TYPE_CHECKING:
     from .api import ENGINES, convert, export, load
-    from .engines import DiffusionEngine, FlowEngine
+    from .engines import DiffusionEngine, FlowEngine, VAEEngine
     from .images import save_gif, save_grid, save_image
 
 __version__ = "0.1.0"
@@ -26,6 +26,7 @@ __all__ = [
     "DiffusionEngine",
     "FastgenError",
     "FlowEngine",
+    "VAEEngine",
     "convert",
     "export",
     "load",
@@ -37,7 +38,7 @@ __all__ = [
 # Loaded when first used: PyTorch takes seconds, and `fastgen --help` needs none of it.
 _LATER = {
     "api": ("ENGINES", "convert", "export", "load"),
-    "engines": ("DiffusionEngine", "FlowEngine"),
+    "engines": ("DiffusionEngine", "FlowEngine", "VAEEngine"),
     "images": ("save_gif", "save_grid", "save_image"),
 }
 

@@ -23,23 +23,26 @@ if TYPE_CHECKING:
 class Architecture:
     """How to build a network: a config dataclass and a class that takes an instance of it.
 
-    exports: its functions that can be written as ONNX files. no_export: why there are none.
+    exports: its functions that can be written as ONNX files. no_export: why there are none. training: whether it is a
+    part of training alone, which no engine runs.
     """
 
     config: type
     module: Callable[[Any], nn.Module]
     exports: tuple[ExportForm, ...] = ()
     no_export: str = ""
+    training: bool = False
 
 
 class _Listed(Architecture):
     """A network `name` and its config `nameConfig` in a module of ``fastgen.models``, which is imported when used.
 
-    exports: a name in ``fastgen.exports``; no_export: why there is none.
+    exports: a name in ``fastgen.exports``; none for what is a part of training alone.
     """
 
-    def __init__(self, module: str, name: str, exports: str = "", no_export: str = "") -> None:
-        self.__dict__.update(place=(module, name), forms=exports, no_export=no_export)
+    def __init__(self, module: str, name: str, exports: str = "", *, training: bool = False) -> None:
+        why = "it is a part of training alone" if training else ""
+        self.__dict__.update(place=(module, name), forms=exports, no_export=why, training=training)
 
     def _get(self, suffix: str) -> Any:
         module, name = self.__dict__["place"]
@@ -64,6 +67,8 @@ class _Listed(Architecture):
 
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "adain": _Listed("style.adain", "AdaINTransfer", "STYLE"),
+    "autoencoder_kl": _Listed("vae.autoencoder_kl", "AutoencoderKL", "VAE_FORMS"),
     "biggan": _Listed("gan.biggan", "BigGAN", "GAN_GENERATOR"),
     "biggan_deep": _Listed("gan.biggan", "BigGANDeep", "GAN_GENERATOR"),
     "biggan_deep_discriminator": _Listed("gan.biggan", "BigGANDeepDiscriminator", "GAN_DISCRIMINATOR"),
@@ -71,17 +76,26 @@ ARCHITECTURES: dict[str, Architecture] = {
     "dcgan": _Listed("gan.dcgan", "DCGAN", "GAN_GENERATOR"),
     "dcgan_discriminator": _Listed("gan.dcgan", "DCGANDiscriminator", "GAN_DISCRIMINATOR"),
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
-    "image_pool": _Listed("translate.pool", "ImagePool", no_export="it is part of training alone"),
+    "hvae": _Listed("vae.hierarchical", "HierarchicalVAE", "VAE_FORMS"),
+    "microast": _Listed("style.microast", "MicroAST", "STYLE"),
+    "image_pool": _Listed("translate.pool", "ImagePool", training=True),
+    "msrresnet": _Listed("upscale.msrresnet", "MSRResNet", "UPSCALER"),
     "nice": _Listed("flow.nice", "NICE", "FLOW"),
     "patch_discriminator": _Listed("translate.discriminators", "PatchDiscriminator", "DISCRIMINATOR"),
     "pixel_discriminator": _Listed("translate.discriminators", "PixelDiscriminator", "DISCRIMINATOR"),
     "realnvp": _Listed("flow.realnvp", "RealNVP", "FLOW"),
     "resnet_generator": _Listed("translate.resnet", "ResNetGenerator", "GENERATOR"),
+    "rrdbnet": _Listed("upscale.rrdbnet", "RRDBNet", "UPSCALER"),
+    "sr_discriminator": _Listed("upscale.discriminator", "SRDiscriminator", training=True),
+    "srresnet": _Listed("upscale.srresnet", "SRResNet", "UPSCALER"),
+    "srvgg": _Listed("upscale.srvgg", "SRVGG", "UPSCALER"),
     "sagan": _Listed("gan.sagan", "SAGAN", "GAN_GENERATOR"),
     "sagan_discriminator": _Listed("gan.sagan", "SAGANDiscriminator", "GAN_DISCRIMINATOR"),
     "unet": _Listed("unet", "UNet", "DENOISER"),
     "unet_generator": _Listed("translate.unet", "UNetGenerator", "GENERATOR"),
+    "vae": _Listed("vae.convolutional", "ConvolutionalVAE", "VAE_FORMS"),
     "vector_flow": _Listed("flow.vector", "VectorFlow", "FLOW"),
+    "vector_vae": _Listed("vae.vector", "VectorVAE", "VAE_FORMS"),
     "wgan_critic": _Listed("gan.wgan", "Critic", "GAN_DISCRIMINATOR"),
     "wgan_gp": _Listed("gan.wgan", "WGAN", "GAN_GENERATOR"),
 }

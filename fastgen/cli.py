@@ -1,4 +1,4 @@
-"""``fastgen sample | interpolate | translate | train | evaluate | compare | convert | export | info | verify``.
+"""The command line: ``fastgen sample``, ``fastgen train`` and the others.
 
 User errors are one clear line and a non-zero exit code.
 """
@@ -18,7 +18,23 @@ from types import FrameType
 from typing import Any
 
 from . import __version__
-from .commands import compare, convert, evaluate, export, info, interpolate, sample, train, translate, verify
+from .commands import (
+    compare,
+    convert,
+    evaluate,
+    export,
+    info,
+    interpolate,
+    metrics,
+    reconstruct,
+    sample,
+    stylize,
+    train,
+    translate,
+    traverse,
+    upscale,
+    verify,
+)
 from .errors import FastgenError, Terminated
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -29,7 +45,23 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="fastgen", description="Fast sampling from generative models.")
     top.add_argument("--version", action="version", version=f"fastgen {__version__}")
     subparsers = top.add_subparsers(metavar="COMMAND", required=True)
-    for command in (sample, interpolate, translate, train, evaluate, compare, convert, export, info, verify):
+    for command in (
+        sample,
+        interpolate,
+        translate,
+        stylize,
+        upscale,
+        reconstruct,
+        traverse,
+        train,
+        evaluate,
+        metrics,
+        compare,
+        convert,
+        export,
+        info,
+        verify,
+    ):
         command.add(subparsers)
     return top
 

@@ -16,8 +16,13 @@ PAGES = [
     "docs/unlike-requests.md",
     "docs/flows.md",
     "docs/gans.md",
+    "docs/vae.md",
     "docs/large-requests.md",
+    "docs/metrics.md",
+    "docs/style.md",
     "docs/from-other-flows.md",
+    "docs/super-resolution.md",
+    "docs/pix2pix.md",
     "docs/your-own-network.md",
     *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/kernels/*.md")),
 ]

@@ -1,4 +1,4 @@
-"""What a source of flows is, and the converter made of it.
+"""What a source of models without a configuration is, of flows above all, and the converter made of it.
 
 A flow's file is a state dict without a configuration. Its structure follows from names and shapes; what does not is a
 field of the source's options: taken from the module where there is one, else assumed, and reported. `assume` says
@@ -30,13 +30,12 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".model", ".safetensors")
 
 @dataclass(frozen=True)
 class Result:
-    """A network in our terms. tensors: by their names in it. settings: of the engine. part: what the model calls it."""
+    """A network in our terms. tensors: by their names in the network. settings: of the engine."""
 
     architecture: str
     config: Any
     tensors: Mapping[str, Tensor]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    part: str = "flow"
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Source:
-    """One kind of flow, or of another network that is told by its tensors.
+    """One kind of network.
 
+    family: whose engine runs it. part: its name in the model.
     options: a config dataclass of what tensors do not say. recognises(names): whether a state dict is of this kind.
     read(state, options, report): the flow; it takes every tensor. facts(module, where): of a live module, ConfigError
     for what is not supported; None where the project has no package of that name and modules are told by their names.
-    beside(path): options that a configuration beside the weights says. engine: ``Spec.engine``. kind: in words.
+    beside(path): options that a configuration beside the weights says.
     """
 
     name: str
@@ -65,9 +65,9 @@ class Source:
     recognises: Callable[[Iterable[str]], bool]
     read: Callable[[State, Any, Report], Result]
     facts: Callable[[nn.Module, str], Facts] | None = None
+    family: str = "flow"
+    part: str = "flow"
     beside: Callable[[Path], Mapping[str, Any]] | None = None
-    engine: str = "flow"
-    kind: str = "a flow"
 
 
 def converter(source: Source) -> Converter:
@@ -125,7 +125,7 @@ def _convert(
     origin: Mapping[str, Any],
 ) -> Converted:
     """known: options that the module itself says; assume: those that the user says."""
-    report.title = f"{where}: {source.kind} of {source.name} -> fastgen"
+    report.title = f"{where}: {_noun(source.part)} of {source.name} -> fastgen"
     from_dict(source.options, assume, "assume")
     for name in sorted(set(assume) & set(known)):
         if assume[name] != known[name]:
@@ -146,14 +146,14 @@ def _convert(
     except (RuntimeError, IndexError) as error:  # of tensors that do not go together
         raise CheckpointError(f"its tensors do not fit each other: {error}", argument=where) from error
     state.finish(source.supported)
-    named = {f"{result.part}.{name}": value for name, value in result.tensors.items()}
+    named = {f"{source.part}.{name}": value for name, value in result.tensors.items()}
     report.renamed.append(f"{len(tensors)} tensors became {len(named)} of a {result.architecture}")
     config = to_dict(result.config)
     settings = {"num_classes": config["num_classes"]} if config.get("num_classes") else {}
     settings |= result.settings
     spec = Spec(
-        source.engine,
-        {result.part: Part(result.architecture, config)},
+        source.family,
+        {source.part: Part(result.architecture, config)},
         settings,
         {"converted_from": source.name, "options": to_dict(options), **origin},
     )
@@ -199,3 +199,7 @@ def refuse(where: str, module: nn.Module, path: str, supported: str) -> ConfigEr
 def scalar(value: Any) -> float:
     """A number from a number or a tensor of one element."""
     return float(value.detach().double()) if isinstance(value, torch.Tensor) else float(value)
+
+
+def _noun(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"

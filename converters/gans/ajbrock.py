@@ -112,7 +112,7 @@ def read(state: State, options: BigGANOptions, report: Report) -> Result:
             found.tensors[f"attention.{i // depth}.gamma"] = state.take(f"blocks.{i}.1.gamma").reshape(())
     found.top()
     found.layer("output_layer.2", "last", True)
-    return Result(architecture, from_dict(kind, values, state.where), found.tensors, part="generator")
+    return Result(architecture, from_dict(kind, values, state.where), found.tensors)
 
 
 class _Found:
@@ -178,7 +178,7 @@ CONVERTER = converter(
         options=BigGANOptions,
         recognises=recognises,
         read=read,
-        engine="gan",
-        kind="a generator",
+        family="gan",
+        part="generator",
     )
 )

@@ -95,7 +95,7 @@ def read(state: State, options: DCGANOptions, report: Report) -> Result:
     report.assumed.append(
         f"strides {values['strides']}, paddings {values['paddings']}: images of {config.side} pixels"
     )
-    return Result("dcgan", config, tensors, part="generator")
+    return Result("dcgan", config, tensors)
 
 
 CONVERTER = converter(
@@ -106,7 +106,7 @@ CONVERTER = converter(
         options=DCGANOptions,
         recognises=recognises,
         read=read,
-        engine="gan",
-        kind="a generator",
+        family="gan",
+        part="generator",
     )
 )

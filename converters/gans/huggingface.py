@@ -137,7 +137,7 @@ def read(state: State, options: PretrainedOptions, report: Report) -> Result:
     config = from_dict(BigGANDeepConfig, values, state.where)
     # What its `truncated_noise_sample` draws.
     settings = {"truncation": 1.0, "truncation_law": "rescale"}
-    return Result("biggan_deep", config, tensors, settings, "generator")
+    return Result("biggan_deep", config, tensors, settings)
 
 
 def _statistics(state: State, theirs: str, ours: str, tensors: dict[str, Tensor]) -> None:
@@ -168,7 +168,7 @@ CONVERTER = converter(
         recognises=recognises,
         read=read,
         beside=beside,
-        engine="gan",
-        kind="a generator",
+        family="gan",
+        part="generator",
     )
 )

@@ -48,6 +48,18 @@ def _gan(name: str, judge: str, generator: dict[str, Any], discriminator: dict[s
 SMALL_GAN = {"multipliers": [4, 4, 4, 4], "num_classes": 10, "attention": [1]}
 SMALL_JUDGE = {"size": 32, "multipliers": [4, 4, 4, 4], "halvings": 2, "num_classes": 10, "attention": [0]}
 
+
+def _autoencoder(pixels: int, widths: list[int], groups: int, layers: int = 1) -> Spec:
+    """An AutoencoderKL of diffusers for images of 3 x `pixels` x `pixels`."""
+    config: dict[str, Any] = {
+        "sample_size": [pixels, pixels],
+        "block_out_channels": widths,
+        "norm_num_groups": groups,
+        "layers_per_block": layers,
+    }
+    return Spec("vae", {"vae": Part("autoencoder_kl", config)}, {})
+
+
 # Models of random weights: name -> its spec.
 BUILT: dict[str, Spec] = {
     # The U-Net of google/ddpm-cifar10-32 (Ho et al. 2020), 35.7 M parameters.
@@ -59,7 +71,39 @@ BUILT: dict[str, Spec] = {
         "flow", {"flow": Part("realnvp", {"sample_size": [32, 32], "in_channels": 3})}, {}
     ),
     "random:nice": Spec("flow", {"flow": Part("nice", {"sample_size": [28, 28]})}, {}),
+    # Isola et al. 2017 on 256x256 pixels (54.4 M parameters; the 70x70 discriminator has 2.8 M),
+    # and Zhu et al. 2017, section 7.2, with 9 blocks (11.4 M).
+    "random:pix2pix-unet": Spec(
+        "translate",
+        {
+            "generator": Part("unet_generator", {"dropout": True}),
+            "discriminator": Part("patch_discriminator", {}),
+        },
+    ),
+    "random:pix2pix-resnet": Spec(
+        "translate",
+        {"generator": Part("resnet_generator", {}), "discriminator": Part("pixel_discriminator", {})},
+    ),
+    # VGG-19 up to relu4_1 and its mirror image, 7.0 M parameters.
+    "random:adain": Spec("style", {"network": Part("adain", {})}, {}),
     "random:vector_flow": Spec("flow", {"flow": Part("vector_flow", {"features": 6})}, {}),
+    # Super-resolution x4 as released: BasicSR's MSRResNet, Real-ESRGAN's anime_6B and animevideov3.
+    "random:msrresnet": Spec("upscale", {"upscaler": Part("msrresnet", {})}),
+    "random:rrdbnet": Spec("upscale", {"upscaler": Part("rrdbnet", {"num_blocks": 6})}),
+    "random:srvgg": Spec("upscale", {"upscaler": Part("srvgg", {})}),
+    # The whole of Real-ESRGAN, 16.7 M parameters.
+    "random:rrdbnet23": Spec("upscale", {"upscaler": Part("rrdbnet", {})}),
+    # Burgess et al. 2018, for 64x64 pixels.
+    "random:vae": Spec(
+        "vae",
+        {"vae": Part("vae", {"sample_size": [64, 64], "in_channels": 3, "channels": [32, 32, 32, 32]})},
+        {},
+    ),
+    "random:vector_vae": Spec("vae", {"vae": Part("vector_vae", {"features": 6})}, {}),
+    "random:autoencoder_kl": _autoencoder(64, [32, 64, 64], groups=16),
+    # That of Stable Diffusion 1, for 256x256 pixels, 83.7 M parameters.
+    "random:sd-vae": _autoencoder(256, [128, 256, 512, 512], groups=32, layers=2),
+    "random:hvae": Spec("vae", {"vae": Part("hvae", {"sample_size": [32, 32]})}, {}),
     # DCGAN's layers, for 64x64 pixels.
     "random:wgan_gp": _gan("wgan_gp", "wgan_critic", {}, {}),
     "random:sagan": _gan(
@@ -112,9 +156,9 @@ def models(device_type: str) -> list[str]:
 
 
 def without_model() -> list[str]:
-    """Architectures that no family names a model for."""
+    """Architectures that no family names a model for, of those that engines run."""
     known = {architecture for family in FAMILIES.values() for architecture in family.models}
-    return [name for name in ARCHITECTURES if name not in known]
+    return [name for name, kind in ARCHITECTURES.items() if name not in known and not kind.training]
 
 
 def first_models() -> Sequence[str]:

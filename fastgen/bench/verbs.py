@@ -44,7 +44,7 @@ def contests(
 @torch.no_grad()
 def trial(verb: Verb, batch: int) -> Tensors:
     """The inputs [batch, ...] of a contest."""
-    return verb.trial(batch, torch.Generator().manual_seed(SEED))
+    return (verb.timed or verb.trial)(batch, torch.Generator().manual_seed(SEED))
 
 
 @torch.no_grad()

@@ -38,7 +38,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="how likely a model finds your data, and a plot of what it has learnt of a table",
         description="Of models that have a likelihood: bits per dimension of images, nats of rows of a table, with the "
         "standard error of the mean. For images it is a bound by dequantisation, the tighter the more --samples; for "
-        "rows it is exact. Where the model knows classes it is the likelihood given the label. --plot draws what the "
+        "rows it is exact; of a VAE it is a bound of either. Where the model knows classes it is the likelihood given "
+        "the label. --plot draws what the "
         "model has learnt of rows: of two columns a heat map of the density, with samples and, if they are given, data "
         "on it; of more the distributions of single columns and pairs of them, samples beside data.",
     )
@@ -52,7 +53,10 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--subset", type=span, metavar="FIRST-LAST", help="use only these samples of a file")
     parser.add_argument(
-        "--samples", type=positive, metavar="K", help="dequantisation samples per image (default 1)"
+        "--samples",
+        type=positive,
+        metavar="K",
+        help="samples of dequantisation, and of a VAE's latents, that the bound takes (default 1)",
     )
     parser.add_argument(
         "--label", help="the class, name or number, that is plotted, and of data without labels"
@@ -88,7 +92,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
     _, engine = load_model(args, accept)
     facts = engine.describe()
-    exact, seed = facts["levels"] is None, args.seed or 0
+    exact, seed = facts["levels"] is None and not facts.get("bound", False), args.seed or 0
     for name in ("samples", "seed"):
         if exact and getattr(args, name) is not None and not (name == "seed" and args.plot is not None):
             raise ConfigError(
@@ -131,7 +135,7 @@ def _words(report: dict[str, Any]) -> str:
     unit = "bits_per_dim" if "bits_per_dim" in report else "nats"
     error = report["standard_error"]
     spread = "" if error is None else f" +- {error:.4f}"
-    draws = "" if unit == "nats" or report["samples"] == 1 else f" of {report['samples']} samples"
+    draws = "" if report["kind"] == "exact" or report["samples"] == 1 else f" of {report['samples']} samples"
     given = " given the label" if report["given"] else ""
     return (
         f"{counted(report['count'], 'image' if unit == 'bits_per_dim' else 'row')}: {report[unit]:.4f}{spread} "
@@ -235,7 +239,11 @@ def evaluate(
     for start in range(0, len(dataset), CHUNK):
         x, own, _ = dataset.batch(range(start, min(start + CHUNK, len(dataset))))
         labels = None if not facts["classes"] else label if own is None else own
-        if facts["levels"] is None:
+        if facts["levels"] is None and facts.get("bound", False):
+            bound = engine.log_prob(x, samples, labels=labels, seed=seed + start)
+            kind = bound.kind
+            values.append(-bound.values)
+        elif facts["levels"] is None:
             values.append(-engine.log_prob(x, labels=labels).double().cpu())
         else:
             found = engine.bits_per_dim(x, samples, labels=labels, seed=seed + start)

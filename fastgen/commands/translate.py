@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from .arguments import add_model, positive
@@ -31,12 +31,14 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     add_image_files(parser)
     add_model(parser, default=MODEL)
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the dropout that is the model's noise (default 0)"
+        "--seed",
+        type=int,
+        help="of the dropout that is the model's noise, the same for each image; with dropout 0",
     )
     parser.add_argument(
         "--dropout",
         action=argparse.BooleanOptionalAction,
-        help="dropout as noise, as the original project has it (default: as the model says)",
+        help="dropout as noise, as the original project has it (default: as the model says, and with --seed)",
     )
     parser.add_argument(
         "--norm-mode",
@@ -53,19 +55,27 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Translate what `args` name; returns the exit code."""
     tasks = plan(args)
-    engine = load_engine(args, "translate")
-    options = {"dropout": args.dropout, "norm_mode": args.norm_mode}
     if args.best_of is not None and args.dropout is False:
         raise ConfigError("needs dropout, without which all seeds give the same", argument="--best-of")
+    engine = load_engine(args, "translate")
+    random = args.best_of is not None or args.seed is not None or args.dropout
+    random = random or (args.dropout is None and engine.describe()["defaults"]["dropout"])
+    seed = (args.seed or 0) if random else None
 
     def work(files: list[ImageFile]) -> Sequence[Tensor]:
         images = [file.tensor() for file in files]
-        if args.best_of is not None:
-            found: Any = engine.best_of(images, args.best_of, seed=args.seed, norm_mode=args.norm_mode)
-            return list(found.images)
-        return list(engine.translate(images, seeds=[args.seed] * len(images), **options))
+        if args.best_of is None:
+            seeds = None if seed is None else [seed] * len(images)
+            found: Sequence[Tensor] = engine.translate(
+                images, seeds=seeds, dropout=args.dropout, norm_mode=args.norm_mode
+            )
+            return found
+        best = [
+            engine.best_of([image], args.best_of, seed=seed, norm_mode=args.norm_mode) for image in images
+        ]
+        return [tried.images[0][0] for tried in best]
 
-    settings = {"command": "translate", "seed": args.seed, "best_of": args.best_of, **options}
+    settings = {"command": "translate", "seed": seed, "best_of": args.best_of, "norm_mode": args.norm_mode}
     if args.norm_mode == "batch":
         settings["batch"] = args.batch  # results depend on it
     return run_tasks(
@@ -75,5 +85,5 @@ def run(args: argparse.Namespace) -> int:
         record=record_of(engine, settings),
         what=args.model,
         device=engine.device,
-        channels=engine.in_channels,
+        channels=engine.describe()["generator"]["in_channels"],
     )

@@ -16,14 +16,17 @@ from torch import Tensor, nn
 from fastgen_kernels import OPS
 from fastgen_kernels.op import UNIT_ROUNDOFF
 
+from ..fused.activated import ActConvolution
 from ..fused.blocks import SILU, PlainNorm
 from ..fused.onednn import OneDNNConv
 from ..fused.small import PlainHalf
+from ..fused.translate import Normed, PaddedConv, Patches, Score
 from ..fused.twin import Twin
 from ..fused.winograd import Winograd
 from ..models.blocks import NormAct
 from ..models.embeddings import FourierFeatures
 from ..models.resample import Upsample
+from ..models.translate.layers import BatchNorm
 from .closeness import deviation
 from .verb import Networks
 
@@ -135,7 +138,9 @@ def judge_layer(call: Call, dtype: torch.dtype) -> tuple[float, float | None, Te
         return None
     bound = None
     refolded = isinstance(call.module, Twin) and call.module.refolded
-    minimal = call.module.winograd_of(call.inputs[0]) if isinstance(call.module, OneDNNConv) else None
+    minimal = (
+        call.module.winograd_of(call.inputs[0]) if isinstance(call.module, (OneDNNConv, PaddedConv)) else None
+    )
     if minimal is not None:
         allowed: Tensor | None = _of_winograd(minimal, inputs, named, exact)
     else:
@@ -202,8 +207,26 @@ def _allowed(
     refolded: weights are sums that are rounded, too. None for kinds of layers whose arithmetic is not known here.
     """
     u = UNIT_ROUNDOFF[dtype]
-    # Below the smallest normal number spacing no longer shrinks (Higham 2002, eq. 2.8): float16 gets there.
-    rounded = 1.01 * u * (exact.abs() + torch.finfo(dtype).smallest_normal)
+    # Below the smallest normal number (6e-5 in float16) rounding is absolute; a layer may round twice.
+    rounded = 1.01 * u * exact.abs() + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    if isinstance(module, Patches):
+        # An activation's slope is at most 1, and it rounds once more.
+        conv = module.conv(inputs[0])
+        inner = _allowed(module.conv, inputs, {}, conv, dtype, products)
+        return None if inner is None else inner + rounded
+    if isinstance(module, Score):
+        logits = module.conv(inputs[0])
+        inner = _allowed(module.conv, inputs, {}, logits, torch.float32, products)
+        if inner is None:
+            return None
+        count = logits[0].numel()
+        return (
+            1.01 * WORKING * exact.abs()
+            + inner.mean((1, 2, 3))
+            + summed(count) * logits.abs().mean((1, 2, 3))
+        )
+    if isinstance(module, (Normed, nn.InstanceNorm2d, BatchNorm)):
+        return _of_images(module, inputs, named, exact, dtype)
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, Upsample)):
         # A sum of products, and perhaps of something more: on absolute values, as all of it is linear.
         twin = copy.deepcopy(module)
@@ -216,6 +239,9 @@ def _allowed(
         relative = summed(terms + 2) + products + (1.01 * u if refolded else 0.0)
         # Where a second tensor is added in a pass of its own, the first sum is rounded to the type by itself.
         relative += 1.01 * u if len(inputs) > 1 or named else 0.0
+        if isinstance(module, ActConvolution) and module.slope is not None:
+            # The sum may be rounded before its activation, which may be steep.
+            relative = (relative + 1.01 * u) * max(1.0, float(module.slope.abs().max()))
         return rounded + relative * twin(*map(_magnitude, inputs), **_magnitudes(named))
     if isinstance(module, PlainHalf):
         given = module.arguments(*inputs, **named)
@@ -228,15 +254,9 @@ def _allowed(
         return _of_norm(module, inputs, named, exact, dtype)
     if isinstance(module, nn.GroupNorm) and len(inputs) == 1:  # not scaled and shifted by an embedding
         x = inputs[0]
-        groups = x.reshape(len(x), module.num_groups, -1)
-        mean, var = groups.mean(2, keepdim=True), groups.var(2, unbiased=False, keepdim=True)
-        rstd = (var + module.eps).rsqrt()
-        # Libraries take the variance as E[x^2] - E[x]^2: its relative error grows with the mean's share.
-        condition = 1.0 + mean.square() * rstd.square()
-        scaled = (groups.abs() + mean.abs()) * rstd
+        statistics = _of_statistics(x, x.reshape(len(x), module.num_groups, -1), module.eps)
         size = (1, -1, *[1] * (x.dim() - 2))
         weight, bias = (1.0 if p is None else p.abs().reshape(size) for p in (module.weight, module.bias))
-        statistics = (scaled * (summed(groups.shape[2]) * condition + 8.0 * WORKING)).reshape(x.shape)
         sums = weight * statistics + 8.0 * WORKING * bias
         if not (isinstance(module, NormAct) and module.act):
             return rounded + sums
@@ -249,9 +269,46 @@ def _allowed(
         # The logarithm and three products are off by parts of the angle, which is some hundreds.
         angle = (torch.log(inputs[0])[:, None] * module.weight[None] * 2 * math.pi).abs()
         return rounded + 8.0 * WORKING * (1.0 + torch.cat([angle, angle], dim=1))
-    if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten)):
+    if isinstance(module, (nn.Identity, nn.Dropout, nn.Embedding, nn.Flatten, nn.Unflatten)):
         return rounded
     return None
+
+
+def _of_statistics(x: Tensor, groups: Tensor, eps: float) -> Tensor:
+    """Of x - mean over its deviation, which are those of `groups` [B, G, n]: x's values in another shape."""
+    mean, var = groups.mean(2, keepdim=True), groups.var(2, unbiased=False, keepdim=True)
+    rstd = (var + eps).rsqrt()
+    # Libraries take the variance as E[x^2] - E[x]^2: its relative error grows with the mean's share.
+    condition = 1.0 + mean.square() * rstd.square()
+    scaled = (
+        groups.abs() + groups.abs().mean(2, keepdim=True)
+    ) * rstd  # as a sum's error, the mean's goes by sizes
+    return (scaled * (summed(groups.shape[2]) * condition + 8.0 * WORKING)).reshape(x.shape)
+
+
+def _of_images(
+    module: Normed | nn.InstanceNorm2d | BatchNorm,
+    inputs: list[Any],
+    named: dict[str, Any],
+    exact: Tensor,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """Of norms by the statistics of images, and of a batch norm by those of training; with a LeakyReLU or none."""
+    norm: Any = module.norm if isinstance(module, Normed) else module
+    x, u = inputs[0], UNIT_ROUNDOFF[dtype]
+    weight, bias = (1.0 if p is None else p.abs()[:, None, None] for p in (norm.weight, norm.bias))
+    given = [*inputs[1:], *named.values()]
+    mode = "instance" if isinstance(module, Normed) else (given or ["running"])[0]
+    if isinstance(module, BatchNorm) and mode == "running":
+        rstd = (norm.running_var + norm.eps).rsqrt()[:, None, None]
+        statistics = 8.0 * WORKING * (x.abs() + norm.running_mean.abs()[:, None, None]) * rstd
+    elif mode == "batch":
+        return None
+    else:
+        statistics = _of_statistics(x, x.flatten(2), norm.eps)
+    plain = norm(x, mode) if isinstance(norm, BatchNorm) else norm(x)
+    # PyTorch rounds before a LeakyReLU that has a pass of its own, whose slope is at most 1.
+    return 2.02 * u * (exact.abs() + plain.abs()) + weight * statistics + 8.0 * WORKING * (bias + plain.abs())
 
 
 def _of_winograd(minimal: Winograd, inputs: list[Any], named: dict[str, Any], exact: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class Verb:
     trial: (batch, generator) -> random tensors for it, on the engine's device.
     noise: the standard normal noise [B, ...] that `fast` makes of the same tensors; None: it draws none.
     exact: names of real arguments that are not rounded, as a timestep that a network looks up.
+    timed: as `trial`, for the benchmark, where that wants larger tensors than a comparison with float64.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Verb:
     trial: Callable[[int, torch.Generator], Tensors]
     noise: Callable[..., Tensor] | None = None
     exact: tuple[str, ...] = ()
+    timed: Callable[[int, torch.Generator], Tensors] | None = None
 
     def plain(self, networks: nn.ModuleDict, *tensors: Tensor, noise: Tensor | None = None) -> Tensors:
         """The reference, on the noise that `fast` would make, or on `noise`."""

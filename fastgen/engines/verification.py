@@ -164,7 +164,8 @@ def _verb(
             continue
         error, bound, rounding[name] = judged
         other = others.get(name)
-        if other is not None and len(other.inputs) != len(call.inputs):
+        more = getattr(call.module, "joined", False)
+        if other is not None and (more or len(other.inputs) != len(call.inputs)):
             other = None  # it does more, such as adding the shortcut
         drift = None if other is None else deviation(call.output, other.output)
         check = Check(name[1], type(call.module).__name__, tuple(call.output.shape), error, bound, drift)

@@ -4,12 +4,21 @@ A family is one entry of FAMILIES; everything that works for all families (load,
 benchmark) reads it from there.
 """
 
-from . import diffusion, flow, gan, translate
+from . import diffusion, flow, gan, style, translate, upscale, vae
 from .family import Family, Flag
 from .sampling import GIF, Sampling
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (diffusion.FAMILY, flow.FAMILY, translate.FAMILY, gan.FAMILY)
+    family.name: family
+    for family in (
+        diffusion.FAMILY,
+        flow.FAMILY,
+        gan.FAMILY,
+        style.FAMILY,
+        translate.FAMILY,
+        upscale.FAMILY,
+        vae.FAMILY,
+    )
 }
 
 __all__ = ["FAMILIES", "GIF", "Family", "Flag", "Sampling"]

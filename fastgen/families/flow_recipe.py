@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import from_dict, to_dict
 from ..errors import ConfigError, DataError
-from .family import Flag, given
-from .recipe import WIDTHS, Recipe
+from .family import given
+from .recipe import OPTION, WIDTHS, Recipe
 from .values import assignments
 
 if TYPE_CHECKING:
@@ -39,15 +39,7 @@ class FlowRecipe(Recipe):
 
     flags = (
         WIDTHS,
-        Flag(
-            "--option",
-            {
-                "action": "append",
-                "metavar": "NAME=VALUE",
-                "help": "a field of the model's configuration, as steps_per_scale=8 or hidden_channels=64,96; "
-                "repeatable",
-            },
-        ),
+        OPTION,
     )
 
     def __init__(self, model: str) -> None:

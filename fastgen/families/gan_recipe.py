@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import from_dict, to_dict
 from ..errors import ConfigError, DataError
 from .family import Flag, given
-from .recipe import Recipe
+from .recipe import GAN_LOSS, Recipe
 from .values import assignments
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 GAUGED = 64  # samples whose distances the gauge takes
 FLAGS = (
     Flag("--latent", {"type": int, "help": "numbers of z (default 100, of biggan and sagan 128)"}),
-    Flag("--loss", {"help": "minimax, non-saturating, lsgan, hinge or wasserstein (default: the paper's)"}),
+    GAN_LOSS,
     Flag("--penalty", {"help": "none, gradient (WGAN-GP) or r1 (default: the paper's)"}),
     Flag("--penalty-weight", {"type": float, "help": "of the penalty (default 10)"}),
     Flag("--clip", {"type": float, "help": "WGAN's limit of the discriminator's weights (default 0: none)"}),
@@ -124,8 +124,8 @@ class GANRecipe(Recipe):
                     argument=f"--{name}",
                 )
         values = {**self.objective_defaults, **{name: chosen[name] for name in OBJECTIVE if name in chosen}}
-        if "loss" in chosen:
-            values["gan_loss"] = chosen["loss"]
+        if "gan_loss" in chosen:
+            values["gan_loss"] = chosen["gan_loss"]
         objective = from_dict(GANConfig, values, "train")
         if objective.penalty != "none" and parts["discriminator"].config.get("norm") == "batch":
             raise ConfigError(

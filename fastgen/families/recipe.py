@@ -25,9 +25,22 @@ WIDTHS = Flag(
         "help": "channels of a unet, finest level first (default 32,64,96), or of the networks in a flow's couplings",
     },
 )
+OPTION = Flag(
+    "--option",
+    {
+        "action": "append",
+        "metavar": "NAME=VALUE",
+        "help": "a field of the model's configuration, as steps_per_scale=8 or hidden_channels=64,96; "
+        "repeatable",
+    },
+)
 PAIRS = (  # flags of a recipe that trains on pairs of images
     Flag("--target", {"help": "folder of targets: the images of the same names as those of --data"}),
     Flag("--side-by-side", {"action": "store_true", "help": "each file is a pair: input left, target right"}),
+)
+GAN_LOSS = Flag(
+    "--gan-loss",
+    {"help": "minimax, non-saturating, lsgan, hinge or, of GANs, wasserstein (default: the paper's)"},
 )
 PREVIEW_SAMPLES = 32  # on a sheet of a model without classes
 PREVIEW_ROWS = 4  # of each class

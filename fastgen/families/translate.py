@@ -1,4 +1,4 @@
-"""The family of networks from images to images: pix2pix."""
+"""The family of networks from images to images: pix2pix, CycleGAN's generators."""
 
 from __future__ import annotations
 
@@ -9,5 +9,11 @@ FAMILY = Family(
     name="translate",
     engine="fastgen.engines.translate:TranslateEngine",
     use="fastgen translate IMAGES -o FOLDER --model {}",
+    models={
+        "unet_generator": "random:pix2pix-unet",
+        "resnet_generator": "random:pix2pix-resnet",
+        "patch_discriminator": "random:pix2pix-unet",
+        "pixel_discriminator": "random:pix2pix-resnet",
+    },
     recipes={"unet_generator": UNetGeneratorRecipe(), "resnet_generator": ResNetGeneratorRecipe()},
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import from_dict, to_dict
 from ..errors import ConfigError, DataError
 from .family import Flag, given
-from .recipe import PAIRS, Recipe
+from .recipe import GAN_LOSS, PAIRS, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,10 +31,10 @@ FLAGS = (
         "--patch-layers",
         {
             "type": int,
-            "help": "size of the discriminator's patches: 3 is 70x70 pixels (default), 0 single pixels",
+            "help": "size of the discriminator's patches: 3 is 70x70 pixels (default, where it fits), 0 single ones",
         },
     ),
-    Flag("--gan-loss", {"help": "minimax, non-saturating, lsgan or hinge (default non-saturating)"}),
+    GAN_LOSS,
     Flag("--l1-weight", {"type": float, "help": "weight of the L1 loss (default 100)"}),
     Flag("--pool", {"type": int, "help": "earlier results kept for the discriminator (default 0)"}),
     Flag(
@@ -81,7 +81,12 @@ class TranslateRecipe(Recipe):
         chosen = given(args, self.flags)
         channels, height, width = dataset.shape
         common = {"in_channels": channels, "out_channels": channels, "norm": chosen.get("norm", "batch")}
-        layers = chosen.get("patch_layers", 3)
+        fitting = max(0, min(height, width).bit_length() - 3)  # of which patches leave something of the image
+        layers = chosen.get("patch_layers", min(3, fitting))
+        if layers > fitting:
+            raise ConfigError(
+                f"images of {height}x{width} take {fitting} at most, got {layers}", argument="--patch-layers"
+            )
         kind: Any = PatchDiscriminatorConfig if layers else PixelDiscriminatorConfig
         judge = {**common, "channels": chosen.get("ndf", 64), **({"layers": layers} if layers else {})}
         judge = to_dict(from_dict(kind, judge, "train"))
@@ -91,7 +96,9 @@ class TranslateRecipe(Recipe):
         }
         names = ("gan_loss", "l1_weight", "jitter")
         objective = from_dict(TranslationConfig, {n: chosen[n] for n in names if n in chosen}, "train")
-        return Spec("translate", parts, {}, {**provenance, "objective": to_dict(objective)})
+        # What a batch norm saw in training: single images, or batches, whose statistics it has averaged.
+        settings = {"norm_mode": "instance" if config.batch_size == 1 else "running"}
+        return Spec("translate", parts, settings, {**provenance, "objective": to_dict(objective)})
 
     def auxiliary(self, args: argparse.Namespace, dataset: Dataset, config: RunConfig) -> dict[str, Part]:
         """See ``Recipe``: the pool."""

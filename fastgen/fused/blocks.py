@@ -103,8 +103,10 @@ class FusedResidual(nn.Module):
         self.time_emb_proj = block.time_emb_proj
         self.places: tuple[slice, ...] = ()
 
-    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
-        if self.time_emb_proj is not None:
+    def forward(self, x: Tensor, emb: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        if emb is None:
+            pass
+        elif self.time_emb_proj is not None:
             emb = self.time_emb_proj(ACTIVATIONS[self.act](emb))
         else:
             emb = emb[:, self.places[0]]
@@ -114,14 +116,13 @@ class FusedResidual(nn.Module):
                 x, skip = torch.cat([x, skip], dim=1), None
             x, hidden = self.resample(x), self.resample(hidden)
         if self.first is not None and self.second is not None and is_small(x):
-            told = (
-                dict(zip(("scale", "shift"), emb.chunk(2, dim=1), strict=True))
-                if self.scale_shift
-                else {"add": emb}
-            )
+            told: dict[str, Tensor] = {}
+            if emb is not None:
+                names = ("scale", "shift") if self.scale_shift else ("add",)
+                told = dict(zip(names, emb.chunk(len(names), dim=1), strict=True))
             return self.second(self.first(hidden, **told), short=x, skip=skip)
         hidden = self.conv1(hidden)
-        if self.scale_shift:
+        if self.scale_shift and emb is not None:
             scale, shift = emb.chunk(2, dim=1)
             hidden = self.norm2(hidden, scale, shift)
         else:
@@ -228,7 +229,7 @@ def stacked(linears: Sequence[nn.Linear]) -> nn.Linear:
 # What stands in a block whose twin is made, to the class: with another module in its place the block stays as it is.
 PARTS: dict[type[nn.Module], dict[str, tuple[type | None, ...]]] = {
     ResidualBlock: {
-        "norm1": (NormAct,), "conv1": (nn.Conv2d,), "time_emb_proj": (nn.Linear,), "norm2": (NormAct,),
+        "norm1": (NormAct,), "conv1": (nn.Conv2d,), "time_emb_proj": (nn.Linear, type(None)), "norm2": (NormAct,),
         "dropout": (nn.Dropout,), "conv2": (nn.Conv2d,), "conv_shortcut": (nn.Conv2d, nn.Identity),
     },
     AdaResidualBlock: {

@@ -30,7 +30,7 @@ def folded(blocks: Iterable[nn.Module]) -> list[nn.Module]:
         block = baked(block)
         before = made[-1] if made else None
         if before is not None and _folds(before, block):
-            made[-1] = _merged(before, block)
+            made[-1] = merged(before, block)
         else:
             made.append(block)
     return made
@@ -73,7 +73,8 @@ def _folds(layer: nn.Module, norm: nn.Module) -> bool:
     return known and type(layer) in (*CONVOLUTIONS, nn.Linear) and not hooked(layer) and not hooked(norm)
 
 
-def _merged(layer: nn.Module, norm: nn.Module) -> nn.Module:
+@torch.no_grad()
+def merged(layer: nn.Module, norm: nn.Module) -> nn.Module:
     """`layer` and the batch norm behind it as one layer; products in float64, for one rounding."""
     dtype: torch.dtype = layer.weight.dtype  # type: ignore[assignment]
     wide: Any = copy.deepcopy(layer).double()

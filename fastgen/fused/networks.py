@@ -18,6 +18,7 @@ from ..models.flow.networks import ChannelAffine, ConvNet, WeightNormConv, ZeroC
 from .exactly import hooked
 from .folding import folded, weight_norm
 from .onednn import HALF, OneDNNConv, takes
+from .transposed import takes_transposed, transposed
 
 # Their results are tensors of their own, which nobody else reads: what comes next may work in place.
 FRESH = (nn.Conv2d, nn.Linear, WeightNormConv, ChannelAffine)
@@ -162,7 +163,10 @@ def sequential(
         before = made[-1] if made else None
         if _is_relu(block) and type(before) is nn.Conv2d and takes(before):
             made[-1] = _conv(before, rectified=True, prepacked=prepacked)
-        elif type(block) is nn.Conv2d:
+        elif prepacked and _is_relu(block) and before is not None and takes_transposed(before):
+            assert isinstance(before, nn.ConvTranspose2d)
+            made[-1] = transposed(before, rectified=True)
+        elif type(block) is nn.Conv2d or (prepacked and takes_transposed(block)):
             made.append(block)  # for oneDNN below, if no ReLU follows
         elif type(block) is ChannelAffine:
             made.append(FusedChannelAffine(block) if fresh else block)
@@ -171,7 +175,14 @@ def sequential(
         else:
             made.append((swapped or _twin)(block))
         fresh = type(block) in FRESH or (fresh and type(block) in IN_PLACE)
-    return nn.Sequential(*(_conv(m, prepacked=prepacked) if type(m) is nn.Conv2d else m for m in made))
+    return nn.Sequential(*(_finished(m, prepacked) for m in made))
+
+
+def _finished(block: nn.Module, prepacked: bool) -> nn.Module:
+    """The twin of a convolution that no ReLU has followed; another block as it is."""
+    if type(block) is nn.Conv2d:
+        return _conv(block, prepacked=prepacked)
+    return transposed(block) if prepacked and type(block) is nn.ConvTranspose2d else block
 
 
 def _is_relu(block: nn.Module) -> bool:

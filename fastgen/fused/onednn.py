@@ -52,13 +52,16 @@ class OneDNNConv(Twin[Convolution]):
     """What `Convolution` computes. prepacked: with a copy of the filters that is laid out for oneDNN in the first call.
 
     In half precision they always are: both copies together are what float32's one was. Large images in float32 are
-    filtered by `Winograd`, whose filters take four times the memory, in place of a copy for oneDNN.
+    filtered by `Winograd`, whose filters take four times the memory, in place of a copy for oneDNN. Borders are zeros
+    or mirrored ones, as `conv` has them.
     """
 
     def __init__(self, conv: nn.Conv2d, rectified: bool = False, *, prepacked: bool = False) -> None:
         super().__init__(Convolution.of(conv, rectified))
         # Small images take microseconds: what a call needs is at hand.
-        self._how = _sides(conv.padding), _sides(conv.stride), _sides(conv.dilation), conv.groups
+        self._border = list(conv._reversed_padding_repeated_twice) if conv.padding_mode == "reflect" else None
+        padding = _sides(conv.padding) if self._border is None else [0, 0]
+        self._how = padding, _sides(conv.stride), _sides(conv.dilation), conv.groups
         self._act = "relu" if rectified else "none"
         self._bias = None if conv.bias is None else conv.bias.detach()
         self._prepacked = prepacked or conv.weight.dtype in HALF
@@ -68,10 +71,10 @@ class OneDNNConv(Twin[Convolution]):
 
     def winograd_of(self, x: Tensor) -> winograd.Winograd | None:
         """What filters images like `x`, if oneDNN does not."""
-        if not self._minimal or not winograd.gains(x):
+        if not self._minimal or not winograd.gains(x, any_size=self._border is not None):
             return None
         if self._winograd is None:
-            self._winograd = winograd.Winograd(self.plain.weight, self._bias)
+            self._winograd = winograd.Winograd(self.plain.weight, self._bias, self.plain.padding_mode)
         return self._winograd
 
     @property
@@ -89,19 +92,22 @@ class OneDNNConv(Twin[Convolution]):
             y = y.relu_() if self._act == "relu" else y
             return y if residual is None else y.add_(residual)
         weight, how = self._packed, self._how
+        if self._border is not None:
+            x = F.pad(x, self._border, "reflect")
         if weight is None:
             weight = self.plain.weight.detach()
             if self._prepacked:
                 # In the first call: the layout goes by the image's size, not by the batch's.
                 weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *how, list(x.shape))
                 self._packed = weight
-            elif len(x) == 1:
+            elif len(x) == 1 and self._border is None:
                 # Rearranging the filters costs more than oneDNN gains: PyTorch multiplies matrices instead.
                 return self.plain(x, residual)
         if residual is None:
             return torch.ops.mkldnn._convolution_pointwise(x, weight, self._bias, *how, self._act, [], "")
         if self._act == "relu":  # oneDNN would add first
-            return self(x).add_(residual)
+            y = torch.ops.mkldnn._convolution_pointwise(x, weight, self._bias, *how, self._act, [], "")
+            return y.add_(residual)
         return torch.ops.mkldnn._convolution_pointwise.binary(
             x, residual, weight, self._bias, *how, "add", 1.0, None, [], None
         )
@@ -116,8 +122,11 @@ class OneDNNUp(Twin[Upsample]):
 
     refolded = True
 
-    def __init__(self, block: Upsample) -> None:
+    def __init__(self, block: Upsample, slope: float | None = None) -> None:
+        """slope: of the LeakyReLU that `block` ends in."""
         super().__init__(block)
+        self.joined = slope is not None
+        self._act: tuple[str, list[float]] = ("none", []) if slope is None else ("leaky_relu", [slope])
         weight = block.conv.weight.detach()
         # Output row 2i + k - 1 gets from row i: w2 for k = 0, w1 + w2, w0 + w1, w0 for k = 3.
         sums = torch.tensor(
@@ -135,7 +144,7 @@ class OneDNNUp(Twin[Upsample]):
             )
             self._packed = True
         return torch.ops.mkldnn._convolution_transpose_pointwise(
-            x, self._weight, self.plain.conv.bias, *how, "none", [], ""
+            x, self._weight, self.plain.conv.bias, *how, *self._act, ""
         )
 
 
@@ -206,7 +215,7 @@ def takes(conv: nn.Module) -> bool:
         or hooked(conv)
         or not isinstance(conv.weight, nn.Parameter)
         or conv.weight.device.type != "cpu"
-        or conv.padding_mode != "zeros"
+        or conv.padding_mode not in ("zeros", "reflect")
         or isinstance(conv.padding, str)
     ):
         return False

@@ -12,11 +12,13 @@ from torch import nn
 from ..models import blocks as reference
 from ..models import resample, unet_blocks
 from ..models.unet import UNet
+from ..models.vae import autoencoder_kl, convolutional, hierarchical, vector
 from .blocks import FusedAdaResidual, FusedAttention, FusedNorm, FusedResidual, convolution, whole
 from .exactly import hooked
 from .folding import baked
 from .networks import COUPLING_NETWORKS, sequential, twin
 from .onednn import OneDNNConv, OneDNNJoined, OneDNNUp, takes_up, why_not
+from .transposed import OneDNNTransposed, PhasedTransposed, transposed
 from .twin import Twin
 from .unet import FusedUNet
 
@@ -32,6 +34,21 @@ CONTAINERS: tuple[type[nn.Module], ...] = (
     unet_blocks.MidBlock,
     resample.Downsample,
     resample.Upsample,
+    convolutional.ConvolutionalVAE,
+    convolutional.ConvEncoder,
+    convolutional.ConvDecoder,
+    convolutional.Told,
+    vector.VectorVAE,
+    vector.Perceptron,
+    hierarchical.HierarchicalVAE,
+    hierarchical.Group,
+    hierarchical.Residual,
+    autoencoder_kl.AutoencoderKL,
+    autoencoder_kl.KLEncoder,
+    autoencoder_kl.KLDecoder,
+    autoencoder_kl.DownLevel,
+    autoencoder_kl.UpLevel,
+    autoencoder_kl.Middle,
 )
 
 
@@ -61,6 +78,8 @@ def swap(network: nn.Module) -> nn.Module:
         shallow._modules = dict(_children(network))
         return shallow
     plain = baked(network)
+    if type(plain) is nn.ConvTranspose2d:
+        return transposed(plain)
     return convolution(plain) if type(plain) is nn.Conv2d else plain
 
 
@@ -93,7 +112,7 @@ def census(network: nn.Module) -> dict[str, dict[str, int]]:
     return {kind: dict(sorted(found.items())) for kind, found in counts.items()}
 
 
-ONEDNN = (OneDNNConv, OneDNNUp, OneDNNJoined)
+ONEDNN = (OneDNNConv, OneDNNUp, OneDNNJoined, OneDNNTransposed, PhasedTransposed)
 EMPTY = (nn.Identity, nn.Dropout, nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 

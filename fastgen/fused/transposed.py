@@ -8,6 +8,7 @@ three channels four small convolutions at once are three times as fast.
 from __future__ import annotations
 
 import functools
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,34 @@ from .twin import Twin
 FEW = 16  # channels out up to which a transposed convolution is done as a convolution
 
 
-class OneDNNTransposed(Twin[nn.ConvTranspose2d]):
-    """`nn.ConvTranspose2d` with a copy of its filters that is laid out for oneDNN in the first call."""
+class Transposed(nn.ConvTranspose2d):
+    """A transposed convolution, then a ReLU if `rectified`."""
 
-    def __init__(self, conv: nn.ConvTranspose2d) -> None:
-        super().__init__(conv)
+    rectified = False
+
+    @classmethod
+    def of(cls, conv: nn.ConvTranspose2d, rectified: bool = False) -> Self:
+        """`conv`, whose weights it shares."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        vars(made).update({name: value for name, value in vars(conv).items() if name not in vars(made)})
+        made.weight, made.bias, made.rectified = conv.weight, conv.bias, rectified
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        y = super().forward(x)
+        return y.relu_() if self.rectified else y
+
+
+class OneDNNTransposed(Twin[nn.ConvTranspose2d]):
+    """`nn.ConvTranspose2d` with a copy of its filters that is laid out for oneDNN in the first call.
+
+    rectified: a ReLU follows in the same pass.
+    """
+
+    def __init__(self, conv: nn.ConvTranspose2d, rectified: bool = False) -> None:
+        super().__init__(Transposed.of(conv, rectified) if rectified else conv)
+        self._act = "relu" if rectified else "none"
         self._how = (
             list(conv.padding),
             list(conv.output_padding),
@@ -41,7 +65,7 @@ class OneDNNTransposed(Twin[nn.ConvTranspose2d]):
                 self.plain.weight.detach().contiguous(), *self._how, list(x.shape)
             )
         return torch.ops.mkldnn._convolution_transpose_pointwise(
-            x, self._packed, self._bias, *self._how, "none", [], ""
+            x, self._packed, self._bias, *self._how, self._act, [], ""
         )
 
 
@@ -52,8 +76,8 @@ class PhasedTransposed(Twin[nn.ConvTranspose2d]):
     windows in[j-1], in[j], at j = i and j = i + 1; in two dimensions four.
     """
 
-    def __init__(self, conv: nn.ConvTranspose2d) -> None:
-        super().__init__(conv)
+    def __init__(self, conv: nn.ConvTranspose2d, rectified: bool = False) -> None:
+        super().__init__(Transposed.of(conv, rectified) if rectified else conv)
         weight = conv.weight.detach()  # [in, out, 4, 4]
         taps = ((3, 1), (2, 0))
         phases = [weight[:, :, rows][:, :, :, columns] for rows in taps for columns in taps]
@@ -62,7 +86,7 @@ class PhasedTransposed(Twin[nn.ConvTranspose2d]):
         inner.weight = nn.Parameter(filters, requires_grad=False)
         if conv.bias is not None:
             inner.bias = nn.Parameter(conv.bias.detach().repeat(4), requires_grad=False)
-        self._conv = (OneDNNConv(inner, prepacked=True),)  # not a module within this one
+        self._conv = (OneDNNConv(inner, rectified, prepacked=True),)  # not a module within this one
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
@@ -75,15 +99,54 @@ class PhasedTransposed(Twin[nn.ConvTranspose2d]):
         return y
 
 
-def transposed(conv: nn.ConvTranspose2d) -> nn.Module:
-    """The fast form of `conv` here, or `conv` itself."""
+class WideTransposed(Twin[nn.ConvTranspose2d]):
+    """A transposed convolution of float16 in float32, for a CPU without instructions for float16.
+
+    PyTorch adds its products in float16 there, and is off by tens of roundings.
+    """
+
+    def __init__(self, conv: nn.ConvTranspose2d, rectified: bool = False) -> None:
+        super().__init__(Transposed.of(conv, rectified) if rectified else conv)
+        self._rectified = rectified
+        self._weight = conv.weight.detach().float()
+        self._bias = None if conv.bias is None else conv.bias.detach().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.plain
+        y = F.conv_transpose2d(
+            x.float(),
+            self._weight,
+            self._bias,
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.output_padding,  # type: ignore[arg-type]
+            conv.groups,
+            conv.dilation,  # type: ignore[arg-type]
+        )
+        return (y.relu_() if self._rectified else y).to(x.dtype)
+
+
+def transposed(conv: nn.ConvTranspose2d, rectified: bool = False) -> nn.Module:
+    """The fast form of `conv` here, and of a ReLU behind it, or `conv` itself."""
     if type(conv) is not nn.ConvTranspose2d or hooked(conv) or conv.weight.device.type != "cpu":
         return conv
+    if (
+        conv.weight.dtype == torch.float16
+        and why_not(torch.float16) is not None
+        and conv.padding_mode == "zeros"
+    ):
+        return WideTransposed(conv, rectified)
     if why_not(conv.weight.dtype) is not None or not _right(conv.weight.dtype):
         return conv
     halves = (conv.kernel_size, conv.stride, conv.padding) == ((4, 4), (2, 2), (1, 1))
     plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.output_padding == (0, 0)
-    return PhasedTransposed(conv) if halves and plain and conv.out_channels <= FEW else OneDNNTransposed(conv)
+    kind = PhasedTransposed if halves and plain and conv.out_channels <= FEW else OneDNNTransposed
+    return kind(conv, rectified)
+
+
+def takes_transposed(block: nn.Module) -> bool:
+    """Whether `transposed` has a fast form of `block`."""
+    return type(block) is nn.ConvTranspose2d and transposed(block) is not block
 
 
 @functools.cache

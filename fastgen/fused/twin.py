@@ -12,10 +12,12 @@ Plain = TypeVar("Plain", bound=nn.Module)
 class Twin(nn.Module, Generic[Plain]):
     """Computes what `plain` computes, which takes the same arguments and holds the parameters.
 
-    refolded: whether it multiplies by sums of weights that are rounded to the weights' type anew.
+    refolded: whether it multiplies by sums of weights that are rounded to the weights' type anew. joined: whether it is
+    also what a reference network has behind the layer of its name, a norm or an activation.
     """
 
     refolded = False
+    joined = False
 
     def __init__(self, plain: Plain) -> None:
         super().__init__()

@@ -51,7 +51,7 @@ class AdaNormAct(NormAct):
 class ResidualBlock(nn.Module):
     """norm-act, 3x3, + embedding, norm-act, dropout, 3x3, + shortcut (Ho et al. 2020, appendix B).
 
-    x: [B, in, H, W], emb: [B, emb_channels] -> [B, out, H', W'].
+    x: [B, in, H, W], emb: [B, emb_channels] -> [B, out, H', W']; emb_channels None: there is no embedding.
     skip: [B, in2, H, W] or None, stands behind x's channels; `in` counts both then.
 
     groups: of both norms, or one for each. scale_shift: the embedding scales and shifts the second norm instead of
@@ -64,7 +64,7 @@ class ResidualBlock(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        emb_channels: int,
+        emb_channels: int | None,
         groups: int | tuple[int, int],
         eps: float,
         dropout: float,
@@ -85,22 +85,32 @@ class ResidualBlock(nn.Module):
         )
         self.norm1 = NormAct(first, in_channels, eps, act)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1))
+        self.time_emb_proj = (
+            None
+            if emb_channels is None
+            else nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1))
+        )
         self.norm2 = NormAct(second, out_channels, eps, act)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         changes = in_channels != out_channels if shortcut is None else shortcut
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if changes else nn.Identity()
 
-    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
         if skip is not None:
             x = torch.cat([x, skip], dim=1)
         hidden = self.norm1(x)
         if self.resample is not None:
             x, hidden = self.resample(x), self.resample(hidden)
         hidden = self.conv1(hidden)
-        emb = self.time_emb_proj(ACTIVATIONS[self.act](emb))[:, :, None, None]
-        hidden = self.norm2(hidden, *emb.chunk(2, dim=1)) if self.scale_shift else self.norm2(hidden + emb)
+        if self.time_emb_proj is None:
+            hidden = self.norm2(hidden)
+        else:
+            assert emb is not None
+            emb = self.time_emb_proj(ACTIVATIONS[self.act](emb))[:, :, None, None]
+            hidden = (
+                self.norm2(hidden, *emb.chunk(2, dim=1)) if self.scale_shift else self.norm2(hidden + emb)
+            )
         hidden = self.conv2(self.dropout(hidden))
         return _rescaled(hidden + self.conv_shortcut(x), self.output_scale)
 

@@ -48,13 +48,12 @@ def plainly(method: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(method)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-        ):
-            return method(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            # To enter autocast takes as long as a small layer: only where somebody has turned it on.
+            if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
+                return method(*args, **kwargs)
+            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                return method(*args, **kwargs)
 
     return inner
 

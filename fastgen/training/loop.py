@@ -267,7 +267,7 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 
 
 def _step(batch: Batch, config: RunConfig, number: int) -> Step:
-    return Step(batch.x, batch.label, _generator(config.seed, number), config, batch.target)
+    return Step(batch.x, batch.label, _generator(config.seed, number), config, batch.target, number)
 
 
 def _train_step(state: RunState, objective: Objective, batch: Batch) -> None:

@@ -19,7 +19,7 @@ class Step:
 
     x: the objective's inputs [B, ...], on the networks' device. label: int64 [B], on the CPU, or None. generator: of
     the CPU, seeded for the step; all that is random is drawn from it there, so that a GPU run sees what a CPU run sees.
-    target: of paired data what belongs to each x, on the device of x, else None.
+    target: of paired data what belongs to each x, on the device of x, else None. number: of steps done before it.
     """
 
     x: Tensor
@@ -27,6 +27,7 @@ class Step:
     generator: torch.Generator
     config: RunConfig
     target: Tensor | None = None
+    number: int = 0
 
     def autocast(self) -> torch.autocast:
         """The precision that the run's networks run in."""
@@ -38,13 +39,15 @@ class Group:
     """What one optimiser (AdamW) trains: all parameters of `modules`.
 
     lr: the peak learning rate, and weight_decay; None is the run's. betas: AdamW's; papers on GANs have (0.5, 0.999)
-    (Isola et al. 2017) or (0, 0.9) (Gulrajani et al. 2017), with weight_decay 0, which makes it plain Adam.
+    (Isola et al. 2017) or (0, 0.9) (Gulrajani et al. 2017), with weight_decay 0, which makes it plain Adam. fixed: the
+    parameters stay as they are; there is no optimiser, and no loss for the group.
     """
 
     modules: Sequence[nn.Module]
     lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float | None = None
+    fixed: bool = False
 
 
 class Objective(Protocol):

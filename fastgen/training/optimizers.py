@@ -16,7 +16,7 @@ from .state import MAX_GROUPS
 def optimizers(
     objective: Objective, networks: nn.ModuleDict, config: RunConfig
 ) -> dict[str, torch.optim.AdamW]:
-    """An AdamW for each of the objective's groups. Raises ConfigError where they do not split up all parameters."""
+    """An AdamW for each group that is trained. Raises ConfigError where groups do not split up all parameters."""
     made = {}
     free = {parameter: name for name, parameter in networks.named_parameters()}
     for name, group in objective.groups(networks).items():
@@ -27,6 +27,10 @@ def optimizers(
             )
         for parameter in parameters:
             del free[parameter]
+        if group.fixed:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            continue
         made[name] = torch.optim.AdamW(
             parameters,
             lr=config.lr if group.lr is None else group.lr,

@@ -117,8 +117,9 @@ class RunState:
         return tensors | {f"ema.{n}": t for n, t in averages.items()}
 
     def _memories(self) -> dict[Tensor, dict[str, Tensor]]:
-        """What the optimisers remember of each parameter; filled in place."""
-        return {
+        """What the optimisers remember of each parameter; filled in place. Of one that is fixed nothing, for zeros."""
+        fixed: dict[Tensor, dict[str, Tensor]] = {parameter: {} for parameter in self.networks.parameters()}
+        return fixed | {
             parameter: optimizer.state[parameter]
             for optimizer in self.optimizers.values()
             for group in optimizer.param_groups

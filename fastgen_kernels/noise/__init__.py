@@ -78,6 +78,34 @@ def normals(
     return noise.view(seeds.shape[0], *shape)
 
 
+def bits(
+    seeds: Tensor | Sequence[int],
+    stream: str,
+    count: int,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Fair bits, for dropout of rate 1/2: bit k of word j of a seed's step 0 is element 32 j + k.
+
+    Args:
+        seeds: [B], as for :func:`normals`.
+        stream: what the bits are for, a key of `STREAMS`.
+        count: of bits per seed, 1 to 2^30.
+        device: where to make them; by default where `seeds` are.
+
+    Returns:
+        bool [B, count]. Row b does not depend on the other rows; all devices give the same bits.
+
+    Raises:
+        OperandError: naming the argument, what was expected and what was received.
+    """
+    if stream not in STREAMS:
+        raise OperandError(f"expected one of {list(STREAMS)}, received {stream!r}", argument="stream")
+    if type(count) is not int or not 1 <= count <= MAX_ELEMENTS:
+        raise OperandError(f"expected an int from 1 to 2^30, received {count!r}", argument="count")
+    seeds = _pairs_column("seeds", seeds, signed_seeds, (torch.int64,), device)
+    return reference.bits(seeds, STREAMS[stream], count)
+
+
 def signed_seeds(seeds: Sequence[int]) -> Tensor:
     """Seeds in [-2^63, 2^64) as int64 [B] of the same 64 bits, on the CPU. OperandError for others."""
     for seed in seeds:

@@ -69,6 +69,14 @@ def words(seeds: Tensor, steps: Tensor, stream: int, blocks: int) -> Tensor:
     return philox((block, step & MASK, zero + stream, zero), (seed & MASK, (seed >> 32) & MASK))
 
 
+def bits(seeds: Tensor, stream: int, count: int) -> Tensor:
+    """The first `count` bits of each seed's words at step 0, lowest first: bool [B, count]. seeds: int64 [B]."""
+    w = words(seeds, torch.zeros_like(seeds), stream, -(-count // 128)).permute(1, 2, 0)  # [B, blocks, 4]
+    byte = (w.unsqueeze(-1) >> (8 * torch.arange(4, device=seeds.device))).bitwise_and_(0xFF).to(torch.uint8)
+    place = 1 << torch.arange(8, device=seeds.device, dtype=torch.uint8)
+    return (byte.unsqueeze(-1) & place).ne_(0).to(torch.bool).flatten(1)[:, :count]
+
+
 def _polynomial(variable: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     """Horner's rule with separate multiplications and additions."""
     value = variable * coefficients[0] + coefficients[1]

@@ -157,7 +157,8 @@ def test_groups_share_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_large_models_are_for_gpus() -> None:
-    assert set(families.models("cuda")) - set(families.models("cpu")) == {"random:cifar10"}
+    large = {"random:cifar10", "random:rrdbnet23"}
+    assert set(families.models("cuda")) - set(families.models("cpu")) == large
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,25 @@ from fastgen.converters.onnx.export import Item
 from fastgen.exports import ExportForm, Port
 from tests.engines import gans
 from tests.engines.flows import CASES, make
+from tests.engines.styles import NAMES as STYLES
+from tests.engines.styles import network as style_network
+from tests.engines.translations import PATCH, PIXEL, RESNET, UNET
+from tests.engines.translations import network as translation
+from tests.models.test_upscale import small as upscaler
+from tests.models.vae_models import ARCHITECTURES as VAES
 from tests.small import network as small_network
 from tests.small import unet_config
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "onnx.md"
 MARKS = ("<!-- forms: python -m tests.converters.onnx_table -->\n", "<!-- end of forms -->")
-ZOO = {"unet": "zoo:ddpm-mnist", "glow": "zoo:glow-mnist"}
+ZOO = {"unet": "zoo:ddpm-mnist", "glow": "zoo:glow-mnist", "microast": "zoo:microast"}
+TRANSLATIONS = {part.architecture: part for part in (UNET, RESNET, PATCH, PIXEL)}
+UPSCALERS = {
+    "srresnet": "srresnet x2",
+    "msrresnet": "msrresnet x4",
+    "rrdbnet": "rrdbnet x2",
+    "srvgg": "srvgg x4",
+}
 HEAD = (
     "| architecture | form | in | out | of any length | measured on | error fp32 | error fp16 |\n"
     "|---|---|---|---|---|---|---|---|\n"
@@ -46,6 +59,14 @@ def small(architecture: str) -> tuple[str, nn.Module]:
     """As `network`, of the tests in any case."""
     if architecture == "unet":
         return "a small one", small_network(unet_config())
+    if architecture in STYLES:
+        return "a small one", style_network(architecture)
+    if architecture in VAES:
+        return "a small one", VAES[architecture]()
+    if architecture in TRANSLATIONS:
+        return "a small one", translation(TRANSLATIONS[architecture])
+    if architecture in UPSCALERS:
+        return f"a small one ({UPSCALERS[architecture]})", upscaler(UPSCALERS[architecture])
     if (found := gan(architecture)) is not None:
         return found
     name = next(name for name, (kind, _) in CASES.items() if kind == architecture)

@@ -15,6 +15,7 @@ from fastgen.engines import FlowEngine
 from fastgen.engines.base import Engine
 from fastgen.engines.verb import Verb
 from tests.engines.flows import make as flow_case
+from tests.engines.styles import engine as style_engine
 from tests.small import checkpoint
 
 Maker = Callable[..., Engine]
@@ -35,6 +36,8 @@ ENGINES: dict[str, Maker] = {
     "flow of images": flow("glow"),
     "flow of labelled images": flow("glow, everything else"),
     "flow of rows": flow("vector_flow"),
+    "style of adain": lambda folder, **options: style_engine("adain", **options),
+    "style of microast": lambda folder, **options: style_engine("microast", **options),
 }
 
 

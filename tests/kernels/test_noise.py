@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fastgen_kernels import STREAMS, normals, use
-from fastgen_kernels.noise import error_bound, reference
+from fastgen_kernels.check import OperandError
+from fastgen_kernels.noise import bits, error_bound, reference
 from tests.refusals import refused
 
 from . import noise_probes, philox_oracle
@@ -225,3 +226,24 @@ def test_what_is_no_counter_is_refused(arguments, argument):
 
 def test_seeds_of_64_bits():
     assert torch.equal(normals([2**64 - 1], 3, "step", (5,)), normals([-1], 3, "step", (5,)))
+
+
+@pytest.mark.parametrize("count", [1, 31, 128, 1000])
+def test_bits_are_those_of_the_words(count):
+    """Against words of an independent Philox, lowest bit first, and a seed's own in any batch."""
+    made = bits(SEEDS, "dropout", count)
+    assert made.shape == (len(SEEDS), count)
+    assert made.dtype == torch.bool
+    for b, seed in enumerate(SEEDS):
+        words = philox_oracle.words(seed, 0, STREAMS["dropout"], -(-count // 128))  # [4, blocks]
+        want = [words[j % 4, j // 4] >> k & 1 for j in range(4 * words.shape[1]) for k in range(32)][:count]
+        assert made[b].tolist() == [bool(w) for w in want]
+        assert torch.equal(bits([seed], "dropout", count)[0], made[b])
+
+
+def test_bits_are_fair():
+    made = bits([1, 2, 3, 4], "dropout", 250_000).float()
+    assert (made.mean(1) - 0.5).abs().max() < 5 * 0.5 / 250_000**0.5
+    for arguments, argument in ((([1], "noise", 8), "stream"), (([1], "dropout", 0), "count")):
+        with refused(OperandError, argument):
+            bits(*arguments)

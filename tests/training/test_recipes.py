@@ -71,7 +71,7 @@ def test_resumed_by_what_the_run_says(toy: str, tmp_path: Path, monkeypatch: pyt
     [
         (["--model", "toy_net", "--widths", "8"], "--widths"),
         (["--model", "toy_net", "--label-dropout", "0"], "--label-dropout"),
-        (["--toy-channels", "3", "--side-by-side"], "--toy-channels, --side-by-side"),
+        (["--toy-channels", "3", "--side-by-side"], "--side-by-side, --toy-channels"),
         (["--model", "glow", "--toy-channels", "3", "--layers", "1"], "--layers, --toy-channels"),
     ],
 )

@@ -14,6 +14,23 @@ NORM_MODES = ("instance", "batch", "running")
 RATE = 0.5  # of every dropout layer
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm whose statistics at inference are chosen.
+
+    In training mode it does what it always does. In evaluation mode `norm_mode` says whose mean and variance it takes:
+    those of each image ("instance"), of the batch ("batch": what the original project's test script does), or those
+    that it has kept in training ("running").
+    """
+
+    def forward(self, x: Tensor, norm_mode: str = "running") -> Tensor:
+        """x: [B, C, H, W]."""
+        if self.training or norm_mode == "running":
+            return super().forward(x)
+        if norm_mode == "batch":
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+
 class ConvNorm(nn.Module):
     """A convolution, or a transposed one, and the norm behind it.
 
@@ -24,28 +41,15 @@ class ConvNorm(nn.Module):
         super().__init__()
         self.conv = conv
         if norm == "batch":
-            self.norm: nn.Module = nn.BatchNorm2d(conv.out_channels)
+            self.norm: nn.Module = BatchNorm(conv.out_channels)
         else:
             self.norm = nn.InstanceNorm2d(conv.out_channels) if norm == "instance" else nn.Identity()
 
     def forward(self, x: Tensor, norm_mode: str) -> Tensor:
-        """x: [B, in, H, W] -> [B, out, H', W']. norm_mode: see :func:`normalise`."""
-        return normalise(self.norm, self.conv(x), norm_mode)
-
-
-def normalise(norm: nn.Module, x: Tensor, norm_mode: str) -> Tensor:
-    """`norm` of x [B, C, H, W].
-
-    In training mode a batch norm does what it always does. In evaluation mode it takes mean and variance of each image
-    ("instance"), of the batch ("batch": what the original project's test script does), or those that it has kept in
-    training ("running"). An instance norm always takes those of each image.
-    """
-    if norm.training or norm_mode == "running" or not isinstance(norm, nn.BatchNorm2d):
-        y: Tensor = norm(x)
+        """x: [B, in, H, W] -> [B, out, H', W']. norm_mode: of a :class:`BatchNorm`; others have no choice."""
+        x = self.conv(x)
+        y: Tensor = self.norm(x, norm_mode) if isinstance(self.norm, BatchNorm) else self.norm(x)
         return y
-    if norm_mode == "batch":
-        return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
-    return F.instance_norm(x, weight=norm.weight, bias=norm.bias, eps=norm.eps)
 
 
 def check_norm_mode(norm_mode: str) -> None:
@@ -75,9 +79,9 @@ class Masks:
         return x * kept * (1 / (1 - RATE))
 
 
-def check_kept(kept: Tensor | None, batch: int, count: int) -> None:
-    """ConfigError unless masks are None or bool [batch, count]."""
-    if kept is not None and (kept.dtype != torch.bool or kept.shape != (batch, count)):
+def check_kept(kept: Tensor, batch: int, count: int) -> None:
+    """ConfigError unless masks are bool [batch, count]."""
+    if kept.dtype != torch.bool or kept.shape != (batch, count):
         raise ConfigError(
             f"expected bool [{batch}, {count}], got {kept.dtype} {list(kept.shape)}", argument="kept"
         )

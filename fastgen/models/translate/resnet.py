@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
 
         def conv() -> nn.Conv2d:
-            mode = PADDINGS[padding]
+            mode: Any = PADDINGS[padding]
             return nn.Conv2d(channels, channels, 3, 1, 1, bias=norm == "instance", padding_mode=mode)
 
         self.conv1, self.conv2 = ConvNorm(conv(), norm), ConvNorm(conv(), norm)
@@ -103,9 +104,10 @@ class ResNetGenerator(nn.Module):
 
     def forward(self, x: Tensor, kept: Tensor | None = None, norm_mode: str = "instance") -> Tensor:
         """kept: bool [B, dropout_count(H, W)] or None, see :class:`~fastgen.models.translate.layers.Masks`;
-        norm_mode: see :func:`~fastgen.models.translate.layers.normalise`. Both are for evaluation mode."""
+        norm_mode: see :class:`~fastgen.models.translate.layers.BatchNorm`. Both are for evaluation mode."""
         check_norm_mode(norm_mode)
-        check_kept(kept, x.shape[0], self.dropout_count(*x.shape[2:]))
+        if kept is not None:
+            check_kept(kept, x.shape[0], self.dropout_count(*x.shape[2:]))
         masks = Masks(kept) if self.config.dropout else None
         x = F.relu(self.stem(x, norm_mode))
         for layer in self.down:

@@ -92,9 +92,10 @@ class UNetGenerator(nn.Module):
 
     def forward(self, x: Tensor, kept: Tensor | None = None, norm_mode: str = "instance") -> Tensor:
         """kept: bool [B, dropout_count(H, W)] or None, see :class:`~fastgen.models.translate.layers.Masks`;
-        norm_mode: see :func:`~fastgen.models.translate.layers.normalise`. Both are for evaluation mode."""
+        norm_mode: see :class:`~fastgen.models.translate.layers.BatchNorm`. Both are for evaluation mode."""
         check_norm_mode(norm_mode)
-        check_kept(kept, x.shape[0], self.dropout_count(*x.shape[2:]))
+        if kept is not None:
+            check_kept(kept, x.shape[0], self.dropout_count(*x.shape[2:]))
         masks, skips = Masks(kept), []
         for i, layer in enumerate(self.down):
             x = layer(F.leaky_relu(x, SLOPE) if i else x, norm_mode)

@@ -1,0 +1,5 @@
+"""The engine of variational autoencoders."""
+
+from .engine import VAEEngine
+
+__all__ = ["VAEEngine"]

@@ -1,0 +1,1 @@
+"""Super-resolution networks: SRGAN's generator and its successors."""
