@@ -20,7 +20,7 @@ from ..fused.activated import ActConvolution
 from ..fused.blocks import SILU, PlainNorm
 from ..fused.onednn import OneDNNConv
 from ..fused.small import PlainHalf
-from ..fused.translate import Normed, PaddedConv, Patches, Score
+from ..fused.translate import Normed, Patches, Score
 from ..fused.twin import Twin
 from ..fused.winograd import Winograd
 from ..models.blocks import NormAct
@@ -138,9 +138,7 @@ def judge_layer(call: Call, dtype: torch.dtype) -> tuple[float, float | None, Te
         return None
     bound = None
     refolded = isinstance(call.module, Twin) and call.module.refolded
-    minimal = (
-        call.module.winograd_of(call.inputs[0]) if isinstance(call.module, (OneDNNConv, PaddedConv)) else None
-    )
+    minimal = call.module.winograd_of(call.inputs[0]) if isinstance(call.module, OneDNNConv) else None
     if minimal is not None:
         allowed: Tensor | None = _of_winograd(minimal, inputs, named, exact)
     else:

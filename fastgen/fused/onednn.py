@@ -23,6 +23,7 @@ from .exactly import hooked
 from .twin import Twin
 
 HALF = (torch.bfloat16, torch.float16)
+BORDERS = ("reflect", "replicate")  # that are made before oneDNN is called
 # Multiplications up to which a 1x1 convolution is a matrix product: a call of oneDNN costs 25 to 40 us more.
 PRODUCT = 1 << 22
 
@@ -52,14 +53,15 @@ class OneDNNConv(Twin[Convolution]):
     """What `Convolution` computes. prepacked: with a copy of the filters that is laid out for oneDNN in the first call.
 
     In half precision they always are: both copies together are what float32's one was. Large images in float32 are
-    filtered by `Winograd`, whose filters take four times the memory, in place of a copy for oneDNN. Borders are zeros
-    or mirrored ones, as `conv` has them.
+    filtered by `Winograd`, whose filters take four times the memory, in place of a copy for oneDNN. Borders are zeros,
+    mirrored or repeated, as `conv` has them.
     """
 
     def __init__(self, conv: nn.Conv2d, rectified: bool = False, *, prepacked: bool = False) -> None:
         super().__init__(Convolution.of(conv, rectified))
         # Small images take microseconds: what a call needs is at hand.
-        self._border = list(conv._reversed_padding_repeated_twice) if conv.padding_mode == "reflect" else None
+        bordered = conv.padding_mode in BORDERS
+        self._border = list(conv._reversed_padding_repeated_twice) if bordered else None
         padding = _sides(conv.padding) if self._border is None else [0, 0]
         self._how = padding, _sides(conv.stride), _sides(conv.dilation), conv.groups
         self._act = "relu" if rectified else "none"
@@ -93,7 +95,7 @@ class OneDNNConv(Twin[Convolution]):
             return y if residual is None else y.add_(residual)
         weight, how = self._packed, self._how
         if self._border is not None:
-            x = F.pad(x, self._border, "reflect")
+            x = F.pad(x, self._border, self.plain.padding_mode)
         if weight is None:
             weight = self.plain.weight.detach()
             if self._prepacked:
@@ -215,7 +217,7 @@ def takes(conv: nn.Module) -> bool:
         or hooked(conv)
         or not isinstance(conv.weight, nn.Parameter)
         or conv.weight.device.type != "cpu"
-        or conv.padding_mode not in ("zeros", "reflect")
+        or conv.padding_mode not in ("zeros", *BORDERS)
         or isinstance(conv.padding, str)
     ):
         return False

@@ -5,7 +5,6 @@ Statistics of images ("instance") stand behind every convolution; those of train
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -24,10 +23,9 @@ from ..models.translate.discriminators import (
 from ..models.translate.layers import BatchNorm, ConvNorm, Masks
 from ..models.translate.resnet import ResNetGenerator
 from ..models.translate.unet import UNetGenerator
-from . import winograd
 from .exactly import hooked
 from .folding import merged
-from .onednn import Convolution, OneDNNConv, takes
+from .onednn import OneDNNConv, takes
 from .transposed import transposed
 from .twin import Twin
 
@@ -79,37 +77,6 @@ class FusedNormed(Twin[Normed]):
         return activated(parts[0] if len(parts) == 1 else torch.cat(parts), self.slope)
 
 
-class PaddedConv(Twin[nn.Conv2d]):
-    """A convolution that reflects or replicates its input's border: padded once, in oneDNN's call or by `Winograd`."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__(conv)
-        inner = Convolution.of(conv)
-        inner.padding, inner.padding_mode = (0, 0), "zeros"
-        made = nn.Conv2d.__new__(nn.Conv2d)
-        vars(made).update(vars(inner))
-        rows, columns = map(int, conv.padding)
-        self._around = [columns, columns, rows, rows]
-        self._conv = (OneDNNConv(made, prepacked=True),)
-        self._minimal = winograd.fits(conv)
-        self._winograd: winograd.Winograd | None = None
-
-    def winograd_of(self, x: Tensor) -> winograd.Winograd | None:
-        """What filters images like `x`, if oneDNN does not."""
-        if not self._minimal or not winograd.gains(x):
-            return None
-        if self._winograd is None:
-            bias = self.plain.bias
-            self._winograd = winograd.Winograd(self.plain.weight, bias, self.plain.padding_mode)
-        return self._winograd
-
-    def forward(self, x: Tensor) -> Tensor:
-        filtered = self.winograd_of(x)
-        if filtered is not None:
-            return filtered(x)
-        return self._conv[0](F.pad(x, self._around, mode=self.plain.padding_mode))
-
-
 def activated(x: Tensor, slope: float) -> Tensor:
     """leaky_relu in place, which nobody else may read."""
     if slope == 1:
@@ -129,10 +96,6 @@ def convolution(conv: nn.Module) -> nn.Module:
     if takes(conv):
         assert isinstance(conv, nn.Conv2d)
         return OneDNNConv(conv, prepacked=True)
-    if type(conv) is nn.Conv2d and conv.padding_mode in ("reflect", "replicate"):
-        zeros = copy.copy(conv)
-        zeros.padding_mode = "zeros"
-        return PaddedConv(conv) if takes(zeros) else conv
     return conv
 
 

@@ -117,11 +117,11 @@ class WideTransposed(Twin[nn.ConvTranspose2d]):
             x.float(),
             self._weight,
             self._bias,
-            conv.stride,  # type: ignore[arg-type]
+            conv.stride,
             conv.padding,  # type: ignore[arg-type]
-            conv.output_padding,  # type: ignore[arg-type]
+            conv.output_padding,
             conv.groups,
-            conv.dilation,  # type: ignore[arg-type]
+            conv.dilation,
         )
         return (y.relu_() if self._rectified else y).to(x.dtype)
 

@@ -80,8 +80,7 @@ def _a(inputs: int, pooled: int) -> Block:
         "branch3x3dbl_3": Conv(96, 96, 3, 1, 1),
         "branch_pool": Conv(inputs, pooled, 1),
     }
-    chains = [["branch1x1"], _named("branch5x5", 2), _named("branch3x3dbl", 3)]
-    return Block(convolutions, chains, "average")
+    return Block(convolutions, [["branch1x1"], _named("branch5x5", 2), _named("branch3x3dbl", 3)], "average")
 
 
 def _b(inputs: int) -> Block:
