@@ -40,7 +40,7 @@ FLAGS = (
     ),
     Flag("--discriminator", {"nargs": "+", "metavar": "NAME=VALUE", "help": "options of the discriminator"}),
 )
-OBJECTIVE = ("penalty", "penalty_weight", "clip", "updates", "d_lr", "orthogonal")
+OBJECTIVE = ("gan_loss", "penalty", "penalty_weight", "clip", "updates", "d_lr", "orthogonal")
 
 
 class GANRecipe(Recipe):
@@ -124,8 +124,6 @@ class GANRecipe(Recipe):
                     argument=f"--{name}",
                 )
         values = {**self.objective_defaults, **{name: chosen[name] for name in OBJECTIVE if name in chosen}}
-        if "gan_loss" in chosen:
-            values["gan_loss"] = chosen["gan_loss"]
         objective = from_dict(GANConfig, values, "train")
         if objective.penalty != "none" and parts["discriminator"].config.get("norm") == "batch":
             raise ConfigError(

@@ -258,7 +258,7 @@ def test_what_cannot_be_trained(images: str, tmp_path: Path, capsys: pytest.Capt
         (["--penalty", "r1"], "--penalty"),
         (["--generator", "out_channels=3", "widths=8"], "--generator"),
         (["--discriminator", "size=16", "strides=4,1", "widths=8"], "--discriminator"),
-        (["--loss", "psnr"], "gan_loss"),
+        (["--gan-loss", "psnr"], "gan_loss"),
     ):
         assert main([*start, *more]) == 1
         assert shown in capsys.readouterr().err
