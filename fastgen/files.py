@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import secrets
@@ -19,6 +20,7 @@ try:
 except ImportError:  # not a Unix system: nothing is locked there
     fcntl = None  # type: ignore[assignment]
 
+LONGEST_STEM = 240  # bytes: file systems take 255, of which 14 are a temporary name's own
 OPEN_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -57,7 +59,7 @@ def prepared(path: str | Path, data: bytes) -> Iterator[Callable[[], None]]:
     behind. Only a kill leaves the temporary file, for :func:`remove_leftovers`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{_stem(path.name)}.{secrets.token_hex(4)}.tmp")
 
     def replace() -> None:
         os.replace(temporary, path)
@@ -174,13 +176,21 @@ def check_writable(folder: str | Path) -> None:
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
     """Remove what killed writers of `names` left in `folder`; the temporary file of a living writer is locked."""
-    wanted = set(names)  # of .NAME.XXXXXXXX.tmp, as write_atomic calls it
+    wanted = set(map(_stem, names))  # of .NAME.XXXXXXXX.tmp, as write_atomic calls it
     for path in _temporaries(folder):
         if path.name[1:].rsplit(".", 2)[0] not in wanted:
             continue
         with contextlib.suppress(OSError), path.open("rb") as file:
             if _lock(file.fileno()):  # without locks it is unknown whether its writer is alive
                 path.unlink()
+
+
+def _stem(name: str) -> str:
+    """`name`, or its beginning and a hash where a temporary file's longer name would be too long for a folder."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= LONGEST_STEM:
+        return name
+    return encoded[: LONGEST_STEM - 16].decode("utf-8", "ignore") + hashlib.sha256(encoded).hexdigest()[:16]
 
 
 def _temporaries(folder: Path) -> Iterator[Path]:

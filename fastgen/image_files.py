@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ MODES = (
 )  # Pillow's names; 8 bits or fewer
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")  # 16 bits of grey
 MAX_PIXELS = 1 << 26  # of one image, unless the caller says otherwise
+MAX_DPI = 1 << 16  # of what is kept: files say anything
+MAX_EXIF = {"JPEG": 65_000}  # bytes
 QUALITY = 95  # of JPEG and WebP: above it files grow and nothing is seen
 
 _bomb_limit = Lock()  # Pillow's own limit is one for the whole process
@@ -45,7 +48,8 @@ class ImageFile:
 
     pixels: [C, H, W], C = 1 (grey) or 3 (RGB), uint8, or float32 in [0, 255] of a file with 16 bits per pixel.
     alpha: uint8 [H, W], None where nothing is transparent; colours under it are the file's own. kept: what is written
-    again with a result: Pillow's "exif" (without the orientation), "icc_profile", "dpi".
+    again with a result, as far as its format has a place for it (BMP has none for EXIF): Pillow's "exif" (without the
+    orientation), "icc_profile", "dpi".
     """
 
     path: Path
@@ -75,12 +79,22 @@ def read_image_file(path: str | Path, channels: int = 3, *, max_pixels: int = MA
     if channels not in (1, 3):
         raise ConfigError(f"expected 1 (grey) or 3 (RGB), got {channels!r}", argument="channels")
     with opened(path, READ, lambda file: _check(file, max_pixels), max_pixels) as file:
-        deep = file.mode in DEEP or (file.mode == "I" and file.format == "PNG")
+        deep = _is_deep(file)
         if file.format == "PNG" and file.mode == "L" and file.has_transparency_data:
             scale_transparent_grey(file)
         transparent = file.has_transparency_data and not deep
-        upright: Image = ImageOps.exif_transpose(file)
+        file.load()
+        try:
+            upright: Image = ImageOps.exif_transpose(file)
+        except (
+            Exception
+        ) as error:  # of a damaged entry, whose orientation nobody knows; the pixels may be sound
+            warnings.warn(f"{path}: its EXIF entries are damaged and left out ({error})", stacklevel=2)
+            upright = file.copy()
+            upright.info.pop("exif", None)
         kept = {name: upright.info[name] for name in ("exif", "dpi") if upright.info.get(name)}
+        if not all(math.isfinite(value) and 0 < value < MAX_DPI for value in kept.get("dpi", ())):
+            del kept["dpi"]
         grey = deep or upright.mode in ("1", "L", "LA")
         # A profile tells what the numbers of a colour space mean: it goes with them where they stay.
         stays = upright.mode in (("L", "LA") if channels == 1 else ("RGB", "RGBA", "P"))
@@ -109,7 +123,7 @@ def write_image_file(image: Tensor, path: str | Path, like: ImageFile | None = N
 
     path = Path(path)
     kind = written_format(path)
-    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] not in (1, 3):
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():
         got = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ConfigError(f"expected a tensor [1 or 3, H, W], got {got}", argument="image")
     check_side((image.shape[2], image.shape[1]), kind, path)
@@ -129,8 +143,15 @@ def write_image_file(image: Tensor, path: str | Path, like: ImageFile | None = N
             made.putalpha(alpha)
     if kind in ("JPEG", "WEBP"):
         extra["quality"] = QUALITY
+    taken = {name: value for name, value in extra.items() if name in _TAKEN.get(kind, ())}
+    if len(taken.get("exif", b"")) > MAX_EXIF.get(kind, 1 << 30):
+        warnings.warn(f"{path}: a {kind} has no room for the EXIF entries, which are left out", stacklevel=2)
+        del taken["exif"]
     data = io.BytesIO()
-    made.save(data, kind, **{name: value for name, value in extra.items() if name in _TAKEN.get(kind, ())})
+    try:
+        made.save(data, kind, **taken)
+    except Exception as error:  # Pillow's writers raise any type of error for what a format cannot hold
+        raise ConfigError(f"cannot be written as {kind}: {error}", argument=path) from error
     write_atomic(path, data.getvalue())
 
 
@@ -138,7 +159,7 @@ _TAKEN = {  # of what is kept, and the quality: what a format's writer has a pla
     "PNG": ("exif", "icc_profile", "dpi"),
     "JPEG": ("exif", "icc_profile", "dpi", "quality"),
     "WEBP": ("exif", "icc_profile", "quality"),
-    "TIFF": ("icc_profile", "dpi"),
+    "TIFF": ("exif", "icc_profile", "dpi"),
     "BMP": ("dpi",),
 }
 
@@ -217,8 +238,13 @@ def _check(file: Opened, max_pixels: int) -> None:
     check_pixels(file, max_pixels)
     if (frames := getattr(file, "n_frames", 1)) > 1 and file.format != "MPO":
         raise DataError(f"has {frames} frames or pages; take the one you mean out of it first")
-    if not (file.mode in DEEP or (file.mode == "I" and file.format == "PNG")):
+    if not _is_deep(file):
         check_mode(file)
+
+
+def _is_deep(file: Opened) -> bool:
+    """Whether it has 16 bits of grey, 65535 being white."""
+    return file.mode in DEEP or (file.mode == "I" and file.format in ("PNG", "PPM"))
 
 
 @contextmanager

@@ -120,14 +120,19 @@ def test_models_that_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert translate(source, "-o", tmp_path / "b.png", "-m", denoiser) == 1
     assert names(capsys.readouterr().err, denoiser, "diffusion", "translate")
     plain = model(tmp_path / "plain", dropout=False, judge=False)
-    for flags, mentioned in (
-        (["--best-of", 2], "generator"),
-        (["--seed", 1], "seeds"),
-        (["--dropout"], "dropout"),
-        (["--best-of", 2, "--no-dropout"], "--best-of"),
+    noisy = model(tmp_path / "noisy", judge=False)
+    for where, flags, mentioned in (
+        (plain, ["--best-of", 2], "--best-of"),
+        (plain, ["--seed", 1], "--seed"),
+        (plain, ["--dropout"], "--dropout"),
+        (plain, ["--best-of", 2, "--no-dropout"], "--best-of"),
+        (noisy, ["--best-of", 2], "--best-of"),  # no discriminator
+        (noisy, ["--seed", -1], "--seed"),
+        (noisy, ["--seed", 1 << 64], "--seed"),
     ):
-        assert translate(source, "-o", tmp_path / "b.png", "-m", plain, *flags) == 1
+        assert translate(source, "-o", tmp_path / "out", "-m", where, *flags) == 1
         assert names(capsys.readouterr().err, mentioned)
+        assert not (tmp_path / "out").exists()  # it is known before anything is made
     assert not (tmp_path / "b.png").exists()
 
 

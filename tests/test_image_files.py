@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from fastgen.errors import ConfigError, DataError, WriteError
+from fastgen.files import remove_leftovers
 from fastgen.image_files import MAX_PIXELS, READ, WRITTEN, read_image_file, write_image_file
 from tests.refusals import refused
 
@@ -207,3 +210,53 @@ def test_a_chunk_of_text_that_expands(tmp_path: Path) -> None:
     path = saved(Image.fromarray(colours()), tmp_path / "a.png", pnginfo=info)
     with refused(DataError, path):
         read_image_file(path)
+
+
+def test_what_a_format_has_no_room_for(tmp_path: Path) -> None:
+    """Large EXIF entries, and resolutions that no writer takes: the image is written all the same."""
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 100_000
+    image = Image.fromarray(colours())
+    large = read_image_file(saved(image, tmp_path / "large.png", exif=exif))
+    with pytest.warns(UserWarning, match="EXIF"):
+        write_image_file(large.tensor(), tmp_path / "large.jpg", large)
+    write_image_file(large.tensor(), tmp_path / "kept.tif", large)
+    with Image.open(tmp_path / "kept.tif") as file:
+        assert len(file.getexif()[0x010E]) == 100_000
+    limits = read_image_file(_png_of_resolution(tmp_path / "dpi.png", 0xFFFFFFFF))
+    for suffix in WRITTEN:
+        write_image_file(limits.tensor(), tmp_path / f"dpi-out{suffix}", limits)
+
+
+def _png_of_resolution(path: Path, pixels_per_metre: int) -> Path:
+    Image.fromarray(colours()).save(path, dpi=(300, 300))
+    data = path.read_bytes()
+    at = data.index(b"pHYs") + 4
+    chunk = struct.pack(">IIB", pixels_per_metre, pixels_per_metre, 1)
+    checksum = struct.pack(">I", zlib.crc32(b"pHYs" + chunk))
+    path.write_bytes(data[:at] + chunk + checksum + data[at + 13 :])
+    return path
+
+
+def test_damaged_exif_leaves_the_image(tmp_path: Path) -> None:
+    values = colours()
+    path = saved(Image.fromarray(values), tmp_path / "a.png", exif=b"Exif\0\0garbage that is no TIFF")
+    with pytest.warns(UserWarning, match="EXIF"):
+        found = read_image_file(path)
+    assert torch.equal(found.pixels, pixels(values))
+    assert "exif" not in found.kept
+
+
+def test_sixteen_bits_of_a_portable_map(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 35).round().astype(">u2").reshape(SIZE)
+    (tmp_path / "a.pgm").write_bytes(b"P5 7 5 65535\n" + values.tobytes())
+    found = read_image_file(tmp_path / "a.pgm", 1)
+    assert torch.allclose(found.pixels[0], torch.from_numpy(values.astype(np.float32)) / 257, atol=1e-4)
+
+
+def test_names_as_long_as_a_folder_takes(tmp_path: Path) -> None:
+    for name in ("x" * 251 + ".png", "ü" * 125 + ".png"):
+        write_image_file(torch.zeros(3, *SIZE), tmp_path / name)
+        assert (tmp_path / name).exists()
+    remove_leftovers(tmp_path, ["x" * 251 + ".png"])
+    assert len(list(tmp_path.iterdir())) == 2

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastgen.commands.image_task import RECORD, add_image_files, plan, run_tasks
+from fastgen.commands.image_log import LOG, RECORD
+from fastgen.commands.image_task import add_image_files, plan, run_tasks
 from fastgen.errors import ConfigError, DataError, OutOfMemoryError, WriteError
 from fastgen.image_files import ImageFile
 from tests.refusals import names, refused
@@ -84,7 +85,7 @@ def test_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_folder_keeps_its_shape(folder: Path, tmp_path: Path) -> None:
     assert run(folder, "-o", tmp_path / "out") == 0
     made = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert made == {"a.bmp", "b.png", "inner/c.png", "inner/deep/d.png", RECORD}
+    assert made == {"a.bmp", "b.png", "inner/c.png", "inner/deep/d.png", RECORD, LOG}
     assert is_inverse(tmp_path / "out/inner/c.png", folder / "inner/c.png")
     assert [name for call in CALLS for name in call] == ["a.bmp", "b.png", "c.png", "d.gif"]
 
@@ -102,7 +103,7 @@ def test_what_is_done_is_skipped(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert run(folder, "-o", out) == 0
     CALLS.clear()
     (out / "inner/c.png").unlink()
-    os.utime(folder / "b.png", ns=(1 << 62, 1 << 62))  # has changed since
+    os.utime(folder / "b.png", ns=(10, 10))  # another one has taken its place, an older one
     capsys.readouterr()
     assert run(folder, "-o", out, "--json") == 0
     assert CALLS == [["b.png"], ["c.png"]]
@@ -120,6 +121,53 @@ def test_images_of_other_settings_are_not_mixed(folder: Path, tmp_path: Path) ->
         run(folder, "-o", out, record={"model": "another"})
     assert run(folder, "-o", out, "--overwrite", record={"model": "another"}) == 0
     assert json.loads((out / RECORD).read_text()) == {"model": "another"}
+
+
+def test_another_input_of_the_same_name_is_another_image(tmp_path: Path) -> None:
+    for day, seed in (("one", 1), ("two", 2)):
+        draw(tmp_path / day / "a.png", seed)
+        assert run(tmp_path / day, "-o", tmp_path / "out") == 0
+        assert is_inverse(tmp_path / "out/a.png", tmp_path / day / "a.png")
+
+
+def test_an_overwriting_run_that_was_killed_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the old settings made counts as nothing, with or without --overwrite."""
+    from fastgen import image_files
+
+    assert run(folder, "-o", tmp_path / "out") == 0
+    real, written = image_files.write_atomic, []
+
+    def killed(path: Path, data: bytes) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(real(path, data))  # type: ignore[func-returns-value]
+
+    other = {"model": "another"}
+    with monkeypatch.context() as patch:
+        patch.setattr(image_files, "write_atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, "-o", tmp_path / "out", "--overwrite", record=other)
+    CALLS.clear()
+    assert run(folder, "-o", tmp_path / "out", record=other) == 0
+    assert CALLS == [["c.png"], ["d.gif"]]
+    CALLS.clear()
+    assert run(folder / "b.png", "-o", tmp_path / "out", "--overwrite") == 0  # back to the first, one of them
+    assert run(folder, "-o", tmp_path / "out") == 0
+    assert CALLS == [["b.png"], ["a.bmp"], ["c.png"], ["d.gif"]]
+
+
+def test_a_log_that_was_cut(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, "-o", tmp_path / "out") == 0
+    log = tmp_path / "out" / LOG
+    log.write_bytes(log.read_bytes()[:-9])
+    CALLS.clear()
+    assert run(folder, "-o", tmp_path / "out") == 0
+    assert CALLS == [["d.gif"]]
+    CALLS.clear()
+    assert run(folder, "-o", tmp_path / "out") == 0
+    assert CALLS == []
 
 
 def test_files_that_are_no_results_are_kept(folder: Path, tmp_path: Path) -> None:
@@ -195,6 +243,35 @@ def test_a_sheet_of_before_and_after(folder: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.mode == "RGB"
         assert sheet.width > sheet.height / 2
+    inside = tmp_path / "out" / "sheet.png"  # a sheet in the folder does not keep the run from going on
+    for _ in range(2):
+        assert run(folder, "-o", tmp_path / "out", "--sheet", inside) == 0
+    assert inside.exists()
+
+
+def test_a_sheet_that_fails_is_not_all_that_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastgen import images
+
+    def full(path: Path, data: bytes) -> None:
+        raise WriteError("cannot be written: No space left on device", argument=path)
+
+    monkeypatch.setattr(images, "write_atomic", full)
+    assert run(folder, "-o", tmp_path / "out", "--sheet", tmp_path / "sheet.png", "--json") == 1
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)["files"]) == 4
+    assert names(said.err, tmp_path / "sheet.png")
+
+
+def test_names_are_harmless_to_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a\x1b[31m\n.png").write_text("no image")
+    draw(tmp_path / "in" / "b.png")
+    assert run(tmp_path / "in", "-o", tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+    assert len(said.err.splitlines()) == len(said.out.splitlines()) == 1
 
 
 def test_names_that_do_not_say_what_to_do(folder: Path, tmp_path: Path) -> None:
@@ -206,7 +283,12 @@ def test_names_that_do_not_say_what_to_do(folder: Path, tmp_path: Path) -> None:
         (ConfigError, "--out", (folder, other, "-o", tmp_path / "out")),  # two of one name
         (ConfigError, "--out", (folder, "-o", tmp_path / "no/out")),
         (ConfigError, "--out", (folder, "-o", folder / "notes.txt")),
-        (ConfigError, folder / "a.bmp", (folder, "-o", folder)),  # its own input
+        (ConfigError, "--out", (folder, "-o", folder)),  # its own input
+        (ConfigError, other, (other, "-o", other.parent)),
+        (ConfigError, other, (other, "-o", other, "--overwrite")),
+        (ConfigError, "--sheet", (other, "-o", tmp_path / "x.png", "--sheet", other, "--overwrite")),
+        (ConfigError, "--sheet", (other, "-o", tmp_path / "x.png", "--sheet", tmp_path / "x.png")),
+        (ConfigError, "--sheet", (other, "-o", tmp_path / "x.png", "--sheet", tmp_path / "no" / "s.png")),
         (ConfigError, "--format", (other, "-o", tmp_path / "x.png", "--format", "png")),
         (ConfigError, tmp_path / "x.xyz", (other, "-o", tmp_path / "x.xyz")),
         (
@@ -228,6 +310,8 @@ def test_a_damaged_record(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / RECORD).write_text("{")
     with refused(ConfigError, tmp_path / "out" / RECORD):
         run(folder, "-o", tmp_path / "out")
+    assert run(folder, "-o", tmp_path / "out", "--overwrite") == 0
+    assert run(folder, "-o", tmp_path / "out") == 0
 
 
 def test_grey_is_asked_for(tmp_path: Path) -> None:

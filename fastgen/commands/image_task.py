@@ -18,10 +18,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..config import parse_json
 from ..errors import ConfigError, DataError, FastgenError, WriteError
-from ..files import check_writable, held, make_folder, read_ordinary, remove_leftovers, write_atomic
-from .arguments import counted, load_model, positive
+from ..files import check_writable, held, make_folder, remove_leftovers
+from .arguments import counted, load_model, one_line, positive
+from .image_log import RECORD, ImageLog, differences
 from .outputs import add_reporting, check_free
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from ..families import Family
     from ..image_files import ImageFile
 
-RECORD = ".fastgen.json"  # in a folder: what its images were made by
-MAX_RECORD = 1 << 20
 SHEET_PAIRS = 16
 SHEET_CELL = 256  # pixels a side
 
@@ -93,7 +91,8 @@ def load_engine(args: argparse.Namespace, family: str) -> Any:
 def record_of(engine: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What results depend on, for :func:`run_tasks`: the weights, their type, the command's settings."""
     facts = engine.metadata(SimpleNamespace(to_dict=lambda: dict(settings)))
-    return {name: value for name, value in facts.items() if name != "fastgen"}
+    # Weights are told by their sha256, wherever the model lies.
+    return {name: value for name, value in facts.items() if name not in ("fastgen", "model")}
 
 
 def plan(args: argparse.Namespace) -> list[Task]:
@@ -121,13 +120,9 @@ def plan(args: argparse.Namespace) -> list[Task]:
         raise ConfigError(f"there is no folder {out.absolute().parent}", argument="--out")
     if out.exists() and not single and not out.is_dir():
         raise ConfigError("is a file; give a folder", argument="--out")
-    if args.sheet is not None:
-        written_format(args.sheet)
-        check_free([args.sheet], args.overwrite)
-        check_writable(args.sheet.absolute().parent)
     made: dict[Path, Path] = {}
     for task in tasks:
-        if task.source.exists() and task.target.exists() and os.path.samefile(task.source, task.target):
+        if _same_file(task.source, task.target):
             raise ConfigError(
                 "would be replaced by its own result; choose another --out", argument=task.source
             )
@@ -138,7 +133,24 @@ def plan(args: argparse.Namespace) -> list[Task]:
                 argument="--out",
             )
         made[task.target] = task.source
+    if args.sheet is not None:
+        written_format(args.sheet)
+        if any(_same_file(args.sheet, path) for task in tasks for path in (task.source, task.target)):
+            raise ConfigError("is one of the images; choose another name", argument="--sheet")
+        if not args.sheet.absolute().parent.is_dir():
+            raise ConfigError(f"there is no folder {args.sheet.absolute().parent}", argument="--sheet")
+        check_writable(args.sheet.absolute().parent)
     return tasks
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Whether two names are of one file, or will be."""
+    if one.absolute() == other.absolute():
+        return True
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is not there, or may not be looked at: its reader says so
+        return False
 
 
 def _sources(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
@@ -149,6 +161,8 @@ def _sources(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
         if not path.is_dir():
             yield path, Path(path.name)
             continue
+        if path.resolve() == out.resolve():
+            raise ConfigError("is the folder of the images themselves; choose another", argument="--out")
         try:
             below = sorted(path.rglob("*"))
         except OSError as error:
@@ -188,23 +202,22 @@ def run_tasks(
 
     work: images as they were read, at most --batch -> their results in order, float [C, H, W] in [-1, 1] or uint8, on
         any device. What it raises of FastgenError is the error of one file, told by trying them one by one.
-    record: what the results depend on, as JSON: images that a run with the same record has made are skipped, unless
-        their source is newer; a folder of another record is refused without --overwrite. what: for people, "zoo:x,
+    record: what the results depend on, as JSON: images that a run with the same record has made of the same sources
+        are skipped; a folder of another record is refused without --overwrite. what: for people, "zoo:x,
         scale 4". channels, max_pixels: see ``read_image_file``.
     """
     folder = None if len(tasks) == 1 and tasks[0].target == args.out else args.out
-    with _output(args, folder, tasks, record) as done:
-        outcome = _make(args, tasks, done, work, channels, max_pixels)
-    if args.sheet is not None and (outcome.done or outcome.skipped):
-        _write_sheet(args.sheet, [*outcome.skipped, *outcome.done], tasks, channels)
+    with _output(args, folder, tasks, record) as log:
+        outcome = _make(args, tasks, log, work, channels, max_pixels)
+        sheet_failed = _try_sheet(args, tasks, outcome, log)
     _report(args, outcome, what, device)
-    return 1 if outcome.failed else 0
+    return 1 if outcome.failed or sheet_failed else 0
 
 
 def _make(
     args: argparse.Namespace,
     tasks: Sequence[Task],
-    done: Callable[[Task], bool],
+    log: ImageLog | None,
     work: Work,
     channels: int,
     max_pixels: int | None,
@@ -216,9 +229,13 @@ def _make(
     with bar:
         for at in range(0, len(tasks), args.batch):
             group = tasks[at : at + args.batch]
-            outcome.skipped += (before := [task for task in group if done(task)])
+            keep = log is not None and not args.overwrite
+            before = [
+                task for task in group if keep and log is not None and log.done(task.target, task.source)
+            ]
+            outcome.skipped += before
             wanted = [task for task in group if task not in before]
-            for task, result in _group(wanted, work, channels, max_pixels):
+            for task, result in _group(wanted, work, channels, max_pixels, log):
                 if isinstance(result, FastgenError):
                     outcome.failed.append((task, str(result)))
                     with bar.external_write_mode(file=sys.stderr):
@@ -231,7 +248,7 @@ def _make(
 
 
 def _group(
-    tasks: Sequence[Task], work: Work, channels: int, max_pixels: int | None
+    tasks: Sequence[Task], work: Work, channels: int, max_pixels: int | None, log: ImageLog | None
 ) -> Iterator[tuple[Task, FastgenError | None]]:
     """Read, make and write some images; each task with its error, None where there is none."""
     from ..image_files import MAX_PIXELS, read_image_file, write_image_file
@@ -249,12 +266,16 @@ def _group(
             yield read[0][0], error
             return
         for task, _ in read:  # one by one: the others are right
-            yield from _group([task], work, channels, max_pixels)
+            yield from _group([task], work, channels, max_pixels, log)
         return
     for (task, image), result in zip(read, results, strict=True):
         try:
             make_folder(task.target.parent, parents=True)
+            if log is not None:
+                log.add(task.target, task.source, done=False)
             write_image_file(result, task.target, image)
+            if log is not None:
+                log.add(task.target, task.source, done=True)
         except (WriteError, ConfigError) as error:
             yield task, error
         else:
@@ -264,14 +285,19 @@ def _group(
 @contextmanager
 def _output(
     args: argparse.Namespace, folder: Path | None, tasks: Sequence[Task], record: Mapping[str, Any]
-) -> Iterator[Callable[[Task], bool]]:
-    """Within the block images can be written; yields whether a task was done before. Raises ConfigError, WriteError."""
+) -> Iterator[ImageLog | None]:
+    """Within the block images can be written; yields the folder's log, None for a single file.
+
+    Raises ConfigError where the folder holds anything that these images would replace, unless --overwrite says so; and
+    WriteError.
+    """
+    sheets = [args.sheet] if args.sheet is not None else []
     if folder is None:
+        check_free(sheets, args.overwrite)
         check_writable(args.out.absolute().parent)
         remove_leftovers(args.out.absolute().parent, [args.out.name])
-        yield lambda task: False
+        yield None
         return
-    new = not folder.exists()
     make_folder(folder)
     with held(folder) as alone:
         if not alone:
@@ -279,75 +305,59 @@ def _output(
                 "another process writes into it; wait, or choose another folder", argument=folder
             )
         check_writable(folder)
-        earlier = _earlier(folder) if not new else None
-        text = json.dumps(record, sort_keys=True)
-        same = earlier is not None and json.dumps(earlier, sort_keys=True) == text
-        if not same and not args.overwrite:
-            _check_claim(folder, earlier, record, tasks)
+        log = ImageLog(folder, record, args.overwrite)
+        there = [path for path in (*(task.target for task in tasks), *sheets) if os.path.lexists(path)]
+        if log.earlier is not None and not log.same and not args.overwrite:
+            raise ConfigError(
+                f"holds images made otherwise ({differences(log.earlier, record)}); choose another folder, or "
+                "--overwrite",
+                argument=folder,
+            )
+        if (others := [path for path in there if not log.made(path)]) and not args.overwrite:
+            raise ConfigError(
+                f"holds {counted(len(others), 'file')} of these names that no such run has made, the first is "
+                f"{others[0].name}; choose another folder, or --overwrite",
+                argument=folder,
+            )
         for parent in {task.target.parent for task in tasks}:
             remove_leftovers(parent, [RECORD, *(task.target.name for task in tasks)])
-        if not same:
-            write_atomic(folder / RECORD, (text + "\n").encode())
-        yield lambda task: same and not args.overwrite and _is_current(task)
-
-
-def _check_claim(
-    folder: Path, earlier: Mapping[str, Any] | None, record: Mapping[str, Any], tasks: Sequence[Task]
-) -> None:
-    """Whether a folder that other images may lie in can take these. Raises ConfigError."""
-    there = [task.target for task in tasks if os.path.lexists(task.target)]
-    if earlier is not None:
-        names = sorted(set(earlier) | set(record))
-        other = [f"{name} {earlier.get(name)!r}" for name in names if earlier.get(name) != record.get(name)]
-        raise ConfigError(
-            f"holds images made otherwise ({', '.join(other)[:200]}); choose another folder, or --overwrite",
-            argument=folder,
-        )
-    if there:
-        raise ConfigError(
-            f"holds {counted(len(there), 'file')} of these names, the first is {there[0].name}; choose another folder, "
-            "or --overwrite",
-            argument=folder,
-        )
-
-
-def _earlier(folder: Path) -> dict[str, Any] | None:
-    """The record of the images in `folder`, None where there is none. Raises ConfigError for a damaged one."""
-    path = folder / RECORD
-    if not path.exists():
-        return None
-    text = read_ordinary(path, MAX_RECORD, ConfigError).decode(errors="replace")
-    found = parse_json(text, str(path))
-    return found if isinstance(found, dict) else {"record": found}
-
-
-def _is_current(task: Task) -> bool:
-    """Whether the result is there, and not older than its source."""
-    try:
-        return task.target.stat().st_mtime >= task.source.stat().st_mtime
-    except OSError:  # either is not there; reading says which
-        return False
+        log.claim()
+        yield log
 
 
 def _named_error(task: Task, error: FastgenError) -> str:
     """An error's message with the file that it is about in front."""
     text = str(error)
     named = str(task.source) in text or str(task.target) in text
-    line = text if named else f"{task.source}: {text}"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return one_line(text if named else f"{task.source}: {text}")
 
 
-def _write_sheet(path: Path, made: Sequence[Task], tasks: Sequence[Task], channels: int) -> None:
-    """Before and after, side by side, of the first images, each scaled into a cell."""
+def _try_sheet(
+    args: argparse.Namespace, tasks: Sequence[Task], outcome: Outcome, log: ImageLog | None
+) -> bool:
+    """Write the sheet, if one was asked for; whether that failed, which is reported."""
+    made = {*outcome.done, *outcome.skipped}
+    if args.sheet is None or not made:
+        return False
+    try:
+        if log is not None:
+            log.add(args.sheet, None, done=False)
+        _write_sheet(args.sheet, [task for task in tasks if task in made][:SHEET_PAIRS])
+    except FastgenError as error:
+        print(f"fastgen: {one_line(f'{args.sheet}: {error}')}", file=sys.stderr)
+        return True
+    return False
+
+
+def _write_sheet(path: Path, pairs: Sequence[Task]) -> None:
+    """Before and after, side by side, each scaled into a cell."""
     import torch
 
     from ..image_files import read_image_file
     from ..images import save_grid
 
-    known = set(made)
-    pairs = [task for task in tasks if task in known][:SHEET_PAIRS]
     files = [file for task in pairs for file in (task.source, task.target)]
-    cells = [_cell(read_image_file(file, channels, max_pixels=1 << 40)) for file in files]
+    cells = [_cell(read_image_file(file, max_pixels=1 << 40)) for file in files]
     captions = [name for task in pairs for name in (task.source.name, "")]
     columns = 2 if len(pairs) <= 4 else 4
     save_grid(torch.stack(cells), path, columns=columns, captions=captions)
@@ -389,4 +399,4 @@ def _report(args: argparse.Namespace, outcome: Outcome, what: str, device: Any) 
     if outcome.failed:
         names = ", ".join(str(task.source) for task, _ in outcome.failed[:5])
         parts.append(f"{len(outcome.failed)} failed: {names}" + (", ..." if len(outcome.failed) > 5 else ""))
-    print(f"{'; '.join(parts)} -> {', '.join(map(str, places))}")
+    print(one_line(f"{'; '.join(parts)} -> {', '.join(map(str, places))}"))

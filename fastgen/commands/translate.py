@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .arguments import add_model, positive
 from .image_task import add_image_files, load_engine, plan, record_of, run_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
     from ..image_files import ImageFile
 
 MODEL = "zoo:pix2pix-mnist"
+MAX_TRIES = 10_000  # of an image
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -42,9 +43,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--norm-mode",
-        choices=("instance", "batch", "running"),
-        help="statistics of batch norms: of each image, of all of a --batch, or those of training (default: as the "
-        "model says)",
+        choices=("instance", "running"),
+        help="statistics of batch norms: of each image, or those of training (default: as the model says)",
     )
     parser.add_argument(
         "--best-of", type=positive, metavar="N", help="of N seeds the result that the discriminator prefers"
@@ -58,26 +58,24 @@ def run(args: argparse.Namespace) -> int:
     if args.best_of is not None and args.dropout is False:
         raise ConfigError("needs dropout, without which all seeds give the same", argument="--best-of")
     engine = load_engine(args, "translate")
+    facts = engine.describe()
     random = args.best_of is not None or args.seed is not None or args.dropout
-    random = random or (args.dropout is None and engine.describe()["defaults"]["dropout"])
+    random = random or (args.dropout is None and facts["defaults"]["dropout"])
     seed = (args.seed or 0) if random else None
+    mode = args.norm_mode or facts["defaults"]["norm_mode"]
+    _check(args, facts, seed)
 
     def work(files: list[ImageFile]) -> Sequence[Tensor]:
         images = [file.tensor() for file in files]
+        made: Sequence[Tensor]
         if args.best_of is None:
             seeds = None if seed is None else [seed] * len(images)
-            found: Sequence[Tensor] = engine.translate(
-                images, seeds=seeds, dropout=args.dropout, norm_mode=args.norm_mode
-            )
-            return found
-        best = [
-            engine.best_of([image], args.best_of, seed=seed, norm_mode=args.norm_mode) for image in images
-        ]
-        return [tried.images[0][0] for tried in best]
+            made = engine.translate(images, seeds=seeds, dropout=seed is not None, norm_mode=mode)
+        else:
+            made = engine.best_of(images, args.best_of, seed=seed, norm_mode=mode).images
+        return made
 
-    settings = {"command": "translate", "seed": seed, "best_of": args.best_of, "norm_mode": args.norm_mode}
-    if args.norm_mode == "batch":
-        settings["batch"] = args.batch  # results depend on it
+    settings = {"command": "translate", "seed": seed, "best_of": args.best_of, "norm_mode": mode}
     return run_tasks(
         args,
         tasks,
@@ -85,5 +83,31 @@ def run(args: argparse.Namespace) -> int:
         record=record_of(engine, settings),
         what=args.model,
         device=engine.device,
-        channels=engine.describe()["generator"]["in_channels"],
+        channels=facts["generator"]["in_channels"],
     )
+
+
+def _check(args: argparse.Namespace, facts: Mapping[str, Any], seed: int | None) -> None:
+    """Whether the model can do what the flags ask for, before any image is read. Raises ConfigError."""
+    from ..engines.arguments import MAX_SEED
+
+    generator = facts.get("generator")
+    if generator is None:
+        raise ConfigError("has a discriminator alone, which translates nothing", argument=args.model)
+    for name in ("in_channels", "out_channels"):
+        if generator[name] not in (1, 3):
+            raise ConfigError(
+                f"its {name} are {generator[name]}: no grey or RGB images, which files hold; use it from Python",
+                argument=args.model,
+            )
+    if seed is not None and not facts["dropout"]:
+        flag = "--best-of" if args.best_of is not None else "--dropout" if args.dropout else "--seed"
+        raise ConfigError("the model has no dropout: nothing about it is random", argument=flag)
+    last = MAX_SEED + 1 - (args.best_of or 1)
+    if seed is not None and not 0 <= seed <= last:
+        raise ConfigError(f"expected a number from 0 to {last}, got {seed}", argument="--seed")
+    if args.best_of is not None and (args.best_of > MAX_TRIES or "discriminator" not in facts):
+        why = (
+            f"expected {MAX_TRIES} at most" if "discriminator" in facts else "the model has no discriminator"
+        )
+        raise ConfigError(why, argument="--best-of")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,25 @@ def test_dropout_is_that_of_the_seeds_bits() -> None:
 
 
 def test_dropout_by_default() -> None:
-    """Off, and on where the settings say so; seeds alone change nothing."""
+    """Off, and on where the settings say so or where seeds are given, which would mean nothing without."""
     e, x = engine(), images(1)
     assert torch.equal(e.translate(x), e.translate(x, dropout=False))
     on = engine(dropout=True)
     assert not torch.equal(on.translate(x), on.translate(x))
     assert torch.equal(on.translate(x, dropout=False), e.translate(x))
     assert torch.equal(on.translate(x, seed=1), e.translate(x, seed=1, dropout=True))
-    assert torch.equal(e.translate(x, seed=1), e.translate(x))
+    assert torch.equal(e.translate(x, seed=1), e.translate(x, seed=1, dropout=True))
+    with refused(ConfigError, "dropout"):
+        e.translate(x, seed=1, dropout=False)
+    plain = engine("unet 32")
+    for argument, options in (
+        ("seed", {"seed": 1}),
+        ("seeds", {"seeds": [1]}),
+        ("dropout", {"dropout": True}),
+    ):
+        with refused(ConfigError, argument):
+            plain.translate(x, **options)
+
     assert (e.describe()["defaults"]["dropout"], on.describe()["defaults"]["dropout"]) == (False, True)
 
 
@@ -293,3 +305,24 @@ def test_verify_sees_a_wrong_layer() -> None:
     failed = [check.name for check in e.verify().checks if not check.passed]
     assert "generator.up.2.norm" in failed
     assert "translate" in failed
+
+
+def test_a_score_that_failed_is_an_error() -> None:
+    e, x = engine(), images(2)
+    broken = x.clone()
+    broken[1, 0, 0, 0] = math.nan
+    with refused(ConfigError, "y", 1):
+        e.score(x, broken)
+
+
+def test_the_best_of_more_tries_than_fit_at_once() -> None:
+    one, turns = engine(), engine(max_batch=2)
+    a, b = (e.best_of(images(1), 5, seed=3) for e in (one, turns))
+    assert a.seeds == b.seeds
+    torch.testing.assert_close(a.images, b.images, rtol=0, atol=1e-4)
+
+
+def test_networks_of_other_names() -> None:
+    for networks in ({}, {"other": engine().networks["generator"]}):
+        with refused(ConfigError, "networks"):
+            TranslateEngine(networks, device="cpu")

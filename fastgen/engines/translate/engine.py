@@ -72,6 +72,11 @@ class TranslateEngine(Engine):
         options: see ``Engine``. Raises ConfigError.
         """
         settings = settings or TranslateSettings()
+        if not networks or not set(networks.keys()) <= set(PARTS):
+            raise ConfigError(
+                f"expected {' and '.join(PARTS)}, or one of them, got {', '.join(networks.keys()) or 'none'}",
+                argument="networks",
+            )
         if norm_mode is not None and check_mode(norm_mode) == "batch":
             raise ConfigError(
                 "batch is for one call, whose images then depend on each other: give it to translate or score",
@@ -119,9 +124,9 @@ class TranslateEngine(Engine):
         """What the generator makes of `images`: float32 [n, C, H, W] on the engine's device, or a list of [C, H, W].
 
         images: see ``TranslateEngine``. Results have their sizes, and are a list where they were.
-        seed: of dropout, where it is on: image k has seed + k, in [0, 2^64); seeds: one per image. Neither: seeds from
-            the system's entropy. An image's masks depend on its seed and size, not on the images beside it.
-        dropout: masks by seeds (True), or none (False); None: as the settings say.
+        seed: of dropout: image k has seed + k, in [0, 2^64); seeds: one per image. Neither: seeds from the system's
+            entropy. An image's masks depend on its seed and size, not on the images beside it.
+        dropout: masks by seeds (True), or none (False); None: as the settings say, and True where seeds are given.
         norm_mode: "instance", "running", or "batch": the statistics of all `images` together, as the original project's
             test script has them for its batch, by the reference network in plain PyTorch.
         output_type: "pt"; "np", [n, H, W, C] in [0, 1], or "pil": of a list, lists.
@@ -191,13 +196,19 @@ class TranslateEngine(Engine):
         given, listed = checked("images", images, self.in_channels)
         numbers = sample_seeds(count, seed, None)
         best, seeds, scores = [], [], []
+        at_once = self.batches.max_batch
         for i, image in enumerate(given):
-            tries = [image] * count
-            made = self._translate(tries, numbers, mode)
-            check_finite(made, lambda _, i=i: i)  # type: ignore[misc]
-            score = torch.stack(self._score([tries, made] if sees_x else [made], mode)).cpu()
+            found, kept = [], []  # scores of all tries, and the best image of each turn
+            for start in range(0, count, at_once):
+                own = numbers[start : start + at_once]
+                tries = [image] * len(own)
+                made = self._translate(tries, own, mode)
+                check_finite(made, lambda _, i=i: i)  # type: ignore[misc]
+                found.append(torch.stack(self._score([tries, made] if sees_x else [made], mode)).cpu())
+                kept.append(made[int(found[-1].argmax())])
+            score = torch.cat(found)
             order = score.argsort(descending=True, stable=True)
-            best.append(made[int(order[0])])
+            best.append(kept[int(order[0]) // at_once])
             seeds.append([numbers[k] for k in order.tolist()])
             scores.append(score[order])
         return Best(_as_given(best, listed, output_type), seeds, torch.stack(scores))
@@ -279,11 +290,18 @@ class TranslateEngine(Engine):
 
     def _seeds(self, count: int, seed: Any, seeds: Any, dropout: Any) -> tuple[int, ...] | None:
         """One per image, or None for no dropout. Raises ConfigError or ArgumentError."""
-        wanted = _flag("dropout", dropout, self.dropout and self.has_dropout)
-        if dropout and not self.has_dropout:
-            raise ConfigError("its generator has no dropout layers", argument="dropout")
-        numbers = sample_seeds(count, seed, seeds)
-        return numbers if wanted else None
+        asked = seed is not None or seeds is not None
+        wanted = _flag("dropout", dropout, asked or (self.dropout and self.has_dropout))
+        if not wanted and not asked:
+            return None
+        if not self.has_dropout:
+            name = "dropout" if dropout else "seed" if seeds is None else "seeds"
+            raise ConfigError(
+                "its generator has no dropout layers, and nothing else is random", argument=name
+            )
+        if not wanted:
+            raise ConfigError("is False, and seeds are of dropout alone: leave one out", argument="dropout")
+        return sample_seeds(count, seed, seeds)
 
     def _translate(self, images: list[Tensor], seeds: tuple[int, ...] | None, mode: str) -> list[Tensor]:
         """Each in its own size. Raises ConfigError."""
@@ -313,9 +331,17 @@ class TranslateEngine(Engine):
 
         if mode == "batch":
             self._check_together(kinds[0], size, "y")
-        return by_size(
+        scores = by_size(
             kinds, size, lambda members, *images: self._in_mode("score", mode, *images), self.device
         )
+        failed = [i for i, fine in enumerate(torch.stack(scores).isfinite().tolist()) if not fine]
+        if failed:
+            raise ConfigError(
+                f"the score of image {failed[0]} is not finite: are its values, and those of x, finite and in [-1, 1]? "
+                "engine.verify() looks at the network",
+                argument="y",
+            )
+        return scores
 
     def _in_mode(self, name: str, mode: str, *tensors: Tensor) -> Tensor:
         """A verb's result in a mode of norms."""
