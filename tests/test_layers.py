@@ -24,6 +24,7 @@ LAYERS = [
         "fastgen.streaming",
         "fastgen.training",
         "fastgen.image_files",
+        "fastgen.image_folders",
         "fastgen.images",
         "fastgen.metrics",
     },

@@ -28,6 +28,7 @@ ASSUMED: Table = {
     "dropout": Assumed(True, source="--no_dropout, which pix2pix leaves out (CycleGAN sets it)"),
     "padding": Assumed("reflect", source="ResnetGenerator(padding_type)"),
 }
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,16 @@ class _Layout:
             self.zeros[f"{ours}.bias"] = (shape[0],)
 
     def norm(self, theirs: str, ours: str, kind: str) -> None:
-        """Take what a norm has: of a batch norm everything, of an instance norm nothing."""
+        """Take what a norm has: of a batch norm everything, of an instance norm nothing.
+
+        Only statistics of an instance norm are dropped; whatever else there is `network` refuses.
+        """
         held = [name for name in self.tensors.shapes if name.startswith(f"{theirs}.")]
+        if kind == "instance":
+            self.dropped += [name for name in held if name.removeprefix(f"{theirs}.") in STATISTICS]
         if kind != "batch":
-            self.dropped += held
             return
-        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        for name in ("weight", "bias", *STATISTICS):
             if f"{theirs}.{name}" in held:
                 self.names[f"{ours}.{name}"] = f"{theirs}.{name}"
             elif name == "num_batches_tracked":
@@ -135,10 +140,21 @@ class _Layout:
                 raise CheckpointError(f"{theirs}.{name} is missing; is the file whole?", argument=self.where)
 
     def kind(self, conv: str, norm: str) -> str:
-        """The norm behind a convolution: what `norm` holds tells, and whether the convolution has a bias."""
-        has = {name for name in ("weight", "running_mean") if f"{norm}.{name}" in self.tensors.shapes}
+        """The norm behind a convolution: what `norm` holds tells, and whether the convolution has a bias.
+
+        An instance norm of PyTorch 0.3 may have running statistics; the convolution before it has a bias, and it has
+        neither scales nor biases itself. Raises CheckpointError for any other norm that has lost its scales.
+        """
+        has = {name for name in ("weight", "bias", *STATISTICS) if f"{norm}.{name}" in self.tensors.shapes}
         biased = f"{conv}.bias" in self.tensors.shapes
-        if has == {"weight", "running_mean"} and not biased:
+        if has and "weight" not in has and ("bias" in has or not biased):
+            first = next(name for name in ("bias", *STATISTICS) if name in has)
+            raise CheckpointError(
+                f"{norm}.weight is missing, although there is {norm}.{first}: is the file whole? Batch norms without "
+                "scales (affine=False) are not supported",
+                argument=self.where,
+            )
+        if {"weight", "running_mean"} <= has and not biased:
             return "batch"
         if "weight" in has:
             raise ConfigError(

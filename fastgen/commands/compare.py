@@ -67,11 +67,12 @@ def _number(value: float) -> float | None:
 
 def _pairs(images: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     """The files to compare, by name. Raises ConfigError or DataError."""
+    from ..image_files import SUFFIXES
     from ..training.folders import matched
 
     if images.is_dir() != truth.is_dir():
         raise ConfigError(f"expected two files or two folders, got {images} and {truth}", argument="TRUTH")
-    return matched(images, truth) if images.is_dir() else {images.name: (images, truth)}
+    return matched(images, truth, SUFFIXES) if images.is_dir() else {images.name: (images, truth)}
 
 
 def _compared(args: argparse.Namespace, image: Path, truth: Path) -> dict[str, float]:

@@ -29,7 +29,7 @@ FLAGS = (
     Flag("--pixel-weight", {"type": float, "help": "weight of the pixels' loss (default 1)"}),
     Flag(
         "--adversarial",
-        {"help": "second stage, against a discriminator: vanilla (SRGAN) or relativistic (ESRGAN)"},
+        {"help": "second stage, against a discriminator: non-saturating (SRGAN) or relativistic (ESRGAN)"},
     ),
     Flag("--adversarial-weight", {"type": float, "help": "weight of the adversarial loss (default 0.001)"}),
     Flag(

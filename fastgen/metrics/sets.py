@@ -14,6 +14,7 @@ from ..config import shown
 from ..errors import ConfigError, DataError
 from ..files import open_ordinary
 from ..image_files import SUFFIXES, read_image_file
+from ..image_folders import image_paths
 from ..training.arrays import read_idx
 from .distances import (
     NEIGHBOURS,
@@ -152,13 +153,8 @@ def _array(path: Path) -> np.ndarray:
 
 
 def _of_folder(folder: Path, channels: int, batch: int) -> Iterator[Tensor]:
-    files = sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
-    )
-    if not files:
-        raise DataError(f"no images ({', '.join(sorted(SUFFIXES))}) in it", argument=folder)
     held: list[Tensor] = []
-    for path in files:
+    for path in image_paths(folder, SUFFIXES):
         image = read_image_file(path, channels).pixels.round().byte()
         if held and (len(held) == batch or image.shape != held[0].shape):
             yield torch.stack(held)

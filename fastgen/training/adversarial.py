@@ -11,7 +11,8 @@ D* = p / (p + q) (Goodfellow et al. 2014, proposition 1); the minimax value is t
     wasserstein     logit(fake) - logit(real)                         -logit(fake)            Arjovsky 2017, alg. 1
 
 "wasserstein" means something only with a critic whose slope is held (``training.penalties``). Each is a mean over
-samples and patches. pix2pix calls the second one "vanilla".
+samples and patches. pix2pix and SRGAN's followers call the second one "vanilla". Equation 9 of Mao et al. has a factor
+1/2 before each term of "lsgan", which pix2pix's code, and this, have not.
 """
 
 from __future__ import annotations
@@ -19,12 +20,18 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import shown
+from ..errors import ConfigError
+
 GAN_LOSSES = ("minimax", "non-saturating", "lsgan", "hinge")
 LOSSES = (*GAN_LOSSES, "wasserstein")
 
 
 def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
-    """What the discriminator descends, a scalar. kind: one of LOSSES; real, fake: its logits, of any shape."""
+    """What the discriminator descends, a scalar. kind: one of LOSSES; real, fake: its logits, of any shape.
+
+    Raises ConfigError for another kind.
+    """
     if kind == "lsgan":
         return (real - 1).square().mean() + fake.square().mean()
     if kind == "hinge":
@@ -36,7 +43,7 @@ def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def generator_loss(kind: str, fake: Tensor) -> Tensor:
-    """What the generator descends, a scalar, of the discriminator's logits for its samples."""
+    """What the generator descends, a scalar, of the discriminator's logits for its samples. Raises ConfigError."""
     if kind == "lsgan":
         return (fake - 1).square().mean()
     if kind in ("hinge", "wasserstein"):
@@ -49,4 +56,4 @@ def generator_loss(kind: str, fake: Tensor) -> Tensor:
 
 def _check(kind: str) -> None:
     if kind not in LOSSES:
-        raise ValueError(f"expected one of {', '.join(LOSSES)}, got {kind!r}")
+        raise ConfigError(f"expected one of {', '.join(LOSSES)}, got {shown(kind)}", argument="gan_loss")

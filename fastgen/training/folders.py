@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..image_folders import image_paths
 from .batch import Batch
 from .decode import BACKGROUND, IMAGE_SUFFIXES, check_header, colour, pixels, read_image
 
@@ -173,20 +174,19 @@ class SideBySide(ImageFolder):
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images in `folder` and its sub-folders, in sorted order. Raises DataError where there are none."""
-    files = sorted(p for p in folder.rglob("*") if _is_image(p.relative_to(folder)) and p.is_file())
-    if not files:
-        raise DataError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in it", argument=folder)
-    return files
+    """The images that can be trained on, see `image_paths`."""
+    return image_paths(folder, IMAGE_SUFFIXES)
 
 
-def matched(folder: Path, others: Path) -> dict[str, tuple[Path, Path]]:
+def matched(
+    folder: Path, others: Path, suffixes: Collection[str] = IMAGE_SUFFIXES
+) -> dict[str, tuple[Path, Path]]:
     """The images of two folders that have the same path within them, by this path, in sorted order of `folder`'s files.
 
-    Suffixes are no part of it, nor is an ending that all names of a folder have. Raises DataError for names without a
-    partner.
+    Suffixes, out of `suffixes`, are no part of it, nor is an ending that all names of a folder have. Raises DataError
+    for names without a partner.
     """
-    mine, found = (_without_ending(_by_name(root, images_in(root))) for root in (folder, others))
+    mine, found = (_without_ending(_by_name(root, image_paths(root, suffixes))) for root in (folder, others))
     for one, other, where in ((mine, found, others), (found, mine, folder)):
         if alone := sorted(set(one) - set(other)):
             raise DataError(
@@ -240,9 +240,3 @@ def _without_ending(found: dict[str, Path]) -> dict[str, Path]:
         return found
     ending = endings.pop()
     return {name.removesuffix(ending): path for name, path in found.items()}
-
-
-def _is_image(path: Path) -> bool:
-    """Names that begin with a dot or ``__`` are skipped: they are thumbnails, or left by archive programs."""
-    hidden = any(part.startswith((".", "__")) for part in path.parts)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden

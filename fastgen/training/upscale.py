@@ -19,7 +19,8 @@ from .batch import Dataset
 from .objective import Group, Step
 
 BETAS = (0.9, 0.99)
-ADVERSARIAL = ("none", "vanilla", "relativistic")
+NON_SATURATING = "non-saturating"
+ADVERSARIAL = ("none", "non-saturating", "relativistic", "vanilla")  # the last is another name of the second
 FEATURES = (32, 64, 96)  # channels of the small network that is the default of the perceptual loss
 
 
@@ -27,9 +28,10 @@ FEATURES = (32, 64, 96)  # channels of the small network that is the default of 
 class SuperResolutionConfig:
     """What the generator descends: the sum of these, each times its weight.
 
-    pixel_loss: l1 or mse, between images in [-1, 1]. adversarial: none is the first stage; vanilla: -log D(G(x)), as
-    SRGAN; relativistic: the average discriminator of ESRGAN (Jolicoeur-Martineau 2018, section 4.3).
-    perceptual_weight: of the L1 distance of features. init: a model whose weights the generator begins with.
+    pixel_loss: l1 or mse, between images in [-1, 1]. adversarial: none is the first stage; non-saturating,
+    also called vanilla: -log D(G(x)), as SRGAN; relativistic: the average discriminator of ESRGAN (Jolicoeur-Martineau
+    2018, section 4.3). perceptual_weight: of the L1 distance of features. init: a model whose weights the generator
+    begins with.
     """
 
     pixel_loss: str = one_of("l1", "mse", default="l1")
@@ -38,6 +40,10 @@ class SuperResolutionConfig:
     adversarial_weight: float = bounded(0.0, 1e6, default=1e-3)
     perceptual_weight: float = bounded(0.0, 1e6, default=0.0)
     init: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.adversarial == "vanilla":
+            object.__setattr__(self, "adversarial", NON_SATURATING)
 
 
 class SmallFeatures(nn.Sequential):
@@ -138,15 +144,15 @@ def shrunk(images: Tensor, scale: int) -> Tensor:
 
 def critic_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
     """What the discriminator descends, of its logits [B]."""
-    if kind == "vanilla":
-        return discriminator_loss("non-saturating", real, fake)
+    if kind == NON_SATURATING:
+        return discriminator_loss(kind, real, fake)
     return 0.5 * (F.softplus(-(real - fake.mean())).mean() + F.softplus(fake - real.mean()).mean())
 
 
 def maker_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
     """What the generator descends, of the discriminator's logits [B]; those of `real` are taken as they are."""
-    if kind == "vanilla":
-        return generator_loss("non-saturating", fake)
+    if kind == NON_SATURATING:
+        return generator_loss(kind, fake)
     return 0.5 * (F.softplus(real - fake.mean()).mean() + F.softplus(-(fake - real.mean())).mean())
 
 

@@ -120,6 +120,37 @@ def test_wrapped_and_old(tmp_path: Path) -> None:
     same(converted, "generator", network, images(3, 16))
 
 
+@pytest.mark.parametrize("lost", [("weight",), ("weight", "bias"), ("weight", "running_mean")])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_batch_norms_that_lost_their_scales(tmp_path: Path, lost: tuple[str, ...], everywhere: bool) -> None:
+    """A file that is not whole, and norms with affine=False: never a network without norms."""
+    networks = {
+        "model.model.1.model.2": theirs.unet(3, 3, 4, 6, "batch", False),
+        "model.2": theirs.resnet(3, 3, 4, 1, "batch", False),
+        "model.3": theirs.patch(6, 4, 3, "batch"),
+        "net.3": theirs.Pixel(6, 4, "batch"),
+    }
+    for first, network in networks.items():
+        state = theirs.filled(network).state_dict()
+        norms = [n.removesuffix(".running_var") for n in state if n.endswith(".running_var")]
+        for norm in norms if everywhere else [first]:
+            for name in lost:
+                del state[f"{norm}.{name}"]
+        torch.save(state, tmp_path / "latest_net_G.pth")
+        with refused(CheckpointError, tmp_path / "latest_net_G.pth", f"{first}.weight"):
+            CONVERTER.read(tmp_path / "latest_net_G.pth", None, {})
+
+
+def test_scales_of_an_instance_norm_are_not_dropped(tmp_path: Path) -> None:
+    """The first norm is an instance norm, a later one has scales, or a bias."""
+    for name in ("weight", "bias"):
+        state = theirs.filled(theirs.unet(3, 3, 4, 6, "instance", False)).state_dict()
+        added = f"model.model.1.model.3.model.2.{name}"
+        torch.save({**state, added: torch.ones(16)}, tmp_path / "latest_net_G.pth")
+        with refused(CheckpointError, tmp_path / "latest_net_G.pth", added):
+            CONVERTER.read(tmp_path / "latest_net_G.pth", None, {})
+
+
 def put(folder: Path, name: str, network: nn.Module) -> None:
     folder.mkdir(exist_ok=True)
     torch.save(theirs.filled(network).state_dict(), folder / name)

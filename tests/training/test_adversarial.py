@@ -10,8 +10,10 @@ import torch
 from scipy.special import rel_entr
 from torch import Tensor
 
+from fastgen.errors import ConfigError
 from fastgen.models.translate.pool import ImagePool, ImagePoolConfig
 from fastgen.training.adversarial import GAN_LOSSES, discriminator_loss, generator_loss
+from tests.refusals import refused
 
 # How often each of five values occurs among 20 samples: p of the data, q of the generator. Everything is in float64,
 # and the comparisons below are of sums of a few terms of size 1.
@@ -140,8 +142,10 @@ def test_large_logits_stay_finite() -> None:
 
 
 def test_an_unknown_loss() -> None:
-    with pytest.raises(ValueError, match="absent"):
+    with refused(ConfigError, "gan_loss", "absent", "hinge"):
         generator_loss("absent", torch.zeros(1))
+    with refused(ConfigError, "gan_loss", "absent", "hinge"):
+        discriminator_loss("absent", torch.zeros(1), torch.zeros(1))
 
 
 def test_the_pool() -> None:
@@ -160,6 +164,25 @@ def test_the_pool() -> None:
     # Five standard deviations of a binomial count, and of a mean of ages, which are geometric: 4 kept, half swapped.
     assert abs(swapped - count / 2) < 5 * np.sqrt(count / 4)
     assert abs(np.mean(ages) - 8) < 5 * np.std(ages) / np.sqrt(len(ages))
+
+
+@pytest.mark.parametrize("size", [(), (4,)])
+def test_a_pool_keeps_images_of_two_sides(size: tuple[int, ...]) -> None:
+    with refused(ConfigError, "size", 2, size):
+        ImagePoolConfig(images=4, channels=1, size=size)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (2, 1, 4, 6), (2, 1, 1, 1), (1, 4, 4)])
+def test_images_that_a_pool_cannot_keep(shape: tuple[int, ...]) -> None:
+    """Also those that PyTorch would spread over the pool's channels or sides."""
+    pool = ImagePool(ImagePoolConfig(images=4, channels=1, size=(4, 4)))
+    with refused(ConfigError, "images", [1, 4, 4], list(shape)):
+        pool(torch.zeros(shape), torch.Generator())
+    with refused(ConfigError, "images", [3, 4, 4]):
+        ImagePool(ImagePoolConfig(images=4, channels=3, size=(4, 4)))(
+            torch.zeros(2, 1, 4, 4), torch.Generator()
+        )
+    assert int(pool.count) == 0
 
 
 def test_the_pool_leaves_what_it_is_given() -> None:

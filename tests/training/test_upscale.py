@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import fastgen
 from fastgen.checkpoint import WEIGHTS_FILE, file_sha256, load_spec
 from fastgen.cli import main
+from fastgen.config import to_dict
 from fastgen.errors import CheckpointError, ConfigError
 from fastgen.models.upscale.discriminator import SRDiscriminator, SRDiscriminatorConfig
 from fastgen.training.loop import LOSS_FILE
@@ -68,7 +69,7 @@ def test_small_images_are_pillows_bicubic() -> None:
         assert float(np.abs(ours - np.asarray(theirs, dtype=np.float32)).max()) <= 1
 
 
-@pytest.mark.parametrize("kind", ["none", "vanilla", "relativistic"])
+@pytest.mark.parametrize("kind", ["none", "non-saturating", "vanilla", "relativistic"])
 def test_the_losses_of_a_step(kind: str) -> None:
     """By the papers' formulas with sigmoids."""
     nets, given = networks(), step()
@@ -92,13 +93,18 @@ def test_the_losses_of_a_step(kind: str) -> None:
     def bce(logits: Tensor, target: float) -> Tensor:
         return -(target * logits.sigmoid().log() + (1 - target) * (1 - logits.sigmoid()).log()).mean()
 
-    if kind == "vanilla":
+    if kind in ("non-saturating", "vanilla"):
         wanted = bce(real, 1) + bce(fake, 0), bce(fake, 1)
     else:
         critic = (bce(real - fake.mean(), 1) + bce(fake - real.mean(), 0)) / 2
         wanted = critic, (bce(real - fake.mean(), 0) + bce(fake - real.mean(), 1)) / 2
     torch.testing.assert_close(losses["discriminator"].double(), wanted[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(losses["upscaler"].double(), pixels + 0.5 * wanted[1], rtol=1e-5, atol=1e-6)
+
+
+def test_one_name_of_the_loss_is_kept() -> None:
+    assert SuperResolutionConfig(adversarial="vanilla") == SuperResolutionConfig(adversarial="non-saturating")
+    assert to_dict(SuperResolutionConfig(adversarial="vanilla"))["adversarial"] == "non-saturating"
 
 
 def test_whose_parameters_each_loss_reaches() -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...config import bounded
+from ...config import bounded, shown
+from ...errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,12 @@ class ImagePoolConfig:
     images: int = bounded(1, 10_000)
     channels: int = bounded(1, 64)
     size: tuple[int, ...] = bounded(1, 1 << 16, max_items=2)
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2:
+            raise ConfigError(
+                f"expected height and width, 2 numbers, got {shown(self.size)}", argument="size"
+            )
 
 
 class ImagePool(nn.Module):
@@ -36,7 +43,15 @@ class ImagePool(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """`images` [B, C, H, W], about half of them swapped for kept ones, as float32. The first ones fill the pool."""
+        """`images` [B, C, H, W], about half of them swapped for kept ones, as float32. The first ones fill the pool.
+
+        Raises ConfigError for images of other channels or another size than the pool's.
+        """
+        if images.ndim != 4 or images.shape[1:] != self.kept.shape[1:]:
+            raise ConfigError(
+                f"expected images [B, C, H, W] with [C, H, W] = {list(self.kept.shape[1:])}, got {list(images.shape)}",
+                argument="images",
+            )
         given, size = images.float().clone(), len(self.kept)
         for i in range(len(given)):
             count = int(self.count)
