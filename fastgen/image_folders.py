@@ -27,12 +27,11 @@ def image_paths(folder: str | Path, suffixes: Collection[str]) -> list[Path]:
             for name in folders:
                 if (here / name).is_symlink() and _is_circle(here / name, root):
                     raise DataError("is a link to a folder that it lies in; remove it", argument=here / name)
+            # A link to nothing and a pipe count, too: their reader says what they are.
             found += [
                 here / name
                 for name in files
-                if Path(name).suffix.lower() in suffixes
-                and not name.startswith(SKIPPED)
-                and (here / name).is_file()
+                if Path(name).suffix.lower() in suffixes and not name.startswith(SKIPPED)
             ]
     except OSError as error:
         where = root if error.filename is None else error.filename

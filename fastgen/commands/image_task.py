@@ -156,6 +156,7 @@ def _same_file(one: Path, other: Path) -> bool:
 def _sources(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
     """Every image, with its name below the output folder. What lies in that folder itself is left out."""
     from ..image_files import SUFFIXES
+    from ..image_folders import image_paths
 
     for path in inputs:
         if not path.is_dir():
@@ -163,21 +164,14 @@ def _sources(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
             continue
         if path.resolve() == out.resolve():
             raise ConfigError("is the folder of the images themselves; choose another", argument="--out")
-        try:
-            below = sorted(path.rglob("*"))
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror or error}", argument=path) from error
         own = out.resolve() if path.resolve() in out.resolve().parents else None  # of earlier results
         images = [
             file
-            for file in below
-            if file.suffix.lower() in SUFFIXES
-            and not any(part.startswith((".", "__")) for part in file.relative_to(path).parts)
-            and (own is None or own not in file.resolve().parents)
-            and not file.is_dir()
+            for file in image_paths(path, SUFFIXES)
+            if own is None or own not in (file.parent.resolve(), *file.parent.resolve().parents)
         ]
         if not images:
-            raise DataError(f"no images ({', '.join(sorted(SUFFIXES))}) in it", argument=path)
+            raise DataError("holds only the results of earlier runs", argument=path)
         yield from ((file, file.relative_to(path)) for file in images)
 
 
