@@ -33,6 +33,7 @@ class ImageLog:
         self._text = json.dumps(record, sort_keys=True)
         self._hash = _digest(self._text)
         self.earlier = _earlier(folder / RECORD, overwrite)
+        self._claimed = self.same
         self._entries: dict[str, dict[str, Any]] = {}  # of the last line of each image
         for line in _lines(folder / LOG):
             self._entries[line["image"]] = line
@@ -51,13 +52,18 @@ class ImageLog:
         entry = self._entries.get(self._name(target))
         return entry is not None and entry == self._line(target, source, done=True) and exists(target)
 
-    def claim(self) -> None:
-        """The folder's images are made by this record from now on. Raises WriteError."""
-        if not self.same:
+    def _claim(self) -> None:
+        """The folder's images are made by this record from now on."""
+        if not self._claimed:
             write_atomic(self.folder / RECORD, (self._text + "\n").encode())
+            self._claimed = True
 
     def add(self, target: Path, source: Path | None, *, done: bool) -> None:
-        """Note that an image is begun, or is there. source: None for a sheet. Raises WriteError."""
+        """Note that an image is begun, or is there; the first one claims the folder. source: None for a sheet.
+
+        Raises WriteError.
+        """
+        self._claim()
         line = self._line(target, source, done)
         path = self.folder / LOG
         try:

@@ -34,6 +34,7 @@ SHEET_PAIRS = 16
 SHEET_CELL = 256  # pixels a side
 
 Work = Callable[[list["ImageFile"]], "Sequence[Tensor]"]
+Read = Callable[["Task"], "ImageFile"]
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,11 @@ def record_of(engine: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in ("fastgen", "model")}
 
 
-def plan(args: argparse.Namespace) -> list[Task]:
-    """What is to be made, in order. Raises ConfigError or DataError where names do not say that, before any work."""
+def plan(args: argparse.Namespace, beside: Sequence[Path] = ()) -> list[Task]:
+    """What is to be made, in order. Raises ConfigError or DataError where names do not say that, before any work.
+
+    beside: other files that are read, and must not be replaced, as the image of a style.
+    """
     from ..image_files import WRITTEN, written_format
 
     out: Path = args.out
@@ -122,10 +126,9 @@ def plan(args: argparse.Namespace) -> list[Task]:
         raise ConfigError("is a file; give a folder", argument="--out")
     made: dict[Path, Path] = {}
     for task in tasks:
-        if _same_file(task.source, task.target):
-            raise ConfigError(
-                "would be replaced by its own result; choose another --out", argument=task.source
-            )
+        for path in (task.source, *beside):
+            if _same_file(path, task.target):
+                raise ConfigError("would be replaced by a result; choose another --out", argument=path)
         if task.target in made:
             raise ConfigError(
                 f"{made[task.target]} and {task.source} would both become {task.target}; give them one by one, or "
@@ -135,7 +138,8 @@ def plan(args: argparse.Namespace) -> list[Task]:
         made[task.target] = task.source
     if args.sheet is not None:
         written_format(args.sheet)
-        if any(_same_file(args.sheet, path) for task in tasks for path in (task.source, task.target)):
+        files = [*beside, *(path for task in tasks for path in (task.source, task.target))]
+        if any(_same_file(args.sheet, path) for path in files):
             raise ConfigError("is one of the images; choose another name", argument="--sheet")
         if not args.sheet.absolute().parent.is_dir():
             raise ConfigError(f"there is no folder {args.sheet.absolute().parent}", argument="--sheet")
@@ -191,6 +195,7 @@ def run_tasks(
     device: Any,
     channels: int = 3,
     max_pixels: int | None = None,
+    factor: float = 1.0,
 ) -> int:
     """Make the images of `tasks` by `work`, report, and return the exit code.
 
@@ -198,11 +203,22 @@ def run_tasks(
         any device. What it raises of FastgenError is the error of one file, told by trying them one by one.
     record: what the results depend on, as JSON: images that a run with the same record has made of the same sources
         are skipped; a folder of another record is refused without --overwrite. what: for people, "zoo:x,
-        scale 4". channels, max_pixels: see ``read_image_file``.
+        scale 4". channels, max_pixels: see ``read_image_file``. factor: by which results are larger than their sources, which
+        a format may have no room for.
     """
     folder = None if len(tasks) == 1 and tasks[0].target == args.out else args.out
+
+    def read(task: Task) -> ImageFile:
+        from ..image_files import MAX_PIXELS, read_image_file, written_format
+        from ..images import check_side
+
+        image = read_image_file(task.source, channels, max_pixels=max_pixels or MAX_PIXELS)
+        height, width = (round(side * factor) for side in image.size)
+        check_side((width, height), written_format(task.target), task.target)  # before any work
+        return image
+
     with _output(args, folder, tasks, record) as log:
-        outcome = _make(args, tasks, log, work, channels, max_pixels)
+        outcome = _make(args, tasks, log, read, work)
         sheet_failed = _try_sheet(args, tasks, outcome, log)
     _report(args, outcome, what, device)
     return 1 if outcome.failed or sheet_failed else 0
@@ -212,9 +228,8 @@ def _make(
     args: argparse.Namespace,
     tasks: Sequence[Task],
     log: ImageLog | None,
+    read: Read,
     work: Work,
-    channels: int,
-    max_pixels: int | None,
 ) -> Outcome:
     from tqdm import tqdm
 
@@ -229,7 +244,7 @@ def _make(
             ]
             outcome.skipped += before
             wanted = [task for task in group if task not in before]
-            for task, result in _group(wanted, work, channels, max_pixels, log):
+            for task, result in _group(wanted, log, read, work):
                 if isinstance(result, FastgenError):
                     outcome.failed.append((task, str(result)))
                     with bar.external_write_mode(file=sys.stderr):
@@ -242,27 +257,27 @@ def _make(
 
 
 def _group(
-    tasks: Sequence[Task], work: Work, channels: int, max_pixels: int | None, log: ImageLog | None
+    tasks: Sequence[Task], log: ImageLog | None, read: Read, work: Work
 ) -> Iterator[tuple[Task, FastgenError | None]]:
     """Read, make and write some images; each task with its error, None where there is none."""
-    from ..image_files import MAX_PIXELS, read_image_file, write_image_file
+    from ..image_files import write_image_file
 
-    read: list[tuple[Task, ImageFile]] = []
+    images: list[tuple[Task, ImageFile]] = []
     for task in tasks:
         try:
-            read.append((task, read_image_file(task.source, channels, max_pixels=max_pixels or MAX_PIXELS)))
-        except DataError as error:
+            images.append((task, read(task)))
+        except (DataError, ConfigError) as error:
             yield task, error
     try:
-        results = list(work([image for _, image in read])) if read else []
+        results = list(work([image for _, image in images])) if images else []
     except FastgenError as error:
-        if len(read) == 1:
-            yield read[0][0], error
+        if len(images) == 1:
+            yield images[0][0], error
             return
-        for task, _ in read:  # one by one: the others are right
-            yield from _group([task], work, channels, max_pixels, log)
+        for task, _ in images:  # one by one: the others are right
+            yield from _group([task], log, read, work)
         return
-    for (task, image), result in zip(read, results, strict=True):
+    for (task, image), result in zip(images, results, strict=True):
         try:
             make_folder(task.target.parent, parents=True)
             if log is not None:
@@ -315,7 +330,6 @@ def _output(
             )
         for parent in {task.target.parent for task in tasks}:
             remove_leftovers(parent, [RECORD, *(task.target.name for task in tasks)])
-        log.claim()
         yield log
 
 

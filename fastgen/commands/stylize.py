@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if not 0 <= args.alpha <= 1:
         raise ConfigError(f"expected a number from 0 to 1, got {args.alpha}", argument="--alpha")
-    tasks = plan(args)
+    tasks = plan(args, [*styles, *masks])
     from ..image_files import read_image_file
 
     pictures = [read_image_file(path) for path in styles]

@@ -67,7 +67,7 @@ DATA_FLAGS = (
     ),
     Flag("--flip", {"action": "store_true", "help": "mirror half of the images"}),
 )
-PATHS = ("data", "labels", "target", "styles", "encoder")  # fields of RunConfig
+PATHS = ("data", "labels", "target", "styles", "encoder", "init")  # fields of RunConfig
 COPIES = 5  # of the weights: themselves, gradients, AdamW's two moments, the average
 
 

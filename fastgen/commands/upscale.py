@@ -72,6 +72,10 @@ def run(args: argparse.Namespace) -> int:
             f"its network takes {channels} channels and makes {made}; files have 1 or 3", argument=args.model
         )
     scale = args.scale or own
+    try:
+        tiles = engine.check_tiles(args.tile, args.tile_overlap)
+    except ConfigError as error:
+        raise ConfigError(error.reason, argument=f"--{(error.argument or '').replace('_', '-')}") from error
 
     def work(files: list[ImageFile]) -> Sequence[Tensor]:
         whole = all(not file.pixels.is_floating_point() for file in files)
@@ -81,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
         )
         return found
 
-    settings = {"command": "upscale", "scale": scale, "tile": args.tile, "tile_overlap": args.tile_overlap}
+    settings = {"command": "upscale", "scale": scale}
+    if not tiles.exact:  # results depend on them
+        settings |= {"tile": tiles.tile, "halo": tiles.halo}
     return run_tasks(
         args,
         tasks,
@@ -91,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         device=engine.device,
         channels=channels,
         max_pixels=args.max_pixels,
+        factor=scale,
     )
 
 

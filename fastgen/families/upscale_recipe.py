@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import from_dict, to_dict
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ..training.upscale import SuperResolution
 
 PREVIEW_IMAGES = 8  # on a sheet: enlarged by the network's factor without it, the result, the truth
-OBJECTIVE = ("pixel_loss", "pixel_weight", "adversarial", "adversarial_weight", "perceptual_weight", "init")
+OBJECTIVE = ("pixel_loss", "pixel_weight", "adversarial", "adversarial_weight", "perceptual_weight")
 FLAGS = (
     OPTION,
     Flag("--pixel-loss", {"help": "l1 or mse (default l1)"}),
@@ -106,7 +107,8 @@ class UpscaleRecipe(Recipe):
         from ..training.upscale import SuperResolution, SuperResolutionConfig
 
         values = run.spec.provenance.get("objective", {})
-        return SuperResolution(from_dict(SuperResolutionConfig, values, "provenance.objective"))
+        config = from_dict(SuperResolutionConfig, values, "provenance.objective")
+        return SuperResolution(config, init=None if run.config.init is None else Path(run.config.init))
 
     def sheet(self, engine: Any, dataset: Dataset) -> tuple[Tensor, int]:
         """See ``Recipe``: rows of the small image, enlarged bicubically, the result, the truth."""

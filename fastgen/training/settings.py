@@ -17,7 +17,8 @@ class RunConfig:
     """What a run is made of. Rates are per step; `precision` auto becomes fp32 or bf16 when the run starts;
     `weights_dtype` is the dtype of the saved average (the run itself keeps float32). `target` and `side_by_side` say
     where the targets of paired data are, `background` what lies under transparent pixels (``training.data.load``).
-    `styles` and `encoder` are of style transfer: a folder of images, and what has the encoder's weights.
+    `styles` and `encoder` are of style transfer: a folder of images, and what has the encoder's weights. `init` is the
+    model whose weights a super-resolution network begins with.
     """
 
     data: str = "digits"
@@ -25,6 +26,7 @@ class RunConfig:
     target: str | None = None
     styles: str | None = None
     encoder: str | None = None
+    init: str | None = None
     side_by_side: bool = False
     background: str | None = None
     subset: tuple[int, ...] | None = bounded(0, 2**31, default=None, max_items=2)

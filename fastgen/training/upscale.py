@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint import load
-from ..config import bounded, one_of
+from ..checkpoint import Spec, load
+from ..config import bounded, from_dict, one_of
+from ..errors import ConfigError
 from ..models.upscale.upscaler import Upscaler
 from .adversarial import discriminator_loss, generator_loss
 from .batch import Dataset
@@ -30,8 +31,7 @@ class SuperResolutionConfig:
 
     pixel_loss: l1 or mse, between images in [-1, 1]. adversarial: none is the first stage; non-saturating,
     also called vanilla: -log D(G(x)), as SRGAN; relativistic: the average discriminator of ESRGAN (Jolicoeur-Martineau
-    2018, section 4.3). perceptual_weight: of the L1 distance of features. init: a model whose weights the generator
-    begins with.
+    2018, section 4.3). perceptual_weight: of the L1 distance of features.
     """
 
     pixel_loss: str = one_of("l1", "mse", default="l1")
@@ -39,7 +39,6 @@ class SuperResolutionConfig:
     adversarial: str = one_of(*ADVERSARIAL, default="none")
     adversarial_weight: float = bounded(0.0, 1e6, default=1e-3)
     perceptual_weight: float = bounded(0.0, 1e6, default=0.0)
-    init: str | None = None
 
     def __post_init__(self) -> None:
         if self.adversarial == "vanilla":
@@ -73,11 +72,13 @@ class SuperResolution:
     """The objective of an `Upscaler`, and of a discriminator in the second stage.
 
     The data set holds the large images; small ones are made of them by `shrunk`. features: a module from images
-    [B, C, H, W] in [-1, 1] to features, for the perceptual loss; by default `SmallFeatures`.
+    [B, C, H, W] in [-1, 1] to features, for the perceptual loss; by default `SmallFeatures`. init: the folder of a
+    model whose weights a new run begins with.
     """
 
     config: SuperResolutionConfig
     features: nn.Module | None = None
+    init: Path | None = None
     unit: str = "loss"
     _placed: nn.Module | None = field(default=None, repr=False)
 
@@ -87,8 +88,8 @@ class SuperResolution:
 
     def start(self, networks: nn.ModuleDict, dataset: Dataset, step: Step) -> None:
         """The weights of `init`, where a run begins with another model's. Raises CheckpointError."""
-        if self.config.init is not None:
-            begin_with(networks["upscaler"], Path(self.config.init))
+        if self.init is not None:
+            begin_with(networks["upscaler"], self.init)
 
     def groups(self, networks: nn.ModuleDict) -> Mapping[str, Group]:
         """See ``Objective``."""
@@ -157,8 +158,24 @@ def maker_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def begin_with(network: nn.Module, folder: Path) -> None:
-    """Copy the weights of the model in `folder` into `network`. Raises CheckpointError where they do not fit."""
+    """Copy the weights of the model in `folder` into `network`.
+
+    Raises CheckpointError where there is none, and ConfigError where it is not of the same network and options.
+    """
     config: Any = network.config
-    _, found = load(folder, lambda spec: {part: lambda: type(network)(config) for part in spec.parts})
-    (other,) = found.values()
+
+    def builders(spec: Spec) -> dict[str, Callable[[], nn.Module]]:
+        (part, *others) = spec.parts.values()
+        found = (
+            None if others or spec.engine != "upscale" else from_dict(type(config), part.config, str(folder))
+        )
+        if found != config:
+            raise ConfigError(
+                f"{folder} is {f'a {spec.engine} model' if found is None else found}; the run trains {config}",
+                argument="--init",
+            )
+        return {name: lambda: type(network)(config) for name in spec.parts}
+
+    _, modules = load(folder, builders)
+    (other,) = modules.values()
     network.load_state_dict(other.state_dict())

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ...checkpoint import Spec
 from ...config import shown
-from ...errors import ConfigError
+from ...errors import ConfigError, OutOfMemoryError
 from ...fused.upscale import fused_upscaler
 from ...images import PICTURES, Range, within
 from ...models.upscale.upscaler import Upscaler
-from ...runtime.device import dtype_name, placed
+from ...runtime.device import dtype_name, out_of_memory, placed
 from ..base import Engine, NoSettings, only_part
 from ..verb import Networks, Tensors, Verb
 from .seams import Seams
@@ -104,8 +104,8 @@ class UpscaleEngine(Engine):
     ) -> Any:
         """Enlarged images, of one, a batch, or a list of images of unlike sizes.
 
-        image: a tensor [C, H, W] or [n, C, H, W], float in [-1, 1] or uint8, an image of Pillow, or a list of these. A
-            large one may stay on the CPU: the device holds some tiles at a time.
+        image: a tensor [C, H, W] or [n, C, H, W], float in [-1, 1] or uint8, an image of Pillow (8 bits; its
+            alpha is left out), or a list of these. A large one may stay on the CPU: the device holds some tiles at a time.
         scale: of both sides, up to 32; by default the network's own. Another one is reached by resizing the network's
             result, bicubic and antialiased.
         tile: pixels of the input on a side that are made at a time; "auto" by the device's memory; None: all at once.
@@ -116,8 +116,21 @@ class UpscaleEngine(Engine):
         output_type: "pt": float32 in [-1, 1]; "uint8": tensors; "np": float32 [H, W, C] in [0, 1]; "pil". By default
             "uint8" of uint8, else "pt". Results of a tensor lie where it does.
 
-        Where float16 overflows, that tile is made again in float32, with a warning. Raises ConfigError.
+        Where float16 overflows, that tile is made again in float32, with a warning. Raises ConfigError, also where a
+        result is not finite; OutOfMemoryError.
         """
+        try:
+            return self._upscale(image, scale, tile, tile_overlap, output_type)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, OutOfMemoryError) or not out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                "memory ran out for the results, or a tile: give a smaller image or scale, output_type='uint8', or a "
+                f"smaller tile ({str(error).partition(chr(10))[0]})"
+            ) from error
+
+    @torch.no_grad()
+    def _upscale(self, image: Any, scale: Any, tile: Any, tile_overlap: Any, output_type: Any) -> Any:
         images, form, whole = taken(image, self.upscaler.in_channels)
         output_type = output_type or ("uint8" if whole else "pt")
         if output_type not in OUTPUT_TYPES:
@@ -132,13 +145,7 @@ class UpscaleEngine(Engine):
                 f"expected a number above 0, at most {MAX_SCALE}, got {shown(scale)}", argument="scale"
             )
         self._check_alive()
-        plan = tiling(
-            *(tile, tile_overlap),
-            scale=own,
-            radius=self.upscaler.radius,
-            multiple=self.upscaler.multiple,
-            device=self.device.type,
-        )
+        plan = self.check_tiles(tile, tile_overlap)
         results = [
             Result(
                 self.upscaler.out_channels,
@@ -157,6 +164,17 @@ class UpscaleEngine(Engine):
             ]
         return handed_out(made, form, output_type)
 
+    def check_tiles(self, tile: Any, tile_overlap: Any) -> Tiling:
+        """What the arguments of `upscale` mean here. Raises ConfigError."""
+        network = self.upscaler
+        return tiling(
+            *(tile, tile_overlap),
+            scale=network.scale,
+            radius=network.radius,
+            multiple=network.multiple,
+            device=self.device.type,
+        )
+
     def _fill(self, images: list[Tensor], results: list[Result], plan: Tiling) -> None:
         """Every window of every image through the network."""
         sources = [Source(value, self.upscaler.multiple) for value in images]
@@ -165,7 +183,7 @@ class UpscaleEngine(Engine):
             rows, columns = (axis(side, plan, self.upscaler.multiple) for side in source.padded)
             jobs += _jobs(i, rows, columns)
         seams = None if plan.exact or len(jobs) == len(images) else Seams()
-        overflowed = failed = 0
+        overflowed = 0
         with self._working():
             for group in self._batches(jobs):
                 windows = [
@@ -177,7 +195,14 @@ class UpscaleEngine(Engine):
                 for k in bad if self.dtype == torch.float16 else ():
                     made[k] = self._in_float32(windows[k][None])[0]
                     overflowed += 1
-                failed += sum(not bool(made[k].isfinite().all()) for k in bad)
+                failed = [group[k].image for k in bad if not bool(made[k].isfinite().all())]
+                if failed:
+                    raise ConfigError(
+                        f"image {failed[0]} is not finite (NaN or infinite) once enlarged in "
+                        f"{dtype_name(self.dtype)}: are its values finite, and in [-1, 1]? engine.verify() looks at "
+                        "the network",
+                        argument="image",
+                    )
                 for job, part in zip(group, made, strict=True):
                     self._put(results[job.image], job, part, seams)
         self.last = {
@@ -188,7 +213,7 @@ class UpscaleEngine(Engine):
             "seam_error": None if seams is None else seams.error,
             "in_float32": overflowed,
         }
-        self._warn(seams, plan, overflowed, failed, len(jobs))
+        self._warn(seams, plan, overflowed, len(jobs))
 
     def _put(self, result: Result, job: _Job, part: Tensor, seams: Seams | None) -> None:
         """What is kept of a window; the pixels on both sides of where it meets others are compared."""
@@ -218,17 +243,11 @@ class UpscaleEngine(Engine):
             for at in range(0, len(found), count):
                 yield found[at : at + count]
 
-    def _warn(self, seams: Seams | None, plan: Tiling, overflowed: int, failed: int, windows: int) -> None:
+    def _warn(self, seams: Seams | None, plan: Tiling, overflowed: int, windows: int) -> None:
         if overflowed:
             warnings.warn(
                 f"float16 overflowed in {overflowed} of {windows} tiles, which were made again in float32; "
                 "dtype='bfloat16' or 'float32' does not overflow",
-                stacklevel=4,
-            )
-        if failed:
-            warnings.warn(
-                f"{failed} of {windows} tiles have values that are not finite (NaN or infinite) in "
-                f"{dtype_name(self.dtype)}; engine.verify() looks at the network",
                 stacklevel=4,
             )
         if seams is not None and seams.error > LEVEL:
@@ -242,7 +261,7 @@ class UpscaleEngine(Engine):
     def _in_float32(self, x: Tensor) -> Tensor:
         """The verb by a copy of the network in float32, which is kept until the weights change."""
         if self._wide is None:
-            self._wide = fused_upscaler(copy.deepcopy(self.upscaler).float())
+            self._wide = fused_upscaler(copy.deepcopy(self.upscaler).float().requires_grad_(False))
         return _through(self._wide, x, None)[0]
 
     @property
@@ -287,6 +306,7 @@ class UpscaleEngine(Engine):
             "channels": [network.in_channels, network.out_channels],
             "receptive_field": network.radius,
             "multiple": network.multiple,
+            "fused": self.fused is not network,
             "last": self.last,
         }
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ...config import shown
 from ...errors import ConfigError
+from ...image_files import MODES
 from ...images import to_pil
 
 OUTPUT_TYPES = ("pt", "uint8", "np", "pil")
@@ -93,6 +94,11 @@ def taken(image: Any, channels: int) -> tuple[list[Tensor], str, bool]:
 
 def _one(image: Any, channels: int, name: str) -> Tensor:
     if hasattr(image, "convert") and hasattr(image, "getbands"):  # Pillow's, which need not be there
+        if image.mode not in MODES:
+            raise ConfigError(
+                f"has the mode {image.mode} of Pillow, whose white nobody says; convert it to 8 bits (L, RGB) first",
+                argument=name,
+            )
         values = np.array(image.convert("L" if channels == 1 else "RGB"))
         image = torch.from_numpy(values.reshape(*values.shape[:2], -1)).permute(2, 0, 1)
     given = image.dtype if isinstance(image, Tensor) else None

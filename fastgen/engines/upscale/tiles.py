@@ -103,5 +103,6 @@ def axis(length: int, plan: Tiling, multiple: int) -> Axis:
     spans = (
         Span(start * multiple, begin * multiple, end * multiple)
         for start, begin, end in zip(starts, meets[:-1], meets[1:], strict=True)
+        if begin < end  # of tiny tiles, whose windows have grown, some have nothing left to make
     )
     return Axis(window * multiple, tuple(spans))
