@@ -35,6 +35,7 @@ from .commands import (
     upscale,
     verify,
 )
+from .commands.arguments import printable
 from .errors import FastgenError, Terminated
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -86,12 +87,12 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(error, FastgenError) and error.errno in FULL:  # files are written by fastgen.files
             _forget_output()
             said = f"standard output: cannot be written: {error.strerror}"
-        print(f"fastgen: error: {_line(said)}", file=sys.stderr)
+        print(f"fastgen: error: {printable(said)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
         said = "; ".join(["terminated" if terminated else "interrupted", *map(str, stop.args)])
-        print(f"fastgen: {_line(said)}", file=sys.stderr)
+        print(f"fastgen: {printable(said)}", file=sys.stderr)
         return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
 
 
@@ -113,11 +114,6 @@ def _forget_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _line(text: str) -> str:
-    """`text` on one line and harmless to a terminal: it may quote an untrusted file."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Warnings meant for users are one line, without a place in the code."""
@@ -127,7 +123,7 @@ def _plain_warnings() -> Iterator[None]:
         if category is not UserWarning:  # of other packages, for programmers
             before(message, category, *others, **more)
         else:
-            print(f"fastgen: warning: {_line(str(message))}", file=sys.stderr)
+            print(f"fastgen: warning: {printable(str(message))}", file=sys.stderr)
 
     warnings.showwarning = show
     try:

@@ -104,3 +104,8 @@ def flag_names(names: Sequence[str]) -> str:
 def counted(count: int, what: str) -> str:
     """``1 row``, ``2 rows``."""
     return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """`text` on one line and harmless to a terminal: it may quote an untrusted file, or a file's name."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
