@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError
-from .arguments import counted
+from .arguments import counted, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="L1 and PSNR of images beside those that they should be",
         description="Compares two files, or the files of two folders that have the same names (an ending that all "
         "names of a folder have, as _A, is no part of them; suffixes may differ): mean absolute error of values in "
-        "[0, 1], and PSNR in dB, the mean over images.",
+        "[0, 1], and PSNR in dB, the mean over images. What is transparent counts as white.",
     )
     parser.add_argument("images", type=Path, metavar="IMAGES", help="a file, or a folder")
     parser.add_argument("truth", type=Path, metavar="TRUTH", help="a file, or a folder")
@@ -39,14 +39,17 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare what `args` name; returns the exit code."""
-    from ..metrics.pairs import mean_finite
+    from ..metrics.pairs import mean, warn_of_transparency
 
     if args.crop < 0:
         raise ConfigError(f"expected 0 or more, got {args.crop}", argument="--crop")
-    rows = {name: _compared(args, *paths) for name, paths in _pairs(args.images, args.truth).items()}
+    transparent: list[Path] = []
+    pairs = _pairs(args.images, args.truth)
+    rows = {name: _compared(args, *paths, transparent) for name, paths in pairs.items()}
+    warn_of_transparency(transparent)
     found: dict[str, Any] = {
         "count": len(rows),
-        **{key: mean_finite([row[key] for row in rows.values()]) for key in ("l1", "psnr")},
+        **{key: mean([row[key] for row in rows.values()]) for key in ("l1", "psnr")},
     }
     if args.json:
         # JSON has no infinity: equal images have no PSNR.
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.each:
         for name, row in rows.items():
-            print(f"{name}: L1 {row['l1']:.4f}, PSNR {row['psnr']:.2f} dB")
+            print(f"{one_line(name)}: L1 {row['l1']:.4f}, PSNR {row['psnr']:.2f} dB")
     what = "luma " if args.luma else ""
     print(f"{counted(len(rows), 'image')}: {what}L1 {found['l1']:.4f}, {what}PSNR {found['psnr']:.2f} dB")
     return 0
@@ -75,12 +78,18 @@ def _pairs(images: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     return matched(images, truth, SUFFIXES) if images.is_dir() else {images.name: (images, truth)}
 
 
-def _compared(args: argparse.Namespace, image: Path, truth: Path) -> dict[str, float]:
+def _compared(
+    args: argparse.Namespace, image: Path, truth: Path, transparent: list[Path]
+) -> dict[str, float]:
+    """L1 and PSNR; paths of files with transparency are added to `transparent`. Raises ConfigError or DataError."""
     from ..image_files import read_image_file
-    from ..metrics.pairs import cropped, l1, luma, psnr
+    from ..metrics.pairs import cropped, l1, luma, over_white, psnr
 
     def values(path: Path) -> Tensor:
-        pixels = read_image_file(path, max_pixels=1 << 40).pixels
+        file = read_image_file(path, max_pixels=1 << 40)
+        if file.alpha is not None:
+            transparent.append(path)
+        pixels = over_white(file.pixels, file.alpha)
         return cropped(luma(pixels) if args.luma else pixels, args.crop)
 
     found, wanted = values(image), values(truth)

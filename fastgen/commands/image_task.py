@@ -202,9 +202,9 @@ def run_tasks(
     work: images as they were read, at most --batch -> their results in order, float [C, H, W] in [-1, 1] or uint8, on
         any device. What it raises of FastgenError is the error of one file, told by trying them one by one.
     record: what the results depend on, as JSON: images that a run with the same record has made of the same sources
-        are skipped; a folder of another record is refused without --overwrite. what: for people, "zoo:x,
-        scale 4". channels, max_pixels: see ``read_image_file``. factor: by which results are larger than their sources, which
-        a format may have no room for.
+        are skipped; a folder of another record is refused without --overwrite. what: for people, "zoo:x, scale 4".
+    channels, max_pixels: see ``read_image_file``. factor: by which results are larger than their sources, which a
+        format may have no room for.
     """
     folder = None if len(tasks) == 1 and tasks[0].target == args.out else args.out
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..metrics import METRICS
 from .arguments import counted, positive
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-METRICS = ("frechet", "kernel", "score", "manifold")
 BATCH = 64
 
 
@@ -54,24 +54,26 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.device import choose_device
 
     started = time.perf_counter()
-    metrics = METRICS if args.metrics is None else tuple(name.strip() for name in args.metrics.split(","))
+    metrics = None if args.metrics is None else tuple(name.strip() for name in args.metrics.split(","))
     try:
-        sets.check_metrics(metrics)
+        sets.check_metrics(metrics or ())
+        network = open_features(args.features, choose_device(args.device))
+        real, fake = (
+            sets.describe(
+                network, _shown(args, sets.images(path, network.channels, args.batch), path), metrics
+            )
+            for path in (args.real, args.fake)
+        )
+        found = sets.compare(
+            real,
+            fake,
+            metrics=metrics,
+            inception=network.inception,
+            subset_size=args.subset_size,
+            neighbours=args.neighbours,
+        )
     except ConfigError as error:
-        raise ConfigError(error.reason, argument="--metrics") from error
-    network = open_features(args.features, choose_device(args.device))
-    real, fake = (
-        sets.describe(network, _shown(args, sets.images(path, network.channels, args.batch), path), metrics)
-        for path in (args.real, args.fake)
-    )
-    found = sets.compare(
-        real,
-        fake,
-        metrics=metrics,
-        inception=network.inception,
-        subset_size=args.subset_size,
-        neighbours=args.neighbours,
-    )
+        raise ConfigError(error.reason, argument=_given(args, error.argument)) from error
     report: dict[str, Any] = {"features": network.name, "real": len(real), "fake": len(fake), **found}
     if args.json:
         print(json.dumps({**report, "seconds": round(time.perf_counter() - started, 3)}))
@@ -82,6 +84,17 @@ def run(args: argparse.Namespace) -> int:
             spread = f" +- {found[f'{name}_std']:.4g}" if f"{name}_std" in found else ""
             print(f"  {name.replace('_', ' ')}: {value:.6g}{spread}")
     return 0
+
+
+def _given(args: argparse.Namespace, name: str | None) -> str | None:
+    """What an argument of ours is to someone who types the command: the files, or a flag."""
+    said = {
+        "real": str(args.real),
+        "fake": str(args.fake),
+        "metrics": "--metrics",
+        "subset_size": "--subset-size",
+    }
+    return said.get(name or "", name)
 
 
 def _shown(args: argparse.Namespace, batches: Iterator[Tensor], path: Path) -> Iterator[Tensor]:

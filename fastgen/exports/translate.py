@@ -1,7 +1,8 @@
 """The export forms of networks from images to images and of their discriminators.
 
 Batch norms take the statistics of each image ("instance", an engine's default) or, in the forms of that name, those of
-training. In the form with dropout masks come as noise: an activation is kept where it is above 0.
+training. In the form with dropout masks come as noise, whose length goes by the image's size: an activation is kept
+where it is above 0.
 """
 
 from __future__ import annotations
@@ -23,6 +24,19 @@ class _Translate(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensors:
         return (self.network(x, None if noise is None else noise > 0, self.norm_mode),)
+
+
+class _Dropout(nn.Module):
+    """The noise is gathered by index: `torch.export` would ask its length to be that which goes with the image's."""
+
+    def __init__(self, network: nn.Module, norm_mode: str) -> None:
+        super().__init__()
+        self.network, self.norm_mode = network, norm_mode
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensors:
+        network: Any = self.network
+        own = torch.arange(network.dropout_count(*x.shape[2:]), device=noise.device)
+        return (network(x, noise.index_select(1, own) > 0, self.norm_mode),)
 
 
 class _Score(nn.Module):
@@ -59,18 +73,17 @@ def _translate_tensors(network: Any) -> Interface:
 
 
 def _dropout_tensors(network: Any) -> Interface:
-    """Of one size, since the number of masked activations goes by it."""
-    config, side = network.config, _side(network)
+    """The noise of an image grows with its area: as long as its masked activations are many."""
+    plain, multiple = _translate_tensors(network), network.multiple
+    each = network.dropout_count(multiple, multiple)
     noise = Port(
         "noise",
-        (BATCH, network.dropout_count(side, side)),
-        "above 0 where an activation is kept: standard normal noise, or any other that is so half of the time",
+        (BATCH, "activations"),
+        "above 0 where an activation is kept: standard normal noise, or any other that is so half of the time, "
+        f"{each} * height / {multiple} * width / {multiple} of them",
         exact=True,
     )
-    return Interface(
-        (Port("x", (BATCH, config.in_channels, side, side), "images in [-1, 1]"), noise),
-        (Port("y", (BATCH, config.out_channels, side, side), "images in [-1, 1]"),),
-    )
+    return Interface((*plain.inputs, noise), plain.outputs, {**plain.divisors, "activations": each})
 
 
 def _score_tensors(network: Any) -> Interface:
@@ -110,10 +123,9 @@ def _example(network: Any, batch: int, generator: torch.Generator, sizes: Mappin
 def _example_dropout(
     network: Any, batch: int, generator: torch.Generator, sizes: Mapping[str, int]
 ) -> Tensors:
-    side = _side(network)
-    count = network.dropout_count(side, side)
-    noise = torch.randn(batch, count, generator=generator, dtype=torch.float32, device="cpu")
-    return (*_example(network, batch, generator, {"height": side, "width": side}), noise)
+    (x,) = _example(network, batch, generator, sizes)
+    count = network.dropout_count(*x.shape[2:])
+    return x, torch.randn(batch, count, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _example_score(network: Any, batch: int, generator: torch.Generator, sizes: Mapping[str, int]) -> Tensors:
@@ -130,16 +142,16 @@ def _not_batch(network: Any) -> str:
 
 
 def _no_dropout(network: Any) -> str:
-    return "" if network.config.dropout else "it has no dropout"
+    return "" if network.dropout_count(network.multiple, network.multiple) else "it has no dropout"
 
 
 def _form(name: str, about: str, norm_mode: str, score: bool = False, **more: Any) -> ExportForm:
     return ExportForm(
         name=name,
         about=about,
-        make=partial(_make, _Score if score else _Translate, norm_mode),
         reference=partial(_reference_score if score else _reference, norm_mode),
         **{
+            "make": partial(_make, _Score if score else _Translate, norm_mode),
             "interface": _score_tensors if score else _translate_tensors,
             "example": _example_score if score else _example,
             "sizes": _sizes,
@@ -158,11 +170,11 @@ GENERATOR = (
     ),
     _form(
         "translate_dropout",
-        "the translated image with dropout by given noise, for images of one size",
+        "the translated image with dropout by given noise, whose length goes by the image's size",
         "instance",
+        make=partial(_make, _Dropout, "instance"),
         interface=_dropout_tensors,
         example=_example_dropout,
-        sizes=lambda network: {},
         missing=_no_dropout,
     ),
 )

@@ -34,7 +34,10 @@ class Moments:
         self._squares: Tensor | None = None  # sums of products of deviations, float64 [D, D]
 
     def add(self, features: Tensor) -> Moments:
-        """Take in rows [n, D], n >= 1. Returns itself. Raises ConfigError for another D, or what is not finite."""
+        """Take in rows [n, D], n >= 1. Returns itself.
+
+        Raises ConfigError for another D, complex numbers, or what is not finite.
+        """
         rows = checked("features", features)
         mean = rows.mean(0)
         deviations = rows - mean
@@ -62,8 +65,11 @@ def frechet_distance(real: Moments, fake: Moments) -> float:
     """|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)) (Heusel et al. 2017, eq. 6).
 
     Of Gaussians with these moments it is the squared 2-Wasserstein distance. A warning says where a covariance cannot
-    have full rank for want of samples: the distance is too large then.
+    have full rank for want of samples: the distance is too large then. Raises ConfigError.
     """
+    for name, moments in (("real", real), ("fake", fake)):
+        if moments.count < 2:
+            raise ConfigError(f"expected at least 2 samples, got {moments.count}", argument=name)
     first, second = real.covariance, fake.covariance
     if first.shape != second.shape:
         raise ConfigError(f"expected rows of {len(first)}, got {len(second)}", argument="fake")
@@ -120,7 +126,7 @@ def kernel_distance(
                 f"has {len(rows)} samples, a subset {subset_size}: take more samples, or a smaller subset_size",
                 argument=name,
             )
-    random = np.random.RandomState(seed)
+    random = _random(seed)
     found = []
     for _ in range(subsets):
         fake_part = fake[random.choice(len(fake), subset_size, replace=False)]
@@ -130,14 +136,19 @@ def kernel_distance(
 
 
 def squared_mmd(x: Tensor, y: Tensor) -> float:
-    """Of all rows of x and y, float64 [m, D]: unbiased."""
-    size = len(x)
+    """Of all rows of x [m, D] and y [n, D], float64: unbiased. Raises ConfigError for fewer than two rows."""
+    for name, rows in (("x", x), ("y", y)):
+        if len(rows) < 2:
+            raise ConfigError(f"expected at least 2 samples, got {len(rows)}", argument=name)
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.T / a.shape[1] + 1) ** 3
 
-    within = sum(k.sum() - k.trace() for k in (kernel(x, x), kernel(y, y)))
-    return float(within / (size * (size - 1)) - 2 * kernel(x, y).mean())
+    def within(a: Tensor) -> Tensor:
+        values = kernel(a, a)
+        return (values.sum() - values.trace()) / (len(a) * (len(a) - 1))
+
+    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
 
 
 def inception_score(logits: Tensor, *, splits: int = SPLITS, seed: int | None = SEED) -> Estimate:
@@ -152,7 +163,7 @@ def inception_score(logits: Tensor, *, splits: int = SPLITS, seed: int | None = 
             f"expected at least {splits} samples, one per split, got {len(rows)}", argument="logits"
         )
     if seed is not None:
-        rows = rows[np.random.RandomState(seed).permutation(len(rows))]
+        rows = rows[_random(seed).permutation(len(rows))]
     log_p = rows.log_softmax(1)
     scores = []
     for i in range(splits):
@@ -215,14 +226,23 @@ def _both(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def checked(name: str, rows: Tensor) -> Tensor:
-    """`rows` [n, D] as float64. Raises ConfigError where they are none, or not finite."""
+    """`rows` [n, D] as float64. Raises ConfigError where they are none, complex, or not finite."""
     if not isinstance(rows, Tensor) or rows.ndim != 2 or not rows.numel():
         got = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
         raise ConfigError(f"expected a tensor [n, D], got {got}", argument=name)
+    if rows.is_complex():
+        raise ConfigError(f"expected real numbers, got {rows.dtype}", argument=name)
     wide = rows.detach().double()
     if not bool(torch.isfinite(wide).all()):
         raise ConfigError("holds values that are NaN or infinite", argument=name)
     return wide
+
+
+def _random(seed: int) -> np.random.RandomState:
+    """Raises ConfigError for what is no seed of NumPy's."""
+    if type(seed) is not int or not 0 <= seed < 1 << 32:
+        raise ConfigError(f"expected a whole number from 0 to 2^32 - 1, got {shown(seed)}", argument="seed")
+    return np.random.RandomState(seed)
 
 
 def count(value: int, name: str, least: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,20 +17,24 @@ from ..files import open_ordinary
 from ..image_files import SUFFIXES, read_image_file
 from ..image_folders import image_paths
 from ..training.arrays import read_idx
+from . import METRICS
 from .distances import (
     NEIGHBOURS,
     SEED,
+    SPLITS,
     SUBSET_SIZE,
     SUBSETS,
     Moments,
+    count,
     frechet_distance,
     inception_score,
     kernel_distance,
     manifold,
 )
 from .features import FeatureNetwork
+from .pairs import over_white, warn_of_transparency
 
-METRICS = ("frechet", "kernel", "score", "manifold")
+FLOATS = (-1.05, 1.05)  # of images in [-1, 1], which a network may leave a little
 
 
 @dataclass
@@ -45,15 +50,22 @@ class Described:
 
 
 def describe(
-    network: FeatureNetwork, batches: Iterable[Tensor], metrics: Sequence[str] = METRICS
+    network: FeatureNetwork, batches: Iterable[Tensor], metrics: Sequence[str] | None = None
 ) -> Described:
-    """Run `network` over uint8 images [B, C, H, W]; of what `metrics` do not need nothing is kept."""
-    found = Described()
+    """Run `network` over uint8 images [B, C, H, W]; of what `metrics` (None: all) do not need nothing is kept.
+
+    Raises ConfigError where "score" is in `metrics` and the network is no classifier, DataError for no images.
+    """
+    found, wanted = Described(), METRICS if metrics is None else metrics
     for features, logits in network.of(batches):
+        if metrics is not None and "score" in metrics and logits is None:
+            raise ConfigError(
+                f"score is of a classifier's answers, and {network.name} gives none", argument="metrics"
+            )
         found.moments.add(features)
-        if "kernel" in metrics or "manifold" in metrics:
+        if "kernel" in wanted or "manifold" in wanted:
             found.features.append(features)
-        if "score" in metrics and logits is not None:
+        if "score" in wanted and logits is not None:
             found.logits.append(logits)
     if not len(found):
         raise DataError("holds no images", argument=network.name)
@@ -64,7 +76,7 @@ def compare(
     real: Described,
     fake: Described,
     *,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] | None = None,
     inception: bool = False,
     subsets: int = SUBSETS,
     subset_size: int | None = None,
@@ -73,10 +85,19 @@ def compare(
 ) -> dict[str, float]:
     """The numbers of `metrics`, names in METRICS, by the names that the papers give them for Inception's features.
 
+    None: all of them, without the score where the network is no classifier, which a warning says.
+
     inception: whether the features are Inception's; only then are they called FID, KID and Inception score.
     subset_size: of the kernel distance; None: 1000, or all samples where there are fewer. Raises ConfigError.
     """
+    asked, metrics = metrics, METRICS if metrics is None else metrics
     check_metrics(metrics)
+    if "score" in metrics and not fake.logits:
+        if asked is not None:
+            raise ConfigError("score is of a classifier's answers, and there are none", argument="metrics")
+        warnings.warn("the network is no classifier: there is no classifier score", stacklevel=2)
+        metrics = tuple(name for name in metrics if name != "score")
+    _check_counts(real, fake, metrics, neighbours)
     found: dict[str, float] = {}
     if "frechet" in metrics:
         found["fid" if inception else "frechet_distance"] = frechet_distance(real.moments, fake.moments)
@@ -87,13 +108,26 @@ def compare(
         )
         name = "kid" if inception else "kernel_distance"
         found |= {name: distance.mean, f"{name}_std": distance.std}
-    if "score" in metrics and fake.logits:
+    if "score" in metrics:
         score = inception_score(torch.cat(fake.logits), seed=seed)
         name = "inception_score" if inception else "classifier_score"
         found |= {name: score.mean, f"{name}_std": score.std}
     if "manifold" in metrics:
         found |= manifold(torch.cat(real.features), torch.cat(fake.features), neighbours=neighbours)
     return found
+
+
+def _check_counts(real: Described, fake: Described, metrics: Sequence[str], neighbours: int) -> None:
+    """Raise ConfigError where there are too few images for one of `metrics`."""
+    count(neighbours, "neighbours", 1)
+    least = {"frechet": 2, "kernel": 2, "score": SPLITS, "manifold": neighbours + 1}
+    for name in metrics:
+        for which, images in (("real", real), ("fake", fake)):
+            if len(images) < least[name] and (which == "fake" or name != "score"):
+                raise ConfigError(
+                    f"{name} takes at least {least[name]} images, there are {len(images)}: take more, or other metrics",
+                    argument=which,
+                )
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
@@ -107,28 +141,54 @@ def images(source: str | Path, channels: int, batch: int) -> Iterator[Tensor]:
     """uint8 [B, channels, H, W], B <= batch, of a folder of images, an IDX file, or a NPY or NPZ file of images: uint8,
     or float in [-1, 1] as ``fastgen sample`` writes them.
 
-    Images of a folder keep their sizes: those of unlike size come in batches of their own. Raises DataError.
+    Images of a folder keep their sizes: those of unlike size come in batches of their own; what is transparent shows
+    white, which a warning says. A warning also says where floats may be meant for [0, 1]. Raises DataError for what
+    holds no images, or values out of [-1, 1]; ConfigError.
     """
+    count(batch, "batch", 1)
+    if channels not in (1, 3):
+        raise ConfigError(f"expected 1 (grey) or 3 (RGB), got {shown(channels)}", argument="channels")
     path = Path(source)
     if path.is_dir():
         yield from _of_folder(path, channels, batch)
         return
-    values = _array(path) if path.suffix in (".npy", ".npz") else read_idx(path)
+    values = _array(path) if path.suffix.lower() in (".npy", ".npz") else read_idx(path)
     if values.ndim == 3:
         values = values[:, None]
     elif values.ndim == 4 and values.shape[3] in (1, 3) and values.shape[1] not in (1, 3):
         values = values.transpose(0, 3, 1, 2)
     floats = np.issubdtype(values.dtype, np.floating)
-    if values.ndim != 4 or values.shape[1] not in (1, 3) or not (floats or values.dtype == np.uint8):
+    fits = values.ndim == 4 and values.shape[1] in (1, 3) and 0 not in values.shape
+    if not fits or not (floats or values.dtype == np.uint8):
         raise DataError(
             f"expected images, uint8 or float in [-1, 1], [N, H, W], [N, C, H, W] or [N, H, W, C] with C = 1 or 3; got "
             f"{values.dtype} {list(values.shape)}",
             argument=path,
         )
+    if floats:
+        _check_range(values, batch, path)
     for at in range(0, len(values), batch):
-        part = torch.from_numpy(np.array(values[at : at + batch]))
-        part = part.float().add(1).mul(127.5).round().clamp(0, 255).byte() if floats else part
+        # Also of the other byte order, and wider than PyTorch has.
+        part = torch.from_numpy(np.array(values[at : at + batch], dtype=np.float32 if floats else np.uint8))
+        part = part.add(1).mul(127.5).round().clamp(0, 255).byte() if floats else part
         yield _with_channels(part, channels)
+
+
+def _check_range(values: np.ndarray, batch: int, path: Path) -> None:
+    """Whether floats are images in [-1, 1]: a DataError names the range found, a warning says where it is doubtful."""
+    parts = [values[at : at + batch] for at in range(0, len(values), batch)]
+    low = float(np.min([part.min() for part in parts]))
+    high = float(np.max([part.max() for part in parts]))
+    if not (FLOATS[0] <= low and high <= FLOATS[1]):  # a NaN is neither
+        raise DataError(
+            f"expected float images in [-1, 1], got values from {low:g} to {high:g}", argument=path
+        )
+    if low >= 0 and high <= 1:
+        warnings.warn(
+            f"{path}: its values, from {low:g} to {high:g}, are taken for images in [-1, 1]; those in [0, 1] must be "
+            "scaled first (2 x - 1), or be uint8",
+            stacklevel=3,
+        )
 
 
 def _array(path: Path) -> np.ndarray:
@@ -154,13 +214,18 @@ def _array(path: Path) -> np.ndarray:
 
 def _of_folder(folder: Path, channels: int, batch: int) -> Iterator[Tensor]:
     held: list[Tensor] = []
+    transparent: list[Path] = []
     for path in image_paths(folder, SUFFIXES):
-        image = read_image_file(path, channels).pixels.round().byte()
+        file = read_image_file(path, channels)
+        if file.alpha is not None:
+            transparent.append(path)
+        image = over_white(file.pixels, file.alpha).round().byte()
         if held and (len(held) == batch or image.shape != held[0].shape):
             yield torch.stack(held)
             held = []
         held.append(image)
     yield torch.stack(held)
+    warn_of_transparency(transparent)
 
 
 def _with_channels(images: Tensor, channels: int) -> Tensor:

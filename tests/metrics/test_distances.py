@@ -113,6 +113,12 @@ def test_the_kernel_distance_has_no_bias() -> None:
     within = sum(kernel(z[i], z[j]) for z in (x, y) for i, j in pairs if i != j) / 30
     between = sum(kernel(x[i], y[j]) for i, j in pairs) / 36
     assert squared_mmd(x, y) == pytest.approx(within - 2 * between, rel=1e-12)
+    # Of unequal numbers of samples each sum is over pairs of its own.
+    few, within_few = y[:4], [(i, j) for i, j in pairs if i != j and max(i, j) < 4]
+    wanted = sum(kernel(x[i], x[j]) for i, j in pairs if i != j) / 30
+    wanted += sum(kernel(few[i], few[j]) for i, j in within_few) / 12
+    wanted -= 2 * sum(kernel(x[i], few[j]) for i, j in pairs if j < 4) / 24
+    assert squared_mmd(x, few) == pytest.approx(wanted, rel=1e-12)
     values = [
         squared_mmd(*(torch.from_numpy(random.standard_normal((50, 3))) for _ in range(2)))
         for _ in range(400)
@@ -156,3 +162,20 @@ def test_what_is_refused() -> None:
         Moments().add(real * math.nan)
     with refused(ConfigError, "real"):
         manifold(real[0], fake)
+    with refused(ConfigError, "features", "complex128"):
+        Moments().add(real.to(torch.complex128))
+    for which, sets in (("real", (real[:1], fake)), ("fake", (real, fake[:1]))):
+        with refused(ConfigError, which, 2, 1):
+            frechet_distance(*(Moments().add(rows) for rows in sets))
+    for which, rows in (("x", (real[:1], fake)), ("y", (real, fake[:1]))):
+        with refused(ConfigError, which, 2, 1):
+            squared_mmd(*rows)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 32, 1.5, True])
+def test_what_is_no_seed(seed: int) -> None:
+    real, fake, logits = features()
+    with refused(ConfigError, "seed", seed):
+        kernel_distance(real, fake, seed=seed)
+    with refused(ConfigError, "seed", seed):
+        inception_score(logits, seed=seed)

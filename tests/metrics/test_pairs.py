@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastgen.cli import main
 from fastgen.errors import ConfigError
-from fastgen.metrics.pairs import cropped, l1, luma, psnr
+from fastgen.metrics.pairs import cropped, l1, luma, over_white, psnr
 from tests.refusals import names, refused
 
 
@@ -50,6 +50,61 @@ def test_cropped() -> None:
     assert torch.equal(cropped(x, 0), x)
     with refused(ConfigError, "crop", 3, "5x7"):
         cropped(x, 3)
+    for border in (-1, 1.0):
+        with refused(ConfigError, "crop", border):
+            cropped(x, border)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 7), (3, 5, 1), (5, 7)])
+def test_unequal_shapes(shape: tuple[int, ...]) -> None:
+    for number in (l1, psnr):
+        with refused(ConfigError, "truth", [3, 5, 7], list(shape)):
+            number(torch.zeros(3, 5, 7), torch.zeros(shape))
+    with refused(ConfigError, "image", [1, 5, 7]):
+        luma(torch.zeros(1, 5, 7))
+
+
+def transparent(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (7, 9, 4), dtype=np.uint8))
+
+
+def test_over_white() -> None:
+    """As Pillow composites, which rounds the share of each colour: a level apart at most."""
+    image = transparent(0)
+    values = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    made = over_white(values[:3], values[3])
+    expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    off = made.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected, dtype=int)
+    assert made.dtype == torch.uint8
+    assert np.abs(off).max() <= 1
+    assert torch.equal(over_white(values[:3], None), values[:3])
+    clear = torch.zeros(7, 9, dtype=torch.uint8)
+    assert bool((over_white(values[:3], clear) == 255).all())
+    assert torch.equal(over_white(values[:3], clear + 255), values[:3])
+
+
+def test_transparency_counts_as_white(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever colours lie under it; one warning says so."""
+    for seed in (0, 1):
+        image = transparent(seed)
+        image.putalpha(0)
+        image.save(tmp_path / f"{seed}.png")
+    paths = [str(tmp_path / f"{seed}.png") for seed in (0, 1)]
+    assert main(["compare", *paths, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["l1"] == 0
+    (line,) = said.err.splitlines()
+    assert names(line, "warning", paths[0], 1)
+
+
+def test_names_are_harmless_to_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("made", "truth"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(random(0)).save(tmp_path / folder / "a\x1b[2Jb\n.png")
+    assert main(["compare", str(tmp_path / "made"), str(tmp_path / "truth"), "--each"]) == 0
+    first, _ = capsys.readouterr().out.splitlines()
+    assert first.isprintable()
+    assert names(first, r"a\x1b[2Jb\n")
 
 
 @pytest.fixture

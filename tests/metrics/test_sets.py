@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fastgen.metrics
 from fastgen.cli import main
 from fastgen.errors import CheckpointError, ConfigError, DataError
 from fastgen.metrics import sets
@@ -68,6 +72,99 @@ def test_unlike_sizes_come_apart(tmp_path: Path) -> None:
         (1, 1, 6, 4),
         (1, 1, 4, 4),
     ]
+
+
+@pytest.mark.parametrize("kind", [">f4", "<f2", ">f8", "longdouble"])
+def test_floats_of_any_type(tmp_path: Path, kind: str) -> None:
+    values = digits(3)
+    np.save(tmp_path / "a.npy", (values[:, None].astype(np.float32) / 127.5 - 1).astype(np.dtype(kind)))
+    (tmp_path / "a.npy").rename(tmp_path / "a.NPY")
+    found = torch.cat(list(sets.images(tmp_path / "a.NPY", 1, 2)))
+    off = (found.int() - torch.from_numpy(values)[:, None].int()).abs().max()
+    # float16 has 2^-11 of a value up to 1: less than a tenth of a level of 2 / 255.
+    assert int(off) == 0
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 255.0, 1.06, -1.06])
+def test_floats_that_are_no_images(tmp_path: Path, wrong: float) -> None:
+    """In the last batch, too: nothing is yielded before."""
+    values = np.zeros((5, 1, 4, 4), np.float32)
+    values[4, 0, 1, 1] = wrong
+    np.save(tmp_path / "a.npy", values)
+    with refused(DataError, tmp_path / "a.npy", f"{wrong:g}"):
+        next(sets.images(tmp_path / "a.npy", 1, 2))
+
+
+def test_floats_of_a_doubtful_range(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.linspace(0, 1, 32, dtype=np.float32).reshape(2, 1, 4, 4))
+    with pytest.warns(UserWarning, match=r"a\.npy.*\[-1, 1\]"):
+        list(sets.images(tmp_path / "a.npy", 1, 1))
+    np.save(tmp_path / "b.npy", np.linspace(-1.04, 1.04, 32, dtype=np.float32).reshape(2, 1, 4, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = sets.images(tmp_path / "b.npy", 1, 8)
+    assert (int(found.min()), int(found.max())) == (0, 255)
+
+
+def test_arguments_of_images(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", digits(2))
+    with refused(ConfigError, "batch", 0):
+        list(sets.images(tmp_path / "a.npy", 1, 0))
+    with refused(ConfigError, "channels", 2):
+        list(sets.images(tmp_path / "a.npy", 2, 1))
+    np.save(tmp_path / "none.npy", np.zeros((0, 4, 4), np.float32))
+    with refused(DataError, tmp_path / "none.npy"):
+        list(sets.images(tmp_path / "none.npy", 1, 1))
+
+
+def test_transparent_pixels_are_white(tmp_path: Path) -> None:
+    for i, alpha in enumerate((0, 255, 0)):
+        image = Image.new("RGB", (4, 4), "red")
+        image.putalpha(alpha)
+        image.save(tmp_path / f"{i}.png")
+    with pytest.warns(UserWarning, match=r"0\.png and 1 ") as caught:
+        (found,) = sets.images(tmp_path, 3, 8)
+    assert len(caught) == 1
+    assert bool((found[[0, 2]] == 255).all())
+    assert found[1, :, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_too_few_images() -> None:
+    """The message is of images, not of features or of subsets that nobody gave."""
+    network = open_features("digits")
+    one, many = (sets.describe(network, [torch.from_numpy(digits(n))[:, None]]) for n in (1, 20))
+    for metric, least in (("frechet", 2), ("kernel", 2), ("manifold", 6)):
+        with refused(ConfigError, "real", f"{least} images", 1):
+            sets.compare(one, many, metrics=[metric])
+        with refused(ConfigError, "fake", f"{least} images", 1):
+            sets.compare(many, one, metrics=[metric])
+    with refused(ConfigError, "fake", "10 images", 1):
+        sets.compare(many, one, metrics=["score"])
+    assert sets.compare(one, many, metrics=["score"])
+
+
+def test_a_score_without_a_classifier(means: str) -> None:
+    network = open_features(means)
+    batches = [torch.randint(0, 256, (10, 3, 5, 7), dtype=torch.uint8)]
+    with refused(ConfigError, "metrics", "score"):
+        sets.describe(network, batches, ["score"])
+    found = sets.describe(network, batches)
+    with refused(ConfigError, "metrics", "score"):
+        sets.compare(found, found, metrics=["frechet", "score"])
+    with pytest.warns(UserWarning, match="no classifier"):
+        assert "precision" in sets.compare(found, found)
+
+
+def test_the_names_that_are_exported() -> None:
+    assert fastgen.metrics.compare is sets.compare
+    for name in fastgen.metrics.__all__:
+        assert getattr(fastgen.metrics, name) is not None
+    with pytest.raises(AttributeError, match="absent"):
+        _ = fastgen.metrics.absent
+    code = "import sys, fastgen.metrics, fastgen.cli; print(fastgen.metrics.METRICS, 'torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == f"{sets.METRICS} False"
 
 
 def test_what_holds_no_images(tmp_path: Path) -> None:
@@ -176,3 +273,9 @@ def test_the_command(tmp_path: Path, means: str, capsys: pytest.CaptureFixture[s
     assert main(["metrics", *sources, "--metrics", "fid"]) == 1
     assert names(capsys.readouterr().err, "--metrics", "frechet")
     assert main(["metrics", *sources, "--features", means, "--subset-size", "50"]) == 1
+    assert names(capsys.readouterr().err, sources[0], 50, 40)
+    assert main(["metrics", *sources, "--features", means, "--metrics", "score"]) == 1
+    assert names(capsys.readouterr().err, "--metrics", "score")
+    np.save(tmp_path / "one.npy", digits(1, 0, (6, 6)))
+    assert main(["metrics", sources[0], str(tmp_path / "one.npy"), "--features", means]) == 1
+    assert names(capsys.readouterr().err, tmp_path / "one.npy", "2 images", 1)

@@ -104,8 +104,8 @@ class UpscaleEngine(Engine):
     ) -> Any:
         """Enlarged images, of one, a batch, or a list of images of unlike sizes.
 
-        image: a tensor [C, H, W] or [n, C, H, W], float in [-1, 1] or uint8, an image of Pillow (8 bits; its
-            alpha is left out), or a list of these. A large one may stay on the CPU: the device holds some tiles at a time.
+        image: a tensor [C, H, W] or [n, C, H, W], float in [-1, 1] or uint8, an image of Pillow (8 bits; its alpha is
+            left out), or a list of these. A large one may stay on the CPU: the device holds some tiles at a time.
         scale: of both sides, up to 32; by default the network's own. Another one is reached by resizing the network's
             result, bicubic and antialiased.
         tile: pixels of the input on a side that are made at a time; "auto" by the device's memory; None: all at once.
