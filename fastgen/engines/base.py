@@ -343,7 +343,7 @@ class Engine:
         with self._alone():
             if self._weights is None or self._weights.changed:
                 self._refresh()
-            elif any(module.training for module in self._weights.modules):
+            elif self._weights.training:
                 self.networks.eval()
             yield
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,13 +45,15 @@ class Batches:
         """
         if self._last is not None:  # calls may come on different streams, and share the buffers
             torch.cuda.current_stream(self.device).wait_event(self._last)
-        total, done = len(inputs[0]), 0
+        total, done = inputs[0].shape[0], 0
         whole: list[Tensor] = []
         try:
             while done < total:
                 count = min(self.micro_batch, total - done)
                 try:
-                    part = self._part(name, function, [value[done : done + count] for value in inputs])
+                    # A view of everything would take as long as a small layer.
+                    given = inputs if count == total else [value[done : done + count] for value in inputs]
+                    part = self._part(name, function, given)
                 except Exception as error:
                     if not out_of_memory(error):
                         raise
@@ -79,7 +81,7 @@ class Batches:
         self.graphs.clear()
         self._buffers.clear()
 
-    def _part(self, name: str, function: Function, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    def _part(self, name: str, function: Function, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if not self.graphs.freezes:
             return function(*inputs)
         count = len(inputs[0])
@@ -93,7 +95,7 @@ class Batches:
         self.graphs.replay(key)
         return tuple(result[:count].clone() for result in results)
 
-    def _capture(self, key: _Key, function: Function, inputs: list[Tensor]) -> None:
+    def _capture(self, key: _Key, function: Function, inputs: Sequence[Tensor]) -> None:
         if self._buffers and key[1] > max(batch for _, batch, _ in self._buffers):
             self.clear()  # the largest first: what is captured next shares its memory
         given = [torch.zeros(key[1], *v.shape[1:], dtype=v.dtype, device=v.device) for v in inputs]

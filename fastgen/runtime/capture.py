@@ -48,12 +48,17 @@ def plainly(method: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(method)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.inference_mode(False), torch.no_grad():
-            # To enter autocast takes as long as a small layer: only where somebody has turned it on.
-            if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
-                return method(*args, **kwargs)
+        # To enter a mode takes as long as a small layer: only those that the caller is not in already.
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return inner(*args, **kwargs)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return inner(*args, **kwargs)
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 return method(*args, **kwargs)
+        return method(*args, **kwargs)
 
     return inner
 
