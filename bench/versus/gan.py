@@ -99,6 +99,11 @@ def compare(name: str, batch: int, rounds: int, clock: str, folder: Path) -> dic
     return row
 
 
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    """By models as they are listed, others at the end; by batch."""
+    return MODELS.index(row["model"]) if row["model"] in MODELS else len(MODELS), row["batch"]
+
+
 @torch.no_grad()
 def main() -> int:
     """Run the comparison and print one row per line; the exit code is 1 where images differ."""
@@ -121,6 +126,11 @@ def main() -> int:
     }
     print(json.dumps(header))
     rows: list[dict] = []
+    kept = []  # what is measured for other models and batches stays
+    if args.json and args.json.exists():
+        measured = {(name, batch) for name in args.models for batch in args.batches}
+        known = json.loads(args.json.read_text())["rows"]
+        kept = [row for row in known if (row["model"], row["batch"]) not in measured]
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:
             for batch in args.batches:
@@ -128,7 +138,8 @@ def main() -> int:
                 print(json.dumps(rows[-1]), flush=True)
                 if args.json:
                     args.json.parent.mkdir(parents=True, exist_ok=True)
-                    args.json.write_text(json.dumps({"environment": header, "rows": rows}, indent=2) + "\n")
+                    found = sorted([*rows, *kept], key=_place)
+                    args.json.write_text(json.dumps({"environment": header, "rows": found}, indent=2) + "\n")
     return int(any("error" in row for row in rows))
 
 

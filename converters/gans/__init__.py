@@ -1,9 +1,9 @@
-"""Generators of GANs of other projects: files with a state dict, and live modules."""
+"""GANs of other projects: files with a state dict, and live modules."""
 
 from __future__ import annotations
 
 from ..base import Converter
-from .ajbrock import CONVERTER as AJBROCK
+from .ajbrock_model import CONVERTER as AJBROCK
 from .dcgan import CONVERTER as DCGAN
 from .huggingface import CONVERTER as HUGGINGFACE
 

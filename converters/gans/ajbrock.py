@@ -56,7 +56,7 @@ def read(state: State, options: BigGANOptions, report: Report) -> Result:
     if blocks % depth:
         raise ConfigError(f"{blocks} blocks are no stages of {depth}", argument=f"{state.where}: depth")
     spectral = state.has("linear.u0")
-    found = _Found(state, spectral)
+    found = Found(state, spectral)
     first, top = state.peek("linear.weight"), state.peek("output_layer.2.weight")
     before = [state.peek(f"blocks.{i}.0.conv1.weight").shape[1] for i in range(0, blocks, depth)]
     widths = [*before, top.shape[1]]
@@ -107,15 +107,13 @@ def read(state: State, options: BigGANOptions, report: Report) -> Result:
         if not deep:
             found.layer(f"blocks.{i}.0.conv_sc", f"blocks.{i}.shortcut", True)
         if state.has(f"blocks.{i}.1.gamma"):
-            for name in ("theta", "phi", "g", "o"):
-                found.layer(f"blocks.{i}.1.{name}", f"attention.{i // depth}.{name}", False)
-            found.tensors[f"attention.{i // depth}.gamma"] = state.take(f"blocks.{i}.1.gamma").reshape(())
+            found.attention(f"blocks.{i}.1", f"attention.{i // depth}")
     found.top()
     found.layer("output_layer.2", "last", True)
     return Result(architecture, from_dict(kind, values, state.where), found.tensors)
 
 
-class _Found:
+class Found:
     """Tensors under our names."""
 
     def __init__(self, state: State, spectral: bool) -> None:
@@ -139,6 +137,12 @@ class _Found:
         self.weight(theirs, ours, self.spectral)
         if biased:
             self.tensors[f"{ours}.bias"] = self.state.take(f"{theirs}.bias", None)
+
+    def attention(self, theirs: str, ours: str) -> None:
+        """Self-attention."""
+        for name in ("theta", "phi", "g", "o"):
+            self.layer(f"{theirs}.{name}", f"{ours}.{name}", False)
+        self.tensors[f"{ours}.gamma"] = self.state.take(f"{theirs}.gamma").reshape(())
 
     def norm(self, theirs: str, ours: str, spectral: bool) -> None:
         """A class-conditional norm."""
@@ -170,7 +174,7 @@ class _Found:
         state.drop(f"{theirs}.bn.num_batches_tracked")
 
 
-CONVERTER = converter(
+GENERATOR = converter(
     Source(
         name="biggan-pytorch",
         about="generators of ajbrock's BigGAN-PyTorch (G.pth, G_ema.pth): BigGAN, BigGAN-deep, SAGAN",

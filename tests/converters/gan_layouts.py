@@ -1,4 +1,4 @@
-"""Generators of other projects' layouts, as functions of state dicts with random values: what conversions must equal.
+"""Networks of other projects' layouts, as functions of state dicts with random values: what conversions must equal.
 
 Written from the papers and the layouts' names alone; everything is float64.
 """
@@ -107,18 +107,6 @@ def run_ajbrock(
 ) -> Tensor:
     """Its images, in evaluation mode."""
 
-    def weight(name: str) -> Tensor:
-        w = s[f"{name}.weight"]
-        if f"{name}.u0" not in s:
-            return w
-        matrix = w.flatten(1)
-        right = F.normalize(s[f"{name}.u0"] @ matrix)
-        return w / (right @ matrix.t()).norm()
-
-    def conv(name: str, x: Tensor) -> Tensor:
-        w = weight(name)
-        return F.conv2d(x, w, s.get(f"{name}.bias"), padding=w.shape[2] // 2)
-
     def normed(name: str, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
         known = [s[k] for kind in ("mean", "var") for k in s if k.startswith(name) and k.endswith(f"_{kind}")]
         y = F.batch_norm(x, known[0], known[1], eps=1e-5)
@@ -128,20 +116,13 @@ def run_ajbrock(
         gain, bias = (
             F.embedding(y, s[f"{name}.{n}.weight"])
             if y.dtype == torch.int64
-            else y @ weight(f"{name}.{n}").t()
+            else y @ _weight(s, f"{name}.{n}").t()
             for n in ("gain", "bias")
         )
         return normed(name, x, 1 + gain, bias)
 
     def up(x: Tensor) -> Tensor:
         return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
-
-    def attended(name: str, x: Tensor) -> Tensor:
-        query, key, value = conv(f"{name}.theta", x), conv(f"{name}.phi", x), conv(f"{name}.g", x)
-        key, value = F.max_pool2d(key, 2).flatten(2), F.max_pool2d(value, 2).flatten(2)
-        beta = torch.einsum("bcq,bck->bqk", query.flatten(2), key).softmax(-1)
-        found = torch.einsum("bqk,bck->bcq", beta, value).reshape(len(x), -1, *x.shape[2:])
-        return x + s[f"{name}.gamma"] * conv(f"{name}.o", found)
 
     embedded = F.embedding(labels, s["shared.weight"]) if "shared.weight" in s else labels
     blocks = 1 + max(int(name.split(".")[1]) for name in s if name.startswith("blocks."))
@@ -153,24 +134,126 @@ def run_ajbrock(
         conditions = [torch.cat([embedded, part], 1) for part in rest]
     else:
         conditions = [embedded] * blocks
-    x = (z @ weight("linear").t() + s["linear.bias"]).reshape(len(z), -1, 4, 4)
+    x = (z @ _weight(s, "linear").t() + s["linear.bias"]).reshape(len(z), -1, 4, 4)
     for i, y in enumerate(conditions):
         name = f"blocks.{i}.0"
         h = norm(f"{name}.bn1", x, y)
         if deep:
-            h = norm(f"{name}.bn2", conv(f"{name}.conv1", h), y)
+            h = norm(f"{name}.bn2", _conv(s, f"{name}.conv1", h), y)
             x = x[:, : s[f"{name}.conv4.weight"].shape[0]]
             if i % 2:
                 h, x = up(h), up(x)
-            h = norm(f"{name}.bn3", conv(f"{name}.conv2", h), y)
-            x = x + conv(f"{name}.conv4", norm(f"{name}.bn4", conv(f"{name}.conv3", h), y))
+            h = norm(f"{name}.bn3", _conv(s, f"{name}.conv2", h), y)
+            x = x + _conv(s, f"{name}.conv4", norm(f"{name}.bn4", _conv(s, f"{name}.conv3", h), y))
         else:
-            h = norm(f"{name}.bn2", conv(f"{name}.conv1", up(h)), y)
-            x = conv(f"{name}.conv_sc", up(x)) + conv(f"{name}.conv2", h)
+            h = norm(f"{name}.bn2", _conv(s, f"{name}.conv1", up(h)), y)
+            x = _conv(s, f"{name}.conv_sc", up(x)) + _conv(s, f"{name}.conv2", h)
         if f"blocks.{i}.1.gamma" in s:
-            x = attended(f"blocks.{i}.1", x)
+            x = _attended(s, f"blocks.{i}.1", x)
     x = normed("output_layer.0", x, s["output_layer.0.gain"], s["output_layer.0.bias"])
-    return torch.tanh(conv("output_layer.2", x))
+    return torch.tanh(_conv(s, "output_layer.2", x))
+
+
+def ajbrock_discriminator(seed: int, *, deep: bool, small: bool, depth: int = 1) -> State:
+    """A discriminator, attention behind the second stage. small: of 32x32 pixels, else of 64x64."""
+    v, classes, ch = Values(seed), 5, 8
+    widths = [4 * ch] * 4 if small else [ch, 2 * ch, 4 * ch, 8 * ch, 16 * ch]
+
+    def layer(name: str, *shape: int, bias: bool = True) -> None:
+        v.weight(name, *shape, bias=bias)
+        v.normal(f"{name}.u0", 1, shape[0])
+        v.state[f"{name}.sv0"] = torch.ones(1)
+
+    before = 3
+    if deep:
+        before, *widths = widths
+        layer("input_conv", before, 3, 3, 3)
+    for i, width in enumerate(widths):
+        for j in range(depth):
+            name = f"blocks.{i}.{j}"
+            if deep:
+                middle = width // 4
+                sizes = [(middle, before, 1), (middle, middle, 3), (middle, middle, 3), (width, middle, 1)]
+            else:
+                sizes = [(width, before, 3), (width, width, 3)]
+            for n, (rows, columns, side) in enumerate(sizes, 1):
+                layer(f"{name}.conv{n}", rows, columns, side, side)
+            halves = i < 2 if small else deep or i < len(widths) - 1
+            if before != width or (halves and not deep):
+                layer(f"{name}.conv_sc", width - before * deep, before, 1, 1)
+            before = width
+        if i == 1:
+            place = f"blocks.{i}.{depth}"
+            c = width
+            for conv, shape in {
+                "theta": (c // 8, c),
+                "phi": (c // 8, c),
+                "g": (c // 2, c),
+                "o": (c, c // 2),
+            }.items():
+                layer(f"{place}.{conv}", *shape, 1, 1, bias=False)
+            v.state[f"{place}.gamma"] = torch.tensor(0.7, dtype=torch.float64)
+    layer("linear", 1, before)
+    layer("embed", classes, before, bias=False)
+    return v.state
+
+
+def run_ajbrock_discriminator(
+    s: Mapping[str, Tensor], x: Tensor, labels: Tensor, *, deep: bool, halvings: int
+) -> Tensor:
+    """Its logits [B], in evaluation mode. halvings: how many stages halve the image's sides."""
+    x = _conv(s, "input_conv", x) if deep else x
+    for i in range(1 + max(int(name.split(".")[1]) for name in s if name.startswith("blocks."))):
+        j = 0
+        while f"blocks.{i}.{j}.conv1.weight" in s:
+            name, halves = f"blocks.{i}.{j}", i < halvings and j == 0
+            h = x if i == 0 and not deep else F.relu(x)
+            for conv in ("conv1", "conv2", "conv3") if deep else ("conv1",):
+                h = F.relu(_conv(s, f"{name}.{conv}", h))
+            if deep:
+                h, x = (_halved(t) if halves else t for t in (h, x))
+                h = _conv(s, f"{name}.conv4", h)
+                if f"{name}.conv_sc.weight" in s:
+                    x = torch.cat([x, _conv(s, f"{name}.conv_sc", x)], 1)
+            else:
+                h = _conv(s, f"{name}.conv2", h)
+                if f"{name}.conv_sc.weight" in s:
+                    x = _conv(s, f"{name}.conv_sc", x)
+                h, x = (_halved(t) if halves else t for t in (h, x))
+            x = h + x
+            j += 1
+        if f"blocks.{i}.{j}.gamma" in s:
+            x = _attended(s, f"blocks.{i}.{j}", x)
+    features = F.relu(x).sum((2, 3))
+    rows = _weight(s, "embed")[labels] + _weight(s, "linear")
+    return (features * rows).sum(1) + s["linear.bias"]
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Means of four pixels."""
+    return (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+
+
+def _weight(s: Mapping[str, Tensor], name: str) -> Tensor:
+    w = s[f"{name}.weight"]
+    if f"{name}.u0" not in s:
+        return w
+    matrix = w.flatten(1)
+    right = F.normalize(s[f"{name}.u0"] @ matrix)
+    return w / (right @ matrix.t()).norm()
+
+
+def _conv(s: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    w = _weight(s, name)
+    return F.conv2d(x, w, s.get(f"{name}.bias"), padding=w.shape[2] // 2)
+
+
+def _attended(s: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    query, key, value = (_conv(s, f"{name}.{n}", x) for n in ("theta", "phi", "g"))
+    key, value = F.max_pool2d(key, 2).flatten(2), F.max_pool2d(value, 2).flatten(2)
+    beta = torch.einsum("bcq,bck->bqk", query.flatten(2), key).softmax(-1)
+    found = torch.einsum("bqk,bck->bcq", beta, value).reshape(len(x), -1, *x.shape[2:])
+    return x + s[f"{name}.gamma"] * _conv(s, f"{name}.o", found)
 
 
 def pretrained(seed: int, levels: int = 6) -> State:

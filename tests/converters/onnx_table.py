@@ -1,11 +1,16 @@
-"""The table of export forms in ``docs/onnx.md``: ``python -m tests.converters.onnx_table`` measures and writes it."""
+"""The table of export forms in ``docs/onnx.md``.
+
+    python -m tests.converters.onnx_table [ARCHITECTURE ...]
+
+measures and writes it; with names, the rows of these architectures, and the others stay.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import onnx
@@ -133,10 +138,15 @@ def _names(ports: tuple[Port, ...]) -> str:
     return ", ".join(names)
 
 
-def table() -> str:
+def table(wanted: Collection[str], known: str) -> str:
+    """The table, measured for `wanted` architectures, as in the table `known` for the others."""
     torch.set_num_threads(1)
     lines = []
     for architecture, form in forms():
+        if architecture not in wanted:
+            start = f"| {architecture} | {form.name} |"
+            lines += [line for line in known.splitlines(keepends=True) if line.startswith(start)]
+            continue
         net = network(architecture)[1]
         models = [export_form(form, net, precision=precision) for precision in form.precisions]
         found = " ".join(f"{error(form, net, model):.1e} |" for model in models)
@@ -146,7 +156,11 @@ def table() -> str:
 
 
 def main() -> None:
-    write_between(PAGE, MARKS, table())
+    wanted = sys.argv[1:] or list(ARCHITECTURES)
+    if unknown := set(wanted) - set(ARCHITECTURES):
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(ARCHITECTURES)}")
+    known = PAGE.read_text(encoding="utf-8").split(MARKS[0])[1].split(MARKS[1])[0]
+    write_between(PAGE, MARKS, table(wanted, known))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Generators of other projects: their layouts, written independently, give the same images once converted."""
+"""GANs of other projects: their layouts, written independently, give the same images and scores once converted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from fastgen.errors import CheckpointError, ConfigError
 from tests import real
 from tests.refusals import refused
 
-from .gan_layouts import ajbrock, pretrained, run_ajbrock, run_pretrained
+from .gan_layouts import (
+    ajbrock,
+    ajbrock_discriminator,
+    pretrained,
+    run_ajbrock,
+    run_ajbrock_discriminator,
+    run_pretrained,
+)
 
 # float64 throughout, some dozen layers; the code in between is linear maps and tanh of values of size 1.
 EXACT = 1e-10
@@ -71,6 +78,110 @@ def test_accumulated_statistics(tmp_path: Path) -> None:
     }
     made = network(written(summed, tmp_path / "G.pth"), "biggan-pytorch")
     assert float((made(z, labels) - expected).abs().max()) < EXACT
+
+
+DISCRIMINATORS: dict[str, tuple[dict[str, Any], int, int]] = {  # layout, pixels, stages that halve them
+    "32 pixels": ({"deep": False, "small": True}, 32, 2),
+    "64 pixels": ({"deep": False, "small": False}, 64, 4),
+    "deep, 32 pixels": ({"deep": True, "small": True, "depth": 2}, 32, 2),
+    "deep, 64 pixels": ({"deep": True, "small": False, "depth": 2}, 64, 4),
+}
+
+
+@pytest.mark.parametrize("kind", DISCRIMINATORS)
+def test_a_discriminator_of_biggan_pytorch(kind: str, tmp_path: Path) -> None:
+    layout, size, halvings = DISCRIMINATORS[kind]
+    state = ajbrock_discriminator(0, **layout)
+    converter = detect(written(state, tmp_path / "D.pth"))
+    assert converter is not None
+    converted = converter.read(tmp_path / "D.pth", None, {})
+    made: Any = build(converted, torch.float64)["discriminator"]
+    assert (made.config.size, made.config.halvings, made.config.attention) == (size, halvings, (1,))
+    x, labels = torch.randn(3, 3, size, size, dtype=torch.float64), torch.tensor([0, 4, 2])
+    expected = run_ajbrock_discriminator(state, x, labels, deep=layout["deep"], halvings=halvings)
+    assert float((made(x, labels) - expected).abs().max()) < EXACT * float(expected.abs().max())
+    assert float(expected.std()) > 0.1
+
+
+def folder_of(path: Path, names: dict[str, int], kind: str = "biggan") -> Path:
+    """A folder of BigGAN-PyTorch's training: names of files, and the seed of their values."""
+    for name, seed in names.items():
+        made = ajbrock(seed, **KINDS[kind]) if name[0] == "G" else discriminator_of_16_pixels(seed)
+        written(made, path / name)
+    torch.save({"state": {}}, path / "G_optim.pth")
+    return path
+
+
+def discriminator_of_16_pixels(seed: int) -> dict[str, Tensor]:
+    """The layout for 32 pixels; the generator beside it says that there are 16."""
+    return ajbrock_discriminator(seed, deep=False, small=True)
+
+
+@pytest.mark.parametrize("kind", ["biggan", "sagan"])
+def test_a_folder_of_biggan_pytorch(kind: str, tmp_path: Path) -> None:
+    """Averaged weights where there are, the discriminator beside them; what was not taken is reported."""
+    path = folder_of(tmp_path, {"G.pth": 1, "G_ema.pth": 0, "D.pth": 2}, kind)
+    converter = detect(path)
+    assert converter is not None
+    converted = converter.read(path, None, {})
+    made: Any = build(converted, torch.float64)
+    z, labels = torch.randn(3, 12, dtype=torch.float64), torch.tensor([0, 4, 2])
+    hierarchical = KINDS[kind]["hierarchical"]
+    drawn = run_ajbrock(ajbrock(0, **KINDS[kind]), z, labels, deep=False, hierarchical=hierarchical)
+    assert float((made["generator"](z, labels) - drawn).abs().max()) < EXACT
+    scores = run_ajbrock_discriminator(discriminator_of_16_pixels(2), drawn, labels, deep=False, halvings=2)
+    found = made["discriminator"](drawn, labels)
+    assert float((found - scores).abs().max()) < EXACT * float(scores.abs().max())
+    assert made["discriminator"].config.size == 16
+    assert "G.pth" in " ".join(converted.report.assumed)
+    assert "G_optim.pth" in " ".join(converted.report.ignored)
+    engine = fastgen.load(str(path), device="cpu", dtype="float32")
+    judged = engine.score(drawn.float(), labels=labels.tolist())
+    # Some twenty layers in float32.
+    assert float((judged - scores).abs().max()) < 1e-5 * float(scores.abs().max())
+
+
+def test_sets_of_weights_in_a_folder(tmp_path: Path) -> None:
+    """The one without a suffix unless a variant is asked for; a generator alone will do, a discriminator will not."""
+    path = folder_of(tmp_path, {"G.pth": 0, "G_best0.pth": 1, "G_best1.pth": 2, "D_best0.pth": 3})
+    converter = detect(path)
+    assert converter is not None
+    usual = converter.read(path, None, {}).spec
+    assert (list(usual.parts), usual.provenance["weights"]) == (["generator"], ["G.pth"])
+    other = converter.read(path, "best0", {}).spec
+    assert other.provenance["weights"] == ["G_best0.pth", "D_best0.pth"]
+    assert set(other.parts) == {"generator", "discriminator"}
+    with refused(ConfigError, "variant"):
+        converter.read(path, "best2", {})
+    (path / "G.pth").unlink()
+    with refused(CheckpointError, path):
+        converter.read(path, None, {})
+    (path / "G_best0.pth").unlink()
+    with refused(CheckpointError, path):
+        converter.read(path, "best0", {})
+
+
+def test_a_discriminator_that_does_not_fit(tmp_path: Path) -> None:
+    path = folder_of(tmp_path, {"G.pth": 0, "D.pth": 1})
+    converter = detect(path)
+    assert converter is not None
+    with refused(ConfigError, "assume"):
+        converter.read(path, None, {"size": 32})  # the generator says 16
+    state = discriminator_of_16_pixels(1)
+    file = path / "D.pth"
+    for name, value, error, shown in (
+        ("blocks.1.0.conv1.weight", torch.ones(8, 32, 3, 3), ConfigError, file),
+        ("linear.bias", torch.ones(2), ConfigError, file),
+        ("blocks.2.0.conv2.bias", None, CheckpointError, file),
+        ("extra.weight", torch.ones(2), CheckpointError, file),
+    ):
+        changed = {n: v for n, v in {**state, name: value}.items() if v is not None}
+        written(changed, file)
+        with refused(error, shown):
+            converter.read(path, None, {})
+    written({**state, "embed.weight": torch.ones(6, 32), "embed.u0": torch.ones(1, 6)}, file)
+    with refused(CheckpointError, file):
+        converter.read(path, None, {})
 
 
 @pytest.mark.parametrize("truncation", [1.0, 0.4, 0.58, 0.7, 0.13])

@@ -192,7 +192,8 @@ class GANEngine(Streams):
     def score(self, x: Tensor, *, labels: Any = None) -> Tensor:
         """The discriminator's logits [n] of images x float [n, C, H, W] in [-1, 1]: higher for what it takes for real.
 
-        labels: one for all or one per image, where the discriminator takes them. A discriminator that is still in
+        labels: one for all or one per image, where the discriminator takes them. Scores say how real an image looks,
+        not whether it shows its label: in training no image stood beside a wrong one. A discriminator that is still in
         training against this generator says little of its own best images. Raises ConfigError where there is none.
         """
         self._check_judge()
