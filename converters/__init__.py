@@ -93,7 +93,14 @@ def detect(path: Path) -> Converter | None:
 def _converter(path: Path) -> Converter | None:
     if is_ours(path):
         return None
-    return next((converter for converter in CONVERTERS.values() if converter.detect(path)), None)
+    return next((converter for converter in CONVERTERS.values() if _detects(converter, path)), None)
+
+
+def _detects(converter: Converter, path: Path) -> bool:
+    try:
+        return converter.detect(path)
+    except (OSError, ValueError):  # what may not be entered, or is no name at all: `read` and `load_spec` say so
+        return False
 
 
 def from_module(module: nn.Module, assume: Mapping[str, Any] | None = None) -> Converted:

@@ -8,6 +8,7 @@ The weights say all of the network; the file beside them says how they were trai
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def read(path: Path, variant: str | None = None, assume: Mapping[str, Any] | Non
 
 
 def _file(path: Path) -> Path:
-    return path / MODEL if path.is_dir() else path
+    return path / MODEL if os.path.isdir(path) else path  # False, too, where it may not be entered
 
 
 def _network(state: State) -> tuple[ConvolutionalVAEConfig, dict[str, Tensor]]:

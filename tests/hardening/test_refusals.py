@@ -167,7 +167,7 @@ def test_an_argument_that_no_engine_takes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "mentions"),
-    [({"engine": "gan"}, ["'gan'"]), ({"parts": 2}, ["unet, two"])],
+    [({"engine": "absent"}, ["'absent'"]), ({"parts": 2}, ["unet, two"])],
 )
 def test_the_engine_is_known_before_weights_are_read(tmp_path: Path, change: dict, mentions: list) -> None:
     folder = checkpoint(tmp_path / "m")
