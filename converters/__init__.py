@@ -99,7 +99,10 @@ def _converter(path: Path) -> Converter | None:
 def _detects(converter: Converter, path: Path) -> bool:
     try:
         return converter.detect(path)
-    except (OSError, ValueError):  # what may not be entered, or is no name at all: `read` and `load_spec` say so
+    except (
+        OSError,
+        ValueError,
+    ):  # what may not be entered, or is no name at all: `read` and `load_spec` say so
         return False
 
 

@@ -98,6 +98,34 @@ def test_files_that_fail_and_large_ones(tmp_path: Path, capsys: pytest.CaptureFi
     assert names(capsys.readouterr().err, "zoo:glow-mnist")
 
 
+def test_wrong_flags_and_formats_are_known_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, source = model(tmp_path / "model"), draw(tmp_path / "in" / "a.png")
+    for flags in (["--tile", -5], ["--tile-overlap", -1]):
+        assert upscale(source.parent, "-o", tmp_path / "out", "-m", where, *flags) == 1
+        assert names(capsys.readouterr().err, flags[0])
+        assert not (tmp_path / "out").exists()
+    wide = draw(tmp_path / "wide" / "w.png", size=(1, 9000))
+    monkeypatch.setattr("fastgen.engines.upscale.engine.UpscaleEngine.upscale", None)  # it is not called
+    assert upscale(wide.parent, "-o", tmp_path / "out", "-m", where, "--format", "webp") == 1
+    assert names(capsys.readouterr().err, 18000)
+    monkeypatch.undo()
+    # What failed has claimed nothing: other flags may be used there.
+    assert upscale(wide.parent, "-o", tmp_path / "out", "-m", where, "--scale", 1, "--format", "webp") == 0
+
+
+def test_a_model_is_told_by_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by how its path is written, nor do tiles that change nothing count."""
+    where = model(tmp_path / "model")
+    draw(tmp_path / "in" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert upscale("in", "-o", "out", "-m", where) == 0
+    before = (tmp_path / "out" / "a.png").stat().st_mtime_ns
+    assert upscale("in", "-o", "out", "-m", "./model", "--tile", 8, "--tile-overlap", "exact") == 0
+    assert (tmp_path / "out" / "a.png").stat().st_mtime_ns == before
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     """What was written stays as it is, the rest is made; nothing is half written."""

@@ -17,6 +17,7 @@ from fastgen.bench import baselines, environment, families, kernels, suites
 from fastgen.bench.contest import How
 from fastgen.bench.results import Results, Row
 from fastgen.bench.timing import Timing
+from fastgen.families import FAMILIES
 from tests.small import checkpoint
 
 STEP = ["kernels", "--op", "reverse_step", "--rounds", "3", "--device", "cpu"]
@@ -157,8 +158,9 @@ def test_groups_share_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_large_models_are_for_gpus() -> None:
-    large = {"random:cifar10", "random:rrdbnet23"}
-    assert set(families.models("cuda")) - set(families.models("cpu")) == large
+    only = set(families.models("cuda")) - set(families.models("cpu"))
+    assert {"random:cifar10", "random:rrdbnet23", "random:biggan128"} <= only
+    assert only == {name for family in FAMILIES.values() for name in family.large}
 
 
 @pytest.mark.parametrize(

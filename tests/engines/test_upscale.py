@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastgen.engines.upscale import UpscaleEngine
 from fastgen.engines.upscale.tiles import Tiling, axis
-from fastgen.errors import ConfigError
+from fastgen.errors import ConfigError, OutOfMemoryError
 from fastgen.fused import activated
 from tests.models.test_upscale import SMALL, small
 from tests.refusals import refused
@@ -142,7 +142,46 @@ def test_overflow_of_float16_is_made_again() -> None:
     wide.load_state_dict({k: v.float() for k, v in made.upscaler.state_dict().items()})
     exact = UpscaleEngine(wide, device="cpu").upscale(x, tile=None)
     assert bool(found.isfinite().all())
+    assert not found.requires_grad
     torch.testing.assert_close(found, exact, rtol=0, atol=0.02)
+
+
+def test_what_is_not_finite_is_an_error() -> None:
+    """Never a black image: the second image is NaN from the start."""
+    made, x = engine(), images(2, 3, 8, 8)
+    x[1, 0, 3, 3] = float("nan")
+    with refused(ConfigError, "image", 1):
+        made.upscale(x, output_type="uint8")
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(1, 1), (1, 2), (3, 5), (3, 13), (2, 7)])
+@pytest.mark.parametrize("size", [(17, 23), (40, 33)])
+def test_tiny_tiles(tile: int, overlap: int, size: tuple[int, int]) -> None:
+    made, x = engine("srvgg x4"), images(3, *size)
+    whole = made.upscale(x, tile=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of seams
+        found = made.upscale(x, tile=tile, tile_overlap=overlap)
+    assert found.shape == whole.shape
+    if overlap >= made.upscaler.radius:
+        torch.testing.assert_close(found, whole, rtol=0, atol=CLOSE)
+
+
+def test_memory_that_runs_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = engine()
+
+    def full(*given: Any, **options: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("fastgen.engines.upscale.engine.Result", full)
+    with refused(OutOfMemoryError):
+        made.upscale(images(3, 8, 8))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_images_of_pillow_without_a_white(mode: str) -> None:
+    with refused(ConfigError, "image", mode):
+        engine().upscale(Image.new(mode, (8, 8)))
 
 
 @pytest.mark.parametrize("name", SMALL)

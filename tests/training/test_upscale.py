@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastgen
-from fastgen.checkpoint import WEIGHTS_FILE, file_sha256, load_spec
+from fastgen.checkpoint import WEIGHTS_FILE, Part, Spec, file_sha256, load_spec, save
 from fastgen.cli import main
 from fastgen.config import to_dict
 from fastgen.errors import CheckpointError, ConfigError
@@ -24,6 +25,7 @@ from fastgen.training.settings import RunConfig
 from fastgen.training.upscale import SuperResolution, SuperResolutionConfig, shrunk
 from tests.models.test_upscale import small
 from tests.refusals import refused
+from tests.small import unet_config
 
 from .test_train import interrupt_in_step, sigint
 
@@ -170,6 +172,7 @@ def test_two_stages_one_of_them_interrupted(
     spec = load_spec(tmp_path / "whole")
     assert set(spec.parts) == {"upscaler"}
     assert spec.provenance["objective"]["adversarial"] == "relativistic"
+    assert str(tmp_path) not in json.dumps(spec.provenance)  # no path of this machine
     with Image.open(tmp_path / "whole" / "previews" / "step-0000004.png") as sheet:
         assert sheet.width > 6 * 16
 
@@ -183,6 +186,12 @@ def test_what_cannot_be_trained(data: list[str], tmp_path: Path, capsys: pytest.
 
     with refused(CheckpointError, tmp_path / "none"):
         begin_with(small("srresnet x2"), tmp_path / "none")
+    for i, (engine, part) in enumerate(
+        [("upscale", Part("srresnet", {"scale": 4})), ("diffusion", Part("unet", to_dict(unet_config())))]
+    ):
+        save(tmp_path / str(i), Spec(engine, {"upscaler": part}), {})
+        with refused(ConfigError, "--init", tmp_path / str(i)):
+            begin_with(small("srresnet x2"), tmp_path / str(i))
     with refused(ConfigError, "train: pixel_weight"):
         from fastgen.config import from_dict
 
