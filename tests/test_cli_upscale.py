@@ -144,7 +144,8 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert main(command) == 0
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     assert len(after) == count
-    assert all(after[name] == stamp for name, stamp in before.items())
+    # The kill may have come between an image and the note that it is there: that one is made again.
+    assert sum(after[name] != stamp for name, stamp in before.items()) <= 1
     assert all(read_image_file(path).size == (320, 320) for path in out.glob("*.png"))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..engines.base import Engine
-from ..engines.closeness import Closeness, spread
+from ..engines.closeness import TIMES, Closeness, rms, spread
 from ..engines.verb import Tensors, Verb
 from ..runtime.device import dtype_name
 from .contest import Contest, Drawing, chosen, plain_pytorch
@@ -24,6 +24,7 @@ from .results import Row
 
 BASELINES = ("eager", "compile")
 SEED = 0
+ENOUGH = 8  # independent numbers, whose root mean square says what rounding costs (see ``closeness.TIMES``)
 
 
 def contests(
@@ -56,18 +57,31 @@ def contest(
     noise = None if verb.noise is None else verb.noise(*tensors)
 
     @cache
-    def rules() -> list[Closeness]:
-        """For every result: a few samples in float64, and all of them by plain PyTorch in the engine's type."""
+    def rules() -> list[tuple[Closeness, float]]:
+        """For every result: a few samples in float64, and all of them by plain PyTorch in the engine's type.
+
+        The error of a few numbers may be next to nothing by chance: then what rounding costs is taken of other samples.
+        """
         index = spread(batch)
-        few = [value[index].double() if value.is_floating_point() else value[index] for value in tensors]
-        given = None if noise is None else noise[index].double()
-        exact = verb.plain(copy.deepcopy(engine.networks).double(), *few, noise=given)
+        wide = copy.deepcopy(engine.networks).double()
+        few = [_wide(value[index]) for value in tensors]
+        exact = verb.plain(wide, *few, noise=None if noise is None else noise[index].double())
         plain = verb.plain(engine.networks, *tensors, noise=noise)
-        return [Closeness(a, [b], index) for a, b in zip(exact, plain, strict=True)]
+        costs = [0.0] * len(exact)
+        if min(value.numel() for value in exact) < ENOUGH:
+            others = verb.trial(ENOUGH, torch.Generator().manual_seed(SEED + 1))
+            drawn = None if verb.noise is None else verb.noise(*others)
+            exactly = verb.plain(wide, *map(_wide, others), noise=None if drawn is None else drawn.double())
+            plainly = verb.plain(engine.networks, *others, noise=drawn)
+            costs = [rms(b.double() - a) for a, b in zip(exactly, plainly, strict=True)]
+        return [
+            (Closeness(a, [b], index), TIMES * cost if a.numel() < ENOUGH else 0.0)
+            for a, b, cost in zip(exact, plain, costs, strict=True)
+        ]
 
     @torch.no_grad()
     def judge(results: Tensors) -> float:
-        return max(rule.error(result) for rule, result in zip(rules(), results, strict=True))
+        return max(rule.error(result, slack) for (rule, slack), result in zip(rules(), results, strict=True))
 
     def formula(given: Tensor | None) -> Tensors:
         return verb.plain(engine.networks, *tensors, noise=given)
@@ -83,6 +97,10 @@ def contest(
         device=engine.device,
         baselines=chosen(plain_pytorch(formula, drawing, engine.device), against),
     )
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
 
 
 def fresh(
