@@ -24,8 +24,8 @@ from .tiles import Tiles
 from .verbs import StyleVerbs
 
 TILE = 1024
-# Pixels that are worked on together on a CPU. Up to 64 x 64 pictures are up to twice as fast together, from 256 x 256 on
-# they are slower than one after the other, and take memory for all of them.
+# Pixels that are worked on together on a CPU. Pictures of up to 64 x 64 are up to twice as fast together, those from
+# 256 x 256 on are slower than one after the other, and take memory for all of them.
 TOGETHER = 1 << 16
 
 
