@@ -306,7 +306,15 @@ def test_codes_that_are_none_of_the_engines_are_refused() -> None:
     made = engine("microast")
     style = made.encode_style(picture(2, count=2))
     codes = style.codes
-    for wrong in (codes[:0], codes[:, 1:], codes[0], codes.int(), codes * float("nan"), [1.0]):
+    for wrong in (
+        codes[:0],
+        codes[:, 1:],
+        codes[0],
+        codes.int(),
+        codes * float("nan"),
+        codes.to("meta"),
+        [1.0],
+    ):
         with refused(ConfigError, "style"):
             made.stylize(picture(1), Style(wrong, style.sha256))  # type: ignore[arg-type]
     with refused(ConfigError, "style"):

@@ -174,11 +174,11 @@ class StyleEngine(Engine):
             same = [i for i, other in enumerate(sizes) if other == size]
             count = self._at_once(size)
             for part in (same[start : start + count] for start in range(0, len(same), count)):
-                contents = torch.stack([found[i] for i in part]).to(self.device, torch.float32)
+                contents = torch.stack([found[i].to(self.device, torch.float32) for i in part])
                 if given is None:
                     results = self._blended(contents, codes, weights, alpha)
                 else:
-                    masked = torch.stack([given[i] for i in part]).to(self.device)
+                    masked = torch.stack([given[i].to(self.device) for i in part])
                     results = self._masked(contents, codes, weights, alpha, masked)
                 if preserve_color:
                     with_colours_of(contents, results)

@@ -44,8 +44,8 @@ class Style:
     def on(self, device: torch.device, size: int) -> Style:
         """Itself with its codes on a device. size: D of the codes that are expected. Raises ConfigError."""
         codes = self.codes
-        if not isinstance(codes, Tensor) or not codes.is_floating_point():
-            got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
+        if not isinstance(codes, Tensor) or not codes.is_floating_point() or codes.is_meta:
+            got = f"{codes.dtype} on {codes.device}" if isinstance(codes, Tensor) else type(codes).__name__
             raise ConfigError(f"expected codes of floats, got {got}", argument="style")
         if codes.ndim != 2 or codes.shape[1] != size:
             raise ConfigError(f"expected codes [styles, {size}], got {list(codes.shape)}", argument="style")
