@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastgen.checkpoint import Part, Spec
 from fastgen.config import from_dict, to_dict
-from fastgen.errors import CheckpointError, ConfigError
+from fastgen.errors import CheckpointError, ConfigError, FastgenError
 
 from .. import weights
 from ..base import Converted, Converter, Report, Tensors
@@ -143,7 +143,10 @@ def _convert(
     state = State(tensors, where, live="class" in origin)
     try:
         result = source.read(state, options, report)
-    except (RuntimeError, IndexError) as error:  # of tensors that do not go together
+    except FastgenError:
+        raise
+    # Of tensors that do not go together.
+    except (RuntimeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"its tensors do not fit each other: {error}", argument=where) from error
     state.finish(source.supported)
     named = {f"{source.part}.{name}": value for name, value in result.tensors.items()}
@@ -167,7 +170,10 @@ def _convert(
 
 
 def without(options: Any, report: Report, why: str, *names: str) -> None:
-    """Strike options that have no effect here from what the report calls assumed; a value that was given is refused."""
+    """Strike options that have no effect here from what the report calls assumed; one that was given is ignored.
+
+    That a given value is ignored is in the report, with `why`, where it is not the default.
+    """
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for name in names:
         kept = [line for line in report.assumed if not line.startswith(f"{name} = ")]

@@ -73,7 +73,10 @@ def open_encoder(path: Path) -> tuple[AdaINTransferConfig, dict[str, Tensor]]:
         names = [name for name in converted.tensors.shapes if name.startswith(f"{part}.encoder.")]
         found = {name.removeprefix(f"{part}.encoder."): converted.tensors.get(name).clone() for name in names}
         return part_config(network, "parts"), found
-    opened = weights.open_weights(weights.Found((path,)), is_encoder)
+    try:
+        opened = weights.open_weights(weights.Found((path,)), is_encoder)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or error}", argument=path) from error
     config = _config({"encoder": opened.shapes}, str(path))
     taken = {ours: theirs for ours, (piece, theirs) in _names(config).items() if piece == "encoder"}
     return config, {

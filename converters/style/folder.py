@@ -17,6 +17,7 @@ from ..base import Converted, Converter, Report, Tensors
 
 SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".safetensors")
 MOST = 64  # files of a folder that are looked into
+SHOWN = 4  # that could not be read, in a message
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def converter(source: Source) -> Converter:
 
     def detect(path: Path) -> bool:
         try:
-            return path.is_dir() and any(_of(source, path).values())
+            return path.is_dir() and any(_of(source, path)[0].values())
         except (CheckpointError, OSError, ValueError):
             return False
 
@@ -63,7 +64,8 @@ def converter(source: Source) -> Converter:
                 f"{path} says everything itself, leave out {', '.join(assume)}", argument="assume"
             )
         report = Report(f"a network of {source.name} -> fastgen")
-        files = {name: _only(name, found, path) for name, found in _of(source, path).items()}
+        pieces_found, failed = _of(source, path)
+        files = {name: _only(name, found, path, failed) for name, found in pieces_found.items()}
         pieces = {
             name: weights.open_weights(
                 weights.Found((file,)), source.pieces[name].recognises, report, variant
@@ -93,8 +95,9 @@ def converter(source: Source) -> Converter:
     return Converter(source.name, source.about, detect, read)
 
 
-def _of(source: Source, folder: Path) -> dict[str, list[Path]]:
-    """The files in `folder` that hold each piece."""
+def _of(source: Source, folder: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
+    """The files in `folder` that hold each piece, and why others could not be read."""
+    failed: dict[Path, str] = {}
     found: dict[str, list[Path]] = {name: [] for name in source.pieces}
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     for path in files[:MOST]:
@@ -103,16 +106,16 @@ def _of(source: Source, folder: Path) -> dict[str, list[Path]]:
                 try:
                     if weights.hold(weights.Found((path,)), piece.recognises):
                         found[name].append(path)
-                except CheckpointError:  # damaged, or of something else: what is missing is said in the end
-                    continue
-    return found
+                except CheckpointError as error:  # said if a piece is missing in the end
+                    failed[path] = str(error)
+    return found, failed
 
 
-def _only(name: str, found: list[Path], folder: Path) -> Path:
+def _only(name: str, found: list[Path], folder: Path, failed: Mapping[Path, str]) -> Path:
     if not found:
-        raise CheckpointError(
-            f"no file with the weights of the {name}; is the download complete?", argument=folder
-        )
+        unread = list(failed.values())[:SHOWN]
+        why = f"; what could not be read: {'; '.join(unread)}" if unread else "; is the download complete?"
+        raise CheckpointError(f"no file with the weights of the {name}{why}", argument=folder)
     if len(found) > 1:
         raise CheckpointError(
             f"several files with weights of the {name}: {', '.join(path.name for path in found[:8])}; leave one of "

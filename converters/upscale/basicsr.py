@@ -157,6 +157,12 @@ def read_srvgg(state: State, options: SRVGGOptions, report: Report) -> Result:
             f"slopes at {slopes} of {last} layers; is the file whole?", argument=state.where
         )
     if slopes:
+        if options.act_type != "prelu":
+            raise ConfigError(
+                f"act_type is prelu in {state.where} itself, whose activations have slopes, not "
+                f"{options.act_type}",
+                argument="assume",
+            )
         without(options, report, "its activations have slopes: prelu", "act_type")
     elif options.act_type == "prelu":
         raise ConfigError(
@@ -180,8 +186,9 @@ def read_srvgg(state: State, options: SRVGGOptions, report: Report) -> Result:
 
 
 def _taken(state: State, names: dict[str, str]) -> dict[str, Tensor]:
-    """Weight and bias of the convolutions {ours: theirs}."""
-    return {f"{a}.{part}": state.take(f"{b}.{part}") for a, b in names.items() for part in CONV}
+    """Weight [out, in, h, w] and bias [out] of the convolutions {ours: theirs}. Raises CheckpointError."""
+    axes: dict[str, list[None]] = {"weight": [None] * 4, "bias": [None]}
+    return {f"{a}.{part}": state.take(f"{b}.{part}", *axes[part]) for a, b in names.items() for part in CONV}
 
 
 def _channels(weight: Tensor, where: str) -> tuple[int, int]:

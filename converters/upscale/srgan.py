@@ -88,7 +88,11 @@ def read(state: State, options: SRGANOptions, report: Report) -> Result:
         conv(f"ups.{i}.conv", f"block{last}.{i}.conv")
         names[f"ups.{i}.act.weight"] = f"block{last}.{i}.prelu.weight"
     conv("conv_out", f"block{last}.{ups[-1]}")
-    tensors = {ours: state.take(theirs) for ours, theirs in names.items()}
+    # Filters have four axes, all else is a vector.
+    tensors = {
+        ours: state.take(theirs, *[None] * (4 if re.search(r"conv\w*\.weight$", ours) else 1))
+        for ours, theirs in names.items()
+    }
     for ours, theirs in list(names.items()):
         if ours.endswith("running_mean"):
             counter = theirs.replace("running_mean", COUNTER)

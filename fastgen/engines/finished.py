@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..images import Range
 
 MANY = 0.05  # share of values far outside of a range that an image would seldom have
@@ -36,6 +37,23 @@ def warn_not_finite(flags: Tensor, seeds: Sequence[int], dtype: torch.dtype) -> 
             f"{len(failed)} of {len(seeds)} samples are not finite (NaN or infinite), those of the seeds {shown}. "
             f"{ADVICE.get(dtype, FLOAT32)}",
             stacklevel=3,
+        )
+
+
+def check_finite(
+    images: Sequence[Tensor], argument: str, done: str, number: Callable[[int], int] = int
+) -> None:
+    """Raise ConfigError that names an image whose result has values that are not finite. Waits for the device.
+
+    images: results, of any sizes. argument: the inputs' name. done: what was done to them, "translated". number: of the
+    input, by that of the result.
+    """
+    flags = torch.stack([image.isfinite().all() for image in images])
+    if not bool(flags.all()):  # the one wait for the device
+        raise ConfigError(
+            f"image {number(int(flags.long().argmin()))} is not finite (NaN or infinite) once {done}: are its values "
+            "finite, and in [-1, 1]? engine.verify() looks at the network",
+            argument=argument,
         )
 
 

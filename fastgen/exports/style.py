@@ -53,7 +53,12 @@ class _EncodeStyle(_Form):
 CONTENT = Port("content", (BATCH, 3, "height", "width"), IMAGE)
 STYLE = Port("style", (BATCH, 3, "style_height", "style_width"), IMAGE)
 ALPHA = Port("alpha", (BATCH,), STRENGTH)
-RESULT = Port("x", (BATCH, 3, "height", "width"), IMAGE)
+
+
+def _result(network: StyleNetwork) -> Port:
+    # A crop would be left out by the exporter, which takes declared multiples for granted.
+    cut = f"a side that is no multiple of {network.stride} comes rounded up to one: cut off the right and the bottom"
+    return Port("x", (BATCH, 3, "height", "width"), f"{IMAGE}; {cut}")
 
 
 def _code(network: StyleNetwork) -> Port:
@@ -66,11 +71,11 @@ def _interface(inputs: tuple[Port, ...], outputs: tuple[Port, ...], network: Sty
 
 
 def _of_stylize(network: StyleNetwork) -> Interface:
-    return _interface((CONTENT, STYLE, ALPHA), (RESULT,), network)
+    return _interface((CONTENT, STYLE, ALPHA), (_result(network),), network)
 
 
 def _of_apply(network: StyleNetwork) -> Interface:
-    return _interface((CONTENT, _code(network), ALPHA), (RESULT,), network)
+    return _interface((CONTENT, _code(network), ALPHA), (_result(network),), network)
 
 
 def _of_encode(network: StyleNetwork) -> Interface:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import from_dict, to_dict
-from ..errors import ConfigError, DataError
+from ..errors import CheckpointError, ConfigError, DataError
 from .family import Flag, given
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ..checkpoint import Spec
+    from ..models.style.adain import AdaINTransferConfig
     from ..training.batch import Dataset
     from ..training.run import Run
     from ..training.settings import RunConfig
@@ -54,7 +55,6 @@ class AdaINRecipe(Recipe):
     ) -> Spec:
         """See ``Recipe``."""
         from ..checkpoint import Part, Spec
-        from ..converters.style.adain import open_encoder
         from ..training.style import StyleLossConfig
 
         if len(dataset.shape) != 3 or dataset.shape[0] != 3:
@@ -67,7 +67,7 @@ class AdaINRecipe(Recipe):
                 argument="--encoder",
             )
         _styles(config, dataset)
-        network, _ = open_encoder(Path(config.encoder))
+        network, _ = _encoder(config.encoder)
         least = 2 ** len(network.depths) + 1
         if min(dataset.shape[1:]) < least:
             raise ConfigError(
@@ -82,16 +82,25 @@ class AdaINRecipe(Recipe):
 
     def objective(self, networks: nn.ModuleDict, run: Run, dataset: Dataset) -> StyleTransfer:
         """See ``Recipe``."""
-        from ..converters.style.adain import open_encoder
         from ..training.style import StyleLossConfig, StyleTransfer
 
         config = from_dict(StyleLossConfig, run.spec.provenance.get("objective", {}), "provenance.objective")
 
         def encoder() -> dict[str, Any]:
             assert run.config.encoder is not None
-            return open_encoder(Path(run.config.encoder))[1]
+            return _encoder(run.config.encoder)[1]
 
         return StyleTransfer(config, _styles(run.config, dataset), encoder)
+
+
+def _encoder(path: str) -> tuple[AdaINTransferConfig, dict[str, Tensor]]:
+    """As ``open_encoder``. Raises CheckpointError that names the flag and the file."""
+    from ..converters.style.adain import open_encoder
+
+    try:
+        return open_encoder(Path(path))
+    except CheckpointError as error:
+        raise CheckpointError(error, argument="--encoder") from error
 
 
 def _styles(config: RunConfig, dataset: Dataset) -> Dataset:

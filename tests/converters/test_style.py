@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import fastgen
-from fastgen.converters import build, detect
+from fastgen.converters import CONVERTERS, build, detect
+from fastgen.converters.style.adain import open_encoder
 from fastgen.errors import CheckpointError, ConfigError
 from tests.refusals import refused
 
@@ -186,6 +187,21 @@ def test_a_part_that_is_missing(source: str, tmp_path: Path) -> None:
             fastgen.load(tmp_path / "m", device="cpu")
         file.write_bytes(kept)
     fastgen.load(tmp_path / "m", device="cpu")
+
+
+def test_a_part_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    write_adain(tmp_path / "m")
+    decoder = tmp_path / "m/decoder.pth"
+    decoder.write_bytes(decoder.read_bytes()[:1000])
+    with refused(CheckpointError, tmp_path / "m", "decoder.pth"):
+        fastgen.load(tmp_path / "m", device="cpu")
+    with refused(CheckpointError, tmp_path / "m", "decoder.pth"):
+        CONVERTERS["pytorch-adain"].read(tmp_path / "m")
+
+
+def test_an_encoder_that_is_not_there(tmp_path: Path) -> None:
+    with refused(CheckpointError, tmp_path / "nope.pth"):
+        open_encoder(tmp_path / "nope.pth")
 
 
 def test_a_part_that_is_there_twice(tmp_path: Path) -> None:

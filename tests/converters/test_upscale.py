@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from bench.versus import upscale_networks as theirs
 from fastgen.converters import build, detect, from_module
+from fastgen.converters.base import Report
+from fastgen.converters.flows.state import State
+from fastgen.converters.upscale.basicsr import NoOptions
 from fastgen.errors import CheckpointError, ConfigError
 from fastgen.fused.upscale import fused_upscaler
 from tests import real
@@ -126,6 +129,57 @@ def test_what_is_not_supported(tmp_path: Path) -> None:
     more = {**case("msrresnet x2")[0].state_dict(), "attention.weight": torch.zeros(3)}
     with refused(CheckpointError, path, "attention.weight"):
         read(more)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("srgan x2", "block1.1.weight"),
+        ("srgan x2", "block2.prelu.weight"),
+        ("srgan x4 norm", "block3.1.running_mean"),
+        ("srgan x2", "block1.0.weight"),
+        ("msrresnet x2", "upconv1.weight"),
+        ("msrresnet x2", "conv_last.weight"),
+        ("rrdbnet x4", "conv_last.weight"),
+        ("rrdbnet x4", "body.0.rdb1.conv1.weight"),
+        ("srvgg x2", "body.8.weight"),
+        ("srvgg x2", "body.0.bias"),
+        ("srvgg x2", "body.1.weight"),
+    ],
+)
+def test_numbers_where_tensors_are_expected(name: str, tensor: str, tmp_path: Path) -> None:
+    path, state = tmp_path / "net.pth", case(name)[0].state_dict()
+    assert tensor in state
+    torch.save({**state, tensor: torch.tensor(1.0)}, path)
+    converter = detect(path)
+    assert converter is not None
+    with refused(CheckpointError, path, tensor):
+        converter.read(path, None, None)
+
+
+def test_an_activation_that_slopes_contradict(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    torch.save(case("srvgg x2")[0].state_dict(), path)
+    converter = detect(path)
+    assert converter is not None
+    with refused(ConfigError, "assume", "act_type", "relu", path):
+        converter.read(path, None, {"act_type": "relu"})
+    assert converter.read(path, None, {"act_type": "prelu"}).spec.parts["upscaler"].config["act"] == "prelu"
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError, KeyError, ZeroDivisionError, RuntimeError])
+def test_tensors_that_do_not_go_together(error: type[Exception], tmp_path: Path) -> None:
+    from fastgen.converters.flows import source
+
+    path = tmp_path / "net.pth"
+    torch.save({"w": torch.ones(3)}, path)
+
+    def read(state: State, options: NoOptions, report: Report) -> source.Result:
+        raise error("of tensors")
+
+    made = source.Source("n", "a", "s", NoOptions, lambda names: "w" in set(names), read)
+    with refused(CheckpointError, path, "of tensors"):
+        source.converter(made).read(path)
 
 
 @pytest.mark.real

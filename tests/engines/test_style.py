@@ -245,6 +245,24 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "weights": ({"weights": [1.0, 2.0]}, "weights"),
     "negative weights": ({"style": picture(1, count=2), "weights": [1.0, -1.0]}, "weights"),
     "no weight": ({"weights": [0.0]}, "weights"),
+    "weights whose sum is no float": (
+        {"style": picture(1, count=2), "weights": [1e308, 1e308]},
+        "weights",
+    ),
+    "infinite weights": (
+        {"style": picture(1, count=2), "weights": [float("inf"), -float("inf")]},
+        "weights",
+    ),
+    "huge weights": ({"style": picture(1, count=2), "weights": [10**400, 1]}, "weights"),
+    "weights of words": ({"style": picture(1, count=2), "weights": "12"}, "weights"),
+    "a word for a weight": ({"weights": ["1"]}, "weights"),
+    "weights by name": ({"style": picture(1, count=2), "weights": {1: 2, 3: 4}}, "weights"),
+    "flags for weights": ({"style": picture(1, count=2), "weights": [True, False]}, "weights"),
+    "a tensor of flags": ({"weights": torch.tensor([True])}, "weights"),
+    "complex weights": ({"weights": torch.tensor([1j])}, "weights"),
+    "one weight": ({"weights": 1.0}, "weights"),
+    "a number for a mask": ({"mask": 5}, "mask"),
+    "complex mask": ({"mask": torch.ones(45, 62, dtype=torch.complex64)}, "mask"),
     "mask": ({"mask": torch.ones(2, 45, 62)}, "mask"),
     "mask's size": ({"mask": torch.ones(45, 61)}, "mask"),
     "mask's values": ({"mask": torch.full((45, 62), 1.5)}, "mask"),
@@ -282,6 +300,71 @@ def test_a_style_of_other_weights_is_refused() -> None:
         made.stylize(picture(1), style)
     with refused(ConfigError, "style"):
         made.stylize(picture(1), [style, made.encode_style(picture(2))])
+
+
+def test_codes_that_are_none_of_the_engines_are_refused() -> None:
+    made = engine("microast")
+    style = made.encode_style(picture(2, count=2))
+    codes = style.codes
+    for wrong in (
+        codes[:0],
+        codes[:, 1:],
+        codes[0],
+        codes.int(),
+        codes * float("nan"),
+        codes.to("meta"),
+        [1.0],
+    ):
+        with refused(ConfigError, "style"):
+            made.stylize(picture(1), Style(wrong, style.sha256))  # type: ignore[arg-type]
+    with refused(ConfigError, "style"):
+        made.stylize(picture(1), [style, Style(codes[:, 1:], style.sha256)])
+
+
+def test_codes_belong_to_who_asked_for_them() -> None:
+    made = engine("microast")
+    style = made.encode_style(picture(2, count=2))
+    want = made.stylize(picture(1), style)
+    style.codes.mul_(1.0)
+    style[1].codes.mul_(0.5)
+    assert off(made.stylize(picture(1), style), want) > CLOSE
+
+
+@pytest.mark.parametrize("output_type", ["pt", "np", "pil"])
+def test_what_is_not_finite_is_refused(output_type: str, made: StyleEngine) -> None:
+    last = [m for m in made.network.decoder.modules() if isinstance(m, torch.nn.Conv2d)][-1]  # type: ignore[union-attr, operator]
+    with torch.no_grad():
+        last.bias.fill_(float("nan"))  # type: ignore[union-attr]
+    style = made.encode_style(picture(2))
+    for content in (picture(1, count=2), [picture(1)[0]]):
+        with refused(ConfigError, "content", 0):
+            made.stylize(content, style, output_type=output_type)
+
+
+def test_a_code_that_is_not_finite_is_refused() -> None:
+    made = engine("microast")
+    with torch.no_grad():
+        for parameter in made.network.parameters():
+            parameter.fill_(float("nan"))
+    with refused(ConfigError, "style", 0):
+        made.encode_style(picture(2))
+
+
+def test_large_pictures_are_not_worked_on_together_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, style = engine("microast"), picture(2)
+    calls: list[int] = []
+    call = StyleEngine._call
+
+    def seen(self: StyleEngine, name: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+        calls.append(len(tensors[0]))
+        return call(self, name, *tensors)
+
+    monkeypatch.setattr(StyleEngine, "_call", seen)
+    contents = picture(1, 128, 200, count=5)
+    together = made.stylize(contents, style, mask=torch.ones(128, 200))
+    assert calls == [1, 2, 2, 1]  # the style, and 65,536 pixels at most
+    for one, content in zip(together, contents, strict=True):
+        assert off(one[None], made.stylize(content[None], style, mask=torch.ones(128, 200))) < CLOSE
 
 
 def test_changed_weights_show(made: StyleEngine) -> None:

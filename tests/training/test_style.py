@@ -134,3 +134,12 @@ def test_an_encoder_of_something_else(given: list[str], tmp_path: Path) -> None:
 
     with refused(CheckpointError, folder("microast")):
         open_encoder(folder("microast"))
+
+
+def test_an_encoder_that_is_not_there(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nope = tmp_path / "nope.pth"
+    given[given.index("--encoder") + 1] = str(nope)
+    assert main(["train", str(tmp_path / "m"), "--model", "adain", *given, *SMALL]) == 1
+    assert names(capsys.readouterr().err, "--encoder", nope)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -68,18 +68,31 @@ def shares(weights: Any, count: int) -> list[float]:
     """A weight for each of `count` styles, with sum 1: `weights`, or equal ones. Raises ConfigError."""
     if weights is None:
         return [1.0 / count] * count
+    if not isinstance(weights, Iterable) or isinstance(weights, (str, bytes, Mapping, Set)):
+        raise ConfigError(f"expected a list of numbers, got {shown(weights)}", argument="weights")
     try:
-        given = [float(weight) for weight in weights]
-    except (TypeError, ValueError):
+        given = [_number(weight) for weight in weights]
+    except (TypeError, ValueError, RuntimeError):
         raise ConfigError(f"expected a list of numbers, got {shown(weights)}", argument="weights") from None
+    except OverflowError:
+        raise ConfigError("a number is too large for a float", argument="weights") from None
     if len(given) != count:
         raise ConfigError(f"expected one for each of {count} styles, got {len(given)}", argument="weights")
-    total = math.fsum(given)
+    total = sum(given)  # fsum would raise where it overflows
     if not all(math.isfinite(w) and w >= 0 for w in given) or not 0 < total < math.inf:
         raise ConfigError(
-            f"expected numbers of at least 0, not all of them 0, got {shown(weights)}", argument="weights"
+            "expected finite numbers of at least 0, not all of them 0, whose sum is a float, got "
+            f"{shown(weights)}",
+            argument="weights",
         )
     return [weight / total for weight in given]
+
+
+def _number(value: Any) -> float:
+    """A real number, NumPy's and tensors of one element included. Raises TypeError, ValueError or OverflowError."""
+    if isinstance(value, (str, bytes, bool)) or "bool" in str(getattr(value, "dtype", "")):
+        raise TypeError
+    return float(value)
 
 
 def masks(value: Any, count: int, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -88,6 +101,11 @@ def masks(value: Any, count: int, sizes: Sequence[tuple[int, int]]) -> list[Tens
     value: [K, H, W], or [H, W] for one style, for all pictures; or a list of them, one for each picture. sizes: of the
     pictures, (height, width).
     """
+    if not isinstance(value, (Tensor, Sequence)):
+        raise ConfigError(
+            f"expected a tensor [styles, H, W], or a list of them, got {type(value).__name__}",
+            argument="mask",
+        )
     given = [value] * len(sizes) if isinstance(value, Tensor) else list(value)
     if len(given) != len(sizes):
         raise ConfigError(
@@ -97,6 +115,8 @@ def masks(value: Any, count: int, sizes: Sequence[tuple[int, int]]) -> list[Tens
     for mask, size in zip(given, sizes, strict=True):
         if not isinstance(mask, Tensor):
             raise ConfigError(f"expected a tensor [styles, H, W], got {type(mask).__name__}", argument="mask")
+        if mask.is_complex():
+            raise ConfigError(f"expected values from 0 to 1, got {mask.dtype}", argument="mask")
         mask = mask[None] if mask.ndim == 2 else mask
         if tuple(mask.shape) != (count, *size):
             raise ConfigError(

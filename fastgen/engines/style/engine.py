@@ -15,6 +15,7 @@ from ...images import PICTURES, Range, to_output
 from ...models.style.network import Signals, StyleNetwork
 from ..arguments import as_index
 from ..base import Engine
+from ..finished import check_finite
 from ..verb import Verb
 from .arguments import MAX_STYLES, masks, pictures, shares, strength
 from .colour import with_colours_of
@@ -23,6 +24,9 @@ from .tiles import Tiles
 from .verbs import StyleVerbs
 
 TILE = 1024
+# Pixels that are worked on together on a CPU. Pictures of up to 64 x 64 are up to twice as fast together, those from
+# 256 x 256 on are slower than one after the other, and take memory for all of them.
+TOGETHER = 1 << 16
 
 
 class StyleEngine(Engine):
@@ -76,14 +80,17 @@ class StyleEngine(Engine):
     def encode_style(self, style: Tensor | Sequence[Tensor]) -> Style:
         """Styles to be used many times: of a batch [K, 3, H, W] or a list of [3, H, W].
 
-        Raises ConfigError, for a picture that is too small, too.
+        Raises ConfigError, for a picture that is too small, or whose code is not finite, too.
         """
         found = pictures(style, "style", self.network.minimum)  # type: ignore[arg-type]
         if len(found) > MAX_STYLES:
             raise ConfigError(f"expected at most {MAX_STYLES} styles, got {len(found)}", argument="style")
         with self._working(), torch.inference_mode():
-            codes = [self._code(picture) for picture in found]
-            return Style(torch.cat(codes), self._sha256())
+            codes = torch.cat([self._code(picture) for picture in found])
+            sha256 = self._sha256()
+        check_finite(list(codes), "style", "encoded")
+        # Tensors of inference mode cannot be changed by their owner outside of it: hand out ordinary ones.
+        return Style(codes.clone(), sha256)
 
     def stylize(
         self,
@@ -110,21 +117,22 @@ class StyleEngine(Engine):
         output_type: "pt", "np" or "pil".
 
         Returns float32 [n, 3, H, W] in [-1, 1], or a list where `content` is one; as "np" [n, H, W, 3] in [0, 1].
-        Raises ConfigError that names the argument.
+        Raises ConfigError that names the argument, for a result that is not finite, too.
         """
         to_output(None, output_type)
         if type(preserve_color) is not bool:
             raise ConfigError(f"expected a bool, got {shown(preserve_color)}", argument="preserve_color")
         found = pictures(content, "content", self.network.minimum)  # type: ignore[arg-type]
         alpha = strength(alpha)
-        encoded = self._encoded(style)
+        encoded = self._encoded(style).on(self.device, self.network.code_size)  # type: ignore[arg-type]
         by_style = shares(weights, len(encoded))
         sizes = [(int(picture.shape[1]), int(picture.shape[2])) for picture in found]
         given = None if mask is None else masks(mask, len(encoded), sizes)
         with self._working(), torch.inference_mode():
             self._check(encoded)
             made = self._in_batches(found, sizes, encoded.codes, by_style, alpha, given, preserve_color)
-        # Tensors of inference mode cannot be changed by their owner outside of it: hand out ordinary ones.
+        check_finite(made, "content", "stylised")
+        # Ordinary tensors, as in `encode_style`.
         if isinstance(content, Tensor):
             whole = torch.stack(made)
             return to_output(whole, output_type)
@@ -160,17 +168,17 @@ class StyleEngine(Engine):
         given: list[Tensor] | None,
         preserve_color: bool,
     ) -> list[Tensor]:
-        """The results, [3, H, W] each; pictures of one size together, large ones alone."""
+        """The results, [3, H, W] each; pictures of one size together, as many as `_at_once` says."""
         made: dict[int, Tensor] = {}
         for size in dict.fromkeys(sizes):
             same = [i for i, other in enumerate(sizes) if other == size]
-            parts = [[i] for i in same] if self._large(size) else [same]
-            for part in parts:
-                contents = torch.stack([found[i] for i in part]).to(self.device, torch.float32)
+            count = self._at_once(size)
+            for part in (same[start : start + count] for start in range(0, len(same), count)):
+                contents = torch.stack([found[i].to(self.device, torch.float32) for i in part])
                 if given is None:
                     results = self._blended(contents, codes, weights, alpha)
                 else:
-                    masked = torch.stack([given[i] for i in part]).to(self.device)
+                    masked = torch.stack([given[i].to(self.device) for i in part])
                     results = self._masked(contents, codes, weights, alpha, masked)
                 if preserve_color:
                     with_colours_of(contents, results)
@@ -210,6 +218,13 @@ class StyleEngine(Engine):
 
     def _large(self, size: Sequence[int]) -> bool:
         return size[0] * size[1] > self.tile**2
+
+    def _at_once(self, size: Sequence[int]) -> int:
+        """How many pictures of a size are given to the network together."""
+        if self._large(size):
+            return 1
+        most = self.batches.max_batch
+        return most if self.device.type != "cpu" else max(1, min(most, TOGETHER // (size[0] * size[1])))
 
     def _tiles(self, size: Sequence[int]) -> Tiles:
         return Tiles(size[0], size[1], self.tile, self.fused.stride, self.fused.reach)

@@ -34,4 +34,24 @@ class Style:
         """Several as one, in their order. Raises ConfigError for styles of different weights."""
         if len({style.sha256 for style in styles}) != 1:
             raise ConfigError("these were encoded by different weights", argument="style")
-        return cls(torch.cat([style.codes for style in styles]), styles[0].sha256)
+        device = styles[0].codes.device
+        try:
+            codes = torch.cat([style.codes.to(device) for style in styles])
+        except (RuntimeError, TypeError) as error:
+            raise ConfigError(f"their codes do not go together: {error}", argument="style") from error
+        return cls(codes, styles[0].sha256)
+
+    def on(self, device: torch.device, size: int) -> Style:
+        """Itself with its codes on a device. size: D of the codes that are expected. Raises ConfigError."""
+        codes = self.codes
+        if not isinstance(codes, Tensor) or not codes.is_floating_point() or codes.is_meta:
+            got = f"{codes.dtype} on {codes.device}" if isinstance(codes, Tensor) else type(codes).__name__
+            raise ConfigError(f"expected codes of floats, got {got}", argument="style")
+        if codes.ndim != 2 or codes.shape[1] != size:
+            raise ConfigError(f"expected codes [styles, {size}], got {list(codes.shape)}", argument="style")
+        if not len(codes):
+            raise ConfigError("expected at least one style, got none", argument="style")
+        codes = codes.detach().to(device, torch.float32)
+        if not bool(codes.isfinite().all()):
+            raise ConfigError("its code has values that are NaN or infinite", argument="style")
+        return Style(codes, self.sha256)

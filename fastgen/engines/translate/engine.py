@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from ...images import PICTURES, Range, to_output
 from ...runtime.capture import plainly
 from ..arguments import as_index, sample_seeds
 from ..base import Engine
+from ..finished import check_finite
 from ..layers import Name
 from ..verb import Verb
 from .images import by_size, checked, padded_side
@@ -138,7 +139,7 @@ class TranslateEngine(Engine):
         mode = self.norm_mode if norm_mode is None else check_mode(norm_mode)
         numbers = self._seeds(len(given), seed, seeds, dropout)
         made = self._translate(given, numbers, mode)
-        check_finite(made)
+        check_finite(made, "images", "translated")
         return _as_given(made, listed, output_type)
 
     def score(
@@ -203,7 +204,7 @@ class TranslateEngine(Engine):
                 own = numbers[start : start + at_once]
                 tries = [image] * len(own)
                 made = self._translate(tries, own, mode)
-                check_finite(made, lambda _, i=i: i)  # type: ignore[misc]
+                check_finite(made, "images", "translated", lambda _, i=i: i)  # type: ignore[misc]
                 found.append(torch.stack(self._score([tries, made] if sees_x else [made], mode)).cpu())
                 kept.append(made[int(found[-1].argmax())])
             score = torch.cat(found)
@@ -370,17 +371,6 @@ class TranslateEngine(Engine):
             raise ConfigError(
                 "images of unlike sizes are not one batch, whose statistics were asked for", argument=name
             )
-
-
-def check_finite(images: list[Tensor], number: Callable[[int], int] = int) -> None:
-    """Raise ConfigError that names an image whose translation is not finite. number: of the input, by the result."""
-    flags = torch.stack([image.isfinite().all() for image in images])
-    if not bool(flags.all()):  # the one wait for the device
-        raise ConfigError(
-            f"image {number(int(flags.long().argmin()))} is not finite (NaN or infinite) once translated: are its "
-            "values finite, and in [-1, 1]? engine.verify() looks at the network",
-            argument="images",
-        )
 
 
 def _as_given(images: list[Tensor], listed: bool, output_type: str) -> Any:
