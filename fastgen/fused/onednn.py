@@ -27,8 +27,8 @@ HALF = (torch.bfloat16, torch.float16)
 BORDERS = ("reflect", "replicate")  # that are made before oneDNN is called
 # Multiplications up to which a 1x1 convolution is a matrix product: a call of oneDNN costs 25 to 40 us more.
 PRODUCT = 1 << 22
-# Multiplications of other convolutions, and the runs of channels that are copied beforehand, up to which they are faster
-# as a matrix product: 1.1 to 2.3 times, with filters of 3x3 and 4x4, strides of 1 and 2.
+# Multiplications of other convolutions, and the runs of channels that are copied beforehand, up to which they are
+# faster as a matrix product: 1.1 to 2.3 times, with filters of 3x3 and 4x4, strides of 1 and 2.
 SMALL, PIECES = 5 << 18, 1 << 12
 
 
