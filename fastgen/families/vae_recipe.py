@@ -32,6 +32,17 @@ FLAGS = (
         "--anneal",
         {"type": int, "metavar": "STEPS", "help": "steps in which the KL's weight grows to 1 (default 0)"},
     ),
+    Flag(
+        "--shift",
+        {"type": int, "metavar": "PIXELS", "help": "move images at random by up to so many (default 0)"},
+    ),
+    Flag(
+        "--temperature",
+        {
+            "type": float,
+            "help": "of samples that are drawn without one: factor of the prior's deviations (default 1)",
+        },
+    ),
 )
 OF_THE_DATA = ("sample_size", "in_channels", "levels", "features", "num_classes")
 # What differs from the configurations' defaults, which are disentangling-vae's.
@@ -78,9 +89,12 @@ class VAERecipe(Recipe):
             raise ConfigError("the data decides it; leave it out", argument=f"--option {decided[0]}")
         network = {**_of_the_data(dataset, self.model), **OWN[self.model], **options}
         network = to_dict(from_dict(kind, network, "train"))
-        objective = to_dict(from_dict(VariationalConfig, flags, "train"))
         names = None if dataset.class_names is None else tuple(dataset.class_names)
-        settings = to_dict(VAESettings(num_classes=dataset.num_classes, class_names=names))
+        known = {"num_classes": dataset.num_classes, "class_names": names}
+        if "temperature" in flags:
+            known["temperature"] = flags.pop("temperature")
+        settings = to_dict(from_dict(VAESettings, known, "train"))
+        objective = to_dict(from_dict(VariationalConfig, flags, "train"))
         provenance = {**provenance, "objective": objective}
         return Spec("vae", {"vae": Part(self.model, network)}, settings, provenance)
 

@@ -14,9 +14,6 @@ from .folding import folded
 from .onednn import Convolution, OneDNNConv, OneDNNUp, takes, takes_up
 from .twin import Twin
 
-# Products of channels from where on Winograd's filtering is faster than oneDNN's at 64x64 pixels, also where others use
-# the machine's caches: 0.85 to 1.2 times with 64 -> 64 channels, 1.3 to 1.7 with 64 -> 256 and 192 -> 64.
-MINIMAL = 64 * 128
 PIXELS = 4  # of a row that few output channels are computed for at a time
 LANES = 16  # output channels that oneDNN computes at least, whatever is asked for
 
@@ -61,7 +58,7 @@ class OneDNNActConv(OneDNNConv):
     def __init__(self, conv: ActConvolution) -> None:
         super().__init__(conv, prepacked=True)
         self._plain = (conv,)
-        self._minimal = winograd.fits(conv) and conv.in_channels * conv.out_channels >= MINIMAL
+        self._minimal = winograd.fits(conv)
         self._slope, self._value = conv.slope, conv._value
         self._inside: tuple[str, list[float]] = ("none", [])
         if self._value is not None:

@@ -117,8 +117,9 @@ class OneDNNConv(Twin[Convolution]):
             y = filtered(x)
             y = y.relu_() if self._act == "relu" else y
             return y if residual is None else y.add_(residual)
-        if self._copies and (y := self._by_product(x)) is not None:
-            return y if residual is None else y.add_(residual)
+        product = self._by_product(x) if self._copies else None
+        if product is not None:
+            return product if residual is None else product.add_(residual)
         weight, how = self._packed, self._how
         if self._border is not None:
             x = F.pad(x, self._border, self.plain.padding_mode)
@@ -319,4 +320,8 @@ def _wrong(dtype: torch.dtype) -> str | None:
     for name, twin, inputs in trials:
         if not torch.equal(twin(*inputs), twin.plain(*inputs)):
             return name
+        if isinstance(twin, OneDNNConv) and twin._copies:  # that was a matrix product: oneDNN's own call, too
+            twin._copies = 0.0
+            if not torch.equal(twin(*inputs), twin.plain(*inputs)):
+                return name
     return None

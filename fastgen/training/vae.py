@@ -33,13 +33,15 @@ LOSSES = ("elbo", "beta", "tcvae")
 @dataclass(frozen=True, kw_only=True)
 class VariationalConfig:
     """loss: see this module. beta: of beta and tcvae. free_bits: nats of each latent, of each channel of latents that
-    are maps. anneal: steps over which the KL's weight grows from 0 to 1.
+    are maps. anneal: steps over which the KL's weight grows from 0 to 1. shift: pixels, up to which images are moved
+    up, down and to the sides at random, anew in every step; what moves in repeats the border.
     """
 
     loss: str = one_of(*LOSSES, default="elbo")
     beta: float = bounded(0.0, 1e6, default=1.0)
     free_bits: float = bounded(0.0, 1e3, default=0.0)
     anneal: int = bounded(0, 100_000_000, default=0)
+    shift: int = bounded(0, 4096, default=0)
 
     def __post_init__(self) -> None:
         if self.loss == "elbo" and self.beta != 1:
@@ -108,15 +110,17 @@ class Variational(OneNetwork):
             noise = torch.randn(count, *shape, generator=step.generator, dtype=torch.float32, device="cpu")
             return noise.to(step.x.device)
 
-        count = len(step.x)
+        count, images = len(step.x), len(module.data_shape) == 3
+        given = step.x
+        if self.config.shift:
+            given = moved(given, self.config.shift, step.generator)
         noise = [draw(count, *shape) for shape in module.latent_shapes]
-        images = len(module.data_shape) == 3
         dequantised = images and not said.discrete
         if dequantised:
             assert said.levels is not None
-            x, _ = Dequantiser(said.levels)(step.x, draw(*step.x.shape))
+            x, _ = Dequantiser(said.levels)(given, draw(*given.shape))
         else:
-            x = step.x.float() / 255 if images else module.inward(step.x)
+            x = given.float() / 255 if images else module.inward(given)
         label = None if step.label is None or module.classes is None else step.label.to(step.x.device)
         with step.autocast():
             found = module.infer(x, noise, label)
@@ -144,6 +148,19 @@ class Variational(OneNetwork):
         return self.config.beta * by_latent.clamp(min=self.config.free_bits).sum()
 
 
+def moved(x: Tensor, shift: int, generator: torch.Generator | None) -> Tensor:
+    """Images [B, C, H, W], each moved by up to `shift` pixels along both axes; the border is repeated."""
+    count, height, width = len(x), *x.shape[2:]
+    down, along = torch.randint(-shift, shift + 1, (2, count, 1), generator=generator, device="cpu").to(
+        x.device
+    )
+    rows = (torch.arange(height, device=x.device) + down).clamp_(0, height - 1)
+    columns = (torch.arange(width, device=x.device) + along).clamp_(0, width - 1)
+    which = torch.arange(count, device=x.device)
+    # Indices on both sides of the channels: they come last.
+    return x[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
 def channels(values: Tensor) -> Tensor:
     """[B, L, ...] summed over the pixels of maps: [B, L]."""
     return values.flatten(2).sum(2) if values.dim() > 2 else values
@@ -159,6 +176,8 @@ def variational(module: VAE, config: VariationalConfig, dataset: Dataset) -> Var
     if module.likelihood is None:
         raise ConfigError("its decoder gives no distribution, and has no ELBO", argument="model")
     images = len(dataset.shape) == 3
+    if config.shift and not images:
+        raise ConfigError("moves images; rows of a table have no place", argument="shift")
     if images and module.likelihood.levels not in (2, 256):
         raise ConfigError(f"has 256 levels, the VAE models {module.likelihood.levels}", argument="data")
     if module.classes is not None and (dataset.num_classes is None or dataset.num_classes > module.classes):

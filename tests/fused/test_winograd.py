@@ -59,9 +59,9 @@ def test_what_follows_the_convolution() -> None:
     if (reason := onednn.why_not(torch.float32)) is not None:
         pytest.skip(reason)
     torch.manual_seed(0)
-    conv = nn.Conv2d(64, 65, 3, padding=1)
+    conv = nn.Conv2d(64, 129, 3, padding=1)
     x = torch.randn(2, 64, 16, 20).contiguous(memory_format=torch.channels_last)
-    residual = torch.randn(2, 65, 16, 20).contiguous(memory_format=torch.channels_last)
+    residual = torch.randn(2, 129, 16, 20).contiguous(memory_format=torch.channels_last)
     kept = residual.clone()
     for rectified in (False, True):
         fast = OneDNNConv(conv, rectified, prepacked=True)
@@ -73,17 +73,17 @@ def test_what_follows_the_convolution() -> None:
 
 
 def test_who_is_filtered_so() -> None:
-    wide = nn.Conv2d(64, 64, 3, padding=1)
+    wide = nn.Conv2d(64, 128, 3, padding=1)
     assert fits(wide)
     for other in (
-        nn.Conv2d(63, 64, 3, padding=1),
-        nn.Conv2d(64, 64, 3, 2, 1),
-        nn.Conv2d(64, 64, 3, padding=2, dilation=2),
-        nn.Conv2d(64, 64, 3),
-        nn.Conv2d(64, 64, 1),
+        nn.Conv2d(63, 256, 3, padding=1),
+        nn.Conv2d(64, 128, 3, 2, 1),
+        nn.Conv2d(64, 128, 3, padding=2, dilation=2),
+        nn.Conv2d(64, 128, 3),
+        nn.Conv2d(64, 128, 1),
         nn.Conv2d(128, 128, 3, padding=1, groups=2),
-        nn.Conv2d(64, 64, 3, padding=1).bfloat16(),
-        nn.Conv2d(64, 64, 3, padding=1).double(),
+        nn.Conv2d(64, 128, 3, padding=1).bfloat16(),
+        nn.Conv2d(64, 128, 3, padding=1).double(),
     ):
         assert not fits(other)
     assert gains(torch.empty(1, 64, 16, 16))
@@ -100,7 +100,7 @@ def engine() -> DiffusionEngine:
         sample_size=(16, 16),
         in_channels=3,
         out_channels=3,
-        block_out_channels=(64,),
+        block_out_channels=(128,),
         down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
         layers_per_block=1,

@@ -7,7 +7,7 @@ import torch
 from torch import distributions
 
 from fastgen.errors import ConfigError
-from fastgen.models.vae.convolutional import ConvolutionalVAEConfig
+from fastgen.models.vae.convolutional import ConvolutionalVAEConfig, Told
 from fastgen.models.vae.hierarchical import HierarchicalVAEConfig
 from fastgen.models.vae.likelihoods import Bernoulli, Gaussian, Logistic
 from fastgen.models.vae.vae import VAE, Normal, kl
@@ -140,3 +140,13 @@ def test_configurations_that_do_not_fit() -> None:
         ConvolutionalVAEConfig(channels=())
     with refused(ConfigError, "latents", 2):
         HierarchicalVAEConfig(latents=(1, 2, 3))
+
+
+def test_a_label_scales_and_shifts() -> None:
+    torch.manual_seed(0)
+    layer = Told(3, 5, 4).double()
+    x, label = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 3, 0])
+    assert layer.embed is not None
+    scale, shift = layer.embed.weight[label, :5], layer.embed.weight[label, 5:]
+    torch.testing.assert_close(layer(x, label), layer.linear(x) * scale + shift, rtol=0, atol=1e-12)
+    torch.testing.assert_close(Told(3, 5, None).double()(x).shape, layer(x, label).shape)

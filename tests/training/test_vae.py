@@ -23,7 +23,7 @@ from fastgen.training.arrays import Arrays
 from fastgen.training.objective import Step
 from fastgen.training.settings import RunConfig
 from fastgen.training.tables import Rows
-from fastgen.training.vae import TotalCorrelation, VariationalConfig, variational
+from fastgen.training.vae import TotalCorrelation, VariationalConfig, moved, variational
 from tests.models.vae_models import flat, hierarchical
 from tests.refusals import refused
 
@@ -106,6 +106,22 @@ def test_elbo_is_the_engines() -> None:
         bound = VAEEngine(flat(likelihood=kind), device="cpu").bits_per_dim(many, 1)
         error = 6 * (bound.standard_error + float(losses.std()) / len(losses) ** 0.5)
         assert float(losses.mean()) == pytest.approx(bound.mean, abs=error)
+
+
+def test_images_are_moved() -> None:
+    """By every number of pixels up to `shift` along both axes, the border repeated; the loss is of moved images."""
+    grid = torch.arange(48, dtype=torch.uint8).view(1, 2, 4, 6)
+    wide = torch.nn.functional.pad(grid.float(), (1, 1, 1, 1), mode="replicate").byte()
+    places = {wide[0, :, i : i + 4, j : j + 6].numpy().tobytes() for i in range(3) for j in range(3)}
+    found = moved(grid.expand(200, -1, -1, -1), 1, torch.Generator().manual_seed(0))
+    assert found.shape == (200, 2, 4, 6)
+    assert {image.numpy().tobytes() for image in found.contiguous()} == places
+    batch = digits().batch(range(4)).x
+    vae = flat()
+    still, shifted = (
+        variational(vae, VariationalConfig(shift=shift), digits()).loss(vae, step(batch)) for shift in (0, 1)
+    )
+    assert float(still.detach()) != float(shifted.detach())
 
 
 def test_beta_and_annealing_weigh_the_kl() -> None:
@@ -236,7 +252,8 @@ def test_train_command(tmp_path: Path, model: str, capsys: pytest.CaptureFixture
     """`fastgen train` makes a model that every command takes."""
     folder, source = tmp_path / "model", "two-moons" if model == "vector_vae" else "digits"
     of_model = {
-        "vae": "--option latents=2 --option channels=4,4 --option hidden=8 --loss tcvae --beta 2",
+        "vae": "--option latents=2 --option channels=4,4 --option hidden=8 --loss tcvae --beta 2 "
+        "--shift 1 --temperature 0.7",
         "hvae": "--option channels=4,4 --free-bits 0.1 --anneal 2",
         "vector_vae": "--option hidden=8",
     }[model].split()
@@ -252,6 +269,7 @@ def test_train_command(tmp_path: Path, model: str, capsys: pytest.CaptureFixture
     assert ("nats" if model == "vector_vae" else "bits/dim") in said
     engine: Any = fastgen.load(folder)
     assert engine.provenance["objective"]["loss"] == ("tcvae" if model == "vae" else "elbo")
+    assert engine.settings.temperature == (0.7 if model == "vae" else 1.0)
 
 
 def test_refusals() -> None:
@@ -261,6 +279,9 @@ def test_refusals() -> None:
     with refused(ConfigError, "free_bits"):
         VariationalConfig(loss="tcvae", free_bits=0.1)
     dataset = digits()
+    rows = Rows(torch.zeros(4, 3))
+    with refused(ConfigError, "shift"):
+        variational(VectorVAE(VectorVAEConfig(features=3)), VariationalConfig(shift=1), rows)
     with refused(ConfigError, "loss"):
         variational(hierarchical(), VariationalConfig(loss="tcvae"), dataset)
     with refused(ConfigError, "data", 16):

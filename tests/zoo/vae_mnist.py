@@ -31,10 +31,12 @@ CLASSES = 10
 COUNT = 1000  # of drawn digits
 
 
-def drawn(engine: Any, judge: Any, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[str, float]:
+def drawn(
+    engine: Any, judge: Any, images: NDArray[np.uint8], labels: NDArray[np.int64], temperature: float
+) -> dict[str, float]:
     """Agreement of a classifier with the label asked for, and variety, as of zoo:ddpm-mnist."""
     asked = np.arange(COUNT) % CLASSES
-    found = engine.sample(COUNT, labels=asked.tolist(), seed=0, output_type="np")
+    found = engine.sample(COUNT, labels=asked.tolist(), seed=0, temperature=temperature, output_type="np")
     samples = np.asarray(found)[..., 0].astype(np.float64)
     held_out = quality.HELD_OUT
     spread = quality.spread(samples, asked)
@@ -81,7 +83,9 @@ def measure() -> dict[str, Any]:
         "trained_on": bits(engine, TRAINED_ON, 1),
         "latents": latents(engine),
         "reconstruction": error(engine),
-        "drawn": drawn(engine, judge, images, labels),
+        "temperature": engine.settings.temperature,
+        "drawn": drawn(engine, judge, images, labels, engine.settings.temperature),
+        "drawn_from_the_prior": drawn(engine, judge, images, labels, 1.0),
     }
 
 
@@ -92,11 +96,14 @@ def numbers(report: dict[str, Any], config: dict[str, Any], size: int) -> str:
     def stated(found: dict[str, Any]) -> str:
         return f"{found['bits_per_dim']:.3f} ± {found['standard_error']:.3f}"
 
-    told, warm = report["latents"], report["drawn"]
+    told, cool, warm = report["latents"], report["drawn"], report["drawn_from_the_prior"]
+    objective, agreed = config["provenance"]["objective"], "a classifier sees the label asked for"
     command = (
         f"fastgen train {NAME} --model vae --data t10k-images-idx3-ubyte.gz --subset 0-8999 \\\n"
         f"    --steps {run['steps']} --batch-size {run['batch_size']} --lr {run['lr']:g} "
         f"--precision {run['precision']} \\\n"
+        f"    --loss {objective['loss']} --beta {objective['beta']:g} --shift {objective['shift']} "
+        f"--temperature {report['temperature']:g} \\\n"
         f"    --option hidden={','.join(map(str, network['hidden']))} --option latents={network['latents']}"
     )
     return f"""
@@ -116,8 +123,10 @@ Weights averaged ({run["ema_decay"]}).
 | KL of all latents, of held-out digits | {told["nats"]:.1f} nats |
 | latents that have collapsed | {told["collapsed"]} of {told["of"]} |
 | reconstructions of held-out digits | off by {report["reconstruction"]:.3f} (root mean square, values in [0, 1]) |
-| digits drawn: a classifier sees the label asked for | {warm["agreement"]:.1%} |
-| their variety, relative to held-out digits of one label | {warm["variety"]:.2f} |
+| digits drawn, temperature {report["temperature"]:g}: {agreed} | **{cool["agreement"]:.1%}** |
+| their variety, relative to held-out digits of one label | {cool["variety"]:.2f} |
+| digits drawn, temperature 1: {agreed} | {warm["agreement"]:.1%} |
+| their variety | {warm["variety"]:.2f} |
 """
 
 

@@ -7,12 +7,17 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ...config import bounded, one_of
 from ...errors import ConfigError
 from .likelihoods import KINDS, SIGMAS, likelihood
 from .vae import FlatVAE, Normal
+
+CONTRAST = (
+    0.5  # how far classes' scales are apart before training: so far that networks begin by telling them apart
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +67,27 @@ def check_size(sample_size: tuple[int, ...], halvings: int) -> None:
 
 
 class Told(nn.Module):
-    """A linear layer, plus a learned vector for each class: x [B, I], label int64 [B] or None -> [B, O]."""
+    """A linear layer, scaled and shifted by learned vectors of each class (Perez et al. 2018).
+
+    x [B, I], label int64 [B] or None -> [B, O].
+    A shift alone leaves most of what a class looks like to the latents, and their prior knows nothing of classes.
+    """
 
     def __init__(self, inputs: int, outputs: int, classes: int | None) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, outputs)
-        self.embed = None if classes is None else nn.Embedding(classes, outputs)
+        self.embed = None if classes is None else nn.Embedding(classes, 2 * outputs)
         if self.embed is not None:
-            nn.init.normal_(self.embed.weight, 0.0, inputs**-0.5)
+            scale, shift = self.embed.weight.detach().chunk(2, dim=1)
+            nn.init.normal_(scale, 1.0, CONTRAST)
+            nn.init.normal_(shift, 0.0, 2 * CONTRAST)
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         x = self.linear(x)
-        return x if self.embed is None else x + self.embed(label)
+        if self.embed is None:
+            return x
+        scale, shift = self.embed(label).chunk(2, dim=1)
+        return torch.addcmul(shift, x, scale)
 
 
 class ConvEncoder(nn.Module):
