@@ -106,8 +106,8 @@ def read(state: State, options: DiscriminatorOptions, report: Report) -> Result:
     if not deep:
         config = from_dict(BigGANDiscriminatorConfig, values, state.where)
         return Result("biggan_discriminator", config, found.tensors)
-    config = from_dict(BigGANDeepDiscriminatorConfig, values | {"depth": depth}, state.where)
-    return Result("biggan_deep_discriminator", config, found.tensors)
+    deeper = from_dict(BigGANDeepDiscriminatorConfig, values | {"depth": depth}, state.where)
+    return Result("biggan_deep_discriminator", deeper, found.tensors)
 
 
 def _halvings(state: State, stages: int, deep: bool, widths: list[int], channels: int) -> int:
