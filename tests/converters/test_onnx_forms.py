@@ -31,7 +31,8 @@ WITHIN = {"encode": "elbo", "decode": "sample"}
 HALVES = [
     (name, form)
     for name, form in FORMS
-    if not form.missing(onnx_table.small(name)[1])
+    if "fp16" in form.precisions
+    and not form.missing(onnx_table.small(name)[1])
     and not any(
         WITHIN.get(form.name) == other.name and not other.missing(onnx_table.small(name)[1])
         for other in ARCHITECTURES[name].exports
