@@ -103,11 +103,12 @@ def read(state: State, options: DiscriminatorOptions, report: Report) -> Result:
         "num_classes": classes,
         "spectral_norm": spectral,
     }
-    if not deep:
-        config = from_dict(BigGANDiscriminatorConfig, values, state.where)
-        return Result("biggan_discriminator", config, found.tensors)
-    config = from_dict(BigGANDeepDiscriminatorConfig, values | {"depth": depth}, state.where)
-    return Result("biggan_deep_discriminator", config, found.tensors)
+    if deep:
+        of_deep = from_dict(BigGANDeepDiscriminatorConfig, values | {"depth": depth}, state.where)
+        return Result("biggan_deep_discriminator", of_deep, found.tensors)
+    return Result(
+        "biggan_discriminator", from_dict(BigGANDiscriminatorConfig, values, state.where), found.tensors
+    )
 
 
 def _halvings(state: State, stages: int, deep: bool, widths: list[int], channels: int) -> int:
