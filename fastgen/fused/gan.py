@@ -127,7 +127,16 @@ def _convolution(layer: nn.Module) -> nn.Module:
         return transposed(layer)
     if isinstance(layer, nn.Conv2d) and takes(layer):
         return OneDNNConv(layer, prepacked=True)
+    if isinstance(layer, nn.InstanceNorm2d):
+        return _of_each_channel(layer)
     return copy.copy(layer)
+
+
+def _of_each_channel(norm: nn.InstanceNorm2d) -> nn.GroupNorm:
+    """The same norm, as one of groups: PyTorch rounds means of instance norms to the type of the weights."""
+    made = nn.GroupNorm(norm.num_features, norm.num_features, norm.eps, device="meta")
+    made.weight, made.bias = _frozen(norm.weight.detach()), _frozen(norm.bias.detach())
+    return made
 
 
 def _frozen(value: Tensor) -> nn.Parameter:

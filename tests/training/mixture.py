@@ -17,15 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.families.gan_recipe import mean_distance
-from fastgen.training.gan import Adversarial, GANConfig
 from fastgen.training.loop import _generator
-from fastgen.training.objective import Step
-from fastgen.training.optimizers import optimizers, update
-from fastgen.training.settings import RunConfig
+
+from . import adversaries
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "images" / "gan-mixture.png"
 MODES, RADIUS, SPREAD = 8, 1.0, 0.05
-BATCH, LATENT, WIDTH, DECAY = 256, 8, 64, 0.99
+BATCH, LATENT, WIDTH, STEPS = 256, 8, 64, 3000
 # A mode is covered where at least a quarter of its share of samples lies within 4 standard deviations of it.
 LEAST, NEAR = 0.25, 4.0
 # GANConfig's fields, learning rate. R1 as Mescheder et al. 2018 have it; without it these losses circle around.
@@ -80,24 +78,16 @@ def train(config: dict[str, Any], lr: float, steps: int, seed: int = 0) -> Itera
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         networks = nn.ModuleDict({"generator": MLP(LATENT, 2), "discriminator": MLP(2, 1)})
-    average = MLP(LATENT, 2).requires_grad_(False)
-    average.load_state_dict(networks["generator"].state_dict())
-    objective = Adversarial(GANConfig(**{"beta1": 0.0, "beta2": 0.9, **config}), lr)
-    run = RunConfig(steps=steps, precision="fp32", lr=lr, warmup=0)
-    made = optimizers(objective, networks, run)
+    config = {"beta1": 0.0, "beta2": 0.9, **config}
+    count = BATCH * config.get("updates", 1)
     fixed = torch.randn(2000, LATENT, generator=_generator(seed, 0, salt=5))
-    parts = objective.config.updates
-    for number in range(steps):
-        random = _generator(seed, number, salt=3)
-        step = Step(drawn(BATCH * parts, random), None, random, run)
-        factor = min(1.0, 2 * (1 - number / steps))
-        for name, loss in objective.losses(networks, step):
-            update(made[name], loss, factor, 0.0)
-        with torch.no_grad():
-            for mean, now in zip(average.parameters(), networks["generator"].parameters(), strict=True):
-                mean.lerp_(now, 1 - DECAY)
-        if (number + 1) % (steps // 10) == 0:
-            yield number + 1, average(fixed)
+
+    def draw(random: torch.Generator) -> tuple[Tensor, None]:
+        return drawn(count, random), None
+
+    decay = 1 - 5 / steps  # a mean over the last fifth of the run
+    for number, average in adversaries.train(networks, config, lr, steps, draw, decay=decay, seed=seed):
+        yield number, average(fixed)
 
 
 def covered(x: Tensor) -> tuple[int, float]:
@@ -116,13 +106,12 @@ def main() -> None:
     from matplotlib import pyplot
 
     torch.set_num_threads(1)
-    steps = 1500
     every = {**OBJECTIVES, "collapse provoked": COLLAPSE}
     figure, axes = pyplot.subplots(2, 4, figsize=(10, 5.2), dpi=90)
     real = drawn(2000, _generator(0, 0, salt=9))
     gauges = {}
     for axis, (name, (config, lr)) in zip(axes.flat, every.items(), strict=False):
-        found = [(step, x, mean_distance(x[:64])) for step, x in train(config, lr, steps)]
+        found = [(step, x, mean_distance(x[:64])) for step, x in train(config, lr, STEPS)]
         x = found[-1][1]
         modes, near = covered(x)
         gauges[name] = [(step, gauge) for step, _, gauge in found]

@@ -23,7 +23,7 @@ def test_all_modes_of_the_data_are_covered() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["non-saturating, R1", "hinge, R1", "WGAN-GP"])
 def test_what_an_objective_learns(name: str) -> None:
-    """In 500 of the figure's 1,500 steps: at least 6 modes, and a variety like the data's."""
+    """In 500 of the figure's 3,000 steps: at least 6 modes, and a variety like the data's."""
     config, lr = OBJECTIVES[name]
     *_, (_, x) = train(config, lr, 500)
     modes, _ = covered(x)
