@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ...config import shown
 from ...errors import ConfigError
+from ..estimates import Estimates
 
 GRID = 1e-3  # of the distance between levels: how far an image's values may lie from them
 
 
 @dataclass(frozen=True)
-class BitsPerDim:
+class BitsPerDim(Estimates):
     """-log2 of a sample's probability, divided by its number of dimensions.
 
     values: float64 [n], on the CPU. kind: what they are.
@@ -25,21 +26,6 @@ class BitsPerDim:
         "importance-weighted bound": by `samples` of them (Burda et al. 2016), a tighter bound, which tends to the
             exact value as they grow.
     """
-
-    values: Tensor
-    kind: str
-    samples: int
-
-    @property
-    def mean(self) -> float:
-        """Over the samples given."""
-        return float(self.values.mean())
-
-    @property
-    def standard_error(self) -> float:
-        """Of the mean; NaN for a single sample."""
-        count = len(self.values)
-        return float(self.values.std() / math.sqrt(count)) if count > 1 else math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Its mean and what it is, as JSON types."""

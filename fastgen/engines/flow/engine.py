@@ -17,18 +17,18 @@ from ...checkpoint import Spec
 from ...config import from_dict, shown
 from ...errors import ConfigError
 from ...fused.flow import FusedFlow
-from ...images import PICTURES, Range, to_output, within
+from ...images import PICTURES, Range, to_output
 from ...models.flow.flow import Flow
 from ...runtime.device import dtype_name, placed
 from ..arguments import as_index, check_known, parameters, sample_seeds
 from ..base import only_part
 from ..finished import finite, warn_not_finite
+from ..latent import LatentEngine, check_steps
 from ..layers import Name
-from ..streams import Streams
 from ..verb import Verb
 from ..verification import Check
 from .bits import BitsPerDim, to_levels
-from .data import check_floats, check_shape, check_support
+from .data import check_shape, check_support
 from .placement import place
 from .request import FlowRequest, FlowSettings, conditions, resolve
 from .verbs import FlowVerbs
@@ -39,7 +39,7 @@ IMAGES_PER_CALL = 64
 ROWS_PER_CALL = 1024  # 64 would wait for Python, not for arithmetic
 
 
-class FlowEngine(Streams):
+class FlowEngine(LatentEngine):
     """Samples from a flow and says how likely data is. Made by :func:`fastgen.load`. Threads, forks: see ``Engine``.
 
     Where the flow models levels (images of 256 values per channel), x is images: float32 [n, C, H, W] in [-1, 1]; the
@@ -50,11 +50,12 @@ class FlowEngine(Streams):
     """
 
     kind = "flow"
-    asked = ("temperature", *Streams.asked)
+    asked = ("temperature", *LatentEngine.asked)
     one_network = True
     operation = "affine_coupling"
     settings_type = FlowSettings
     settings: FlowSettings
+    state_dtype: torch.dtype
 
     def __init__(
         self,
@@ -257,19 +258,7 @@ class FlowEngine(Streams):
         self, latents: Sequence[Tensor], *, labels: Any = None, context: Tensor | None = None
     ) -> Tensor:
         """x [n, *shape] of the latents of every scale. Images are not clipped: they may leave [-1, 1]."""
-        shapes = self.flow.latent_shapes
-        if not isinstance(latents, (list, tuple)) or len(latents) != len(shapes):
-            raise ConfigError(
-                f"expected a list of {len(shapes)} tensors, one per scale, got {shown(latents)}",
-                argument="latents",
-            )
-        given = []
-        for i, (value, shape) in enumerate(zip(latents, shapes, strict=True)):
-            given.append(self._tensor(f"latents[{i}]", value, shape))
-            if len(given[i]) != len(given[0]):
-                raise ConfigError(
-                    f"expected {len(given[0])} samples, got {len(given[i])}", argument=f"latents[{i}]"
-                )
+        given = self._latent_list(latents, self.flow.latent_shapes, "scale")
         return self.call("decode", *given, *self._condition(len(given[0]), labels, context))[0]
 
     def interpolate(
@@ -288,23 +277,11 @@ class FlowEngine(Streams):
         images are clipped to [-1, 1]. labels, context: one for all or one per pair.
         """
         self._check_output(output_type)
-        steps = as_index(steps)
-        if type(steps) is not int or not 2 <= steps <= 10_000:
-            raise ConfigError(f"expected an int from 2 to 10000, got {shown(steps)}", argument="steps")
-        ends = [self.encode(x, labels=labels, context=context) for x in (a, b)]
-        if len(ends[0][0]) != len(ends[1][0]):
-            raise ConfigError(
-                f"expected as many samples as a ({len(ends[0][0])}), got {len(ends[1][0])}", argument="b"
-            )
-        count = len(ends[0][0])
-        weights = torch.linspace(0, 1, steps, device=self.device, dtype=self.state_dtype)
-        between = [
-            torch.lerp(p[:, None], q[:, None], weights.view(1, -1, *[1] * (p.dim() - 1))).flatten(0, 1)
-            for p, q in zip(*ends, strict=True)
-        ]
-        condition = [c.repeat_interleave(steps, 0) for c in self._condition(count, labels, context)]
-        x = self.call("decode", *between, *condition)[0]
-        return to_output(within(x, self.value_range), output_type)
+        steps = check_steps(steps)
+        start, end = (self.encode(x, labels=labels, context=context) for x in (a, b))
+        between = self._between(start, end, steps)
+        condition = [c.repeat_interleave(steps, 0) for c in self._condition(len(start[0]), labels, context)]
+        return self._shown(self.call("decode", *between, *condition)[0], output_type)
 
     def verbs(self) -> dict[str, Verb]:
         """log_prob, encode, decode, sample and, of levels, bits_per_dim."""
@@ -376,13 +353,7 @@ class FlowEngine(Streams):
         return conditions(self.settings, self.flow, count, labels, context, self.device, self.state_dtype)
 
     def _data(self, name: str, x: Any) -> Tensor:
-        return self._tensor(name, x, self.flow.data_shape)
-
-    def _tensor(self, name: str, x: Any, shape: Sequence[int]) -> Tensor:
-        """x [n, *shape] in the state's type on the device. Raises ConfigError."""
-        check_floats(name, x, shape)
-        self._check_alive()
-        return x.detach().to(self.device, self.state_dtype)
+        return self._floats(name, x, self.flow.data_shape)
 
     def _check_parts(self, request: FlowRequest, batch: int) -> None:
         if self.flow.context:
@@ -390,12 +361,4 @@ class FlowEngine(Streams):
                 f"this flow needs {self.flow.context} numbers per sample, which no file keeps; call sample for a part "
                 "at a time, with the part of the context",
                 argument="context",
-            )
-
-    def _check_output(self, output_type: str) -> None:
-        to_output(None, output_type)
-        if output_type != "pt" and not self.discrete:
-            raise ConfigError(
-                f"{output_type} is for images in [-1, 1]; this flow's data has its own units: take pt",
-                argument="output_type",
             )

@@ -26,9 +26,8 @@ from ..arguments import as_index, sample_labels
 from ..base import only_part
 from ..finished import finite, warn_not_finite
 from ..flow.bits import BitsPerDim
-from ..flow.data import check_floats
+from ..latent import LatentEngine, check_steps
 from ..layers import Name, jittering
-from ..streams import Streams
 from ..verb import Verb
 from ..verification import Check
 from . import likelihood
@@ -42,7 +41,7 @@ ROWS_PER_CALL = 1024
 WIDE = ("standardise", "likelihood")  # parts of a network that stay in float32
 
 
-class VAEEngine(Streams):
+class VAEEngine(LatentEngine):
     """Encodes, decodes and draws, and bounds how likely data is. Made by :func:`fastgen.load`. Threads: see ``Engine``.
 
     x: images, float32 [n, C, H, W] in [-1, 1], or rows in the data's own units, [n, D]. Latents come in groups, the top
@@ -51,7 +50,7 @@ class VAEEngine(Streams):
     """
 
     kind = "vae"
-    asked = ("temperature", *Streams.asked)
+    asked = ("temperature", *LatentEngine.asked)
     one_network = True
     operation = "twins"
     settings_type = VAESettings
@@ -186,7 +185,7 @@ class VAEEngine(Streams):
         """What the means of q(z | x) are decoded to: [n, *shape]; images are clipped to [-1, 1]."""
         self._check_output(output_type)
         found = self.decode([normal.mean for normal in self.encode(x, labels=labels)], labels=labels)
-        return to_output(within(found, self.value_range), output_type)
+        return self._shown(found, output_type)
 
     def elbo(self, x: Tensor, *, labels: Any = None, seed: int = 0) -> ELBO:
         """A lower bound of log p(x) in nats by one draw of z, in its parts: see ``ELBO``.
@@ -230,17 +229,10 @@ class VAEEngine(Streams):
         images are clipped. labels: one for all or one per pair.
         """
         self._check_output(output_type)
-        steps = _steps(steps)
-        ends = [[normal.mean for normal in self.encode(x, labels=labels)] for x in (a, b)]
-        count = len(ends[0][0])
-        if count != len(ends[1][0]):
-            raise ConfigError(f"expected as many samples as a ({count}), got {len(ends[1][0])}", argument="b")
-        weights = torch.linspace(0, 1, steps, device=self.device, dtype=self.state_dtype)
-        between = [
-            torch.lerp(p[:, None], q[:, None], weights.view(1, -1, *[1] * (p.dim() - 1))).flatten(0, 1)
-            for p, q in zip(*ends, strict=True)
-        ]
-        condition = [c.repeat_interleave(steps, 0) for c in self.condition(count, labels)]
+        steps = check_steps(steps)
+        start, end = ([normal.mean for normal in self.encode(x, labels=labels)] for x in (a, b))
+        between = self._between(start, end, steps)
+        condition = [c.repeat_interleave(steps, 0) for c in self.condition(len(start[0]), labels)]
         return self._shown(self.call("decode", *between, *condition)[0], output_type)
 
     def traverse(
@@ -261,7 +253,7 @@ class VAEEngine(Streams):
         other latents are taken, the means of q(z | x); None: one row, of the means of the prior. Images are clipped.
         """
         self._check_output(output_type)
-        steps, vae = _steps(steps), self.vae
+        steps, vae = check_steps(steps), self.vae
         group = self._index("group", group, vae.groups)
         dimension = self._index("dimension", dimension, vae.latent_shapes[group][0])
         if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit < math.inf:
@@ -382,24 +374,14 @@ class VAEEngine(Streams):
             return self.fused.generate(1, lambda group, prior: prior.mean, *condition)[0]
 
     def _latents(self, latents: Any) -> list[Tensor]:
-        shapes = self.vae.latent_shapes
+        shapes = list(self.vae.latent_shapes)
         if isinstance(latents, Tensor) and len(shapes) == 1:
             latents = [latents]
-        if not isinstance(latents, (list, tuple)) or len(latents) != len(shapes):
-            raise ConfigError(
-                f"expected a list of {len(shapes)} tensors, one for each group, got {shown(latents)}",
-                argument="latents",
-            )
-        given = []
-        for i, (value, shape) in enumerate(zip(latents, shapes, strict=True)):
-            if self.vae.multiple and isinstance(value, Tensor) and value.dim() == 4:
-                shape = (shape[0], *value.shape[2:])
-            given.append(self._floats(f"latents[{i}]", value, shape))
-            if len(given[i]) != len(given[0]):
-                raise ConfigError(
-                    f"expected {len(given[0])} samples, got {len(given[i])}", argument=f"latents[{i}]"
-                )
-        return given
+        if self.vae.multiple and isinstance(latents, (list, tuple)) and len(latents) == len(shapes):
+            for i, value in enumerate(latents):  # of images of any size
+                if isinstance(value, Tensor) and value.dim() == 4:
+                    shapes[i] = (shapes[i][0], *value.shape[2:])
+        return self._latent_list(latents, shapes, "group")
 
     def _pinned(self, value: Any, group: int, count: int) -> Tensor:
         """The latents [count, *shape] of a group; zeros where they are not given."""
@@ -411,31 +393,8 @@ class VAEEngine(Streams):
             raise ConfigError(f"expected 1 or {count} samples, got {len(z)}", argument=f"latents[{group}]")
         return z.expand(count, *shape)
 
-    def _floats(self, name: str, x: Any, shape: Sequence[int]) -> Tensor:
-        check_floats(name, x, shape)
-        self._check_alive()
-        return x.detach().to(self.device, self.state_dtype)
-
     def _index(self, name: str, value: Any, count: int) -> int:
         index = as_index(value)
         if type(index) is not int or not 0 <= index < count:
             raise ConfigError(f"expected an int from 0 to {count - 1}, got {shown(value)}", argument=name)
         return index
-
-    def _shown(self, x: Tensor, output_type: str) -> Tensor | np.ndarray | list:
-        return to_output(within(x, self.value_range), output_type)
-
-    def _check_output(self, output_type: str) -> None:
-        to_output(None, output_type)
-        if output_type != "pt" and not self.images:
-            raise ConfigError(
-                f"{output_type} is for images in [-1, 1]; this VAE's data has its own units: take pt",
-                argument="output_type",
-            )
-
-
-def _steps(steps: Any) -> int:
-    count = as_index(steps)
-    if type(count) is not int or not 2 <= count <= 10_000:
-        raise ConfigError(f"expected an int from 2 to 10000, got {shown(steps)}", argument="steps")
-    return count

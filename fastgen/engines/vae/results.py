@@ -8,33 +8,20 @@ from typing import Any
 
 from torch import Tensor
 
+from ..estimates import Estimates
+
 # Nats of its KL, averaged over the data, below which a latent is called collapsed: its posterior is its prior.
 COLLAPSED = 0.01
 
 
 @dataclass(frozen=True)
-class LogProb:
+class LogProb(Estimates):
     """Bounds of log p(x), float64 [n], in nats, on the CPU. kind: what they are.
 
     "bound": log p(x, z) - log q(z | x) of one z drawn from q(z | x), whose expectation is a lower bound.
     "importance-weighted bound": the logarithm of the mean of p(x, z) / q(z | x) over `samples` of them (Burda et al.
         2016), a tighter one, which tends to the exact value as they grow.
     """
-
-    values: Tensor
-    kind: str
-    samples: int
-
-    @property
-    def mean(self) -> float:
-        """Over the samples of data."""
-        return float(self.values.mean())
-
-    @property
-    def standard_error(self) -> float:
-        """Of the mean; NaN for a single sample."""
-        count = len(self.values)
-        return float(self.values.std() / math.sqrt(count)) if count > 1 else math.nan
 
     def __str__(self) -> str:
         spread = "" if math.isnan(self.standard_error) else f" +- {self.standard_error:.4f}"
