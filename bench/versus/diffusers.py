@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +29,9 @@ from fastgen.bench.baselines import diffusers
 from fastgen.bench.families import on_disk
 from fastgen.bench.timing import CLOCKS, interleaved
 from fastgen.engines import DiffusionEngine
-from fastgen.runtime.device import cpu_features
 
 from ..pages import write_between
+from .header import header
 
 CPU = torch.device("cpu")
 MODELS = ("random:cifar10", "zoo:ddpm-mnist")
@@ -202,15 +200,7 @@ def main() -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
-    header = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "cpu_features": [name for name, present in cpu_features().items() if present],
-        "torch": torch.__version__,
-        "diffusers": version("diffusers"),
-        "fastgen": fastgen.__version__,
-        "clock": args.clock,
-    }
-    print(json.dumps(header))
+    environment = header(args.clock, "diffusers")
     rows: list[dict] = []
 
     def keep(row: dict[str, Any]) -> None:
@@ -218,7 +208,7 @@ def main() -> int:
         print(json.dumps(row), flush=True)
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps({"environment": header, "rows": rows}, indent=2) + "\n")
+            args.json.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
 
     for model in args.models:
         for dtype in args.dtypes:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -26,7 +25,8 @@ import fastgen
 from fastgen.bench.families import on_disk
 from fastgen.bench.timing import CLOCKS, interleaved
 from fastgen.models.gan.dcgan import DCGAN
-from fastgen.runtime.device import cpu_features
+
+from .header import header
 
 CPU = torch.device("cpu")
 MODELS = ("zoo:gan-mnist", "random:wgan_gp", "random:sagan", "random:biggan", "random:biggan_deep")
@@ -117,14 +117,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="keep the results in this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    header = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "cpu_features": [name for name, present in cpu_features().items() if present],
-        "torch": torch.__version__,
-        "fastgen": fastgen.__version__,
-        "clock": args.clock,
-    }
-    print(json.dumps(header))
+    environment = header(args.clock)
     rows: list[dict] = []
     kept = []  # what is measured for other models and batches stays
     if args.json and args.json.exists():
@@ -139,7 +132,9 @@ def main() -> int:
                 if args.json:
                     args.json.parent.mkdir(parents=True, exist_ok=True)
                     found = sorted([*rows, *kept], key=_place)
-                    args.json.write_text(json.dumps({"environment": header, "rows": found}, indent=2) + "\n")
+                    args.json.write_text(
+                        json.dumps({"environment": environment, "rows": found}, indent=2) + "\n"
+                    )
     return int(any("error" in row for row in rows))
 
 

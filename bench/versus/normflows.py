@@ -14,11 +14,9 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,12 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
-import fastgen
 from fastgen.bench.contest import fastest
 from fastgen.bench.timing import CLOCKS, interleaved
 from fastgen.engines import FlowEngine
 from fastgen.models.flow.glow import Glow, GlowConfig
-from fastgen.runtime.device import cpu_features
+
+from .header import header
 
 CPU = torch.device("cpu")
 SCALES, STEPS, SHAPE = 3, 8, (3, 32, 32)
@@ -200,16 +198,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="keep the results in this file")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-    header = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "cpu_features": [name for name, present in cpu_features().items() if present],
-        "torch": torch.__version__,
-        "normflows": version("normflows"),
-        "fastgen": fastgen.__version__,
-        "clock": args.clock,
-        "model": f"Glow, {'x'.join(map(str, SHAPE))}, {SCALES} scales of {STEPS} steps",
-    }
-    print(json.dumps(header))
+    environment = header(
+        args.clock, "normflows", model=f"Glow, {'x'.join(map(str, SHAPE))}, {SCALES} scales of {STEPS} steps"
+    )
     rows: list[dict] = []
     for hidden in args.hidden:
         for dtype in args.dtypes:
@@ -220,7 +211,9 @@ def main() -> int:
                     print(json.dumps(row), flush=True)
                 if args.json:  # kept as they come: a long run that is cut off has not been for nothing
                     args.json.parent.mkdir(parents=True, exist_ok=True)
-                    args.json.write_text(json.dumps({"environment": header, "rows": rows}, indent=2) + "\n")
+                    args.json.write_text(
+                        json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n"
+                    )
     return int(any("error" in row for row in rows))
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import fastgen
 from fastgen.bench.timing import CLOCKS, interleaved
 from fastgen.converters import build, from_module
 from fastgen.engines import TranslateEngine
 from fastgen.runtime.device import cpu_features
+
+from .header import header
 
 CPU = torch.device("cpu")
 # float32: sums in other orders, through some 20 layers whose norms pass errors on; images lie in [-1, 1]. bfloat16
@@ -205,15 +205,7 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, help="keep the results in this file")
     args = parser.parse_args()
-    header = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "cpu_features": [name for name, present in cpu_features().items() if present],
-        "torch": torch.__version__,
-        "fastgen": fastgen.__version__,
-        "clock": args.clock,
-        "rounds": args.rounds,
-    }
-    print(json.dumps(header))
+    environment = header(args.clock, rounds=args.rounds)
     rows: list[dict[str, Any]] = []
     for name in args.networks:
         for batch in args.batches:
@@ -221,7 +213,7 @@ def main() -> int:
             print(json.dumps(rows[-1]), flush=True)
             if args.json:  # kept as they come
                 args.json.parent.mkdir(parents=True, exist_ok=True)
-                args.json.write_text(json.dumps({"environment": header, "rows": rows}, indent=2) + "\n")
+                args.json.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
     return int(any("error" in row for row in rows))
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,8 @@ import fastgen
 from fastgen.bench.timing import CLOCKS, interleaved
 from fastgen.engines.style import StyleEngine
 from fastgen.models.style.adain import AdaINTransfer, AdaINTransferConfig
-from fastgen.runtime.device import cpu_features
+
+from .header import header
 
 CPU = torch.device("cpu")
 # Of values from 0 to 1. float32: some 30 layers that pass rounding on, of features a hundred times as large.
@@ -212,14 +212,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="keep the results in this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    header = {
-        "machine": f"{platform.machine()}, 1 thread",
-        "cpu_features": [name for name, present in cpu_features().items() if present],
-        "torch": torch.__version__,
-        "fastgen": fastgen.__version__,
-        "clock": args.clock,
-    }
-    print(json.dumps(header))
+    environment = header(args.clock)
     rows: list[dict] = []
     for name in args.models:
         for size in args.sizes:
@@ -228,7 +221,7 @@ def main() -> int:
                 print(json.dumps(rows[-1]), flush=True)
                 if args.json:  # kept as they come
                     args.json.parent.mkdir(parents=True, exist_ok=True)
-                    found = {"environment": header, "rows": rows}
+                    found = {"environment": environment, "rows": rows}
                     args.json.write_text(json.dumps(found, indent=2) + "\n")
     return int(any("error" in row for row in rows))
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import fastgen
 from fastgen.bench.timing import CLOCKS, interleaved
 from fastgen.converters import build, from_module
 from fastgen.engines.upscale import UpscaleEngine
-from fastgen.runtime.device import cpu_features
 
 from . import upscale_networks as theirs
+from .header import header
 
 CPU = torch.device("cpu")
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -100,21 +98,14 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="keep the results in this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    header = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "cpu_features": [name for name, present in cpu_features().items() if present],
-        "torch": torch.__version__,
-        "fastgen": fastgen.__version__,
-        "clock": args.clock,
-    }
-    print(json.dumps(header))
+    environment = header(args.clock)
     rows: list[dict[str, Any]] = []
     for name in args.networks:
         for batch in args.batches:
             rows.append(compare(name, batch, args.size, args.rounds, args.clock))
             print(json.dumps(rows[-1]), flush=True)
             if args.json:
-                args.json.write_text(json.dumps({"environment": header, "rows": rows}, indent=2) + "\n")
+                args.json.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
     return int(any("error" in row for row in rows))
 
 

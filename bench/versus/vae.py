@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,8 @@ import fastgen
 from fastgen.bench.timing import CLOCKS, interleaved
 from fastgen.engines import VAEEngine
 from fastgen.models.vae.convolutional import ConvolutionalVAE, ConvolutionalVAEConfig
-from fastgen.runtime.device import cpu_features
+
+from .header import header
 
 CPU = torch.device("cpu")
 PARITY = 1e-4  # float32 of some ten to fifty layers, values of size 1
@@ -179,15 +178,7 @@ def main() -> int:
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     torch.set_num_threads(1)
-    header = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "cpu_features": [name for name, present in cpu_features().items() if present],
-        "torch": torch.__version__,
-        "diffusers": version("diffusers"),
-        "fastgen": fastgen.__version__,
-        "clock": args.clock,
-    }
-    print(json.dumps(header))
+    environment = header(args.clock, "diffusers")
     rows: list[dict[str, Any]] = []
     for name in args.models:
         for batch in args.batches:
@@ -197,7 +188,7 @@ def main() -> int:
                 print(json.dumps(row), flush=True)
             if args.json:  # kept as they come: a long run that is cut off has not been for nothing
                 args.json.parent.mkdir(parents=True, exist_ok=True)
-                args.json.write_text(json.dumps({"environment": header, "rows": rows}, indent=2) + "\n")
+                args.json.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
     return int(any("error" in row for row in rows))
 
 
