@@ -201,7 +201,7 @@ class GANEngine(Streams):
         return to_output(self.generate(z, labels=chosen, level=request.level), output_type)
 
     def _way(self, request: Any, frames: int) -> tuple[Tensor, list[int] | None]:
-        """z [(seeds - 1) * frames + 1, latent] from each of a request's samples to the next, and labels. ConfigError."""
+        """z [(seeds - 1) * frames + 1, latent] from each sample of a request to the next, labels. ConfigError."""
         if len(request.seeds) < 2:
             raise ConfigError("expected at least 2", argument="seeds")
         z = self.latents(request).cpu().double()

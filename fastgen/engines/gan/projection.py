@@ -47,7 +47,7 @@ class Projection:
     """What ``project`` found for images x [n, C, H, W].
 
     ws: float32 [n, num_ws, w_dim], for ``synthesis``. images: float32 [n, C, H, W] in [-1, 1], of them. losses: float32
-    [steps + 1, n] on the CPU, before each step and after the last one, see `distance`; where noise is on w still, with it.
+    [steps + 1, n] on the CPU, before each step and after the last one, see `distance`; while noise is on w, with it.
     loss: float32 [n], of `images`. seeds: the best candidates', where the descent began; None at the mean of w.
     """
 

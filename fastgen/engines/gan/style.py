@@ -127,8 +127,8 @@ class StyleGANEngine(GANEngine):
     ) -> Tensor | np.ndarray | list:
         """Images [n, C, H, W] in [-1, 1], clamped, of styles float [n, num_ws, w_dim].
 
-        noise_mode: see `sample`; "random" needs `seeds`, one per sample. noise: instead, a float tensor [n, 1, H_i, W_i]
-        or [1, 1, H_i, W_i] for each of ``generator.noise_shapes``. Raises ConfigError or ArgumentError.
+        noise_mode: see `sample`; "random" needs `seeds`, one per sample. noise: instead, a tensor [n, 1, H_i, W_i] or
+        [1, 1, H_i, W_i] for each of ``generator.noise_shapes``. Raises ConfigError or ArgumentError.
         """
         to_output(None, output_type)
         ws = self._floats("ws", ws, (self.styles, self.generator.config.w_dim))
@@ -178,7 +178,7 @@ class StyleGANEngine(GANEngine):
         noise_mode: str | None = None,
         output_type: str = "pt",
     ) -> Tensor | np.ndarray | list:
-        """Images [n, C, H, W] that have the styles `layers` of the sample of each of `seeds_b`, the others of `seeds_a`.
+        """Images [n, C, H, W] with the styles `layers` of the sample of each of `seeds_b`, the others of `seeds_a`.
 
         layers: numbers of styles, 0 (the coarsest) to num_ws - 1; all of them: the samples of `seeds_b`, none: those of
         `seeds_a` (Karras et al. 2019, section 3.1). labels: of `seeds_a`; labels_b: of `seeds_b`, by default the same.
@@ -263,8 +263,9 @@ class StyleGANEngine(GANEngine):
 
         steps: of Adam, 1 to 100,000. space: "w", one style for all layers, which stays near what the generator draws;
         "w+", a style for each layer, which comes closer. labels: of a class-conditional generator, where the search
-        begins. seed: of the candidates for that. noise_mode: "const" or "none". progress: called with (step, losses [n])
-        before each step. See ``fastgen.engines.gan.projection`` for the method. The reference network runs, in float32.
+        begins. seed: of the candidates for that. noise_mode: "const" or "none". progress: called before each step with
+        its number and losses [n]. The method: ``fastgen.engines.gan.projection``. The reference network runs, in
+        float32.
 
         Raises ConfigError.
         """

@@ -25,7 +25,7 @@ Psi = float | tuple[float, ...]
 
 @dataclass(frozen=True)
 class StyleGANSettings(LabelSettings):
-    """Settings of ``Spec(engine="gan")`` whose generator is style-based: what its verbs use where the caller says nothing.
+    """Settings of ``Spec(engine="gan")`` whose generator is style-based: what verbs use by default.
 
     truncation_psi: see ``StyleGANEngine.sample``; 1 leaves styles as they are. truncation_cutoff: of how many styles
     from the first it is; None: of all. noise_mode: one of `NOISE_MODES`.
