@@ -86,7 +86,7 @@ def truncation(args: argparse.Namespace, engine: Any, count: int) -> dict[str, A
 
 
 def chosen_labels(engine: Any, text: str | None) -> list[str | int | None]:
-    """The labels that ``--labels`` names, by default all, 10 at most; [None] where there are no classes. ConfigError."""
+    """The labels that ``--labels`` names, by default all, 10 at most; [None] without classes. ConfigError."""
     from ..engines.arguments import written_labels
 
     if engine.classes is None:
