@@ -26,6 +26,8 @@ from .patch_score import OP as _PATCH_SCORE
 from .patch_score import patch_score
 from .reverse_step import OP as _REVERSE_STEP
 from .reverse_step import reverse_step, reverse_step_out
+from .upfirdn import OP as _UPFIRDN
+from .upfirdn import upfirdn
 
 OPS: Mapping[str, Op] = {
     "adain": _ADAIN,
@@ -35,6 +37,7 @@ OPS: Mapping[str, Op] = {
     "patch_conv": _PATCH_CONV,
     "patch_score": _PATCH_SCORE,
     "reverse_step": _REVERSE_STEP,
+    "upfirdn": _UPFIRDN,
 }
 
 __all__ = [
