@@ -18,6 +18,8 @@ from .conv_norm import conv_norm, conv_norm_out
 from .group_norm import OP as _GROUP_NORM
 from .group_norm import group_norm
 from .launching import dependent_launch
+from .modulated_conv import OP as _MODULATED_CONV
+from .modulated_conv import modulated_conv, weight_energy
 from .noise import STREAMS, normals, signed_seeds
 from .op import Budget, Case, Op, loaded_kernels, select, use
 from .patch_conv import OP as _PATCH_CONV
@@ -34,6 +36,7 @@ OPS: Mapping[str, Op] = {
     "affine_coupling": _AFFINE_COUPLING,
     "conv_norm": _CONV_NORM,
     "group_norm": _GROUP_NORM,
+    "modulated_conv": _MODULATED_CONV,
     "patch_conv": _PATCH_CONV,
     "patch_score": _PATCH_SCORE,
     "reverse_step": _REVERSE_STEP,
@@ -55,6 +58,7 @@ __all__ = [
     "dependent_launch",
     "group_norm",
     "loaded_kernels",
+    "modulated_conv",
     "normals",
     "pack_weight",
     "patch_conv",
@@ -63,7 +67,9 @@ __all__ = [
     "reverse_step_out",
     "select",
     "signed_seeds",
+    "upfirdn",
     "use",
+    "weight_energy",
 ]
 
 

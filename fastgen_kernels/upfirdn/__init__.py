@@ -1,7 +1,7 @@
 """Upsample, FIR filter, downsample, and what stands behind a convolution, in one pass: StyleGAN's resampling.
 
-The maths stands in `reference.py`. Without a filter it is the epilogue alone, which StyleGAN2's modulated convolution uses
-(`fastgen_kernels.modulated_conv`).
+The maths stands in `reference.py`. Without a filter it is the epilogue alone, which StyleGAN2's modulated convolution
+uses (`fastgen_kernels.modulated_conv`).
 """
 
 from __future__ import annotations

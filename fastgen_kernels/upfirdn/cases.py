@@ -13,7 +13,6 @@ from ..op import Arguments, Case, rounding_bound
 from .reference import output_shape, upfirdn
 
 Shape = tuple[int, int, int, int]
-TENSORS = ("filter", "scale", "noise", "noise_weight", "bias", "post_scale")
 BLUR = (1.0, 3.0, 3.0, 1.0)  # StyleGAN2's
 BINOMIAL = (1.0, 2.0, 1.0)  # StyleGAN's
 
@@ -153,7 +152,11 @@ def magnitude(named: Arguments) -> Tensor:
     positive = {
         name: double(value).abs() if isinstance(value, Tensor) else value for name, value in named.items()
     }
-    positive |= {"slope": 1.0, "gain": abs(named.get("gain", 1.0)), "act_gain": abs(named.get("act_gain", 1.0))}
+    positive |= {
+        "slope": 1.0,
+        "gain": abs(named.get("gain", 1.0)),
+        "act_gain": abs(named.get("act_gain", 1.0)),
+    }
     return upfirdn(**positive) * max(1.0, abs(named.get("slope", 1.0)))
 
 

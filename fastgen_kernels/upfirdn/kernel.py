@@ -1,8 +1,8 @@
 """Upsample, FIR, downsample and epilogue in one Triton kernel, bound by memory.
 
-A program makes `ROWS` groups of rows by `BLOCK_P` groups of columns of `BLOCK_C` channels, a group being the `UP` outputs
-that lie between two input pixels. The zeros that upsampling would insert are never made: every output of a group is of a
-phase, known at compile time, and so is which taps meet a pixel there. The filter is separable: a row of the input is
+A program makes `ROWS` groups of rows by `BLOCK_P` groups of columns of `BLOCK_C` channels, a group being the `UP`
+outputs that lie between two input pixels. The zeros that upsampling would insert are never made: every output of a group
+is of a phase, known at compile time, and so is which taps meet a pixel there. The filter is separable: a row of the input is
 filtered along its columns once, kept in registers as long as an output needs it, and combined with the rows around it.
 Each output then costs T * (ROWS + T - 1) / ROWS loads rather than T * T, in channels-last tensors 16 bytes wide, nearly
 all of them from the L1 cache.
@@ -200,23 +200,25 @@ def upfirdn_kernel(
 
 def launch(
     x: Tensor,
-    filter: Tensor | None,
-    up: int,
-    down: int,
-    padding: tuple[int, int],
-    gain: float,
-    scale: Tensor | None,
-    noise: Tensor | None,
-    noise_weight: Tensor | None,
-    bias: Tensor | None,
-    slope: float,
-    act_gain: float,
-    post_scale: Tensor | None,
+    filter: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: tuple[int, int] = (0, 0),
+    gain: float = 1.0,
+    scale: Tensor | None = None,
+    noise: Tensor | None = None,
+    noise_weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    slope: float = 1.0,
+    act_gain: float = 1.0,
+    post_scale: Tensor | None = None,
+    layout: torch.memory_format | None = None,
 ) -> Tensor:
-    """Launch the kernel on arguments that `upfirdn` has checked."""
+    """Launch the kernel on arguments that `upfirdn` has checked. layout: of the result, x's if None."""
     batch, channels, out_height, out_width = shape = output_shape(x, filter, up, down, padding)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-    planar = memory_format(x) == torch.contiguous_format
+    layout = memory_format(x) if layout is None else layout
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    planar = layout == torch.contiguous_format
     height, width = x.shape[2:]
     x_b, x_c, x_h, x_w = x.stride()
     taps = 1 if filter is None else len(filter)
@@ -225,7 +227,9 @@ def launch(
         # Nothing but the epilogue: all pixels are a row.
         height, width, out_height, out_width = 1, height * width, 1, out_height * out_width
         x_h = width * x_w
-    plan = choose_plan(channels, batch, -(-out_height // up), -(-out_width // up), planar, x.element_size(), taps)
+    plan = choose_plan(
+        channels, batch, -(-out_height // up), -(-out_width // up), planar, x.element_size(), taps
+    )
     noise_b = noise.stride(0) if noise is not None and len(noise) > 1 else 0
     # Unlike extents are all multiples of what is left.
     unit = math.gcd(VECTOR // x.element_size(), x_b if batch > 1 else 0, x_h if height > 1 else 0)

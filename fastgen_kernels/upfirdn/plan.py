@@ -11,7 +11,9 @@ from ..rows import LINE
 THREAD = 8
 WARPS = 4
 ROWS = 4  # groups of rows a program: each output then costs 7 loads of a filter of 4 taps, rather than 16
-PROGRAMS = 528  # four for each of an H200's multiprocessors; below that rows are given to programs of their own
+PROGRAMS = (
+    528  # four for each of an H200's multiprocessors; below that rows are given to programs of their own
+)
 MOST_CHANNELS = 128  # adjacent channels of a program
 
 

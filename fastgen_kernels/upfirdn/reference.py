@@ -1,8 +1,8 @@
 """Upsample, FIR filter, downsample, and a convolution's epilogue, in plain PyTorch.
 
-    v = downsample(FIR(pad(upsample(x)))) * gain                    Karras et al. 2019 and 2020: blur, up- and downsampling
-    v = v * scale + noise * noise_weight + bias                     of StyleGAN2: demodulation, noise, bias
-    y = LeakyReLU(v) * act_gain * post_scale                        ... and the next layer's modulation
+    v = downsample(FIR(pad(upsample(x)))) * gain              Karras et al. 2019 and 2020: blur, resampling
+    v = v * scale + noise * noise_weight + bias               of StyleGAN2: demodulation, noise, bias
+    y = LeakyReLU(v) * act_gain * post_scale                  ... and the next layer's modulation
 
 Upsampling puts up - 1 zeros behind every pixel, padding adds zeros or, where negative, crops, and the filter is the
 outer product of a vector with itself, convolved as mathematics has it (flipped), as in Parks and McClellan's `upfirdn`.
@@ -97,4 +97,3 @@ def output_shape(
     taps = 1 if filter is None else len(filter)
     height, width = (output_size(size, taps, up, down, padding) for size in x.shape[2:])
     return x.shape[0], x.shape[1], height, width
-
