@@ -138,10 +138,12 @@ class Added(nn.Module):
 
 
 class FusedStyleGAN(FusedStyleGenerator):
-    """`StyleGAN`."""
+    """`StyleGAN`. kernels: whether its layers are those of a GPU; None: as its device is."""
 
-    def __init__(self, network: StyleGAN) -> None:
-        super().__init__(network, FusedStyleSynthesis(network.synthesis, list(network.noises)))  # type: ignore[arg-type]
+    def __init__(self, network: StyleGAN, kernels: bool | None = None) -> None:
+        kernels = network.w_mean.is_cuda if kernels is None else kernels
+        made = FusedStyleSynthesis(network.synthesis, list(network.noises), kernels)  # type: ignore[arg-type]
+        super().__init__(network, made)
 
 
 class FusedStyleSynthesis(nn.Module):
@@ -149,15 +151,12 @@ class FusedStyleSynthesis(nn.Module):
 
     constant: Tensor | None
 
-    def __init__(self, network: StyleSynthesis, noises: Sequence[Tensor]) -> None:
+    def __init__(self, network: StyleSynthesis, noises: Sequence[Tensor], kernels: bool) -> None:
         super().__init__()
         config = self.config = network.config
         self.noise_of = network.noise_of
         layers: list[Any] = list(network.layers)
         self.styles = Styles([(layer.affine, i) for i, layer in enumerate(layers)])
-        self.layers = nn.ModuleList(
-            FusedStyleLayer(layer, noises[i]) for layer, i in zip(layers, self.noise_of, strict=True)
-        )
         self.shape = config.widths[0], config.bottom, config.bottom
         constant, self.dense = None, None
         if network.const is not None:
@@ -169,6 +168,10 @@ class FusedStyleSynthesis(nn.Module):
             weight = weight.unflatten(0, self.shape).permute(1, 2, 0, 3).flatten(0, 2)
             self.dense = _linear(weight, None, layers[0].bias.dtype)
         self.register_buffer("constant", constant)
+        self.layers = nn.ModuleList(
+            FusedStyleLayer(layer, noises[of], kernels, None if i else constant)
+            for i, (layer, of) in enumerate(zip(layers, self.noise_of, strict=True))
+        )
         weight, bias = network.to_rgb.effective()
         self.to_rgb = convolution(weight, bias)
 
@@ -190,63 +193,61 @@ class FusedStyleSynthesis(nn.Module):
 class FusedStyleLayer(nn.Module):
     """`StyleLayer`. Doubling and convolution are one transposed convolution, 16 products for 36.
 
-    x: [B, inputs, H, W], or [1, inputs, H, W] of the learned constant.
+    noise: the layer's fixed one. kernels: whether the layer is that of a GPU. constant: what the first layer always sees
+    before its noise, [1, outputs, H, W]: it is normalised here, with the fixed noise and with none.
     """
 
-    def __init__(self, layer: StyleLayer, noise: Tensor) -> None:
+    def __init__(
+        self, layer: StyleLayer, noise: Tensor, kernels: bool, constant: Tensor | None = None
+    ) -> None:
         super().__init__()
-        self.kind, self.eps, self.outputs = layer.kind, layer.eps, layer.outputs
+        self.eps, self.outputs, self.kernels = layer.eps, layer.outputs, kernels
         early = layer.bias_before_blur
-        self.kernels = layer.bias.device.type == "cuda"
         self.conv = self.blur = None
         if layer.conv is not None:
             weight, _ = _effective(layer.conv)
             make = doubling if layer.kind == "up" else convolution
             self.conv = make(weight.to(layer.bias.dtype), layer.bias.detach() if early else None)
         if layer.blur:
-            self.blur = Blur(
-                layer.blur, layer.outputs, len(layer.blur) // 2, (len(layer.blur) - 1) // 2, layer.bias
-            )
+            before, after = len(layer.blur) // 2, (len(layer.blur) - 1) // 2
+            self.blur = Blur(layer.blur, layer.outputs, before, after, layer.bias, kernels=kernels)
         strength, bias = layer.noise_strength.detach(), None if early else layer.bias.detach()
         self.added = Added(noise, strength, bias)
-        if self.kernels:
-            self.register_buffer("strength", strength)
-            self.register_buffer("bias", bias)
-        self._known: dict[int, Tensor] = {}  # the learned constant's norm, with fixed noise and without
+        self.register_buffer("strength", strength)
+        self.register_buffer("bias", bias)
+        fixed, bare = (None if constant is None else self._normal(constant, z) for z in (noise, None))
+        self.register_buffer("fixed", fixed)
+        self.register_buffer("bare", bare)
+
+    strength: Tensor
+    bias: Tensor | None
+    fixed: Tensor | None
+    bare: Tensor | None
 
     def forward(self, x: Tensor, style: Tensor, noise: Tensor | None) -> Tensor:
-        """style: [B, 2 outputs]. noise: as for ``StyleLayer``."""
+        """x: [B, inputs, H, W], or [1, ...] of the constant. style: [B, 2 outputs]. noise: as for ``StyleLayer``."""
+        scale, shift = style.split(self.outputs, dim=1)
+        known = self.bare if noise is None else self.fixed if noise is self.added.noise[0] else None
+        if known is not None:
+            return torch.addcmul(shift[..., None, None], known, scale[..., None, None])
         if self.conv is not None:
             x = self.conv(x)
+        else:  # the constant is the network's own
+            x = x.expand(len(style), -1, -1, -1).clone(memory_format=torch.channels_last)
         if self.blur is not None:
             x = self.blur(x)
-        scale, shift = style.split(self.outputs, dim=1)
-        if self.conv is None and len(x) == 1 and (noise is None or noise is self.added.noise[0]):
-            return torch.addcmul(shift[..., None, None], self._constant(x, noise), scale[..., None, None])
-        if self.conv is None:  # the constant is the network's own
-            x = x.expand(len(style), -1, -1, -1).clone(memory_format=torch.channels_last)
         if self.kernels:
             weight = None if noise is None else self.strength
             return adain(
-                x,
-                scale,
-                shift,
-                noise=noise,
-                noise_weight=weight,
-                bias=self.bias,
-                slope_before=SLOPE,
-                eps=self.eps,
-            )
-        y = F.leaky_relu_(self.added.to(x, noise), SLOPE)
-        return normalised(y, scale, shift, self.eps)
+                x, scale, shift, noise=noise, noise_weight=weight, bias=self.bias, slope_before=SLOPE, eps=self.eps
+            )  # fmt: skip
+        return normalised(F.leaky_relu_(self.added.to(x, noise), SLOPE), scale, shift, self.eps)
 
-    def _constant(self, x: Tensor, noise: Tensor | None) -> Tensor:
-        """The learned constant as it is normalised, computed once."""
-        key = int(noise is None)
-        if key not in self._known:
-            y = F.leaky_relu_(self.added.to(x.to(torch.float64, copy=True), noise), SLOPE)
-            self._known[key] = F.instance_norm(y, eps=self.eps).to(x.dtype)
-        return self._known[key]
+    def _normal(self, constant: Tensor, noise: Tensor | None) -> Tensor:
+        """The constant as AdaIN normalises it, before the style."""
+        y = F.leaky_relu_(self.added.to(constant.to(torch.float64, copy=True), noise), SLOPE)
+        found = F.instance_norm(y, eps=self.eps).to(constant.dtype)
+        return found.contiguous(memory_format=torch.channels_last)
 
 
 def normalised(y: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -268,21 +269,27 @@ def normalised(y: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
 
 class Blur(nn.Module):
     """Images of `channels` channels filtered by taps, divided by their sum, times a gain; (before, after) pixels of
-    padding. like: a tensor of the network's type, on its device.
+    padding. like: a tensor of the network's type, on its device. kernels: by `fastgen_kernels.upfirdn`.
     """
 
     filter: Tensor
 
     def __init__(
-        self, taps: Sequence[float], channels: int, before: int, after: int, like: Tensor, gain: float = 1.0
+        self,
+        taps: Sequence[float],
+        channels: int,
+        before: int,
+        after: int,
+        like: Tensor,
+        gain: float = 1.0,
+        kernels: bool = False,
     ) -> None:
         super().__init__()
         self.ends, self.gain = (before, after), gain
         row = torch.tensor(taps, dtype=torch.float64, device=like.device) / math.fsum(taps)
         self.register_buffer("filter", row.to(torch.promote_types(like.dtype, torch.float32)))
-        self.kernels = like.device.type == "cuda"
         self.conv = None
-        if not self.kernels:
+        if not kernels:
             # A convolution of PyTorch does not mirror its filter. Negative padding cuts pixels off.
             weight = (
                 (torch.outer(row, row) * gain)

@@ -22,10 +22,12 @@ GAIN = math.sqrt(2)
 
 
 class FusedStyleGAN2(FusedStyleGenerator):
-    """`StyleGAN2`."""
+    """`StyleGAN2`. kernels: whether its layers are those of a GPU; None: as its device is."""
 
-    def __init__(self, network: StyleGAN2) -> None:
-        super().__init__(network, FusedStyle2Synthesis(network.synthesis, list(network.noises)))  # type: ignore[arg-type]
+    def __init__(self, network: StyleGAN2, kernels: bool | None = None) -> None:
+        kernels = network.w_mean.is_cuda if kernels is None else kernels
+        made = FusedStyle2Synthesis(network.synthesis, list(network.noises), kernels)  # type: ignore[arg-type]
+        super().__init__(network, made)
 
 
 class FusedStyle2Synthesis(nn.Module):
@@ -33,7 +35,7 @@ class FusedStyle2Synthesis(nn.Module):
 
     constant: Tensor
 
-    def __init__(self, network: Style2Synthesis, noises: Sequence[Tensor]) -> None:
+    def __init__(self, network: Style2Synthesis, noises: Sequence[Tensor], kernels: bool) -> None:
         super().__init__()
         config = self.config = network.config
         layers: list[Any] = list(network.layers)
@@ -42,13 +44,12 @@ class FusedStyle2Synthesis(nn.Module):
         self.styles = Styles(affine + [(image.affine, 2 * i + 1) for i, image in enumerate(images)])
         constant = network.const.detach().contiguous(memory_format=torch.channels_last)
         self.register_buffer("constant", constant)
-        self.kernels = constant.device.type == "cuda"
-        make = ModulatedByKernels if self.kernels else ModulatedInPlace
+        make: Any = ModulatedByKernels if kernels else ModulatedInPlace
         self.layers = nn.ModuleList(make(layer, noise) for layer, noise in zip(layers, noises, strict=True))
         self.to_rgb = nn.ModuleList(FusedToRGB(image) for image in images)
-        self.enlarged = Enlarged(config.blur, config.out_channels, constant)
+        self.enlarged = Enlarged(config.blur, config.out_channels, constant, kernels)
         # The layer behind one that doubles the sides is all that sees its result, and may have its style in it.
-        self.joined = self.kernels and config.clamp is None
+        self.joined = kernels and config.clamp is None
 
     def forward(self, ws: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """See ``Style2Synthesis``."""
@@ -113,7 +114,8 @@ class ModulatedByKernels(nn.Module):
         del noise  # is an argument of the call
         self.eps, self.clamp, self.up = layer.eps, layer.clamp, layer.up
         weight = layer.weight.detach().double() * layer.scale
-        self.register_buffer("energy", weight_energy(weight).float())
+        working = torch.promote_types(layer.weight.dtype, torch.float32)
+        self.register_buffer("energy", weight_energy(weight).to(working))
         weight = weight.to(layer.weight.dtype)
         # As the library reads it.
         order = weight.transpose(0, 1) if layer.up else weight
@@ -122,7 +124,7 @@ class ModulatedByKernels(nn.Module):
         row = None
         if layer.up:
             taps = torch.tensor(layer.blur, dtype=torch.float64, device=weight.device)
-            row = (taps / math.fsum(layer.blur)).float()
+            row = (taps / math.fsum(layer.blur)).to(working)
         self.register_buffer("filter", row)
         self.register_buffer("strength", layer.noise_strength.detach().reshape(1))
         self.register_buffer("bias", layer.bias.detach())
@@ -172,13 +174,13 @@ class Enlarged(nn.Module):
 
     filter: Tensor
 
-    def __init__(self, taps: Sequence[float], channels: int, like: Tensor) -> None:
+    def __init__(self, taps: Sequence[float], channels: int, like: Tensor, kernels: bool = False) -> None:
         super().__init__()
         self.before, self.after = (len(taps) + 1) // 2, (len(taps) - 2) // 2
         row = torch.tensor(taps, dtype=torch.float64, device=like.device) / math.fsum(taps)
         self.register_buffer("filter", row.to(torch.promote_types(like.dtype, torch.float32)))
-        self.kernels = like.device.type == "cuda"
-        if not self.kernels:
+        self.kernels = kernels
+        if not kernels:
             # Output 2i + a is the sum over taps k of flipped[k] * input[i + (a - before + k) / 2], where that is whole.
             places = [(a - self.before + k) // 2 for a in range(2) for k in range(len(taps))
                       if (a - self.before + k) % 2 == 0]  # fmt: skip
