@@ -193,8 +193,8 @@ class FusedStyleSynthesis(nn.Module):
 class FusedStyleLayer(nn.Module):
     """`StyleLayer`. Doubling and convolution are one transposed convolution, 16 products for 36.
 
-    noise: the layer's fixed one. kernels: whether the layer is that of a GPU. constant: what the first layer always sees
-    before its noise, [1, outputs, H, W]: it is normalised here, with the fixed noise and with none.
+    noise: the fixed one. kernels: whether the layer is a GPU's. constant: what the first layer always sees, before
+    its noise, [1, outputs, H, W]: it is normalised here, with the fixed noise and with none.
     """
 
     def __init__(
