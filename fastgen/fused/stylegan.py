@@ -117,7 +117,7 @@ class Added(nn.Module):
         bare = torch.zeros(outputs, 1, 1, dtype=torch.float64, device=noise.device)
         if bias is not None:
             bare = bias.detach().double()[:, None, None] * gain
-        self.noise = (noise,)  # looked up by identity, and not a buffer of this module
+        self.noise = (noise,)  # known by its memory, and not a buffer of this module
         fixed = None
         if max(len(wide), len(bare)) * noise.numel() <= KEPT:
             fixed = (wide * noise.double() + bare).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -125,11 +125,19 @@ class Added(nn.Module):
         self.register_buffer("bare", bare.to(dtype))
         self.register_buffer("fixed", fixed)
 
+    def is_fixed(self, noise: Tensor) -> bool:
+        """Whether it is the layer's fixed noise, itself or seen as many times as there are samples."""
+        fixed = self.noise[0]
+        if noise is fixed:
+            return True
+        once = len(noise) == 1 or noise.stride(0) == 0
+        same = noise.shape[1:] == fixed.shape[1:] and noise.stride()[1:] == fixed.stride()[1:]
+        # Where a compiler looks on, tensors have no memory.
+        return once and same and not torch.compiler.is_compiling() and noise.data_ptr() == fixed.data_ptr()
+
     def to(self, y: Tensor, noise: Tensor | None, factor: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """y * factor plus all of it, in place. factor: [B, outputs, 1, 1]."""
-        offset = self.bare if noise is None else None
-        if noise is self.noise[0]:
-            offset = self.fixed
+        offset = self.bare if noise is None else self.fixed if self.is_fixed(noise) else None
         if offset is not None:
             return y.add_(offset) if factor is None else torch.addcmul(offset, y, factor, out=y)
         assert noise is not None
@@ -227,7 +235,7 @@ class FusedStyleLayer(nn.Module):
     def forward(self, x: Tensor, style: Tensor, noise: Tensor | None) -> Tensor:
         """x: [B, inputs, H, W], or [1, ...] of the constant. style: [B, 2 outputs]. noise: as for ``StyleLayer``."""
         scale, shift = style.split(self.outputs, dim=1)
-        known = self.bare if noise is None else self.fixed if noise is self.added.noise[0] else None
+        known = self.bare if noise is None else self.fixed if self.added.is_fixed(noise) else None
         if known is not None:
             return torch.addcmul(shift[..., None, None], known, scale[..., None, None])
         if self.conv is not None:
