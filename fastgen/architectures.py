@@ -91,6 +91,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "srvgg": _Listed("upscale.srvgg", "SRVGG", "UPSCALER"),
     "sagan": _Listed("gan.sagan", "SAGAN", "GAN_GENERATOR"),
     "sagan_discriminator": _Listed("gan.sagan", "SAGANDiscriminator", "GAN_DISCRIMINATOR"),
+    "stylegan": _Listed("gan.stylegan.stylegan", "StyleGAN", "GAN_GENERATOR"),
+    "stylegan2": _Listed("gan.stylegan.stylegan2", "StyleGAN2", "GAN_GENERATOR"),
     "unet": _Listed("unet", "UNet", "DENOISER"),
     "unet_generator": _Listed("translate.unet", "UNetGenerator", "GENERATOR"),
     "vae": _Listed("vae.convolutional", "ConvolutionalVAE", "VAE_FORMS"),
