@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import gan_sample
 from .family import Family
 from .gan_recipe import RECIPES
+from .stylegan_recipe import RECIPES as STYLE_RECIPES
 
 FAMILY = Family(
     name="gan",
@@ -26,5 +27,5 @@ FAMILY = Family(
         "stylegan2": "random:stylegan2-64",
     },
     large=("random:biggan128", "random:stylegan256", "random:stylegan2-256"),
-    recipes=RECIPES,
+    recipes={**RECIPES, **STYLE_RECIPES},
 )
