@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import gan_sample
 from .family import Family
 from .gan_recipe import RECIPES
+from .stylegan_recipe import RECIPES as STYLE_RECIPES
 
 FAMILY = Family(
     name="gan",
@@ -24,5 +25,5 @@ FAMILY = Family(
         "biggan_deep_discriminator": "random:biggan_deep",
     },
     large=("random:biggan128",),
-    recipes=RECIPES,
+    recipes={**RECIPES, **STYLE_RECIPES},
 )

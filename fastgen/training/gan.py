@@ -106,12 +106,12 @@ class Adversarial:
         self, discriminator: nn.Module, real: Tensor, fake: Tensor, label: Tensor | None, step: Step
     ) -> Tensor | float:
         # In float32: gradients of gradients are small.
-        judge = partial(_judge, discriminator, label)
+        critic = partial(judge, discriminator, label)
         if self.config.penalty == "gradient":
             share = torch.rand(len(real), generator=step.generator, dtype=torch.float32, device="cpu")
-            found = gradient_penalty(judge, real, fake.float(), share.to(real.device))
+            found = gradient_penalty(critic, real, fake.float(), share.to(real.device))
         elif self.config.penalty == "r1":
-            found = r1_penalty(judge, real)
+            found = r1_penalty(critic, real)
         else:
             return 0.0
         return self.config.penalty_weight * found
@@ -128,6 +128,7 @@ def judged(
     return on_real, on_fake
 
 
-def _judge(discriminator: nn.Module, label: Tensor | None, x: Tensor) -> Tensor:
+def judge(discriminator: nn.Module, label: Tensor | None, x: Tensor) -> Tensor:
+    """Logits [B] of `x`; the arguments stand in an order that ``functools.partial`` can take."""
     values: Tensor = discriminator(x, label)
     return values
