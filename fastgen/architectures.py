@@ -93,9 +93,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "sagan_discriminator": _Listed("gan.sagan", "SAGANDiscriminator", "GAN_DISCRIMINATOR"),
     "stylegan": _Listed("gan.stylegan.stylegan", "StyleGAN", "GAN_GENERATOR"),
     "stylegan2": _Listed("gan.stylegan.stylegan2", "StyleGAN2", "GAN_GENERATOR"),
-    "stylegan2_discriminator": _Listed(
-        "gan.stylegan.discriminator", "StyleGAN2Discriminator", training=True
-    ),
+    "stylegan2_discriminator": _Listed("gan.stylegan.discriminator", "StyleGAN2Discriminator", training=True),
     "stylegan_discriminator": _Listed("gan.stylegan.discriminator", "StyleGANDiscriminator", training=True),
     "unet": _Listed("unet", "UNet", "DENOISER"),
     "unet_generator": _Listed("translate.unet", "UNetGenerator", "GENERATOR"),
