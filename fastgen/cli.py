@@ -26,6 +26,8 @@ from .commands import (
     info,
     interpolate,
     metrics,
+    mix,
+    project,
     reconstruct,
     sample,
     stylize,
@@ -49,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     for command in (
         sample,
         interpolate,
+        mix,
+        project,
         translate,
         stylize,
         upscale,

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError
+from ..families import FAMILIES
+from ..families.family import given
 from .arguments import add_model, integer_ranges, positive
 from .image_task import load_engine
 from .outputs import check_free, summary, writing
@@ -20,7 +23,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "interpolate",
         help="an animation from one sample of a GAN to others",
         description="Writes a GIF that goes from the sample of one seed to that of the next and back to the first, "
-        "along great circles of the latents. Of a class-conditional model each frame shows all --labels.",
+        "along great circles of the latents, or along straight lines of the styles. Of a class-conditional model each "
+        "frame shows all --labels.",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, help="name.gif")
     add_model(parser, default=MODEL)
@@ -28,9 +32,11 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "--seeds", type=integer_ranges, default=[0, 1, 2, 3], metavar="0-3,9", help="(default 0-3)"
     )
     parser.add_argument("--frames", type=positive, default=12, help="from one seed to the next (default 12)")
+    parser.add_argument(
+        "--space", choices=("z", "w"), default="z", help="w: straight lines of styles, of a style-based model"
+    )
     parser.add_argument("--labels", help="classes, names or numbers: 0-9 or 3,7 (default: all, 10 at most)")
-    parser.add_argument("--truncation", type=float, help="below 1: likelier images (default: the model's)")
-    parser.add_argument("--truncation-law", choices=("rescale", "clip"), help="(default: the model's)")
+    add_truncation(parser)
     parser.add_argument(
         "--scale", type=positive, default=2, help="factor by which images are enlarged (default 2)"
     )
@@ -42,7 +48,6 @@ def run(args: argparse.Namespace) -> int:
     """Draw and write; returns the exit code."""
     import torch
 
-    from ..engines.arguments import written_labels
     from ..images import save_gif
 
     if len(args.seeds) < 2:
@@ -53,18 +58,11 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"there is no folder {args.out.absolute().parent}", argument=args.out)
     check_free([args.out], args.overwrite)
     engine = load_engine(args, "gan")
-    labels: list[str | int | None] = [None]
-    if engine.classes is not None:
-        labels = list(range(min(engine.classes, 10)))
-        if args.labels is not None:
-            labels = list(written_labels(args.labels, engine.settings.class_names))
-    elif args.labels is not None:
-        raise ConfigError("this model has no classes", argument="--labels")
-    options = {} if args.truncation is None else {"truncation": args.truncation}
-    started, seeds = time.perf_counter(), [*args.seeds, args.seeds[0]]
+    seeds = [*args.seeds, args.seeds[0]]
+    options, labels = truncation(args, engine, len(seeds)), chosen_labels(engine, args.labels)
+    started = time.perf_counter()
     rows = [
-        engine.interpolate(seeds, args.frames, labels=label, truncation_law=args.truncation_law, **options)
-        for label in labels
+        engine.interpolate(seeds, args.frames, space=args.space, labels=label, **options) for label in labels
     ]
     frames = torch.stack(rows, dim=1)[:-1]  # the last one is the first again
     seconds = time.perf_counter() - started
@@ -72,3 +70,29 @@ def run(args: argparse.Namespace) -> int:
         save_gif(list(frames.cpu()), args.out, columns=min(len(labels), 5), scale=args.scale, hold=80)
     print(summary(len(frames), "frame", f"seeds {args.seeds}", engine.device, seconds, [args.out]))
     return 0
+
+
+def add_truncation(parser: argparse.ArgumentParser) -> None:
+    """The flags that ``fastgen sample`` has for GANs."""
+    for flag in FAMILIES["gan"].flags["sample"]:
+        flag.add(parser)
+
+
+def truncation(args: argparse.Namespace, engine: Any, count: int) -> dict[str, Any]:
+    """The values of those flags, as keyword arguments of the engine's, for `count` samples. Raises ConfigError."""
+    family = FAMILIES["gan"]
+    assert family.sampling is not None
+    return family.sampling.of(engine).arguments(given(args, family.flags["sample"]), count)
+
+
+def chosen_labels(engine: Any, text: str | None) -> list[str | int | None]:
+    """The labels that ``--labels`` names, by default all, 10 at most; [None] without classes. ConfigError."""
+    from ..engines.arguments import written_labels
+
+    if engine.classes is None:
+        if text is not None:
+            raise ConfigError("this model has no classes", argument="--labels")
+        return [None]
+    if text is None:
+        return list(range(min(engine.classes, 10)))
+    return list(written_labels(text, engine.settings.class_names))

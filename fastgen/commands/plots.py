@@ -81,10 +81,17 @@ def write_plot(
             figure = _heat_map(engine, drawn, data, label)
         else:
             figure = _marginals(drawn[:, columns], None if data is None else data[:, columns], columns)
-        buffer = io.BytesIO()
-        kind = path.suffix.lower().removeprefix(".")
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
-        pyplot.close(figure)
+        save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure of pyplot's, by the name's suffix, and close it. Raises WriteError."""
+    from matplotlib import pyplot
+
+    buffer = io.BytesIO()
+    kind = path.suffix.lower().removeprefix(".")
+    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    pyplot.close(figure)
     write_atomic(path, buffer.getvalue())
 
 

@@ -61,8 +61,8 @@ def make_task(
     """What `args` and `kept`, of the image of ``--like``, ask of `engine`. Raises ConfigError before any work."""
     from ..streaming import compact, open_output
 
-    sampling = family.sampling
-    assert sampling is not None
+    assert family.sampling is not None
+    sampling = family.sampling.of(engine)
     form = _form(args, engine.shape, gif)
     known = args.like is not None or args.seed is not None or args.seeds is not None
     if _is_streamed(form, gif) and not known:

@@ -40,6 +40,7 @@ class Sampling:
     class_names: engine -> names of the classes, None where they have none.
     check: (engine, request, form) -> None. Raises ConfigError where the command cannot draw the request in this form:
         "sheet"; "images", each a file of its own; "table", of rows; "numbers", as they are.
+    variant: engine -> how the command draws from it where that differs from the family's other engines, else None.
     """
 
     arguments: Callable[[Mapping[str, Any], int], dict[str, Any]] = _as_given
@@ -48,3 +49,8 @@ class Sampling:
     labels: Callable[[Any], Sequence[int] | None] = _none
     class_names: Callable[[Any], Sequence[str] | None] = _none
     check: Callable[[Any, Any, str], None] = _fits
+    variant: Callable[[Any], Sampling | None] = _none
+
+    def of(self, engine: Any) -> Sampling:
+        """How the command draws from this engine."""
+        return self.variant(engine) or self

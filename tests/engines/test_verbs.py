@@ -14,6 +14,7 @@ import fastgen
 from fastgen.engines import FlowEngine
 from fastgen.engines.base import Engine
 from fastgen.engines.verb import Verb
+from tests.engines import gans, stylegans
 from tests.engines.flows import make as flow_case
 from tests.engines.styles import engine as style_engine
 from tests.small import checkpoint
@@ -36,6 +37,9 @@ ENGINES: dict[str, Maker] = {
     "flow of images": flow("glow"),
     "flow of labelled images": flow("glow, everything else"),
     "flow of rows": flow("vector_flow"),
+    "gan": lambda folder, **options: gans.make("dcgan concat", **options),
+    "stylegan": lambda folder, **options: stylegans.make("stylegan, of labels", **options),
+    "stylegan2": lambda folder, **options: stylegans.make("stylegan2", **options),
     "style of adain": lambda folder, **options: style_engine("adain", **options),
     "style of microast": lambda folder, **options: style_engine("microast", **options),
 }

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ..finished import finite, warn_not_finite
 from ..streams import Streams
 from ..verb import Networks, Verb
 from .latents import slerp, truncated
-from .request import GANRequest, GANSettings, resolve
+from .request import GANRequest, GANSettings, LabelSettings, resolve
 from .verbs import GANVerbs, seed_tensor
 
 PARTS = ("generator", "discriminator")
@@ -46,19 +46,34 @@ class GANEngine(Streams):
 
     kind = "gan"
     asked = ("truncation", "truncation_law", *Streams.asked)
-    settings_type = GANSettings
-    settings: GANSettings
+    settings_type: ClassVar[type] = GANSettings
+    style_based: ClassVar[bool] = False  # whether its generators have a mapping network and a synthesis
+    settings: Any
 
-    def __init__(self, networks: Networks, settings: GANSettings | None = None, **options: Any) -> None:
+    def __init__(self, networks: Networks, settings: LabelSettings | None = None, **options: Any) -> None:
         """networks: "generator", and "discriminator" if there is one. options: those of ``Engine``.
 
         Raises ConfigError.
         """
-        settings = settings or GANSettings()
+        settings = settings or self.settings_type()
         check_names(networks)
         generator: Any = networks["generator"]
+        if hasattr(generator, "num_ws") != self.style_based:
+            kind = "StyleGANEngine" if hasattr(generator, "num_ws") else "GANEngine"
+            raise ConfigError(f"a {type(generator).__name__} is for a {kind}", argument="generator")
         settings.check_classes(generator.config.num_classes)
         super().__init__(networks, settings, **options)
+
+    @classmethod
+    def from_spec(cls, networks: nn.ModuleDict, spec: Spec, **options: Any) -> Self:
+        """See ``Engine``. Of a style-based generator a ``StyleGANEngine``."""
+        check_names(networks)
+        if hasattr(networks["generator"], "num_ws") and not cls.style_based:
+            from .style import StyleGANEngine
+
+            found: Any = StyleGANEngine.from_spec(networks, spec, **options)
+            return found  # type: ignore[no-any-return]
+        return super().from_spec(networks, spec, **options)
 
     @classmethod
     def check_parts(cls, spec: Spec) -> None:
@@ -106,6 +121,7 @@ class GANEngine(Streams):
         truncation: float | Any | None = ...,
         truncation_law: str | None = None,
         output_type: str = "pt",
+        **unknown: Any,
     ) -> Tensor | np.ndarray | list:
         """Draw `n` images: [n, C, H, W] in [-1, 1] on the engine's device.
 
@@ -123,7 +139,13 @@ class GANEngine(Streams):
         """
         to_output(None, output_type)
         request = self.request(
-            n, seed=seed, seeds=seeds, labels=labels, truncation=truncation, truncation_law=truncation_law
+            n,
+            seed=seed,
+            seeds=seeds,
+            labels=labels,
+            truncation=truncation,
+            truncation_law=truncation_law,
+            **unknown,
         )
         return self.draw(request, output_type=output_type)
 
@@ -160,6 +182,7 @@ class GANEngine(Streams):
         truncation: float | Any | None = ...,
         truncation_law: str | None = None,
         output_type: str = "pt",
+        **unknown: Any,
     ) -> Tensor | np.ndarray | list:
         """From the image of each seed to that of the next: [(len(seeds) - 1) * frames + 1, C, H, W].
 
@@ -170,24 +193,23 @@ class GANEngine(Streams):
         to_output(None, output_type)
         if space != "z":
             raise ConfigError(f"expected z, got {shown(space)}", argument="space")
-        frames = as_index(frames)
-        if type(frames) is not int or not 1 <= frames <= MAX_FRAMES:
-            raise ConfigError(
-                f"expected an int from 1 to {MAX_FRAMES}, got {shown(frames)}", argument="frames"
-            )
+        frames = frame_count(frames)
         request = self.request(
-            seeds=seeds, labels=labels, truncation=truncation, truncation_law=truncation_law
+            seeds=seeds, labels=labels, truncation=truncation, truncation_law=truncation_law, **unknown
         )
+        z, chosen = self._way(request, frames)
+        return to_output(self.generate(z, labels=chosen, level=request.level), output_type)
+
+    def _way(self, request: Any, frames: int) -> tuple[Tensor, list[int] | None]:
+        """z [(seeds - 1) * frames + 1, latent] from each sample of a request to the next, labels. ConfigError."""
         if len(request.seeds) < 2:
             raise ConfigError("expected at least 2", argument="seeds")
-        z = self.latents(request).cpu()
-        share = torch.arange(frames, dtype=torch.float64, device="cpu") / frames
-        ways = [slerp(a, b, share) for a, b in itertools.pairwise(z)]
-        between = torch.cat([*ways, z[-1:]]).float()
-        chosen = None
+        z = self.latents(request).cpu().double()
+        ways = [slerp(a, b, shares(frames)) for a, b in itertools.pairwise(z)]
+        labels = None
         if self.classes is not None:
-            chosen = [label for label in request.labels[:-1] for _ in range(frames)] + [request.labels[-1]]
-        return to_output(self.generate(between, labels=chosen, level=request.level), output_type)
+            labels = [label for label in request.labels[:-1] for _ in range(frames)] + [request.labels[-1]]
+        return torch.cat([*ways, z[-1:]]).float(), labels
 
     def score(self, x: Tensor, *, labels: Any = None) -> Tensor:
         """The discriminator's logits [n] of images x float [n, C, H, W] in [-1, 1]: higher for what it takes for real.
@@ -208,21 +230,19 @@ class GANEngine(Streams):
         *,
         seed: int | None = None,
         labels: Any = None,
-        truncation: float | Any | None = ...,
-        truncation_law: str | None = None,
+        **options: Any,
     ) -> Best:
         """Of `candidates` samples of consecutive seeds the `n` that the discriminator scores highest.
 
-        labels: one for all, or one per candidate. Raises ConfigError where there is no discriminator.
+        labels: one for all, or one per candidate. options: those of `sample` that say how latents are truncated. Raises
+        ConfigError, also where there is no discriminator, or ArgumentError.
         """
         self._check_judge()
         n = as_index(n)
         count = sample_count(candidates, None, None)
         if type(n) is not int or not 1 <= n <= count:
             raise ConfigError(f"expected an int from 1 to {count}, got {shown(n)}", argument="n")
-        request = self.request(
-            count, seed=seed, labels=labels, truncation=truncation, truncation_law=truncation_law
-        )
+        request = self.request(count, seed=seed, labels=labels, **options)
         x: Any = self.draw(request)
         scores = self.score(x, labels=list(request.labels) if self.judges_labels else None)
         best = scores.argsort(descending=True, stable=True)[:n]
@@ -289,6 +309,19 @@ class GANEngine(Streams):
     def _check_judge(self) -> None:
         if self.discriminator is None:
             raise ConfigError("this model has none, which scores images", argument="discriminator")
+
+
+def frame_count(frames: Any) -> int:
+    """How many images from one to the next an interpolation has. Raises ConfigError."""
+    found = as_index(frames)
+    if type(found) is not int or not 1 <= found <= MAX_FRAMES:
+        raise ConfigError(f"expected an int from 1 to {MAX_FRAMES}, got {shown(frames)}", argument="frames")
+    return found
+
+
+def shares(frames: int) -> Tensor:
+    """float64 [frames]: 0, 1 / frames, ... below 1."""
+    return torch.arange(frames, dtype=torch.float64, device="cpu") / frames
 
 
 def check_names(parts: Any) -> None:

@@ -10,23 +10,21 @@ from typing import Any
 
 from ...config import at_most, bounded, one_of, shown
 from ...errors import ConfigError
-from ..arguments import SeededRequest, sample_count, sample_labels, sample_seeds
+from ..arguments import SeededRequest, check_known, sample_count, sample_labels, sample_seeds
 
 LAWS = ("rescale", "clip")
 RESCALED = 2.0  # where "rescale" cuts normals off, before it scales them
 MAX_TRUNCATION = 10.0
+KNOWN = ("n", "seed", "seeds", "labels", "truncation", "truncation_law")
 
 
 @dataclass(frozen=True)
-class GANSettings:
-    """Settings of ``Spec(engine="gan")``.
+class LabelSettings:
+    """What settings of every kind of GAN say of labels.
 
-    truncation, truncation_law: what ``sample`` uses where the caller says nothing; None draws whole normals.
     num_classes: of a class-conditional generator, as its network has it; None says nothing. class_names: of its labels.
     """
 
-    truncation: float | None = bounded(1e-6, MAX_TRUNCATION, default=None)
-    truncation_law: str = one_of(*LAWS, default="rescale")
     num_classes: int | None = bounded(1, 1_000_000, default=None)
     class_names: tuple[str, ...] | None = at_most(1_000_000, default=None)
 
@@ -41,6 +39,17 @@ class GANSettings:
             raise ConfigError(
                 f"{len(self.class_names)} for {classes or 'no'} classes", argument="settings: class_names"
             )
+
+
+@dataclass(frozen=True)
+class GANSettings(LabelSettings):
+    """Settings of ``Spec(engine="gan")``, but for style-based generators: see ``StyleGANSettings``.
+
+    truncation, truncation_law: what ``sample`` uses where the caller says nothing; None draws whole normals.
+    """
+
+    truncation: float | None = bounded(1e-6, MAX_TRUNCATION, default=None)
+    truncation_law: str = one_of(*LAWS, default="rescale")
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,10 @@ def resolve(
     labels: Any = None,
     truncation: Any = ...,
     truncation_law: Any = None,
+    **unknown: Any,
 ) -> GANRequest:
     """Check the arguments of ``sample``; ``...`` is the model's own truncation. Raises ConfigError or ArgumentError."""
+    check_known(unknown, KNOWN, "this generator has no styles, and takes")
     count = sample_count(n, seeds, labels)
     chosen = settings.truncation if truncation is ... else truncation
     real = isinstance(chosen, Real) and not isinstance(chosen, bool)

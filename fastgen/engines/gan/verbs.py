@@ -54,10 +54,14 @@ class GANVerbs:
                 exact=("level",),
             ),
         ]
-        if self.engine.discriminator is not None:
-            judged = ("labels",) if self.engine.judges_labels else ()
-            made.append(Verb("score", ("x", *judged), ("score",), self.score, self._score, self._trial_x))
-        return {verb.name: verb for verb in made}
+        return {verb.name: verb for verb in [*made, *self.judging()]}
+
+    def judging(self) -> list[Verb]:
+        """score, where the model has a discriminator."""
+        if self.engine.discriminator is None:
+            return []
+        judged = ("labels",) if self.engine.judges_labels else ()
+        return [Verb("score", ("x", *judged), ("score",), self.score, self._score, self._trial_x)]
 
     # Fast.
 
@@ -91,11 +95,11 @@ class GANVerbs:
 
     def _generate(self, networks: nn.ModuleDict, z: Tensor, level: Tensor, *labels: Tensor) -> Tensors:
         generator = networks["generator"]
-        return (generator(z.to(_dtype(generator)), *(labels or (None,)), level),)
+        return (generator(z.to(dtype_of(generator)), *(labels or (None,)), level),)
 
     def _score(self, networks: nn.ModuleDict, x: Tensor, *labels: Tensor) -> Tensors:
         discriminator = networks["discriminator"]
-        return (discriminator(x.to(_dtype(discriminator)), *labels),)
+        return (discriminator(x.to(dtype_of(discriminator)), *labels),)
 
     # Random trials.
 
@@ -122,7 +126,8 @@ class GANVerbs:
         return normals(seeds, torch.zeros_like(seeds), "initial", (self.config.latent,))
 
 
-def _dtype(network: nn.Module) -> torch.dtype:
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """Of its parameters."""
     return next(network.parameters()).dtype
 
 

@@ -1,0 +1,215 @@
+"""Styles for a given image: gradient descent in w, through the reference network.
+
+Karras et al. 2020, appendix D, in short: Adam on w, whose learning rate rises at the start and falls to 0 by a cosine
+at the end, with normal noise on w that fades out, from w's mean. Differences: the descent begins at the best of
+`CANDIDATES` drawn w's and the mean, since the nearest minimum of an image that looks like few others is often a wrong
+one; the distance is of pixels at several resolutions, with no network of features; noise images stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgen_kernels import normals
+
+from ...config import shown
+from ...errors import ConfigError
+from ...images import PICTURES, within
+from ..arguments import as_index, sample_seeds
+from .style_verbs import fixed_noise
+from .verbs import seed_tensor
+
+if TYPE_CHECKING:
+    from .style import StyleGANEngine
+
+CANDIDATES = 256  # w's among which the descent begins
+RISE, FALL = 0.05, 0.25  # shares of the steps in which the learning rate rises, and falls
+NOISE, NOISY = (
+    0.05,
+    0.75,
+)  # normal noise on w, in deviations of w, and the share of the steps in which it fades
+COARSEST = 4  # pixels of the smallest side that is compared
+MAX_STEPS = 100_000
+SPACES = ("w", "w+")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What ``project`` found for images x [n, C, H, W].
+
+    ws: float32 [n, num_ws, w_dim], for ``synthesis``. images: float32 [n, C, H, W] in [-1, 1], of them. losses: float32
+    [steps + 1, n] on the CPU, before each step and after the last one, see `distance`; while noise is on w, with it.
+    loss: float32 [n], of `images`. seeds: the best candidates', where the descent began; None at the mean of w.
+    """
+
+    ws: Tensor
+    images: Tensor
+    losses: Tensor
+    loss: Tensor
+    seeds: tuple[int | None, ...]
+
+    @property
+    def w(self) -> Tensor:
+        """[n, w_dim], the style of the first layer: that of all layers in space "w"."""
+        return self.ws[:, 0]
+
+
+@dataclass(frozen=True)
+class ProjectionOptions:
+    """Arguments of ``project``, see there."""
+
+    steps: int = 400
+    space: str = "w"
+    seed: int = 0
+    learning_rate: float = 0.1
+    noise_mode: str = "const"
+
+    def check(self) -> None:
+        """Raises ConfigError."""
+        steps = as_index(self.steps)
+        if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
+            raise ConfigError(
+                f"expected an int from 1 to {MAX_STEPS}, got {shown(self.steps)}", argument="steps"
+            )
+        if self.space not in SPACES:
+            raise ConfigError(
+                f"expected one of {', '.join(SPACES)}, got {shown(self.space)}", argument="space"
+            )
+        rate = self.learning_rate
+        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate <= 100:
+            raise ConfigError(
+                f"expected a number above 0, at most 100, got {shown(rate)}", argument="learning_rate"
+            )
+        if self.noise_mode == "random":
+            raise ConfigError("expected const or none: what changes cannot be fitted", argument="noise_mode")
+        sample_seeds(1, self.seed, None)
+
+
+def distance(x: Tensor, target: Tensor) -> Tensor:
+    """[n]: the mean over resolutions, each half of the one before, of mean squared differences of pixels.
+
+    x, target: [n, C, H, W]. Where the target is black or white, x may lie outside of [-1, 1]: it would be clamped.
+    """
+    off = x - target
+    off = torch.where(target >= 1, off.clamp(max=0), torch.where(target <= -1, off.clamp(min=0), off))
+    terms = [off.square().flatten(1).mean(1)]
+    while min(off.shape[2:]) >= 2 * COARSEST:
+        off = F.avg_pool2d(off, 2)
+        terms.append(off.square().flatten(1).mean(1))
+    return torch.stack(terms).mean(0)
+
+
+def projected(
+    engine: StyleGANEngine,
+    x: Tensor,
+    labels: tuple[Tensor, ...],
+    options: ProjectionOptions,
+    progress: Callable[[int, Tensor], None] | None,
+) -> Projection:
+    """As ``StyleGANEngine.project``, for which the engine works already. x: float32 on its device."""
+    with torch.inference_mode(False):
+        generator: Any = copy.deepcopy(engine.generator).float().requires_grad_(False)
+        x = x.clone()  # of inference mode it could not be looked at by autograd
+        noise = fixed_noise(generator, options.noise_mode)
+        parts = [
+            _descend(generator, noise, *part, options, progress)
+            for part in _batches(x, labels, engine.batches.micro_batch)
+        ]
+    return Projection(
+        torch.cat([part.ws for part in parts]),
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.losses for part in parts], dim=1),
+        torch.cat([part.loss for part in parts]),
+        tuple(seed for part in parts for seed in part.seeds),
+    )
+
+
+def _batches(x: Tensor, labels: tuple[Tensor, ...], most: int) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
+    return [(part, tuple(v[i * most :][:most] for v in labels)) for i, part in enumerate(x.split(most))]
+
+
+def _descend(
+    generator: Any,
+    noise: list[Tensor] | None,
+    x: Tensor,
+    labels: tuple[Tensor, ...],
+    options: ProjectionOptions,
+    progress: Callable[[int, Tensor], None] | None,
+) -> Projection:
+    start, seeds, deviation = _begin(generator, noise, x, labels, options.seed)
+    copies = generator.num_ws if options.space == "w+" else 1
+    w = start[:, None].repeat(1, copies, 1).requires_grad_(True)
+    adam = torch.optim.Adam([w], lr=options.learning_rate)
+    rng = seed_tensor(tuple((options.seed + i) % (1 << 64) for i in range(len(x))), x.device)
+    losses, steps = [], options.steps
+    best, best_ws = (
+        torch.full((len(x),), math.inf, device=x.device),
+        start.new_zeros(len(x), copies, w.shape[2]),
+    )
+    for step in range(steps + 1):
+        share = step / steps
+        fade = max(0.0, 1 - share / NOISY) ** 2
+        with torch.enable_grad():
+            drawn = normals(rng, step, "step", w.shape[1:])
+            tried = w + (NOISE * fade * deviation) * drawn if fade > 0 else w
+            images = generator.synthesis(tried.expand(-1, generator.num_ws, -1), noise)
+            each = distance(images, x)
+            (slope,) = torch.autograd.grad(each.sum(), w)
+        each = each.detach()
+        losses.append(each.cpu())
+        better = each < best
+        best = torch.where(better, each, best)
+        best_ws = torch.where(better[:, None, None], tried.detach(), best_ws)
+        if step == steps:
+            break
+        if progress is not None:
+            progress(step, losses[-1])
+        rate = min(1.0, share / RISE + 1 / steps) * (
+            0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - share) / FALL))
+        )
+        adam.param_groups[0]["lr"] = options.learning_rate * rate
+        w.grad = slope
+        adam.step()
+    ws = best_ws.expand(-1, generator.num_ws, -1).contiguous()
+    with torch.no_grad():
+        images = generator.synthesis(ws, noise)
+    return Projection(ws, within(images, PICTURES), torch.stack(losses), distance(images, x), seeds)
+
+
+@torch.no_grad()
+def _begin(
+    generator: Any, noise: list[Tensor] | None, x: Tensor, labels: tuple[Tensor, ...], seed: int
+) -> tuple[Tensor, tuple[int | None, ...], float]:
+    """For each of x the w [n, w_dim] of the least distance, the seed that it is of (None: the mean), w's deviation."""
+    numbers = tuple((seed + i) % (1 << 64) for i in range(CANDIDATES))
+    drawn = seed_tensor(numbers, x.device)
+    z = normals(drawn, 0, "initial", (generator.config.latent,))
+    w = best = torch.empty(0)
+    starts, seeds = [], []
+    for i in range(len(x)):
+        if i == 0 or labels:
+            given = (labels[0][i].expand(CANDIDATES),) if labels else (None,)
+            w = generator.mapping(z, *given)
+            deviation = float(w.std(dim=0, correction=0).square().mean().sqrt())
+            middle = w.mean(0, keepdim=True) if labels else generator.w_mean[None]
+            w = torch.cat([middle, w])
+            images = torch.cat(
+                [
+                    generator.synthesis(part[:, None].expand(-1, generator.num_ws, -1), noise)
+                    for part in w.split(32)
+                ]
+            )
+        best = torch.cat([distance(part, x[i : i + 1].expand_as(part)) for part in images.split(32)])
+        chosen = int(best.nan_to_num(nan=math.inf).argmin())
+        starts.append(w[chosen])
+        seeds.append(None if chosen == 0 else numbers[chosen - 1])
+    return torch.stack(starts), tuple(seeds), deviation
