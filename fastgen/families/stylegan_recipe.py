@@ -46,8 +46,8 @@ FINEST, LARGEST = 64, 512  # channels of the finest resolution, and at most
 class StyleGANRecipe(GANRecipe):
     """A generator, which the model is, and a discriminator that only the run has: it judges whole batches.
 
-    Widths double from 64 at the finest resolution to 512 at most, as the other GANs here have them; the papers' networks
-    are wider (512 channels up to 32 pixels), which takes ``--generator widths=512,512,...`` and a GPU.
+    Widths double from 64 at the finest resolution to 512 at most, much as those of other GANs here; the papers'
+    networks are wider (512 channels up to 32 pixels), which takes ``--generator widths=512,512,...`` and a GPU.
     """
 
     flags = FLAGS
