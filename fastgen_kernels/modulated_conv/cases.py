@@ -37,9 +37,10 @@ def arguments(
     """Random arguments of `modulated_conv` for x of `shape` [B, I, H, W] and `channels` results.
 
     taps: of the filter, where `up` is 2. layout of x: "last" (channels-last), "first" (contiguous), "window" (of a
-    larger contiguous tensor), "channels" (of a larger channels-last one). energy: whether it is given. noise: its number
-    of samples; each: with a weight for every channel. vectors: which of bias and post_scale there are. beside: the type of
-    all tensors but x and weight. Styles are columns of a wider tensor, as one product for all layers leaves them.
+    larger contiguous tensor), "channels" (of a larger channels-last one). energy: whether it is given. noise: its
+    number of samples; each: with a weight for every channel. vectors: which of bias and post_scale there are. beside:
+    the type of all tensors but x and weight. Styles are columns of a wider tensor, as one product for all layers
+    leaves them.
     """
     batch, inputs, height, width = shape
     parameters = dtype if beside is None or dtype == torch.float64 else beside
