@@ -105,7 +105,9 @@ def exact(
 ) -> tuple[Tensor, ...]:
     """In float64 from the arguments as they were rounded."""
     d = None if direction is None else direction.double()
-    return known_region(x.double(), y.double(), known.double(), keep.double(), noise.double(), levels.double(), d)
+    return known_region(
+        x.double(), y.double(), known.double(), keep.double(), noise.double(), levels.double(), d
+    )
 
 
 def tolerance(outputs: tuple[Tensor, ...], named: Arguments) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@
 For each sample, at its noise level (alpha, sigma),
 
     t  = alpha * known + sigma * noise             the known image, as noisy as the state
-    t  = x + d (d . (t - x))                       where a direction d of unit length is given: of t only its part along d
+    t  = x + d (d . (t - x))                       where there is a direction d of unit length: only the part along d
     x' = x + keep (t - x)                          x where keep is 0, t where it is 1, bit for bit
     y  = c * x'                                    the network's next input
 

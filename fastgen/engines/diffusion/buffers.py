@@ -99,7 +99,10 @@ class Buffers:
             if entry.request.initial is not None:
                 x[i] = entry.request.initial
         scales = torch.tensor(
-            [e.request.table.initial_scale if e.request.level is None else e.request.level[1] for e in entries],
+            [
+                e.request.table.initial_scale if e.request.level is None else e.request.level[1]
+                for e in entries
+            ],
             device=self.device,
             dtype=torch.float32,
         )

@@ -65,6 +65,8 @@ class NoiseAhead:
         for slot, seed, table, row in samples:
             rows = [r for r in range(row, len(table.needs_noise)) if table.needs_noise[r]][:ahead]
             pairs += [(slot, r, seed, int(table.noise_step[r])) for r in rows]
-        made = normals([seed for _, _, seed, _ in pairs], [step for *_, step in pairs], self.stream, self.shape)
+        made = normals(
+            [seed for _, _, seed, _ in pairs], [step for *_, step in pairs], self.stream, self.shape
+        )
         for (slot, row, _, _), noise in zip(pairs, made, strict=True):
             self._made.setdefault(slot, {})[row] = noise

@@ -6,7 +6,6 @@ import heapq
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...diffusion.table import Table
@@ -18,7 +17,7 @@ KNOWN, DIRECTED = "known", "directed"  # what a step does after its row: see ``k
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """What is known of a sample: its state is held to it, as noisy as the state is, before the first row and after each.
+    """What is known of a sample: its state is held to it, as noisy as it is, before the first row and after each.
 
     image: float32 [C, H, W]. keep: likewise: 1 where it is known, 0 where not, between them the share of it.
     levels: float64 [R + 1, 2], (alpha, sigma) of the state before each row and at the end, see ``state_levels``.
