@@ -21,9 +21,11 @@ from . import __version__
 from .commands import (
     compare,
     convert,
+    edit,
     evaluate,
     export,
     info,
+    inpaint,
     interpolate,
     metrics,
     reconstruct,
@@ -49,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     for command in (
         sample,
         interpolate,
+        edit,
+        inpaint,
         translate,
         stylize,
         upscale,

@@ -6,8 +6,8 @@ section 4.3; Dhariwal & Nichol 2021, appendix F). A row of such a solver is
     x' = A x + B F(x; t)                so that        x = (x' - B F(x; t)) / A
 
 which says x by itself. One iteration asks the network with x' in its place, at the time of x: diffusers'
-DDIMInverseScheduler. More of them put its answer in again (Pan et al. 2023, arXiv:2309.04907), until the row is undone to
-rounding; an iteration is a network evaluation.
+DDIMInverseScheduler. More of them put its answer in again (Pan et al. 2023, arXiv:2309.04907), until the row is undone
+to rounding; an iteration is a network evaluation.
 
 `flow_up` integrates the probability flow upwards by Heun's method instead (Song et al. 2021, arXiv:2011.13456, section
 4.3): of second order, and no solver's inverse.

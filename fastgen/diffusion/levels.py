@@ -22,7 +22,8 @@ def state_levels(table: Table, process: AnyProcess) -> np.ndarray:
     """
     if not len(table) or np.isnan(table.sigma).any():
         raise ConfigError(
-            f"the table {table.name} does not know its noise levels, which an image is mixed in by; take a named solver",
+            f"the table {table.name} does not know its noise levels, by which an image is mixed in; take a named "
+            "solver",
             argument="solver",
         )
     found = np.empty((len(table) + 1, 2))

@@ -42,7 +42,7 @@ COMPILED = "compiled by torch.compile"
 Scale = float | Callable[[float], float] | Sequence[float]  # of guidance
 
 
-class DiffusionEngine(Editing, Latents, Streams):
+class DiffusionEngine(Streams, Editing, Latents):
     """Samples from a denoising network. Made by :func:`fastgen.load`. Threads and forks: see ``Engine``."""
 
     kind = "diffusion"

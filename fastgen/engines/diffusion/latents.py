@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from ...diffusion.table import Table
 from ...errors import ArgumentError, ConfigError
 from ...images import Range, to_output
 from ..arguments import as_index
-from ..gan.latents import slerp
+from ..great_circles import joined
 from .editing import counted, spread
 from .given import Given, check_floats, check_images, per_sample
 from .guidance import WORDS as GUIDANCE
@@ -187,7 +186,7 @@ class Latents:
             ends = self.encode(
                 ends, labels=list(keys.labels), iterations=iterations, progress=progress, **how
             )
-        between = _ways(ends, frames)
+        between = joined(ends, frames).to(self.device)
         chosen = [label for label in keys.labels[:-1] for _ in range(frames)] + [keys.labels[-1]]
         if images is not None:
             return self.decode(between, labels=chosen, progress=progress, output_type=output_type, **how)
@@ -232,12 +231,3 @@ class Latents:
         if rest.get("guidance_scale") is None:
             rest["guidance_scale"] = 1.0
         return up, down, rest
-
-
-def _ways(ends: Tensor, frames: int) -> Tensor:
-    """float32 [(k - 1) * frames + 1, C, H, W]: from each of `ends` [k, C, H, W] along great circles to the next."""
-    z = ends.double().flatten(1).cpu()
-    share = torch.arange(frames, dtype=torch.float64, device="cpu") / frames
-    ways = [slerp(a, b, share) for a, b in itertools.pairwise(z)]
-    joined = torch.cat([*ways, z[-1:]]).float()
-    return joined.view(-1, *ends.shape[1:]).to(ends.device)

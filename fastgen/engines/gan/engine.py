@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -19,9 +18,10 @@ from ...fused.gan import fused
 from ...images import PICTURES, Range, to_output
 from ..arguments import as_index, sample_count, sample_labels
 from ..finished import finite, warn_not_finite
+from ..great_circles import joined
 from ..streams import Streams
 from ..verb import Networks, Verb
-from .latents import slerp, truncated
+from .latents import truncated
 from .request import GANRequest, GANSettings, resolve
 from .verbs import GANVerbs, seed_tensor
 
@@ -180,10 +180,7 @@ class GANEngine(Streams):
         )
         if len(request.seeds) < 2:
             raise ConfigError("expected at least 2", argument="seeds")
-        z = self.latents(request).cpu()
-        share = torch.arange(frames, dtype=torch.float64, device="cpu") / frames
-        ways = [slerp(a, b, share) for a, b in itertools.pairwise(z)]
-        between = torch.cat([*ways, z[-1:]]).float()
+        between = joined(self.latents(request), frames)
         chosen = None
         if self.classes is not None:
             chosen = [label for label in request.labels[:-1] for _ in range(frames)] + [request.labels[-1]]
