@@ -15,6 +15,9 @@ from .levels import state_levels
 from .processes import AnyProcess
 from .table import LEARNED_NONE, Table
 
+MOST_ROWS = (
+    4  # of a step, those of the classical Runge-Kutta method: longer ones are of a method that looks back
+)
 COLUMNS = (
     *("time", "input_scale", "p", "q", "clip", "slot", "a", "b", "log2_std"),
     *("threshold", "langevin", "gradient", "sigma"),
@@ -63,7 +66,8 @@ def with_jumps(table: Table, process: AnyProcess, jump_length: int, resamples: i
     when the network has answered.
     """
     levels, starts = state_levels(table, process), beginnings(table)
-    if len(starts) < 2 and len(table) > 1:
+    ends = [*starts[1:], len(table)]
+    if max(np.subtract(ends, starts)) > MOST_ROWS:
         raise ConfigError(
             f"{table.name} looks back at steps before, which a jump makes worthless; take a solver that does not, as "
             "ddim, ddpm, euler_a or heun",
@@ -74,7 +78,6 @@ def with_jumps(table: Table, process: AnyProcess, jump_length: int, resamples: i
             f"expected less than the {len(starts)} steps of the run, got {jump_length}",
             argument="jump_length",
         )
-    ends = [*starts[1:], len(table)]
     order, jumps = _walk(len(starts), jump_length, resamples)
     taken: list[int] = []
     a: list[np.ndarray] = []

@@ -173,12 +173,20 @@ def _run(
 custom_op("known_region_out", mutates_args=("x", "y"), tags=(torch.Tag.needs_exact_strides,))(_run)
 
 
-def _launch(x: Tensor, *others: Tensor | None) -> None:
+def _launch(
+    x: Tensor,
+    y: Tensor,
+    known: Tensor,
+    keep: Tensor,
+    noise: Tensor,
+    levels: Tensor,
+    direction: Tensor | None,
+) -> None:
     if x.dtype != torch.float32:
         check.fail("x", "torch.float32 for the kernel", f"{x.dtype}: use fastgen_kernels.use('reference')")
     from . import kernel
 
-    kernel.launch(x, *others)
+    kernel.launch(x, y, known, keep, noise, levels, direction)
 
 
 def _fused(

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 METHODS = ("replace", "repaint")
 COUNTS = ("steps", "num_inference_steps", "timesteps", "sigmas")  # what says the number of steps
 JUMP_LENGTH, RESAMPLES = 5, 5  # of a RePaint run
-REPAINT_STEPS = 50
+REPAINT_STEPS = 25
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey: ITU-R BT.601, as Pillow and OpenCV have it
 MOST = 10_000  # of a jump's length, and of times
 EPSILON = 1e-9  # of a step, by which a product of two floats may fall short of a whole number
@@ -63,7 +63,7 @@ class Editing:
 
         def resolved(self, /, n: int | None = None, **arguments: Any) -> Request: ...
 
-        def draw(self, request: Request, **how: Any) -> Any: ...
+        draw: Callable[..., Any]
 
     def edit(
         self,
@@ -125,7 +125,7 @@ class Editing:
             arXiv:2011.13456, appendix I.2); "repaint" also goes back and does every `jump_length` steps `resamples`
             times, so that what is filled in fits what is there (Lugmayr et al. 2022, arXiv:2201.09865), for that many
             times the network evaluations. It takes a solver that does not look back at earlier steps: by default ddim
-            with eta=1, euler_a where there are no timesteps, with 50 steps, jump_length 5 and resamples 5.
+            with eta=1, euler_a where there are no timesteps, with 25 steps, jump_length 5 and resamples 5.
         Other arguments and results: see the class, and ``sample``.
 
         Raises ConfigError that names the argument.

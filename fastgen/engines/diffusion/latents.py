@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +68,9 @@ class Latents:
 
         def resolved(self, /, n: int | None = None, **arguments: Any) -> Request: ...
 
-        def draw(self, request: Request, **how: Any) -> Any: ...
+        draw: Callable[..., Any]
 
-        def sample(self, n: int | None = None, **arguments: Any) -> Any: ...
+        sample: Callable[..., Any]
 
     def encode(
         self,
