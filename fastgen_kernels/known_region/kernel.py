@@ -36,11 +36,11 @@ def known_region_kernel(
         base = b.to(tl.int64) * C * pixels
         y_base = y + base
         along = tl.zeros((BLOCK,), tl.float32)
-        directed = False
+        length = 0.0  # of the direction, squared
         if direction is not None:
             for c in range(C):
                 part = tl.load(direction + b * C + c)
-                directed = directed | (part != 0.0)
+                length += part * part
                 at = base + c * pixels + pixel
                 there = tl.load(x + at, mask=mask, other=0.0)
                 image = tl.load(known + at, mask=mask, other=0.0)
@@ -54,7 +54,7 @@ def known_region_kernel(
             share = tl.load(keep + at, mask=mask, other=0.0)
             target = alpha * image + sigma * fresh
             if direction is not None:
-                target = tl.where(directed, there + tl.load(direction + b * C + c) * along, target)
+                target = tl.where(length > 0.0, there + tl.load(direction + b * C + c) * along, target)
             mixed = there + share * (target - there)
             out = tl.where(share == 0.0, there, tl.where(share == 1.0, target, mixed))
             tl.store(x + at, out, mask=mask)
@@ -65,7 +65,7 @@ def known_region_kernel(
                 to = c * pixels + pixel
             tl.store(y_base + to, scaled, mask=mask)
             if GUIDED:
-                tl.store(y_base + batch.to(tl.int64) * C * pixels + to, scaled, mask=mask)
+                tl.store(y + (b + batch).to(tl.int64) * C * pixels + to, scaled, mask=mask)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ is right by the exact flow of Gaussian data.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -157,8 +158,8 @@ def test_levels_are_those_of_the_process(process: AnyProcess) -> None:
     assert levels.shape == (len(table) + 1, 2)
     assert levels[-1].tolist() == [1.0, 0.0]
     assert not levels.flags.writeable
-    np.testing.assert_allclose(levels[:-1, 1] / levels[:-1, 0], table.sigma, rtol=1e-12)
     alphas, sigmas = levels[:-1].T
+    np.testing.assert_allclose(sigmas[1:] / alphas[1:], table.sigma[1:], rtol=1e-12)
     if isinstance(process, (EDM, VESDE)):
         np.testing.assert_array_equal(alphas, 1.0)
     elif isinstance(process, FlowMatching):
@@ -170,18 +171,19 @@ def test_levels_are_those_of_the_process(process: AnyProcess) -> None:
 
 
 def test_levels_of_a_state_in_another_scale() -> None:
-    """A table of diffusers' Euler keeps x / alpha and scales the network's input: its levels are in that scale."""
-    from diffusers import EulerDiscreteScheduler
+    """A table that keeps x / alpha scales the network's input by alpha: its levels are alpha 1 and sigma / alpha."""
+    schedule = NoiseSchedule()
+    table = SOLVERS["euler"](schedule, 6)
+    alphas = state_levels(table, schedule)[:-1, 0]
+    levels = state_levels(dataclasses.replace(table, input_scale=alphas), schedule)
+    np.testing.assert_allclose(levels[:-1, 0], 1.0, rtol=1e-12)
+    np.testing.assert_allclose(levels[:-1, 1], table.sigma, rtol=1e-12)
 
-    from fastgen.diffusion import compile_scheduler
 
-    table = compile_scheduler(EulerDiscreteScheduler(), 6)
-    if np.isnan(table.sigma).any():
-        with refused(ConfigError, "solver", table.name):
-            state_levels(table, NoiseSchedule())
-        return
-    levels = state_levels(table, NoiseSchedule())
-    np.testing.assert_allclose(levels[:-1, 0], 1.0, rtol=1e-6)
+def test_a_table_that_does_not_know_its_levels_is_refused() -> None:
+    table = dataclasses.replace(SOLVERS["euler"](NoiseSchedule(), 6), sigma=np.array(np.nan))
+    with refused(ConfigError, "solver", "euler"):
+        state_levels(table, NoiseSchedule())
 
 
 def test_what_leaves_nothing_is_refused() -> None:

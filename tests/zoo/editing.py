@@ -37,7 +37,8 @@ CODINGS: dict[str, dict[str, Any]] = {
     "ddim, 2 iterations": {"solver": "ddim", "iterations": 2},
     "heun": {"solver": "heun", "iterations": 2},
 }
-ENCODED = 10  # digits, one of each label
+CODED = 5  # digits that are encoded, of the labels 0 to 4
+SHOWN = 10  # digits on the sheet, one of each label
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def encode(
     engine: fastgen.DiffusionEngine, steps: Sequence[int]
 ) -> dict[str, list[tuple[int, float, float]]]:
     """By way of coding: (steps, root of the mean square error, largest error) of the round trip."""
-    images, labels = digits(engine, ENCODED)
+    images, labels = digits(engine, CODED)
     found: dict[str, list[tuple[int, float, float]]] = {}
     for name, arguments in CODINGS.items():
         for count in steps:
@@ -134,13 +135,13 @@ def plot(found: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
 
 def sheet(engine: fastgen.DiffusionEngine, path: Path) -> None:
     """A row of digits, the row with their right halves hidden, and a row for each way of filling in."""
-    images, labels = digits(engine, ENCODED)
+    images, labels = digits(engine, SHOWN)
     hidden = images.clone()
     hidden[..., EDGE:] = -0.5
     made = [engine.inpaint(images, right_half(), seed=0, **way.arguments) for way in WAYS[::2]]
     rows = [images, hidden, *made]
     rows.append(engine.inpaint(images, right_half(), seed=0, labels=labels.tolist(), method="repaint"))
-    fastgen.save_grid(torch.cat(rows), path, columns=ENCODED, scale=2)
+    fastgen.save_grid(torch.cat(rows), path, columns=SHOWN, scale=2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
