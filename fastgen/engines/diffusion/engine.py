@@ -28,7 +28,7 @@ from .editing import Editing
 from .latents import Latents
 from .loop import Loop
 from .module import DEFAULTS, Wrapped, check_shape, compiled, module_settings, noisy_classifier, swapped, wrap
-from .noises import counted_by, with_noise
+from .noises import noised_request
 from .previews import Preview, Run, progress_bar
 from .request import Request, resolve
 from .session import Session
@@ -218,9 +218,11 @@ class DiffusionEngine(Streams, Editing, Latents):
         """
         check_flags(progress=progress)  # before any work is done
         to_output(None, output_type)
-        resolved = self.request if noise is None else self.resolved
-        request = resolved(
-            counted_by(n, noise),
+        request = noised_request(
+            self,
+            n,
+            noise,
+            step_noise,
             seed=seed,
             seeds=seeds,
             labels=labels,
@@ -235,7 +237,6 @@ class DiffusionEngine(Streams, Editing, Latents):
             eta=eta,
             **options,
         )
-        request = with_noise(request, noise, step_noise, self.shape, self.device)
         return self.draw(request, callback=callback, progress=progress, output_type=output_type)
 
     def draw(
@@ -273,14 +274,19 @@ class DiffusionEngine(Streams, Editing, Latents):
         guidance_rescale: float | Sequence[float] | None = None,
         classifier_scale: float | Sequence[float] | None = None,
         eta: float | Sequence[float | None] | None = None,
+        noise: Tensor | None = None,
+        step_noise: Tensor | None = None,
         **options: Any,
     ) -> Iterator[Preview]:
         """As `sample`, yielding a :class:`Preview` after every network evaluation; the last holds the result.
 
         The engine is busy until the iterator is exhausted or closed.
         """
-        request = self.request(
+        request = noised_request(
+            self,
             n,
+            noise,
+            step_noise,
             seed=seed,
             seeds=seeds,
             labels=labels,

@@ -249,7 +249,8 @@ class Loop:
         needed = {kind for _, e in active for kind in e.request.adjustments(e.row)}
         if needed and self.graphs.freezes:  # one captured step for whatever requests combine
             held = tuple(kind for kind in (KNOWN, DIRECTED) if kind in needed)
-            return self._bucket(active[-1][0] + 1), guided, (*EVERY_KIND, *held)
+            every = EVERY_KIND if needed - {KNOWN, DIRECTED} else ()
+            return self._bucket(active[-1][0] + 1), guided, (*every, *held)
         return self._bucket(active[-1][0] + 1), guided, tuple(sorted(needed))
 
     def __contains__(self, ticket: int) -> bool:

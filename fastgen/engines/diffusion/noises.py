@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,19 +14,26 @@ from ...errors import ConfigError
 from .given import Given, check_floats, per_sample
 from .request import Request
 
-
-def counted_by(n: int | None, noise: Any) -> int | None:
-    """How many samples, where `n` leaves it to a noise for each."""
-    several = isinstance(noise, Tensor) and noise.dim() == 4 and len(noise) > 1
-    return len(noise) if n is None and several else n
+if TYPE_CHECKING:
+    from .engine import DiffusionEngine
 
 
-def with_noise(
-    request: Request, noise: Any, step_noise: Any, shape: Sequence[int], device: torch.device
+def noised_request(
+    engine: DiffusionEngine, n: int | None, noise: Any, step_noise: Any, **arguments: Any
 ) -> Request:
-    """`request` with its samples' noise, checked: see ``DiffusionEngine.sample``. Raises ConfigError."""
+    """What ``engine.sample(n, noise=noise, step_noise=step_noise, **arguments)`` draws. Raises ConfigError."""
+    # A run that begins later has its state in the noise, and one by seeds alone is refused.
+    resolve = engine.request if noise is None else engine.resolved
+    several = isinstance(noise, Tensor) and noise.dim() == 4 and len(noise) > 1
+    request = resolve(len(noise) if n is None and several else n, **arguments)
     if noise is None and step_noise is None:
         return request
+    return _with_noise(request, noise, step_noise, engine.shape, engine.device)
+
+
+def _with_noise(
+    request: Request, noise: Any, step_noise: Any, shape: Sequence[int], device: torch.device
+) -> Request:
     count = len(request.seeds)
     initial: Sequence[Tensor | None] = [None] * count
     added: Sequence[Tensor | None] = [None] * count
