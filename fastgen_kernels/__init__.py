@@ -17,6 +17,8 @@ from .conv_norm import OP as _CONV_NORM
 from .conv_norm import conv_norm, conv_norm_out
 from .group_norm import OP as _GROUP_NORM
 from .group_norm import group_norm
+from .known_region import OP as _KNOWN_REGION
+from .known_region import known_region, known_region_out
 from .launching import dependent_launch
 from .modulated_conv import OP as _MODULATED_CONV
 from .modulated_conv import modulated_conv, weight_energy
@@ -36,6 +38,7 @@ OPS: Mapping[str, Op] = {
     "affine_coupling": _AFFINE_COUPLING,
     "conv_norm": _CONV_NORM,
     "group_norm": _GROUP_NORM,
+    "known_region": _KNOWN_REGION,
     "modulated_conv": _MODULATED_CONV,
     "patch_conv": _PATCH_CONV,
     "patch_score": _PATCH_SCORE,
@@ -57,6 +60,8 @@ __all__ = [
     "decompositions",
     "dependent_launch",
     "group_norm",
+    "known_region",
+    "known_region_out",
     "loaded_kernels",
     "modulated_conv",
     "normals",

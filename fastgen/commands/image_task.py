@@ -96,6 +96,14 @@ def record_of(engine: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in ("fastgen", "model")}
 
 
+def digest(path: Path) -> str:
+    """The sha256 of a file that results depend on, for their record."""
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def plan(args: argparse.Namespace, beside: Sequence[Path] = ()) -> list[Task]:
     """What is to be made, in order. Raises ConfigError or DataError where names do not say that, before any work.
 

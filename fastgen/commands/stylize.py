@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError
 from ..zoo import EXAMPLES, example
 from .arguments import add_model
-from .image_task import add_image_files, load_engine, plan, record_of, run_tasks
+from .image_task import add_image_files, digest, load_engine, plan, record_of, run_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,8 +95,8 @@ def run(args: argparse.Namespace) -> int:
         "alpha": args.alpha,
         "weights": args.weights,
         "preserve_color": args.preserve_color,
-        "styles": [_digest(path) for path in styles],
-        "masks": [_digest(path) for path in masks],
+        "styles": [digest(path) for path in styles],
+        "masks": [digest(path) for path in masks],
     }
     what = f"{args.model}, in the style of {', '.join(path.name for path in styles)}"
     return run_tasks(args, tasks, work, record=record_of(engine, settings), what=what, device=engine.device)
@@ -146,13 +146,6 @@ def _scaled(masks: list[ImageFile], file: ImageFile) -> Tensor:
         for mask in masks
     ]
     return torch.stack(scaled).clamp_(0, 1)
-
-
-def _digest(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _numbers(text: str) -> list[float]:

@@ -52,7 +52,7 @@ def lms(schedule: AnyProcess, steps: int, options: LMSOptions) -> Table:
         slopes = [slope] + [H[(i - k) % slots] for k in range(1, used)]
         weights = lms_weights(points.levels[i - used + 1 : i + 1][::-1], after.level)
         z = X / now.scale + sum(w * s for w, s in zip(weights, slopes, strict=True))
-        keep = slots > 0 and i + 1 < steps
+        keep = slots > 0 and i + 1 < len(points)
         rows.evaluate(now, after.scale * z, slot=i % slots if keep else -1, history=slope if keep else None)
     return rows.table(initial_scale=points.initial_scale)
 
@@ -106,7 +106,7 @@ def ipndm(schedule: AnyProcess, steps: int, options: IPNDMOptions) -> Table:
         weights = EVEN_WEIGHTS[min(i + 1, options.solver_order) - 1]
         slope = sum(w * d for w, d in zip(weights, slopes, strict=False))
         x = after.scale * (X / now.scale + (after.level - now.level) * slope)
-        kept = i + 1 < steps and options.solver_order > 1
+        kept = i + 1 < len(points) and options.solver_order > 1
         rows.evaluate(now, x, slot=i % slots if kept else -1, history=newest if kept else None)
     return rows.table(initial_scale=points.initial_scale)
 
@@ -190,7 +190,7 @@ def unipc(schedule: AnyProcess, steps: int, options: UniPCOptions) -> Table:
         return weights(i, i, orders[i])
 
     def correct(i: int) -> np.ndarray:
-        if i - 1 in options.disable_corrector:
+        if i - 1 + points.left_out in options.disable_corrector:
             return np.zeros(0)
         return weights(i - 1, i, orders[i - 1] + 1)
 

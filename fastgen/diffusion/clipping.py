@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..config import bounded
+from .given import Begin
 from .table import NO_THRESHOLD
 
 
 @dataclass(frozen=True)
-class ClipOptions:
+class ClipOptions(Begin):
     """Options that solvers share; names are diffusers'. Every solver's defaults are those that draw best.
 
     as_diffusers: options that are not given take diffusers' defaults, `diffusers`, where those are others
@@ -21,6 +22,7 @@ class ClipOptions:
         it by s, s = clamp(quantile(|x_0|, ratio), 1, sample_max_value) (Saharia et al. 2022, arXiv:2205.11487,
         section 2.3). Made for pixels and large guidance weights, not for latents. A sample_max_value below 1 is s
         itself, as in diffusers
+    begin_index: see `Begin`
     """
 
     diffusers: ClassVar[Mapping[str, Any]] = {}

@@ -51,7 +51,14 @@ class DDPMOptions(GivenTimesteps, ClipOptions):
 
 
 def visited_timesteps(schedule: NoiseSchedule, steps: int, options: Any) -> np.ndarray:
-    """int64 [steps]: given, by guided-diffusion's rule, or by the spacing. options: `DDPMOptions` or `DDIMOptions`."""
+    """int64 [steps]: given, by guided-diffusion's rule, or by the spacing. options: `DDPMOptions` or `DDIMOptions`.
+
+    Without the first begin_index of them.
+    """
+    return _visited(schedule, steps, options)[options.begin_index :]
+
+
+def _visited(schedule: NoiseSchedule, steps: int, options: Any) -> np.ndarray:
     given = given_timesteps(options, schedule.num_train_timesteps, whole=True)
     if given is None:
         return timesteps(

@@ -74,8 +74,9 @@ def _visited(schedule: NoiseSchedule, steps: int, options: LCMOptions | TCDOptio
     """Timesteps given, whether or not the model was distilled at them, as in diffusers; else some of those it was."""
     given = given_timesteps(options, schedule.num_train_timesteps, whole=True)
     if given is not None:
-        return [int(t) for t in given]
-    return distilled_timesteps(schedule.num_train_timesteps, steps, options.original_inference_steps)
+        return [int(t) for t in given][options.begin_index :]
+    visited = distilled_timesteps(schedule.num_train_timesteps, steps, options.original_inference_steps)
+    return visited[options.begin_index :]
 
 
 def lcm(schedule: NoiseSchedule, steps: int, options: LCMOptions) -> Table:

@@ -115,7 +115,7 @@ def _multistep(
         linear, weights = step_factors(now, after, algorithm, kind, eta)
         x = linear * X + sum(c * d for c, d in zip(weights, differences, strict=False))
         x = x + noise_to(now, after, algorithm, eta)
-        keep = any(orders[i + k] > k for k in range(1, slots + 1) if i + k < steps)
+        keep = any(orders[i + k] > k for k in range(1, slots + 1) if i + k < len(points))
         rows.evaluate(now, x, slot=i % slots if keep else -1, history=newest if keep else None)
     return rows.table(initial_scale=points.initial_scale)
 

@@ -98,7 +98,7 @@ def _singlestep(
         )
     points = lambda_points(schedule, steps, options)
     check_end(algorithm, points)
-    counts = evaluation_counts(steps, order, options.lower_order_final, points.end.sigma == 0.0)
+    counts = evaluation_counts(len(points), order, options.lower_order_final, points.end.sigma == 0.0)
     rows = TableBuilder(name, clip=options.clip, threshold=options.threshold)
     start = 0
     for count in counts:

@@ -133,7 +133,7 @@ def churned_starts(process: AnyProcess, points: StepPoints, options: ChurnOption
     On any process: x = alpha x_0 + sigma epsilon at ratio r = sigma / alpha becomes (alpha' / alpha) x + std z at
     r' = r (1 + gamma), with std = alpha' sqrt(r'^2 - r^2).
     """
-    gamma = min(options.S_churn / len(points), MAX_GAMMA)
+    gamma = min(options.S_churn / (len(points) + points.left_out), MAX_GAMMA)
     highest = math.inf if options.S_tmax is None else options.S_tmax
     found = []
     for point in points.starts:

@@ -14,6 +14,18 @@ MOST = 100_000
 
 
 @dataclass(frozen=True)
+class Begin:
+    """An option of every solver.
+
+    begin_index: how many of the first steps are left out (diffusers' set_begin_index). The run then begins at the noise
+        level of the step that follows, from a state x = alpha x_0 + sigma epsilon that its caller makes, as in image to
+        image; a multistep method begins there as it begins elsewhere, with what it has
+    """
+
+    begin_index: int = bounded(0, MOST, default=0)
+
+
+@dataclass(frozen=True)
 class GivenTimesteps:
     """An option of solvers that visit timesteps.
 

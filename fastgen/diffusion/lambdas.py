@@ -55,9 +55,10 @@ def lambda_points(
     """
     to_zero = options.final_sigmas_type == "zero"
     if isinstance(schedule, ContinuousProcess):
-        return schedule.step_points(
+        found = schedule.step_points(
             steps, options, finite=True, to_zero=to_zero, sigma_min=sigma_min, sigma_max=sigma_max
         )
+        return found.after(options.begin_index)
     alpha, sigma = schedule.alpha_sigma(0)
     if options.formula is not None:
         points = _by_formula(schedule, steps, options, rounded, sigma_min, sigma_max)
@@ -69,7 +70,8 @@ def lambda_points(
         )
     else:
         points = _at_timesteps(schedule, steps, options)
-    return StepPoints(points, clean() if to_zero else Point(alpha, sigma, scale=alpha))
+    end = clean() if to_zero else Point(alpha, sigma, scale=alpha)
+    return StepPoints(points, end).after(options.begin_index)
 
 
 def _at_timesteps(schedule: NoiseSchedule, steps: int, options: LambdaOptions) -> tuple[Point, ...]:

@@ -90,8 +90,9 @@ def pndm(schedule: NoiseSchedule, steps: int, options: PNDMOptions) -> Table:
     steps + 3 * prk_steps evaluations; without Runge-Kutta's, those of `plms`. ConfigError for no more steps than
     prk_steps, and with them for more than T // 2, where midpoints fall on timesteps visited.
     """
-    first = min(WARM_UP, steps // EACH) if options.prk_steps is None else options.prk_steps
-    if first and not first < steps <= schedule.num_train_timesteps // 2:
+    taken = steps - options.begin_index
+    first = min(WARM_UP, taken // EACH) if options.prk_steps is None else options.prk_steps
+    if first and not (first < taken and steps <= schedule.num_train_timesteps // 2):
         raise ConfigError(
             f"pndm takes from {first + 1} to num_train_timesteps // 2 = {schedule.num_train_timesteps // 2} "
             f"steps where {first} are Runge-Kutta's, got {steps}; use plms",
@@ -119,7 +120,7 @@ class _Walk:
         if spacing == STABLE:
             low_enough = int(np.count_nonzero(schedule.levels <= HIGHEST * steps))
             count, spacing = max(low_enough, min(2 * steps, count)), "trailing"
-        self.visited = timesteps(count, steps, spacing, options.steps_offset).tolist()
+        self.visited = timesteps(count, steps, spacing, options.steps_offset).tolist()[options.begin_index :]
         self.stride = count // steps
         if schedule.alpha_bar(self.visited[0]) == 0.0:
             raise zero_snr_error(self.visited[0])

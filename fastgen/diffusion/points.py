@@ -96,15 +96,23 @@ class StepPoints:
     starts: where each step starts and the network is evaluated, [steps]
     end: where the last step ends; the network is not evaluated there
     initial_scale: the standard deviation of the state at the first point
+    left_out: how many steps before the first one are not taken, see `after`
     """
 
     starts: tuple[Point, ...]
     end: Point
     initial_scale: float = 1.0
+    left_out: int = 0
 
     def __len__(self) -> int:
         """The number of steps."""
         return len(self.starts)
+
+    def after(self, begin_index: int) -> StepPoints:
+        """The points without the first steps. The state there is its caller's, so that its scale is 1."""
+        if not begin_index:
+            return self
+        return StepPoints(self.starts[begin_index:], self.end, left_out=begin_index)
 
     @cached_property
     def all(self) -> tuple[Point, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..config import bounded, one_of
 from ..errors import ConfigError
+from .given import Begin
 from .points import Point
 from .sde import SDE, VESDE, VPSDE, SubVPSDE
 from .table import LANGEVIN_BATCH, LANGEVIN_SAMPLE, X0, Table, TableBuilder, X, Z
@@ -24,8 +25,8 @@ PREDICTORS = ("reverse_diffusion", "ancestral", "euler_maruyama", "none")
 
 
 @dataclass(frozen=True)
-class EulerMaruyamaOptions:
-    """Options of `euler_maruyama`.
+class EulerMaruyamaOptions(Begin):
+    """Options of `euler_maruyama`: that of `Begin`, and
 
     probability_flow: the deterministic equation with the same distributions, dx = (f x - g^2 score / 2) dt (eq. 13)
     noise_removal: no noise in the last step
@@ -36,8 +37,8 @@ class EulerMaruyamaOptions:
 
 
 @dataclass(frozen=True)
-class PredictorCorrectorOptions:
-    """Options of `predictor_corrector`; names are those of score_sde.
+class PredictorCorrectorOptions(Begin):
+    """Options of `predictor_corrector`, named as in score_sde: that of `Begin`, and
 
     predictor: reverse_diffusion, eq. 46; ancestral, eq. 47 and DDPM's; euler_maruyama; or none
     corrector: langevin, algorithms 4 and 5, or none
@@ -58,13 +59,14 @@ class PredictorCorrectorOptions:
 
 def euler_maruyama(sde: SDE, steps: int, options: EulerMaruyamaOptions) -> Table:
     """x' = x - (f x - g^2 score) h + g sqrt(h) z, h = (1 - sampling_eps) / steps: one network evaluation per step."""
-    times = np.linspace(1.0, sde.end, steps + 1)
+    times = np.linspace(1.0, sde.end, steps + 1)[options.begin_index :]
+    last = len(times) - 2
     rows = TableBuilder("euler_maruyama")
     for i, t in enumerate(times[:-1]):
         point, h, noisy = sde.at(float(t)), float(t - times[i + 1]), not options.probability_flow
         f, g = sde.drift(float(t)), sde.diffusion(float(t))
         x = X - h * (f * X - (1.0 if noisy else 0.5) * g**2 * _score(point))
-        if noisy and not (options.noise_removal and i == steps - 1):
+        if noisy and not (options.noise_removal and i == last):
             x = x + g * math.sqrt(h) * Z
         rows.evaluate(point, x)
     return rows.table(initial_scale=sde.at(1.0).sigma)
@@ -80,7 +82,7 @@ def predictor_corrector(sde: SDE, steps: int, options: PredictorCorrectorOptions
     if step is None and not corrections:
         raise ConfigError("none leaves nothing to do without a corrector", argument="predictor")
     rows = TableBuilder("predictor_corrector")
-    for i in range(steps):
+    for i in range(options.begin_index, steps):
         point = _point(sde, i, steps)
         last = options.noise_removal and i == steps - 1
         for k in range(corrections):

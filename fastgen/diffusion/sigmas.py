@@ -46,9 +46,10 @@ def sigma_points(
     levels do not fall.
     """
     if isinstance(schedule, ContinuousProcess):
-        return schedule.step_points(
+        found = schedule.step_points(
             steps, options, log_linear=log_linear, sigma_min=sigma_min, sigma_max=sigma_max, to_zero=to_zero
         )
+        return found.after(options.begin_index)
     times, levels = _visited(schedule, steps, options, log_linear, sigma_min, sigma_max)
     if whole_karras and options.use_karras_sigmas:
         times = times.round()
@@ -59,7 +60,8 @@ def sigma_points(
     first = points[0]
     # The standard deviation of the noise alone, but for leading spacing, where it is 1.
     scale = 1.0 if options.timestep_spacing == "leading" else max(p.level for p in points) * first.alpha
-    return StepPoints(tuple(points), shown(schedule.point(last, 0.0)) if last else clean(), scale)
+    end = shown(schedule.point(last, 0.0)) if last else clean()
+    return StepPoints(tuple(points), end, scale).after(options.begin_index)
 
 
 def _visited(

@@ -100,6 +100,11 @@ class Solver:
             raise ConfigError(
                 f"{given[0]} asks for {given[1]}, got {steps}; leave steps out", argument="steps"
             )
+        if checked.begin_index >= steps:
+            raise ConfigError(
+                f"leaves nothing of {steps} steps: expected less, got {checked.begin_index}",
+                argument="begin_index",
+            )
         try:
             return self.write(schedule, steps, checked)
         except (

@@ -14,7 +14,8 @@ import fastgen
 from fastgen.checkpoint import Part, Spec, save
 from fastgen.config import to_dict
 from fastgen.engines.gan import GANEngine
-from fastgen.engines.gan.latents import slerp, truncated
+from fastgen.engines.gan.latents import truncated
+from fastgen.engines.great_circles import slerp
 from fastgen.errors import ArgumentError, ConfigError
 from fastgen.fused import gan_residual
 from tests.refusals import refused

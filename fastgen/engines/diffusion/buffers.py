@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastgen_kernels import normals, signed_seeds
+from fastgen_kernels import known_region, normals, signed_seeds
 from fastgen_kernels.reverse_step import row
 
-from .queue import Active
+from .queue import Active, Known
 
 
 class Buffers:
@@ -20,7 +20,8 @@ class Buffers:
     [2 * capacity, C, H, W], the network's, in its type and memory format; the second half is for guidance. cursor:
     int32 [capacity], the next row of each sample in the pool. seeds, labels: int64 [capacity]. scales: float32
     [capacity], of the classifier's gradient. entries: int64 [capacity, 2], what to add to the cursor for the place of a
-    sample's conditions, with its label and with none.
+    sample's conditions, with its label and with none. known, keep: float32 [capacity, C, H, W], direction: float32
+    [capacity, C], for ``known_region``; none until a sample comes of which something is known.
     """
 
     x: Tensor
@@ -31,6 +32,9 @@ class Buffers:
     labels: Tensor
     scales: Tensor
     entries: Tensor
+    known: Tensor
+    keep: Tensor
+    direction: Tensor
 
     def __init__(
         self,
@@ -41,12 +45,24 @@ class Buffers:
     ) -> None:
         self.shape, self.device, self.dtype, self.memory_format = shape, device, dtype, memory_format
         self.capacity = 0
+        self.holds = False  # whether there is room for what is known
         self.reserve(0)
 
     @property
     def _of_samples(self) -> tuple[Tensor, ...]:
         """All with the sample as their first axis, but for the inputs, which a step can rebuild."""
-        return self.x, self.seeds, self.cursor, self.labels, self.scales, self.entries
+        always = self.x, self.seeds, self.cursor, self.labels, self.scales, self.entries
+        return (*always, self.known, self.keep, self.direction) if self.holds else always
+
+    def hold(self) -> None:
+        """Room for what is known of samples, at an address of its own."""
+        self._held(self.capacity)
+        self.holds = True
+
+    def _held(self, capacity: int) -> None:
+        made = torch.zeros(2, capacity, *self.shape, device=self.device, dtype=torch.float32)
+        self.known, self.keep = made[0], made[1]
+        self.direction = torch.zeros(capacity, self.shape[0], device=self.device, dtype=torch.float32)
 
     def reserve(self, capacity: int) -> None:
         """Room for `capacity` samples at other addresses, with what the old tensors hold."""
@@ -60,9 +76,14 @@ class Buffers:
         seeds, labels = (torch.zeros(capacity, dtype=torch.int64, device=device) for _ in range(2))
         scales = torch.zeros(capacity, device=device, dtype=torch.float32)
         entries = torch.zeros(capacity, 2, dtype=torch.int64, device=device)
+        held = (self.known, self.keep, self.direction) if self.holds else ()
+        self._held(capacity if self.holds else 0)
+        for new, kept in zip((self.known, self.keep, self.direction), held, strict=False):
+            new[:old] = kept
         if old:
             history[:, :old] = self.history
-            for new, kept in zip((x, seeds, cursor, labels, scales, entries), self._of_samples, strict=True):
+            before = self.x, self.seeds, self.cursor, self.labels, self.scales, self.entries
+            for new, kept in zip((x, seeds, cursor, labels, scales, entries), before, strict=True):
                 new[:old] = kept
         self.x, self.history, self.inputs = x, history, inputs
         self.cursor, self.seeds, self.labels, self.scales = cursor, seeds, labels, scales
@@ -78,10 +99,22 @@ class Buffers:
             if entry.request.initial is not None:
                 x[i] = entry.request.initial
         scales = torch.tensor(
-            [e.request.table.initial_scale for e in entries], device=self.device, dtype=torch.float32
+            [
+                e.request.table.initial_scale if e.request.level is None else e.request.level[1]
+                for e in entries
+            ],
+            device=self.device,
+            dtype=torch.float32,
         )
-        self.x[index] = x * scales.view(-1, 1, 1, 1)
+        x *= scales.view(-1, 1, 1, 1)
+        for i, entry in enumerate(entries):
+            if entry.request.image is not None and entry.request.level is not None:
+                x[i] += entry.request.level[0] * entry.request.image.to(x)
+        self.x[index] = x
         self.seeds[index] = seeds
+        if self.holds:
+            for i, entry in enumerate(entries):
+                self._put_known(slots[i], seeds[i : i + 1], entry.request.known)
         first = [e.first_row for e in entries]
         self.cursor[index] = torch.tensor(first, device=self.device, dtype=torch.int32)
         places = [[start - e.first_row for start in e.entries or (0, 0)] for e in entries]
@@ -90,6 +123,27 @@ class Buffers:
         self.labels[index] = torch.tensor(labels, device=self.device)
         classified = [e.request.classifier_scale for e in entries]
         self.scales[index] = torch.tensor(classified, device=self.device, dtype=torch.float32)
+
+    def _put_known(self, slot: int, seed: Tensor, known: Known | None) -> None:
+        """What is known of the sample in `slot`, into its buffers and its initial state."""
+        if known is None:
+            self.keep[slot] = 0.0  # what was there before is not its own
+            self.direction[slot] = 0.0
+            return
+        self.known[slot], self.keep[slot] = known.image, known.keep
+        self.direction[slot] = 0.0 if known.direction is None else known.direction
+        level = torch.tensor([[*known.levels[0], 1.0]], device=self.device, dtype=torch.float32)
+        part = slice(slot, slot + 1)
+        state, _ = known_region(
+            self.x[part],
+            self.x[part],
+            self.known[part],
+            self.keep[part],
+            normals(seed, 0, "inpaint", self.shape),
+            level,
+            direction=self.direction[part],
+        )
+        self.x[part] = state
 
     def move(self, slots: Sequence[int]) -> None:
         """The samples of `slots` to slots 0, 1, ...; the slots after them point at the idle row."""

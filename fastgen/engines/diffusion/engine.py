@@ -15,6 +15,7 @@ from ...checkpoint import Spec
 from ...config import check_flags
 from ...diffusion.processes import AnyProcess
 from ...diffusion.table import Table
+from ...errors import ConfigError
 from ...fused.swap import census, convolutions
 from ...images import PICTURES, Range, to_output
 from ..base import only_part
@@ -23,8 +24,11 @@ from ..finished import warn_clamped
 from ..streams import Streams
 from ..verb import Networks, Verb
 from ..verification import Check
+from .editing import Editing
+from .latents import Latents
 from .loop import Loop
 from .module import DEFAULTS, Wrapped, check_shape, compiled, module_settings, noisy_classifier, swapped, wrap
+from .noises import noised_request
 from .previews import Preview, Run, progress_bar
 from .request import Request, resolve
 from .session import Session
@@ -38,7 +42,7 @@ COMPILED = "compiled by torch.compile"
 Scale = float | Callable[[float], float] | Sequence[float]  # of guidance
 
 
-class DiffusionEngine(Streams):
+class DiffusionEngine(Streams, Editing, Latents):
     """Samples from a denoising network. Made by :func:`fastgen.load`. Threads and forks: see ``Engine``."""
 
     kind = "diffusion"
@@ -174,6 +178,8 @@ class DiffusionEngine(Streams):
         guidance_rescale: float | Sequence[float] | None = None,
         classifier_scale: float | Sequence[float] | None = None,
         eta: float | Sequence[float | None] | None = None,
+        noise: Tensor | None = None,
+        step_noise: Tensor | None = None,
         callback: Callback | None = None,
         progress: bool = False,
         output_type: str = "pt",
@@ -183,7 +189,7 @@ class DiffusionEngine(Streams):
 
         A sample with values that are not finite is handed out with a warning that names its seed.
 
-        Every argument from solver on is one value for all samples, or a list of one per sample.
+        Every argument from solver to eta is one value for all samples, or a list of one per sample.
 
         n: how many; by default as many as there are seeds, labels or values in a list, else 1.
         seed: sample k has seed + k, in [0, 2^64); seeds: one per sample. Neither: seeds from the system's entropy.
@@ -201,6 +207,9 @@ class DiffusionEngine(Streams):
             with a process' time="unit" 0 to 1. Of several of these three, a step is guided where all say so.
         guidance_rescale: phi in [0, 1]: brings the output's spread back to the conditional one's (Lin et al. 2023).
         classifier_scale: of the gradient of the classifier given to ``guide`` (Dhariwal & Nichol 2021); 0 = none.
+        noise: float [1 or n, C, H, W], standard normal, to begin with instead of the seeds' own; with begin_index the
+            state itself at that step. step_noise: float [1 or n, R, C, H, W], what each of the R network evaluations
+            adds instead of theirs (read where the solver adds any).
         callback(step, total, images): called after every network evaluation with the noisy states [n, C, H, W].
         progress: a bar on stderr, with images per second.
         output_type: "pt"; "np": float32 [n, H, W, C], the value range as [0, 1]; "pil": a list of images.
@@ -209,8 +218,11 @@ class DiffusionEngine(Streams):
         """
         check_flags(progress=progress)  # before any work is done
         to_output(None, output_type)
-        request = self.request(
+        request = noised_request(
+            self,
             n,
+            noise,
+            step_noise,
             seed=seed,
             seeds=seeds,
             labels=labels,
@@ -234,11 +246,12 @@ class DiffusionEngine(Streams):
         callback: Callback | None = None,
         progress: bool = False,
         output_type: str = "pt",
+        clamped: bool = True,
     ) -> Tensor | np.ndarray | list:
-        """As `sample`, of what `request` returned."""
+        """As `sample`, of what `request` returned. clamped: to the value range, which is for images."""
         check_flags(progress=progress)
         to_output(None, output_type)
-        with self._run(request) as run, progress_bar(len(request.seeds), progress) as advance:
+        with self._run(request, clamped) as run, progress_bar(len(request.seeds), progress) as advance:
             for step, total in run.steps(self.loop.micro_batch):
                 advance(step, total)
                 if callback is not None:
@@ -261,14 +274,19 @@ class DiffusionEngine(Streams):
         guidance_rescale: float | Sequence[float] | None = None,
         classifier_scale: float | Sequence[float] | None = None,
         eta: float | Sequence[float | None] | None = None,
+        noise: Tensor | None = None,
+        step_noise: Tensor | None = None,
         **options: Any,
     ) -> Iterator[Preview]:
         """As `sample`, yielding a :class:`Preview` after every network evaluation; the last holds the result.
 
         The engine is busy until the iterator is exhausted or closed.
         """
-        request = self.request(
+        request = noised_request(
+            self,
             n,
+            noise,
+            step_noise,
             seed=seed,
             seeds=seeds,
             labels=labels,
@@ -286,13 +304,14 @@ class DiffusionEngine(Streams):
         return self._stream(request)
 
     @contextmanager
-    def session(self) -> Iterator[Session]:
+    def session(self, *, clamped: bool = True) -> Iterator[Session]:
         """A :class:`Session`, for requests that come one by one: ``with engine.session() as session``.
 
-        The engine is busy until the block ends; what is not done then is given up.
+        The engine is busy until the block ends; what is not done then is given up. clamped: samples to the value range.
         """
         with self._working():
-            session = Session(lambda: self.loop, self.request, self.value_range, measure=self._range_assumed)
+            span = self.value_range if clamped else None
+            session = Session(lambda: self.loop, self.request, span, measure=self._range_assumed)
             try:
                 yield session
             finally:
@@ -330,6 +349,16 @@ class DiffusionEngine(Streams):
 
     def request(self, /, n: int | None = None, **arguments: Any) -> Request:
         """What ``sample(n, **arguments)`` would draw, with every default and random seed filled in."""
+        request = self.resolved(n, **arguments)
+        if any(plan.options.get("begin_index") for plan in request.kinds):
+            raise ConfigError(
+                "begins after the noise: give the state there (sample(noise=...)), or take edit, which makes it",
+                argument="begin_index",
+            )
+        return request
+
+    def resolved(self, /, n: int | None = None, **arguments: Any) -> Request:
+        """As `request`, also of a run that begins later than with noise, whose state the caller makes."""
         request = resolve(self.settings, self._guiding_classes, n=n, **arguments)
         for plan in request.kinds:
             if isinstance(self.network, Wrapped):
@@ -345,8 +374,8 @@ class DiffusionEngine(Streams):
         return kept
 
     @contextmanager
-    def _run(self, request: Request) -> Iterator[Run]:
-        with self.session() as session:
+    def _run(self, request: Request, clamped: bool = True) -> Iterator[Run]:
+        with self.session(clamped=clamped) as session:
             yield Run(session, request, (len(request.seeds), *self.shape), self.device)
 
     def _stream(self, request: Request) -> Iterator[Preview]:

@@ -28,8 +28,8 @@ from .body import step_body
 from .buffers import Buffers
 from .classifier import Classifier
 from .conditions import Conditioned, Conditions
-from .noise_ahead import NoiseAhead
-from .queue import Active, SampleRequest, Waiting
+from .noise_ahead import NoiseAhead, Noisy
+from .queue import DIRECTED, KNOWN, Active, SampleRequest, Waiting
 from .rows import RowPool
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -85,6 +85,7 @@ class Loop:
         self.pool = RowPool(pool_rows, device)
         # On a GPU the step makes its noise itself; on a CPU it is made for many rows at a time beforehand.
         self.noise = NoiseAhead(shape) if device.type == "cpu" else None
+        self.known_noise = NoiseAhead(shape, "inpaint") if device.type == "cpu" else None
         self._last = torch.cuda.Event() if device.type == "cuda" else None  # after the last step
         self._tried = 0  # samples in the batch that is being attempted
         self._active: list[Active | None] = []  # by slot
@@ -101,6 +102,8 @@ class Loop:
         self._key: Key | None = None  # what their steps need; None: to be found
         self._varies = False  # whether that changes from step to step
         self._noisy = False  # whether any of them ever adds noise
+        self._given = False  # whether any of them has its noise as tensors
+        self._holding = False  # whether anything is known of any of them
 
     def use(self, network: Network) -> None:
         """From now on, `network`; while no sample is in the batch."""
@@ -185,15 +188,18 @@ class Loop:
         if self._key is None or self._varies:
             self._key = self._key_of(active)
         key = self._key
-        if not self._classified and key not in self.graphs:
+        # The classifier's gradient is taken outside any graph, and noise as tensors is put in by the host.
+        freely = self._classified or (self._given and self.noise is None)
+        if not freely and key not in self.graphs:
             self._capture(key)
         if key[:2] != self._running:
             self.buffers.fill_inputs(*key[:2], self.pool.rows)
             self._running = key[:2]
-        if self.noise is not None and self._noisy:
-            self.noise.fill([(slot, e.request.seed, e.request.table, e.row) for slot, e in active])
-        if self._classified:  # its gradient is taken outside any graph
-            step_body(self, *key, classified=True)()
+        if self.noise is not None:
+            self._make_noise(self.noise, active)
+        if freely:
+            given = self._given and self.noise is None
+            step_body(self, *key, classified=self._classified, given=given)()
         else:
             self.graphs.replay(key)
         for _, entry in active:
@@ -204,13 +210,33 @@ class Loop:
             self._collect()
         return True
 
+    def _make_noise(self, ahead: NoiseAhead, active: list[tuple[int, Active]]) -> None:
+        """On a CPU: the noise that this step reads."""
+        if self._noisy:
+            ahead.fill([(s, e.request.seed, e.request.table, e.row) for s, e in active if not e.has_noise])
+        if self._given:
+            self.put_given(ahead.buffer)
+        if self._holding and self.known_noise is not None:
+            held: list[tuple[int, int, Noisy, int]] = [
+                (s, e.request.seed, e.request.known, e.row) for s, e in active if e.request.known is not None
+            ]
+            self.known_noise.fill(held)
+
+    def put_given(self, noise: Tensor) -> None:
+        """Into `noise` [batch, C, H, W] what the next step of samples adds that have their noise as tensors."""
+        for slot, entry in self._batch:
+            if entry.request.step_noise is not None:
+                noise[slot] = entry.request.step_noise[entry.row]
+
     def _assemble(self) -> None:
         """Choose the samples that step from now on: those in the batch, those that were paused, those that waited."""
         self._admit()
         self._batch = [(s, entry) for s, entry in enumerate(self._active[: self.micro_batch]) if entry]
         self._classified = any(e.request.classifier_scale for _, e in self._batch)
         self._varies = any(e.varies for _, e in self._batch)
-        self._noisy = any(any(e.request.table.needs_noise) for _, e in self._batch)
+        self._noisy = any(any(e.request.table.needs_noise) for _, e in self._batch if not e.has_noise)
+        self._given = any(e.has_noise for _, e in self._batch)
+        self._holding = any(e.request.known is not None for _, e in self._batch)
         tabled = self.conditions is not None and all(e.entries is not None for _, e in self._batch)
         if tabled != self.tabled:
             self.tabled = tabled
@@ -222,7 +248,9 @@ class Loop:
         guided = any(e.request.guided(e.row) for _, e in active)
         needed = {kind for _, e in active for kind in e.request.adjustments(e.row)}
         if needed and self.graphs.freezes:  # one captured step for whatever requests combine
-            return self._bucket(active[-1][0] + 1), guided, EVERY_KIND
+            held = tuple(kind for kind in (KNOWN, DIRECTED) if kind in needed)
+            every = EVERY_KIND if needed - {KNOWN, DIRECTED} else ()
+            return self._bucket(active[-1][0] + 1), guided, (*every, *held)
         return self._bucket(active[-1][0] + 1), guided, tuple(sorted(needed))
 
     def __contains__(self, ticket: int) -> bool:
@@ -274,8 +302,9 @@ class Loop:
     def _reserve(self, batch: int) -> None:
         """Buffers for `batch` samples, with what the old ones hold."""
         self.buffers.reserve(batch)
-        if self.noise is not None:
-            self.noise.reserve(batch)
+        for ahead in (self.noise, self.known_noise):
+            if ahead is not None:
+                ahead.reserve(batch)
         self._active += [None] * (batch - len(self._active))
         self.graphs.clear()
         self._running = None
@@ -334,6 +363,8 @@ class Loop:
 
     def _start(self, slots: list[int]) -> None:
         entries = [entry for slot in slots if (entry := self._active[slot]) is not None]
+        if not self.buffers.holds and any(entry.request.known is not None for entry in entries):
+            self.buffers.hold()
         self.buffers.start(slots, entries, self.null_label)
         self._running = None
         for entry in entries:
@@ -360,8 +391,9 @@ class Loop:
             self.conditions.release(entry.request.table, self._labels(entry.request))
         self._active[slot] = None
         self._batch_changes = True
-        if self.noise is not None:
-            self.noise.forget(slot)
+        for ahead in (self.noise, self.known_noise):
+            if ahead is not None:
+                ahead.forget(slot)
 
     def _compact(self) -> None:
         """Move samples to the front where that lets a smaller bucket serve them, or lets a paused one step."""
@@ -372,8 +404,9 @@ class Loop:
         ):
             return
         self.buffers.move(used)
-        if self.noise is not None:
-            self.noise.move(used)
+        for ahead in (self.noise, self.known_noise):
+            if ahead is not None:
+                ahead.move(used)
         entries = [self._active[slot] for slot in used]
         self._active = [*entries, *[None] * (len(self._active) - count)]
         self._running = None

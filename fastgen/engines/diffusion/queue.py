@@ -5,11 +5,43 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from ...diffusion.table import Table
 from ...errors import ConfigError
 from .adjust import RESCALE
+
+KNOWN, DIRECTED = "known", "directed"  # what a step does after its row: see ``known_region``
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of a sample: its state is held to it, as noisy as it is, before the first row and after each.
+
+    image: float32 [C, H, W]. keep: likewise: 1 where it is known, 0 where not, between them the share of it.
+    levels: float64 [R + 1, 2], (alpha, sigma) of the state before each row and at the end, see ``state_levels``.
+    direction: float32 [C] of unit length, where only this combination of channels is known; None: every channel is.
+    fresh: whether each row gets noise of its own, for solvers that add noise themselves; else the same noise stays, and
+    the known part goes the straight way that a probability flow takes.
+    """
+
+    image: Tensor
+    keep: Tensor
+    levels: np.ndarray
+    direction: Tensor | None = None
+    fresh: bool = True
+
+    @property
+    def needs_noise(self) -> list[bool]:
+        """Of each row, whether what is known is noisy after it."""
+        return (self.levels[1:, 1] != 0).tolist()
+
+    @property
+    def noise_step(self) -> np.ndarray:
+        """int64 [R], `step` of the noise counter after each row; 0 is the noise of the beginning."""
+        count = len(self.levels) - 1
+        return np.arange(1, count + 1) if self.fresh else np.zeros(count, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -20,6 +52,9 @@ class SampleRequest:
     guidance_rescale: phi of Lin et al. 2023, 0 is none. classifier_scale: of the gradient of the loop's classifier, 0
     is none.
     initial: float32 [C, H, W] standard normal noise instead of the seed's own.
+    image, level: the state begins as alpha * image + sigma * noise, level = (alpha, sigma); None: as noise alone, of
+    the table's initial scale. step_noise: float32 [R, C, H, W], what each row adds instead of the seed's noise.
+    known: what the state is held to.
 
     Raises ConfigError where its rows cannot be packed: numbers beyond float32, or not a weight for each row.
     """
@@ -31,6 +66,10 @@ class SampleRequest:
     guidance_rescale: float = 0.0
     classifier_scale: float = 0.0
     initial: Tensor | None = None
+    image: Tensor | None = None
+    level: tuple[float, float] | None = None
+    step_noise: Tensor | None = None
+    known: Known | None = None
 
     def __post_init__(self) -> None:
         self.table.check_float32()
@@ -42,9 +81,11 @@ class SampleRequest:
             )
 
     @property
-    def rows(self) -> tuple[Table, float | tuple[float, ...], float]:
+    def rows(self) -> tuple[Table, float | tuple[float, ...], float, np.ndarray | None, bool]:
         """What its rows are packed from: requests with the same share them."""
-        return self.table, self.guidance_scale, self.guidance_rescale
+        known = self.known
+        levels, fresh = (None, True) if known is None else (known.levels, known.fresh)
+        return self.table, self.guidance_scale, self.guidance_rescale, levels, fresh
 
     def guided(self, row: int) -> bool:
         """Whether row `row` needs the network's answer without the label, too."""
@@ -53,9 +94,12 @@ class SampleRequest:
 
     def adjustments(self, row: int) -> tuple[str, ...]:
         """Which of `adjust` row `row` needs; a table's are those of all its rows."""
+        found = self.table.adjusted
         if self.guidance_rescale and self.guided(row):
-            return (RESCALE, *self.table.adjusted)
-        return self.table.adjusted
+            found = (RESCALE, *found)
+        if self.known is not None:
+            found = (*found, KNOWN, *([] if self.known.direction is None else [DIRECTED]))
+        return found
 
 
 @dataclass(slots=True)
@@ -73,6 +117,11 @@ class Active:
     entries: tuple[int, int] | None = None
     row: int = 0
     begun: bool = False
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether what its rows add was given as tensors."""
+        return self.request.step_noise is not None
 
 
 class Waiting:

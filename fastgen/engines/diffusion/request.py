@@ -15,6 +15,7 @@ from ...diffusion.solvers import SOLVERS
 from ...diffusion.table import LANGEVIN_BATCH, Table
 from ...errors import ArgumentError, ConfigError
 from ..arguments import sample_count, sample_labels, sample_seeds
+from .given import Given
 from .guidance import is_pair
 from .plan import COMMON, Plan, check_names, make_plan
 from .queue import SampleRequest
@@ -25,11 +26,16 @@ PAIRS = ("guidance_interval", "guidance_sigmas", "guidance_times")  # one value 
 
 @dataclass(frozen=True)
 class Request:
-    """A complete request: it alone repeats a run on the same model. One seed, label and plan per sample."""
+    """A complete request: it alone repeats a run on the same model. One seed, label and plan per sample.
+
+    given: of each sample, what its caller has given as tensors; none of it is in `to_dict`, and where there is any,
+    that repeats the run only together with the same tensors.
+    """
 
     seeds: tuple[int, ...]
     labels: tuple[int | None, ...]
     plans: tuple[Plan, ...]
+    given: tuple[Given, ...] = ()
 
     @property
     def kinds(self) -> list[Plan]:
@@ -51,8 +57,11 @@ class Request:
                 1.0 if label is None else plan.weights,
                 0.0 if label is None else plan.guidance.rescale,
                 0.0 if label is None else plan.guidance.classifier_scale,
+                **({} if given is None else vars(given)),
             )
-            for seed, label, plan in zip(self.seeds, self.labels, self.plans, strict=True)
+            for seed, label, plan, given in zip(
+                self.seeds, self.labels, self.plans, self.given or [None] * len(self.seeds), strict=True
+            )
         ]
 
     @property
@@ -62,7 +71,9 @@ class Request:
 
     def part(self, start: int, stop: int) -> Request:
         """The request for the samples from `start` to before `stop`."""
-        return Request(self.seeds[start:stop], self.labels[start:stop], self.plans[start:stop])
+        return Request(
+            self.seeds[start:stop], self.labels[start:stop], self.plans[start:stop], self.given[start:stop]
+        )
 
     def only(self, sample: int) -> Request:
         """The request for one of the samples."""

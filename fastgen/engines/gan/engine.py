@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -19,9 +18,10 @@ from ...fused.gan import fused
 from ...images import PICTURES, Range, to_output
 from ..arguments import as_index, sample_count, sample_labels
 from ..finished import finite, warn_not_finite
+from ..great_circles import joined
 from ..streams import Streams
 from ..verb import Networks, Verb
-from .latents import slerp, truncated
+from .latents import truncated
 from .request import GANRequest, GANSettings, LabelSettings, resolve
 from .verbs import GANVerbs, seed_tensor
 
@@ -204,12 +204,10 @@ class GANEngine(Streams):
         """z [(seeds - 1) * frames + 1, latent] from each sample of a request to the next, labels. ConfigError."""
         if len(request.seeds) < 2:
             raise ConfigError("expected at least 2", argument="seeds")
-        z = self.latents(request).cpu().double()
-        ways = [slerp(a, b, shares(frames)) for a, b in itertools.pairwise(z)]
         labels = None
         if self.classes is not None:
             labels = [label for label in request.labels[:-1] for _ in range(frames)] + [request.labels[-1]]
-        return torch.cat([*ways, z[-1:]]).float(), labels
+        return joined(self.latents(request), frames), labels
 
     def score(self, x: Tensor, *, labels: Any = None) -> Tensor:
         """The discriminator's logits [n] of images x float [n, C, H, W] in [-1, 1]: higher for what it takes for real.

@@ -1,4 +1,4 @@
-"""Latents of a generator: truncated normals, and the way from one to another."""
+"""Latents of a generator: truncated normals."""
 
 from __future__ import annotations
 
@@ -18,20 +18,3 @@ def truncated(noise: Tensor, factor: Tensor, bound: Tensor) -> Tensor:
     tail = outside + torch.special.ndtr(-wide.abs()) * (1 - 2 * outside)
     inside = torch.copysign(-torch.special.ndtri(tail), wide).clamp(-bound, bound)
     return factor[:, None] * torch.where(bound.isinf(), wide, inside)
-
-
-def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """[F, D]: from a to b [D] along the great circle through both (Shoemake 1985), lengths in proportion; share: [F].
-
-    Where they point the same way, or in opposite ones, where there is no such circle, along the straight line.
-    """
-    share = share[:, None]
-    long_a, long_b = a.norm(), b.norm()
-    cosine = (a / long_a).dot(b / long_b).clamp(-1, 1)
-    angle = torch.arccos(cosine)
-    sine = torch.sin(angle)
-    straight = torch.lerp(a[None], b[None], share)
-    if bool(sine < 1e-6) or not bool((long_a > 0) & (long_b > 0)):
-        return straight
-    unit = (torch.sin((1 - share) * angle) * (a / long_a) + torch.sin(share * angle) * (b / long_b)) / sine
-    return unit * torch.lerp(long_a, long_b, share)
