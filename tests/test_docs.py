@@ -13,6 +13,7 @@ PAGES = [
     "docs/any-scheduler.md",
     "docs/processes.md",
     "docs/guidance.md",
+    "docs/likelihood.md",
     "docs/unlike-requests.md",
     "docs/flows.md",
     "docs/gans.md",

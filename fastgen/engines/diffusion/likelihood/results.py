@@ -71,7 +71,7 @@ class DiffusionBits(BitsPerDim):
     """
 
     dequantisation: str | None = None
-    errors: Tensor = field(default_factory=lambda: torch.zeros(0))
+    errors: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64, device="cpu"))
     evaluations: int = 0
     terms: Terms | None = None
 

@@ -64,7 +64,7 @@ def log_prob(
     given: Mapping[str, Any],
 ) -> LogProb:
     """See ``DiffusionEngine.log_prob``."""
-    if "dequantisation" in given:
+    if given.get("dequantisation") is not None:
         raise ConfigError(
             "log_prob is of continuous x; bits_per_dim takes levels and dequantises",
             argument="dequantisation",
@@ -204,7 +204,7 @@ def _bound(
     runs = strata(len(chain), chosen.timesteps or len(chain))
     first = torch.tensor([a for a, _ in runs], dtype=torch.float64, device=engine.device)
     length = torch.tensor([b - a for a, b in runs], dtype=torch.float64, device=engine.device)
-    kept = torch.zeros(len(data.x), len(chain), dtype=torch.float64)
+    kept = torch.zeros(len(data.x), len(chain), dtype=torch.float64, device="cpu")
     hits = torch.zeros_like(kept)
     costs = []
     with engine._working():
@@ -290,9 +290,12 @@ def _batches(engine: DiffusionEngine) -> Batches:
 
 def _probability_flow(engine: DiffusionEngine, *, between: bool = True) -> ProbabilityFlow:
     """between: whether the network is asked between its timesteps. Raises ConfigError where it cannot be."""
-    network = engine.network
-    tables = isinstance(network, UNet) and network.config.time_embedding_type == "learned"
-    if between and (tables or (isinstance(network, Wrapped) and network.integer_time)):
+    network, whole = engine.network, False
+    if isinstance(network, Wrapped):
+        network, whole = network.net, network.integer_time
+    if isinstance(network, UNet) and network.config.time_embedding_type == "learned":
+        whole = True
+    if between and whole:
         raise ConfigError(
             "the probability flow asks the network between its timesteps, and this one looks them up in a table; "
             "method=bound does not",
@@ -305,9 +308,9 @@ def _mean(costs: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """Values and their standard errors, [n] each, of draws [n, K]."""
     count = costs.shape[1]
     if kind == EXACT:
-        return costs.mean(1), torch.zeros(len(costs), dtype=torch.float64)
+        return costs.mean(1), torch.zeros(len(costs), dtype=torch.float64, device="cpu")
     if count == 1:
-        return costs[:, 0], torch.full((len(costs),), math.nan, dtype=torch.float64)
+        return costs[:, 0], torch.full((len(costs),), math.nan, dtype=torch.float64, device="cpu")
     return costs.mean(1), costs.std(1) / math.sqrt(count)
 
 
