@@ -180,10 +180,10 @@ def test_a_value_belongs_to_its_seed_and_not_to_its_batch() -> None:
 @pytest.mark.parametrize("values", [COSINE, {"process": "edm", "prediction_type": "edm"}], ids=name)
 def test_the_bound_lies_above_the_truth(values: dict[str, Any]) -> None:
     mixture, _, net = best(2, values)
-    x = mixture.sample(150)
+    x = mixture.sample(80)
     engine, truth = engine_of(values, net), -mixture.log_prob(x)
-    for variance, tight in (("fixed_small", 2.0), ("fixed_large", 0.15)):
-        found = engine.log_prob(x.view(-1, *SHAPE), 2, method="bound", variance_type=variance, timesteps=100)
+    for variance, tight in (("fixed_small", 2.0), ("fixed_large", 0.2)):
+        found = engine.log_prob(x.view(-1, *SHAPE), method="bound", variance_type=variance, timesteps=60)
         assert found.kind == "bound"
         above = -found.values - truth  # of data of the mixture, on average (Gibbs' inequality)
         error = float(above.std() / math.sqrt(len(x)))
