@@ -14,6 +14,7 @@ PAGES = [
     "docs/processes.md",
     "docs/guidance.md",
     "docs/editing.md",
+    "docs/likelihood.md",
     "docs/unlike-requests.md",
     "docs/flows.md",
     "docs/gans.md",

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..families import Family
+from ..families.family import given
 from ..families.values import integers
 from .arguments import add_model, counted, given_flags, load_model, positive, span
+from .family_flags import add_owned_flags, every_flag, family_flags, refuse_others
 from .outputs import add_reporting
-from .plots import check_plot, columns_shown, write_plot
+from .plots import check_plot, columns_shown, write_plot, write_terms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from ..training.data import Dataset
 
 COMMAND = "evaluate"
-CHUNK = 256  # samples handed to the engine at a time, between two moves of the progress bar
 COUNT = 2000  # of samples, and of rows of data, that a plot shows
 PLOT_FLAGS = ("columns", "count", "temperature", "overwrite")
 DATA_FLAGS = ("labels", "subset", "samples", "background")
@@ -38,10 +39,11 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="how likely a model finds your data, and a plot of what it has learnt of a table",
         description="Of models that have a likelihood: bits per dimension of images, nats of rows of a table, with the "
         "standard error of the mean. For images it is a bound by dequantisation, the tighter the more --samples; for "
-        "rows it is exact; of a VAE it is a bound of either. Where the model knows classes it is the likelihood given "
-        "the label. --plot draws what the "
-        "model has learnt of rows: of two columns a heat map of the density, with samples and, if they are given, data "
-        "on it; of more the distributions of single columns and pairs of them, samples beside data.",
+        "rows it is exact; of a VAE it is a bound of either; of a diffusion model by the probability flow or by the "
+        "variational bound. Where the model knows classes it is the likelihood given the label. --plot draws the terms "
+        "of the variational bound by timestep, or what the model has learnt of rows: of two columns a heat map of the "
+        "density, with samples and, if they are given, data on it; of more the distributions of single columns "
+        "and pairs of them, samples beside data.",
     )
     add_model(parser)
     parser.add_argument("--data", help="as for `fastgen train`")
@@ -56,7 +58,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "--samples",
         type=positive,
         metavar="K",
-        help="samples of dequantisation, and of a VAE's latents, that the bound takes (default 1)",
+        help="samples of dequantisation, of a VAE's latents, and of a diffusion model's noise (default 1)",
     )
     parser.add_argument(
         "--label", help="the class, name or number, that is plotted, and of data without labels"
@@ -64,7 +66,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--seed", type=int, help="of the dequantisation noise, or of the plotted samples (default 0)"
     )
-    plot = parser.add_argument_group("plot of rows (needs matplotlib)")
+    add_owned_flags(parser, family_flags(COMMAND), "{} models")
+    plot = parser.add_argument_group("plot (needs matplotlib); all but --plot is of rows")
     plot.add_argument("--plot", type=Path, metavar="FILE", help="PNG, PDF or SVG to write")
     plot.add_argument("--columns", type=integers, metavar="1,2,5", help="which to show, the first is 1")
     plot.add_argument("-n", "--count", type=positive, help=f"samples to show (default {COUNT})")
@@ -86,12 +89,21 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.plot is not None:
         check_plot(args.plot, args.overwrite)
 
+    options = given(args, every_flag(COMMAND))
+
     def accept(family: Family) -> None:
         if not family.likelihood:
             raise ConfigError(f"a {family.name} model has no likelihood", argument=args.model)
+        refuse_others(parser, args, COMMAND, family)
 
-    _, engine = load_model(args, accept)
+    family, engine = load_model(args, accept)
     facts = engine.describe()
+    by_terms = args.plot is not None and options.get("method") == "bound"
+    if by_terms:
+        if args.data is None:
+            raise ConfigError("is missing: the terms are those of data", argument="--data")
+        if wrong := given_flags(args, [name for name in PLOT_FLAGS if name != "overwrite"]):
+            raise ConfigError("is of a plot of rows", argument=wrong)
     exact, seed = facts["levels"] is None and not facts.get("bound", False), args.seed or 0
     for name in ("samples", "seed"):
         if exact and getattr(args, name) is not None and not (name == "seed" and args.plot is not None):
@@ -114,17 +126,33 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             argument="--seed",
         )
     report = {"model": engine.source, "sha256": engine.provenance.get("sha256")}
-    if args.plot is not None:
+    if args.plot is not None and not by_terms:
         said = _plot(args, engine, dataset, seed)
-        report["plot"] = str(args.plot)
         if not args.json:
             print(said)
     if dataset is not None:
         progress = not (args.quiet or args.json)
-        report |= evaluate(engine, dataset, args.samples or 1, seed, label=args.label, progress=progress)
+        found = evaluate(
+            engine,
+            dataset,
+            args.samples or 1,
+            seed,
+            label=args.label,
+            progress=progress,
+            chunk=family.chunk,
+            **options,
+        )
+        terms = found.pop("terms", None)
+        report |= found
         report["given"] = "labels" if facts["classes"] else None
         if not args.json:
             print(_words(report))
+        if by_terms:
+            write_terms(args.plot, terms, _words(report))
+            if not args.json:
+                print(args.plot)
+    if args.plot is not None:
+        report["plot"] = str(args.plot)
     if args.json:
         print(json.dumps({**report, "seconds": round(time.perf_counter() - started, 3)}))
     return 0
@@ -136,10 +164,11 @@ def _words(report: dict[str, Any]) -> str:
     error = report["standard_error"]
     spread = "" if error is None else f" +- {error:.4f}"
     draws = "" if report["kind"] == "exact" or report["samples"] == 1 else f" of {report['samples']} samples"
-    given = " given the label" if report["given"] else ""
+    noise = f" by {report['dequantisation']} dequantisation" if report.get("dequantisation") else ""
+    told = " given the label" if report["given"] else ""
     return (
         f"{counted(report['count'], 'image' if unit == 'bits_per_dim' else 'row')}: {report[unit]:.4f}{spread} "
-        f"{unit.replace('bits_per_dim', 'bits/dim')} ({report['kind']}{draws}{given})"
+        f"{unit.replace('bits_per_dim', 'bits/dim')} ({report['kind']}{noise}{draws}{told})"
     )
 
 
@@ -147,7 +176,8 @@ def _plot(args: argparse.Namespace, engine: Any, dataset: Dataset | None, seed: 
     """Draw samples, and what there is of data beside them; returns what was done, for people."""
     if len(engine.shape) != 1:
         raise ConfigError(
-            f"is of rows of numbers, {args.model} models images; `fastgen sample` shows them",
+            f"is of rows of numbers, or of a variational bound (--method bound); {args.model} models images, which "
+            "`fastgen sample` shows",
             argument="--plot",
         )
     columns = columns_shown(args.columns, engine.shape[0])
@@ -223,41 +253,64 @@ def evaluate(
     *,
     label: int | None = None,
     progress: bool = False,
+    chunk: int = 256,
+    **options: Any,
 ) -> dict[str, Any]:
     """The mean of ``engine.bits_per_dim`` over `dataset` (of rows: of the negative log-density, ``nats``).
 
-    Also its standard error (None for one sample), `kind` (see ``BitsPerDim``), `samples` and `count`. label: the class
-    of all samples, where `dataset` has no labels.
+    Also its standard error (None for one sample), `kind` (see ``BitsPerDim``), `samples` and `count`; of a model that
+    says it `dequantisation`, and of a variational bound `terms`, its means: "prior", and by timestep, lists of the same
+    length, "times" and "values" (None where a term was not evaluated). label: the class of all samples, where `dataset`
+    has no labels. chunk: samples handed to the engine at a time. options: of the engine's verb.
     """
     import torch
     from tqdm import tqdm
 
+    from ..images import PICTURES
+
     facts = engine.describe()
     values: list[Tensor] = []
+    terms: list[Any] = []
     kind = "exact"
+    said: dict[str, Any] = {}
     bar = tqdm(total=len(dataset), disable=not (progress and sys.stderr.isatty()), unit="sample")
-    for start in range(0, len(dataset), CHUNK):
-        x, own, _ = dataset.batch(range(start, min(start + CHUNK, len(dataset))))
+    for start in range(0, len(dataset), chunk):
+        x, own, _ = dataset.batch(range(start, min(start + chunk, len(dataset))))
         labels = None if not facts["classes"] else label if own is None else own
-        if facts["levels"] is None and facts.get("bound", False):
-            bound = engine.log_prob(x, samples, labels=labels, seed=seed + start)
-            kind = bound.kind
-            values.append(-bound.values)
-        elif facts["levels"] is None:
-            values.append(-engine.log_prob(x, labels=labels).double().cpu())
+        if facts["levels"] is None and not facts.get("bound", False):
+            values.append(-engine.log_prob(x, labels=labels, **options).double().cpu())
+            bar.update(len(x))
+            continue
+        if facts["levels"] is None:
+            found = engine.log_prob(x, samples, labels=labels, seed=seed + start, **options)
+            values.append(-found.values)
         else:
-            found = engine.bits_per_dim(x, samples, labels=labels, seed=seed + start)
-            kind = found.kind
+            if engine.value_range not in (None, PICTURES):
+                x = (x + 1).mul(127.5).round().to(torch.uint8)
+            found = engine.bits_per_dim(x, samples, labels=labels, seed=seed + start, **options)
             values.append(found.values)
+        kind = found.kind
+        if hasattr(found, "dequantisation"):
+            said["dequantisation"] = found.dequantisation
+        if getattr(found, "terms", None) is not None:
+            terms.append(found.terms)
         bar.update(len(x))
     bar.close()
     whole = torch.cat(values)
     error = float(whole.std() / math.sqrt(len(whole))) if len(whole) > 1 else None
     unit = "nats" if facts["levels"] is None else "bits_per_dim"
+    if terms:
+        means = torch.cat([part.by_timestep for part in terms]).nanmean(0).tolist()
+        said["terms"] = {
+            "prior": float(torch.cat([part.prior for part in terms]).mean()),
+            "times": terms[0].times.tolist(),
+            "values": [None if math.isnan(value) else value for value in means],
+        }
     return {
         unit: float(whole.mean()),
         "standard_error": error,
         "kind": kind,
         "samples": samples,
         "count": len(whole),
+        **said,
     }

@@ -1,4 +1,5 @@
-"""What a model has learnt of a table, as a plot: the density of two columns, or the distributions of several.
+"""What a model has learnt, as a plot: of a table the density of two columns, or the distributions of several; of a
+diffusion model the terms of its variational bound.
 
 Needs matplotlib.
 """
@@ -6,6 +7,7 @@ Needs matplotlib.
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +83,35 @@ def write_plot(
             figure = _heat_map(engine, drawn, data, label)
         else:
             figure = _marginals(drawn[:, columns], None if data is None else data[:, columns], columns)
+        save_figure(figure, path)
+
+
+def write_terms(path: Path, terms: Mapping[str, Any], title: str) -> None:
+    """Draw the terms of a variational bound by timestep, and what they add up to; write the file `path`.
+
+    terms: "prior", a number, and "values", one per timestep, the first the decoder's, None where there is none. Raises
+    WriteError.
+    """
+    import numpy as np
+    from matplotlib import pyplot
+
+    values = np.array([np.nan if value is None else value for value in terms["values"]], dtype=np.float64)
+    there = np.flatnonzero(np.isfinite(values))
+    steps = there[there > 0]
+    # What was not evaluated counts as its nearest neighbour in time.
+    filled = np.interp(np.arange(len(values)), there, values[there])
+    with pyplot.rc_context({"font.size": 9}):
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+        left.loglog(steps, values[steps].clip(1e-12), ".", markersize=3, color=SAMPLES)
+        left.axhline(values[0], color=DATA, linewidth=1, label=f"decoder {values[0]:.4g}")
+        left.plot([], [], " ", label=f"prior {terms['prior']:.2g}")
+        left.set(xlabel="timestep t", ylabel="term of the bound")
+        left.legend()
+        right.plot(np.arange(len(values)), terms["prior"] + np.cumsum(filled), color=SAMPLES)
+        right.set(
+            xlabel="timestep t", ylabel="prior, decoder and terms up to t", xscale="symlog", ylim=(0, None)
+        )
+        figure.suptitle(title)
         save_figure(figure, path)
 
 

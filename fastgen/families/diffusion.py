@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from . import diffusion_sample
+from . import diffusion_evaluate, diffusion_sample
 from .family import Family
 from .unet_recipe import UNetRecipe
 
 FAMILY = Family(
     name="diffusion",
     engine="fastgen.engines.diffusion:DiffusionEngine",
-    flags={"sample": diffusion_sample.FLAGS},
+    flags={"sample": diffusion_sample.FLAGS, "evaluate": diffusion_evaluate.FLAGS},
     sampling=diffusion_sample.SAMPLING,
+    likelihood=True,
+    chunk=16,
     models={"unet": "zoo:ddpm-mnist"},
     large=("random:cifar10",),
     recipes={"unet": UNetRecipe()},

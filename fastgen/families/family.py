@@ -43,11 +43,11 @@ class Family:
     name: ``Spec.engine`` of its checkpoints. engine: "module:class" of its Engine. flags: by command ("sample"), those
     that only some families have; two families may declare the same flag if it is equal. sampling: how the command
     ``sample`` draws, None where it cannot. likelihood: whether engines have log_prob and bits_per_dim, and their
-    describe() has `levels` and `classes`, for ``fastgen evaluate``. use: the command that uses a trained model, {}
-    standing for its folder. models: for each architecture a model that the benchmark opens, as ``fastgen.load`` or
-    ``fastgen.bench`` names it; the first one stands for the family in the tour. large: models that keep a CPU busy for
-    minutes, and are measured on a GPU. recipes: how ``fastgen train`` makes its models, by architecture of the model's
-    first part, which is what ``--model`` takes.
+    describe() has `levels` and `classes`, for ``fastgen evaluate``. chunk: samples that it hands over at a time.
+    use: the command that uses a trained model, {} standing for its folder. models: for each architecture a model
+    that the benchmark opens, as ``fastgen.load`` or ``fastgen.bench`` names it; the first one stands for the family
+    in the tour. large: models that keep a CPU busy for minutes, and are measured on a GPU. recipes: how ``fastgen
+    train`` makes its models, by architecture of the model's first part, which is what ``--model`` takes.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Family:
     flags: Mapping[str, Sequence[Flag]] = field(default_factory=dict)
     sampling: Sampling | None = None
     likelihood: bool = False
+    chunk: int = 256
     use: str = "fastgen sample {}"
     models: Mapping[str, str] = field(default_factory=dict)
     large: Sequence[str] = ()

@@ -11,7 +11,7 @@ import torch
 import fastgen
 from fastgen.zoo import folder
 from tests import real
-from tests.zoo import quality
+from tests.zoo import likelihood, quality
 
 
 @pytest.mark.slow
@@ -49,3 +49,24 @@ def test_a_image_does_not_depend_on_its_batch() -> None:
         alone = engine.sample(count, labels=labels[:count], **call)
         # float error of four network evaluations; libraries choose other algorithms for other batches
         torch.testing.assert_close(alone, together[:count], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_likelihood_of_unseen_digits() -> None:
+    """What the README states of the first digits, anew; and the order of the numbers in what it states of all."""
+    stated = json.loads((folder("ddpm-mnist") / "likelihood.json").read_text())
+    images, labels = real.mnist()
+    some = slice(likelihood.FIRST, likelihood.FIRST + 2)
+    x, given = torch.tensor(images[some])[:, None], labels[some].tolist()
+    engine = fastgen.load("zoo:ddpm-mnist", device="cpu")
+    for part in ("bound", "decoder"):
+        found = engine.bits_per_dim(x, labels=given, **likelihood.PARTS[part])  # type: ignore[union-attr]
+        assert found.kind == stated[part]["kind"]
+        assert found.values.tolist() == pytest.approx(
+            stated[part]["values"][:2], abs=2e-3
+        )  # noise is the seed's
+    bound, flow, uniform = (torch.tensor(stated[part]["values"]) for part in ("bound", "decoder", "uniform"))
+    apart = bound - flow
+    assert float(apart.mean()) > -float(apart.std()) / len(apart) ** 0.5
+    assert float((uniform - flow).mean()) > 0

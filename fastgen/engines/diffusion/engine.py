@@ -1,4 +1,4 @@
-"""The verbs of a diffusion model: ``sample`` and ``stream``."""
+"""The verbs of a diffusion model: ``sample``, ``stream``, ``log_prob`` and ``bits_per_dim``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from ..verb import Networks, Verb
 from ..verification import Check
 from .editing import Editing
 from .latents import Latents
+from . import likelihood
+from .likelihood import DiffusionBits, LogProb
 from .loop import Loop
 from .module import DEFAULTS, Wrapped, check_shape, compiled, module_settings, noisy_classifier, swapped, wrap
 from .noises import noised_request
@@ -303,6 +305,49 @@ class DiffusionEngine(Streams, Editing, Latents):
         )
         return self._stream(request)
 
+    def log_prob(
+        self,
+        x: Tensor,
+        samples: int = 1,
+        *,
+        labels: Any = None,
+        seed: int = 0,
+        method: str = "ode",
+        **options: Any,
+    ) -> LogProb:
+        """log p(x) in nats of continuous x, float [n, C, H, W] in the engine's units, and its kind: see ``LogProb``.
+
+        The density is that of x at the model's lowest noise level, which it knows nothing below.
+
+        labels: one for all or one per sample; None: p(x) without a label, where the model has learnt that.
+        samples: random directions, of which a trace that is not exact is estimated; draws of the bound's noise.
+        seed: of their noise; that of x[k] is seed + k. Without effect on an exact number.
+        method: "ode", the probability flow (Song et al. 2021); options: solver, steps, rtol, atol, trace. "bound", the
+            variational bound; options: timesteps, levels, variance_type. See ``ODEOptions`` and ``BoundOptions``.
+
+        The reference network runs, in float32 at least. Raises ConfigError, ArgumentError, and FastgenError for a
+        solver whose package is missing.
+        """
+        return likelihood.log_prob(self, x, samples, labels, seed, method, options)
+
+    def bits_per_dim(
+        self,
+        x: Tensor,
+        samples: int = 1,
+        *,
+        labels: Any = None,
+        seed: int = 0,
+        method: str = "ode",
+        **options: Any,
+    ) -> DiffusionBits:
+        """-log2 P(x) a dimension, [n], and what kind of number it is: see ``DiffusionBits``.
+
+        x: images whose values are 256 levels, or the levels as integers; where the engine draws no images
+        (`value_range` None) as for `log_prob`, and the numbers are those of its density. dequantisation: of
+        method="ode", "uniform" or "decoder". Other arguments: see `log_prob`; samples are draws of dequantisation, too.
+        """
+        return likelihood.bits_per_dim(self, x, samples, labels, seed, method, options)
+
     @contextmanager
     def session(self, *, clamped: bool = True) -> Iterator[Session]:
         """A :class:`Session`, for requests that come one by one: ``with engine.session() as session``.
@@ -416,6 +461,8 @@ class DiffusionEngine(Streams, Editing, Latents):
         return {
             "shape": list(self.shape),
             "classes": self.settings.num_classes,
+            "levels": None if self.value_range is None else likelihood.LEVELS,
+            "bound": True,  # likelihoods are not exact, or not always
             "value_range": None if self.value_range is None else list(self.value_range),
             "memory_format": str(self.loop.memory_format).removeprefix("torch."),
             "blocks": COMPILED if self._compile else census(self.fused),
