@@ -65,12 +65,10 @@ class Denoising(OneNetwork):
                 )
             return
         if self.learned and process.num_train_timesteps < 2:
-            raise ConfigError(
-                "a learned variance needs at least 2 timesteps", argument="num_train_timesteps"
-            )
-        if process.prediction_type == "epsilon" and process.alphas_cumprod[-1] == 0.0:
-            if self.learned or self.config.weighting != "simple":
-                raise zero_snr_error(process.num_train_timesteps - 1)
+            raise ConfigError("a learned variance needs at least 2 timesteps", argument="num_train_timesteps")
+        estimates_x0 = self.learned or self.config.weighting != "simple"
+        if estimates_x0 and process.prediction_type == "epsilon" and process.alphas_cumprod[-1] == 0.0:
+            raise zero_snr_error(process.num_train_timesteps - 1)
 
     def inputs(self, batch: Tensor) -> Tensor:
         """uint8 -> float32 in [-1, 1]; rows standardised."""
@@ -109,11 +107,10 @@ class Denoising(OneNetwork):
             label = torch.where(dropped, self.null_class, label)
         label = None if label is None or self.null_class is None else label.to(x.device)
 
+        t = levels.time.to(x.device)
         if isinstance(process, NoiseSchedule):
-            t = levels.time.to(x.device)
             noisy, target = process.add_noise(x, noise, t), process.target(x, noise, t)
         else:
-            t = levels.time.to(x.device)
             noisy, target = levels.noisy(x, noise), levels.target(x, noise)
             noisy = spread(levels.input_scale, x) * noisy
         if x.dim() == 4:
@@ -142,5 +139,3 @@ class Denoising(OneNetwork):
         if weight is None:
             return nn.functional.mse_loss(output, target)
         return weighted((output - target) ** 2, weight)
-
-

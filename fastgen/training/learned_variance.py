@@ -29,8 +29,8 @@ def variational_term(
     """L_t of each sample in bits per dimension, [B], in the type of `x`.
 
     x: the clean samples x_0 [B, ...]. x0: the network's estimate of them, detached. V: [B, ...], in [-1, 1] once it is
-    trained. t: int64 [B], on the CPU. levels: whether x has 256 values in [-1, 1], each of which stands for an interval;
-    else L_0 is a density. The noisy sample is not needed: it enters both means alike.
+    trained. t: int64 [B], on the CPU. levels: whether x has 256 values in [-1, 1], each of which stands for an
+    interval; else L_0 is a density. The noisy sample is not needed: it enters both means alike.
     """
     tables = _tables(schedule)[:, t]
     factor, small, large = (spread(row, x) for row in tables)

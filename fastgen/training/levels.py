@@ -1,9 +1,9 @@
 """Noise levels that a denoiser is trained at: drawn for every sample of a batch, by the rule of its process.
 
-    NoiseSchedule    timesteps, each as often                              Ho et al. 2020, algorithm 1
-    VP, sub-VP, VE   t uniform from 1e-5 to 1                              Song et al. 2021, eq. 7 and appendix C
-    EDM              log(sigma) normal                                     Karras et al. 2022, table 1
-    flow             sigma uniform in (0, 1]                               Lipman et al. 2023, eq. 9; Liu et al. 2023, eq. 1
+    NoiseSchedule    timesteps, each as often            Ho et al. 2020, algorithm 1
+    VP, sub-VP, VE   t uniform from 1e-5 to 1            Song et al. 2021, eq. 7 and appendix C
+    EDM              log(sigma) normal                   Karras et al. 2022, table 1
+    flow             sigma uniform in (0, 1]             Lipman et al. 2023, eq. 9; Liu et al. 2023, eq. 1
 
 What belongs to a level (alpha, sigma, what the network is told, what its output means) is said by the process itself,
 as for sampling, so that the two cannot differ.
