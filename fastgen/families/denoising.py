@@ -76,6 +76,11 @@ class Chosen:
     loss: DenoisingConfig
     variance: str | None
 
+    @property
+    def tells_sigma(self) -> bool:
+        """Whether the network is told sigma itself."""
+        return self.schedule.get("time") == "sigma"
+
 
 def chosen(args: argparse.Namespace, dataset: Dataset, standard: tuple[Any, Any] | None, name: str) -> Chosen:
     """What `args` ask for. standard: (shift, scale) of rows. name: the run's data.

@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from ..training.run import Run
     from ..training.settings import RunConfig
 
-OWN = (
-    "hidden",
-    "blocks",
-)  # fields of the configuration that are the user's; data and process decide the others
+# Fields of the configuration that are the user's; data and process decide the others.
+OWN = ("hidden", "blocks", "frequencies")
 EDM_TIME = 250.0  # c_noise = log(sigma) / 4 runs from about -1.5 to 1.1; log(sigma) four times as far
 STEPS = 40
 
@@ -67,18 +65,14 @@ class DiffusionMLPRecipe(Recipe):
             )
         shift, scale = standard(dataset)
         asked = denoising.chosen(args, dataset, (shift, scale), config.data)
-        time = asked.schedule.get("time")
         classes = dataset.num_classes
+        scale_of = {"edm": EDM_TIME, "ve": EDM_TIME / 4}  # of a ve that is told log(sigma)
         network = {
             **options,
             "features": dataset.shape[0],
             "learned_variance": asked.variance is not None,
-            "time_embedding_type": "fourier" if time == "sigma" else "positional",
-            "time_scale": EDM_TIME
-            if asked.process == "edm"
-            else EDM_TIME / 4
-            if time == "log_sigma"
-            else 1.0,
+            "time_embedding_type": "fourier" if asked.tells_sigma else "positional",
+            "time_scale": 1.0 if asked.tells_sigma else scale_of.get(asked.process, 1.0),
             "num_class_embeds": None if classes is None else classes + 1,  # the last is the null class
         }
         settings = DiffusionSettings(

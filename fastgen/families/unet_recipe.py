@@ -69,7 +69,6 @@ class UNetRecipe(Recipe):
             )
         attended = [i >= levels - chosen["attention"] for i in range(levels)]
         asked = denoising.chosen(args, dataset, None, config.data)
-        told_sigma = asked.schedule.get("time") == "sigma"
         unet = {
             "sample_size": [height, width],
             "in_channels": channels,
@@ -82,7 +81,7 @@ class UNetRecipe(Recipe):
             "norm_num_groups": math.gcd(common, 8),
             "dropout": chosen["dropout"],
             "num_class_embeds": None if classes is None else classes + 1,  # the last is the null class
-            "time_embedding_type": "fourier" if told_sigma else "positional",
+            "time_embedding_type": "fourier" if asked.tells_sigma else "positional",
         }
         unet = to_dict(from_dict(UNetConfig, unet, "train"))
         settings = DiffusionSettings(

@@ -112,7 +112,9 @@ class DiffusionMLP(nn.Module):
     def _waves(self, x: Tensor) -> Tensor:
         """[B, D] -> [B, (1 + 2 frequencies) D]: x, then for each frequency its sines and its cosines."""
         angles = [2.0**k * x.float() for k in range(self.config.frequencies)]
-        return torch.cat([x, *(wave.to(x.dtype) for angle in angles for wave in (angle.sin(), angle.cos()))], 1)
+        return torch.cat(
+            [x, *(wave.to(x.dtype) for angle in angles for wave in (angle.sin(), angle.cos()))], 1
+        )
 
     def _embedding(self, t: Tensor, label: Tensor | None, dtype: torch.dtype) -> Tensor:
         if self.config.time_embedding_type == "positional":

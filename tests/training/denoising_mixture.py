@@ -29,7 +29,18 @@ from .mixture import MODES, covered, drawn
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "images" / "denoising-mixture.png"
 ROWS, DRAWN, MATCHED = 20_000, 2000, 1000
 STEPS = 800
-RUN = ("--model", "diffusion_mlp", "--batch-size", "256", "--lr", "3e-3", "--option", "blocks=2", "--warmup", "50")
+RUN = (
+    "--model",
+    "diffusion_mlp",
+    "--batch-size",
+    "256",
+    "--lr",
+    "3e-3",
+    "--option",
+    "blocks=2",
+    "--warmup",
+    "50",
+)
 RUN += ("--ema-decay", "0.99", "--save-every", "100000000", "--quiet", "--device", "cpu")
 # Title -> flags of `fastgen train`.
 OBJECTIVES: dict[str, tuple[str, ...]] = {
