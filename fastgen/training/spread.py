@@ -11,6 +11,7 @@ from ..errors import DataError
 from .batch import Dataset
 
 LOOKED_AT = 1024  # samples, evenly over the data set
+VALUES = 2**25  # in all of them at most, float64: fewer of large images
 
 
 class Spread(NamedTuple):
@@ -26,7 +27,7 @@ def measured(dataset: Dataset, shift_scale: tuple[torch.Tensor, torch.Tensor] | 
     shift_scale: of rows, float [D] each, what is taken off and what they are divided by. name: of the data, for the
     DataError where all samples are the same.
     """
-    count = min(len(dataset), LOOKED_AT)
+    count = min(len(dataset), LOOKED_AT, max(2, VALUES // math.prod(dataset.shape)))
     x = dataset.batch([i * len(dataset) // count for i in range(count)]).x
     x = x.double() / 127.5 - 1 if x.dtype == torch.uint8 else x.double()
     if shift_scale is not None:

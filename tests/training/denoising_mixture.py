@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,7 +29,7 @@ from .mixture import MODES, covered, drawn
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "images" / "denoising-mixture.png"
 ROWS, DRAWN, MATCHED = 20_000, 2000, 1000
-STEPS = 800
+STEPS = 600
 RUN = (
     "--model",
     "diffusion_mlp",
@@ -99,31 +100,37 @@ def learned(name: str, steps: int = STEPS) -> Tensor:
         return torch.as_tensor(train(Path(folder), OBJECTIVES[name], steps).sample(DRAWN, seed=0))
 
 
-def main() -> None:
-    """Train all, print, draw. Arguments: titles of some, for which no figure is drawn."""
+def page(results: Mapping[str, Tensor], place: Path | None) -> None:
+    """Print what each objective has learned, and draw it into `place`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    chosen = sys.argv[1:] or list(OBJECTIVES)
     figure, axes = pyplot.subplots(4, 4, figsize=(10, 11), dpi=90)
     real = truth(5)
     own = [distance(truth(seed)) for seed in range(10_000, 10_020)]
-    print(f"true samples: {np.mean(own):.3f} ({min(own):.3f} to {max(own):.3f})", flush=True)
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        for axis, name, x in zip(axes.flat, chosen, pool.map(learned, chosen), strict=False):
-            modes, near = covered(x)
-            away = distance(x)
-            print(f"| {name} | {away:.3f} | {modes} | {near:.1%} |", flush=True)
-            axis.scatter(*real.T, s=1, color="0.8", rasterized=True)
-            axis.scatter(*x.T, s=1, rasterized=True)
-            axis.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xticks=[], yticks=[])
-            axis.set_title(f"{name}\n{modes} of {MODES} modes, distance {away:.3f}", fontsize=9)
-    if not sys.argv[1:]:
+    print(f"true samples: {np.mean(own):.3f} ({min(own):.3f} to {max(own):.3f})")
+    for axis, (name, x) in zip(axes.flat, results.items(), strict=False):
+        modes, near = covered(x)
+        away = distance(x)
+        print(f"| {name} | {away:.3f} | {modes} | {near:.1%} |", flush=True)
+        axis.scatter(*real.T, s=1, color="0.8", rasterized=True)
+        axis.scatter(*x.T, s=1, rasterized=True)
+        axis.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xticks=[], yticks=[])
+        axis.set_title(f"{name}\n{modes} of {MODES} modes, distance {away:.3f}", fontsize=9)
+    if place is not None:
         figure.tight_layout()
-        PAGE.parent.mkdir(exist_ok=True)
-        figure.savefig(PAGE, metadata={"Software": None})
+        place.parent.mkdir(exist_ok=True)
+        figure.savefig(place, metadata={"Software": None})
+
+
+def main() -> None:
+    """Train all, print, draw. Arguments: titles of some, for which no figure is drawn."""
+    chosen = sys.argv[1:] or list(OBJECTIVES)
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        results = dict(zip(chosen, pool.map(learned, chosen), strict=True))
+    page(results, None if sys.argv[1:] else PAGE)
 
 
 if __name__ == "__main__":
