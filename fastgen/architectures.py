@@ -37,11 +37,13 @@ class Architecture:
 class _Listed(Architecture):
     """A network `name` and its config `nameConfig` in a module of ``fastgen.models``, which is imported when used.
 
-    exports: a name in ``fastgen.exports``; none for what is a part of training alone.
+    exports: a name in ``fastgen.exports``; none for what is a part of training alone, or with the reason `no_export`.
     """
 
-    def __init__(self, module: str, name: str, exports: str = "", *, training: bool = False) -> None:
-        why = "it is a part of training alone" if training else ""
+    def __init__(
+        self, module: str, name: str, exports: str = "", *, training: bool = False, no_export: str = ""
+    ) -> None:
+        why = "it is a part of training alone" if training else no_export
         self.__dict__.update(place=(module, name), forms=exports, no_export=why, training=training)
 
     def _get(self, suffix: str) -> Any:
@@ -75,6 +77,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "biggan_discriminator": _Listed("gan.biggan", "BigGANDiscriminator", "GAN_DISCRIMINATOR"),
     "dcgan": _Listed("gan.dcgan", "DCGAN", "GAN_GENERATOR"),
     "dcgan_discriminator": _Listed("gan.dcgan", "DCGANDiscriminator", "GAN_DISCRIMINATOR"),
+    "diffusion_mlp": _Listed(
+        "diffusion_mlp", "DiffusionMLP", no_export="the exported steps of a sampler take images, not rows"
+    ),
     "glow": _Listed("flow.glow", "Glow", "FLOW"),
     "hvae": _Listed("vae.hierarchical", "HierarchicalVAE", "VAE_FORMS"),
     "microast": _Listed("style.microast", "MicroAST", "STYLE"),

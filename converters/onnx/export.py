@@ -89,7 +89,9 @@ class Source:
         engine = self.engine
         assert isinstance(engine, DiffusionEngine)
         settings = engine.settings
-        return Layout(engine.shape, settings.num_classes is not None, settings.null_class, settings.learned)
+        return Layout(
+            engine.state_shape, settings.num_classes is not None, settings.null_class, settings.learned
+        )
 
     def metadata(self, item: Item) -> dict[str, str]:
         """What a file says of itself."""

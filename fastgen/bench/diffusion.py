@@ -156,7 +156,7 @@ def start(
 ) -> tuple[Tensor, list[Tensor]]:
     """The initial state, and each evaluation's noise: the engine's own."""
     table = plan_of(request).table
-    draw = partial(normals, request.seeds, shape=engine.shape, device=engine.device)
+    draw = partial(normals, request.seeds, shape=engine.state_shape, device=engine.device)
     x = draw(0, "initial").to(state) * table.initial_scale
     none = torch.zeros_like(x)
     noise = [

@@ -105,6 +105,9 @@ BUILT: dict[str, Spec] = {
     ),
     # VGG-19 up to relu4_1 and its mirror image, 7.0 M parameters.
     "random:adain": Spec("style", {"network": Part("adain", {})}, {}),
+    "random:diffusion_mlp": Spec(
+        "diffusion", {"network": Part("diffusion_mlp", {})}, {"schedule": {}, "value_range": None}
+    ),
     "random:vector_flow": Spec("flow", {"flow": Part("vector_flow", {"features": 6})}, {}),
     # Super-resolution x4 as released: BasicSR's MSRResNet, Real-ESRGAN's anime_6B and animevideov3.
     "random:msrresnet": Spec("upscale", {"upscaler": Part("msrresnet", {})}),

@@ -50,7 +50,7 @@ DATA_FLAGS = (
     Flag(
         "--data",
         {
-            "help": "image folder, IDX or NPZ file, or `digits` (scikit-learn's); for vector_flow a table (CSV, NPY or "
+            "help": "image folder, IDX or NPZ file, or `digits` (scikit-learn's); for models of rows a table (CSV, NPY or "
             "NPZ), `two-moons` or `mixture6`"
         },
     ),

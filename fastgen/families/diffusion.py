@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import diffusion_evaluate, diffusion_sample
+from .diffusion_mlp_recipe import DiffusionMLPRecipe
 from .family import Family
 from .unet_recipe import UNetRecipe
 
@@ -13,7 +14,7 @@ FAMILY = Family(
     sampling=diffusion_sample.SAMPLING,
     likelihood=True,
     chunk=16,
-    models={"unet": "zoo:ddpm-mnist"},
+    models={"unet": "zoo:ddpm-mnist", "diffusion_mlp": "random:diffusion_mlp"},
     large=("random:cifar10",),
-    recipes={"unet": UNetRecipe()},
+    recipes={"unet": UNetRecipe(), "diffusion_mlp": DiffusionMLPRecipe()},
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import from_dict, to_dict
 from ..errors import ConfigError, DataError
+from . import denoising
 from .family import Flag, given
 from .recipe import WIDTHS, Recipe
 
@@ -25,8 +26,6 @@ DEFAULTS: dict[str, Any] = {
     "layers": 1,
     "attention": 0,
     "dropout": 0.0,
-    "prediction_type": "v_prediction",
-    "beta_schedule": "squaredcos_cap_v2",
 }
 
 
@@ -44,8 +43,7 @@ class UNetRecipe(Recipe):
             },
         ),
         Flag("--dropout", {"type": float, "help": "share of activations dropped (default 0)"}),
-        Flag("--prediction-type", {"help": "epsilon, sample or v_prediction (default v_prediction)"}),
-        Flag("--beta-schedule", {"help": "the noise schedule (default squaredcos_cap_v2)"}),
+        *denoising.FLAGS,
     )
 
     def new_spec(
@@ -58,7 +56,7 @@ class UNetRecipe(Recipe):
 
         if len(dataset.shape) != 3:
             raise DataError(
-                "a unet is trained on images, these are rows of numbers; --model vector_flow takes them",
+                "a unet is trained on images, these are rows of numbers; --model diffusion_mlp takes them",
                 argument=config.data,
             )
         chosen = DEFAULTS | given(args, self.flags)
@@ -70,10 +68,11 @@ class UNetRecipe(Recipe):
                 f"expected 0 to {levels} (levels), got {chosen['attention']}", argument="--attention"
             )
         attended = [i >= levels - chosen["attention"] for i in range(levels)]
+        asked = denoising.chosen(args, dataset, None, config.data)
         unet = {
             "sample_size": [height, width],
             "in_channels": channels,
-            "out_channels": channels,
+            "out_channels": channels if asked.variance is None else 2 * channels,
             "block_out_channels": list(widths),
             "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attended],
             "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)],
@@ -82,27 +81,20 @@ class UNetRecipe(Recipe):
             "norm_num_groups": math.gcd(common, 8),
             "dropout": chosen["dropout"],
             "num_class_embeds": None if classes is None else classes + 1,  # the last is the null class
+            "time_embedding_type": "fourier" if asked.tells_sigma else "positional",
         }
         unet = to_dict(from_dict(UNetConfig, unet, "train"))
         settings = DiffusionSettings(
-            schedule={"beta_schedule": chosen["beta_schedule"], "prediction_type": chosen["prediction_type"]},
+            schedule=asked.schedule,
             num_classes=classes,
             null_class=classes,
             class_names=None if dataset.class_names is None else tuple(dataset.class_names),
             guidance_scale=1.0 if classes is None else 1.5,
+            variance=asked.variance,
         )
+        provenance = denoising.of_provenance(provenance, asked.loss)
         return Spec("diffusion", {"unet": Part("unet", unet)}, to_dict(settings), provenance)
 
     def objective(self, networks: nn.ModuleDict, run: Run, dataset: Dataset) -> Denoising:
         """See ``Recipe``."""
-        from ..diffusion.schedule import NoiseSchedule
-        from ..engines.diffusion import DiffusionEngine
-        from ..training.diffusion import Denoising
-
-        settings = DiffusionEngine.settings_of(run.spec)
-        schedule = settings.noise_schedule
-        if not isinstance(schedule, NoiseSchedule):
-            raise ConfigError(
-                f"training needs a NoiseSchedule, got the process {schedule.name}", argument="schedule"
-            )
-        return Denoising(schedule, settings.null_class)
+        return denoising.objective(run)

@@ -40,9 +40,10 @@ class Sinusoids(nn.Module):
 class FourierFeatures(nn.Module):
     """sin and cos of 2 pi w log(t), w fixed and random (Tancik et al. 2020): t [B], positive -> [B, 2 * channels]."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, scale: float = FOURIER_SCALE) -> None:
+        """scale: standard deviation of w."""
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels).normal_(std=FOURIER_SCALE), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(channels).normal_(std=scale), requires_grad=False)
 
     def forward(self, t: Tensor) -> Tensor:
         angle = torch.log(t)[:, None] * self.weight[None] * 2 * math.pi

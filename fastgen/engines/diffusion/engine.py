@@ -24,9 +24,9 @@ from ..finished import warn_clamped
 from ..streams import Streams
 from ..verb import Networks, Verb
 from ..verification import Check
+from . import likelihood
 from .editing import Editing
 from .latents import Latents
-from . import likelihood
 from .likelihood import DiffusionBits, LogProb
 from .loop import Loop
 from .module import DEFAULTS, Wrapped, check_shape, compiled, module_settings, noisy_classifier, swapped, wrap
@@ -56,24 +56,28 @@ class DiffusionEngine(Streams, Editing, Latents):
     settings: DiffusionSettings
     fused: nn.Module
     loop: Loop
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
+    state_shape: tuple[int, int, int]
 
     def __init__(
         self,
         network: nn.Module,
         settings: DiffusionSettings,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         *,
         compile: bool = False,
         **options: Any,
     ) -> None:
         """`network`, F(x, t, label), is moved to its device and type and belongs to the engine from here on.
 
-        shape: (C, H, W) of a sample. compile: run the network under ``torch.compile`` in place of its fused blocks,
-        with frozen weights on a CPU; the first call for each batch takes a minute or more. options: those of
-        ``Engine``; max_batch: samples that step together; graph: capture steps.
+        shape: (C, H, W) of a sample, or (D,) of a row, which the network gets as [B, D, 1, 1]. compile: run the network
+            under ``torch.compile`` in place of its fused blocks, with frozen weights on a CPU; the first call for each
+            batch takes a minute or more. options: those of ``Engine``; max_batch: samples that step together; graph:
+            capture steps.
         """
-        self.shape = shape
+        self.shape = tuple(shape)
+        channels, height, width = (*shape, 1, 1)[:3]
+        self.state_shape = channels, height, width
         check_flags(compile=compile)
         self._compile = compile
         self._range_assumed = False  # whether nobody has said the value range
@@ -161,7 +165,7 @@ class DiffusionEngine(Streams, Editing, Latents):
             graph=graph,
         )
         engine._range_assumed = value_range is PICTURES  # else somebody has said it
-        wrapped.try_out(engine.shape, settings, engine.device, engine.dtype, min(2, max_batch))
+        wrapped.try_out(engine.state_shape, settings, engine.device, engine.dtype, min(2, max_batch))
         return engine
 
     def sample(
@@ -356,7 +360,9 @@ class DiffusionEngine(Streams, Editing, Latents):
         """
         with self._working():
             span = self.value_range if clamped else None
-            session = Session(lambda: self.loop, self.request, span, measure=self._range_assumed)
+            session = Session(
+                lambda: self.loop, self.request, span, self._outward, measure=self._range_assumed
+            )
             try:
                 yield session
             finally:
@@ -369,6 +375,17 @@ class DiffusionEngine(Streams, Editing, Latents):
     def value_range(self) -> Range | None:
         """See ``Engine``."""
         return self.settings.clamped
+
+    def _outward(self, state: Tensor) -> Tensor:
+        """A state of the loop, or several, as the caller knows them: rows [..., D, 1, 1] as [..., D], unscaled."""
+        if len(self.shape) != 1:
+            return state
+        row, settings = state.flatten(-3), self.settings
+        if settings.scale is not None:
+            row = row * torch.tensor(settings.scale, dtype=row.dtype, device=row.device)
+        if settings.shift is not None:
+            row = row + torch.tensor(settings.shift, dtype=row.dtype, device=row.device)
+        return row
 
     def guide(self, classifier: nn.Module | None) -> None:
         """Give the engine a classifier for ``sample(classifier_scale=...)``, or take it away with None.
@@ -384,7 +401,7 @@ class DiffusionEngine(Streams, Editing, Latents):
                 self._classifier, self._guiding_classes, self.loop.classifier = None, None, None
                 return
             log_p, classes = noisy_classifier(
-                classifier, self.shape, self.device, self.settings.num_classes or 0
+                classifier, self.state_shape, self.device, self.settings.num_classes or 0
             )
             self._classifier, self._guiding_classes, self.loop.classifier = classifier, classes, log_p
 
@@ -440,7 +457,7 @@ class DiffusionEngine(Streams, Editing, Latents):
             "max_batch": self.batches.max_batch,
             "backend": self.batches.graphs.backend,
         }
-        return Loop(self.fused, self.shape, **{**arguments, **changes})
+        return Loop(self.fused, self.state_shape, **{**arguments, **changes})
 
     @property
     def _runs(self) -> Loop:

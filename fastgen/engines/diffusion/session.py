@@ -49,15 +49,17 @@ class Session:
         loop: Callable[[], Loop],
         resolve: Callable[..., Request],
         value_range: Range | None = PICTURES,
+        outward: Callable[[Tensor], Tensor] = lambda state: state,
         *,
         measure: bool = False,
     ) -> None:
         """loop: the engine's loop of the moment. resolve: ``engine.request``. value_range: of finished samples.
+        outward: what a state of the loop is to the caller.
 
         measure: count how many of their values lie far outside of it, see `outside`.
         """
         self._current, self._loop, self._resolve = loop, loop(), resolve
-        self.value_range, self._measure = value_range, measure
+        self.value_range, self._measure, self._outward = value_range, measure, outward
         self._far: list[Tensor] = []  # the share of each finished sample's values that lie far outside
         self._seeds: dict[int, int] = {}  # of the tickets that are not handed out
         self._changed = threading.Condition()  # guards everything below
@@ -141,6 +143,7 @@ class Session:
                 for ticket, image in self._loop.finished():
                     if ticket in self._open:  # else cancelled during this very step
                         self._open.remove(ticket)
+                        image = self._outward(image)
                         if self._measure and self.value_range is not None:
                             self._far.append(far_outside(image, self.value_range))
                         self._done.append(Sample(ticket, within(image, self.value_range)))
@@ -211,7 +214,7 @@ class Session:
         """{ticket: float32 [C, H, W], a view} of those that are being drawn: their noisy states."""
         running = self._loop.current()
         with self._changed:
-            return {t: running[t] for t in tickets if t in self._open and t in running}
+            return {t: self._outward(running[t]) for t in tickets if t in self._open and t in running}
 
     def stats(self) -> dict[str, int]:
         """How many samples wait, run, are finished and were cancelled; steps done. Plain data."""

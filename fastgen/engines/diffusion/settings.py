@@ -27,6 +27,8 @@ class DiffusionSettings:
     uses where the caller says nothing. variance: how the second half of the network's output channels says the variance
     of a DDPM step; None where there is no such half. value_range: lowest and highest value of the images that the model
     draws, to which samples are clamped; null where it draws no images (latents, rows), whose values are left alone.
+    shift, scale: of rows, one number per column: a sample of the network is multiplied by scale, then shift is added;
+    null leaves it alone.
     """
 
     schedule: dict
@@ -39,6 +41,8 @@ class DiffusionSettings:
     solver_options: dict[str, Any] | None = None
     variance: str | None = one_of(*LEARNED, default=None)
     value_range: tuple[float, ...] | None = bounded(-1e6, 1e6, default=PICTURES, max_items=2)
+    shift: tuple[float, ...] | None = bounded(-1e18, 1e18, default=None, max_items=4096)
+    scale: tuple[float, ...] | None = bounded(1e-30, 1e18, default=None, max_items=4096)
 
     def checked(self) -> DiffusionSettings:
         """Itself, if its values fit one another. Raises ConfigError."""
@@ -106,6 +110,14 @@ class DiffusionSettings:
                 raise ConfigError(
                     f"class {highest} is not one of the {embedded} that the network embeds",
                     argument=f"settings: {'num_classes' if highest < self.num_classes else 'null_class'}",
+                )
+        for name in ("shift", "scale"):
+            values = getattr(self, name)
+            if values is not None and (config.sample_size != () or len(values) != config.in_channels):
+                rows = f"rows of {config.in_channels}" if config.sample_size == () else "images"
+                raise ConfigError(
+                    f"has {len(values)} numbers, one for each column, and the network denoises {rows}",
+                    argument=f"settings: {name}",
                 )
         wanted = config.in_channels * (1 if self.variance is None else 2)
         if config.out_channels != wanted:

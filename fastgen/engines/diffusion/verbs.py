@@ -57,7 +57,7 @@ def step_verb(engine: DiffusionEngine) -> Verb:
     slot, noise_step. t: float32 [B], the network's time. seeds: int64 [B], of the noise. label: int64 [B], where the
     network knows classes. Results: the network's output, and the next x and history.
     """
-    layout, settings, shape = engine.loop.memory_format, engine.settings, engine.shape
+    layout, settings, shape = engine.loop.memory_format, engine.settings, engine.state_shape
     (part,) = engine.networks
 
     def fast(*tensors: Tensor) -> Tensors:

@@ -28,7 +28,7 @@ def steps(engine: DiffusionEngine, batch: int, generator: torch.Generator) -> It
             generator,
             engine.device,
             engine.dtype,
-            (batch, *engine.shape),
+            (batch, *engine.state_shape),
             slots=4,
             guided=guided,
             learned=engine.settings.learned,
@@ -39,7 +39,7 @@ def steps(engine: DiffusionEngine, batch: int, generator: torch.Generator) -> It
         fraction = max(op.errors(arguments, outputs).values())
         worst = max(deviation(a, b) for a, b in zip(outputs, op.exact(**arguments), strict=True))
         name = "reverse_step, guided" if guided else "reverse_step"
-        yield Check(name, "fused", (batch, *engine.shape), worst, fraction)
+        yield Check(name, "fused", (batch, *engine.state_shape), worst, fraction)
 
 
 def captured_loop(engine: DiffusionEngine, batch: int, seed: int) -> Iterator[Check]:
