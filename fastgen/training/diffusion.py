@@ -32,15 +32,11 @@ class Denoising(OneNetwork):
 
     def loss(self, module: nn.Module, step: Step) -> Tensor:
         """The mean squared error of the network's output at times and noise drawn for this step."""
-        x, label, generator, schedule = step.x, step.label, step.generator, self.schedule
-        t = torch.randint(schedule.num_train_timesteps, (len(x),), generator=generator, device="cpu")
-        noise = torch.randn(x.shape, generator=generator, dtype=torch.float32, device="cpu").to(x.device)
+        x, label, schedule = step.x, step.label, self.schedule
+        t = step.integers(0, schedule.num_train_timesteps)
+        noise = step.normal(*x.shape[1:])
         if label is not None and self.null_class is not None:
-            dropped = (
-                torch.rand(len(x), generator=generator, dtype=torch.float32, device="cpu")
-                < step.config.label_dropout
-            )
-            label = torch.where(dropped, self.null_class, label)
+            label = torch.where(step.uniform() < step.config.label_dropout, self.null_class, label)
         t, label = t.to(x.device), None if label is None or self.null_class is None else label.to(x.device)
 
         noisy = schedule.add_noise(x, noise, t).to(memory_format=torch.channels_last)
