@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgen.cli import main
 from fastgen.errors import ConfigError
@@ -29,12 +29,6 @@ from tests.refusals import names
 
 COMMON = ["--batch-size", "8", "--warmup", "2", "--preview-every", "0", "--precision", "fp32", "--quiet"]
 ON_CPU = ["--device", "cpu"]
-MODELS = {
-    "unet": ["--data", "digits", "--widths", "8,8", "--flip"],
-    "glow": ["--data", "digits", "--model", "glow", "--option", "steps_per_scale=1"],
-    "vae": ["--data", "digits", "--model", "vae", "--option", "channels=8,8"],
-    "dcgan": ["--data", "digits", "--model", "vector_flow"],
-}
 # A loss is a sum of some thousand float32 terms in another order, 1e-6; Adam divides gradients by their own size, which
 # makes a difference of that size a difference of the weights, and ten steps add up. The file keeps six decimals.
 NEAR = {"rtol": 2e-4, "atol": 2e-6}
@@ -53,10 +47,6 @@ def weights(folder: Path) -> dict[str, Tensor]:
         return dict(file.read({}))
 
 
-def asked(model: str, steps: int = 6) -> list[str]:
-    return [*MODELS[model], *COMMON, "--steps", str(steps), "--save-every", "3"]
-
-
 MODELS = {
     "unet": ["--data", "digits", "--widths", "8,8", "--flip"],
     "glow": [
@@ -65,6 +55,10 @@ MODELS = {
     ],
     "vector_flow": ["--data", "two-moons", "--model", "vector_flow", "--widths", "8", "--option", "steps=2"],
 }
+
+
+def asked(model: str, steps: int = 6) -> list[str]:
+    return [*MODELS[model], *COMMON, "--steps", str(steps), "--save-every", "3"]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -77,13 +71,6 @@ def test_accumulated_gradients_are_those_of_the_batch(model: str, tmp_path: Path
         np.testing.assert_allclose(losses(tmp_path / name), whole, **NEAR)
 
 
-class Fixed:
-    """Rank `rank` of `size` processes, whose exchanges are not needed."""
-
-    def __new__(cls, rank: int, size: int) -> Processes:  # type: ignore[misc]
-        return Processes(rank, size)
-
-
 def steps_of(size: int, accumulate: int, batch: loop.Batch, number: int = 3) -> list[Step]:
     """All shares of a batch of 12, those of the first process first."""
     config = RunConfig(batch_size=12, accumulate=accumulate)
@@ -92,9 +79,7 @@ def steps_of(size: int, accumulate: int, batch: loop.Batch, number: int = 3) -> 
         processes = Processes(rank, size)
         rows = processes.rows(12)
         own = slice(rows.start, rows.stop)
-        part = loop.Batch(
-            batch.x[own], None if batch.label is None else batch.label[own], batch.target
-        )
+        part = loop.Batch(batch.x[own], None if batch.label is None else batch.label[own], batch.target)
         found += shared(part, config, number, processes, lambda: torch.Generator().manual_seed(5))
     return found
 
@@ -133,7 +118,7 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path, capsys: pytest.Capture
     }
     for name, arguments in refused.items():
         assert train(tmp_path / name.replace(" ", "-"), *arguments, *ON_CPU) == 1
-        assert names(capsys, "batch_size"), name
+        assert names(capsys.readouterr().err, "batch_size"), name
         assert not (tmp_path / name.replace(" ", "-")).exists()
 
 
@@ -152,7 +137,14 @@ def test_processes_that_end_are_told_of() -> None:
 
 
 def torchrun(folder: Path, *arguments: str, processes: int = 2) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         [*command, "-m", "fastgen", "train", str(folder), *arguments],
@@ -206,7 +198,7 @@ def test_two_processes_make_the_run_of_one(
 def test_stopped_together_and_resumed_by_another_number(
     number: int, tmp_path: Path, started: list[subprocess.Popen[str]]
 ) -> None:
-    """A signal to one worker alone stops both after the same step, which is saved; a killed one leaves the last save."""
+    """A signal to one worker alone stops both after the same step, which is saved; a kill leaves the last save."""
     steps = [*asked("unet", 400)[:-1], "10"]
     folder = tmp_path / "run"
     started.append(torchrun(folder, *steps, *ON_CPU))
@@ -238,11 +230,3 @@ def workers(launcher: int) -> list[int]:
     """The processes that torchrun has started."""
     found = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     return [int(pid) for pid in found if b"fastgen" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-class Mean(nn.Module):
-    """One parameter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.value = nn.Parameter(torch.zeros(3))
