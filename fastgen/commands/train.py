@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..training.batch import Dataset
+    from ..training.distributed import Processes
     from ..training.run import Run
     from ..training.settings import RunConfig
 
 RUN_OPTIONS = {  # flags that set a field of RunConfig: (type, help)
     "steps": (int, "optimiser steps"),
-    "batch_size": (int, "samples per step"),
+    "batch_size": (int, "samples per step, of all processes together"),
+    "accumulate": (int, "parts of a batch whose gradients are added up before an update: less memory"),
     "lr": (float, "peak learning rate (AdamW, linear warm-up, then --decay)"),
     "warmup": (int, "steps of warm-up"),
     "decay": (str, "cosine, or linear: constant for half of the run, then down to 0"),
@@ -50,8 +52,8 @@ DATA_FLAGS = (
     Flag(
         "--data",
         {
-            "help": "image folder, IDX or NPZ file, or `digits` (scikit-learn's); for models of rows a table (CSV, NPY or "
-            "NPZ), `two-moons` or `mixture6`"
+            "help": "image folder, IDX or NPZ file, or `digits` (scikit-learn's); for models of rows a table (CSV, NPY "
+            "or NPZ), `two-moons` or `mixture6`"
         },
     ),
     Flag("--labels", {"help": "IDX file of labels, where it does not lie beside the images"}),
@@ -67,7 +69,7 @@ DATA_FLAGS = (
     ),
     Flag("--flip", {"action": "store_true", "help": "mirror half of the images"}),
 )
-PATHS = ("data", "labels", "target", "styles", "encoder", "init")  # fields of RunConfig
+PATHS = ("data", "labels", "target", "styles", "encoder", "init", "teacher")  # fields of RunConfig
 COPIES = 5  # of the weights: themselves, gradients, AdamW's two moments, the average
 
 
@@ -93,6 +95,11 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     add_owned_flags(parser, {name: recipe.flags for name, (_, recipe) in models.items()}, "{}")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write losses and learning rates into FOLDER/tensorboard as well",
+    )
     parser.set_defaults(run=partial(run, parser=parser))
 
 
@@ -134,13 +141,14 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from ..architectures import builders
     from ..models.building import without_values
     from ..runtime.device import choose_device
+    from ..training.distributed import launched, own_device
     from ..training.state import check_state
 
     if args.folder.exists() and not args.folder.is_dir():
         raise ConfigError(
             "is a file; FOLDER is where the model is kept, --data says what to train on", argument=args.folder
         )
-    device = choose_device(args.device)
+    device = choose_device(own_device(args.device))
     if args.resume:
         run, dataset = _earlier_run(args, every.values())
     else:
@@ -157,12 +165,16 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         networks = torch.nn.ModuleDict({name: build() for name, build in built.items()})
     kind = "images" if len(dataset.shape) == 3 else "rows of"
     names = f", {dataset.num_classes} classes" if dataset.num_classes else ""
-    print(
-        f"{len(dataset)} {kind} {'x'.join(map(str, dataset.shape))}{names}; "
-        f"{sum(p.numel() for p in networks.parameters()):,} parameters on {device}"
-    )
-    _train(args, family, recipe, networks, run, dataset, device)
-    print(f"saved {args.folder}; use it with: {family.use.format(shlex.quote(str(args.folder)))}")
+    with launched(device) as processes:
+        if processes.first:
+            together = "" if processes.size == 1 else f", {processes.size} processes"
+            print(
+                f"{len(dataset)} {kind} {'x'.join(map(str, dataset.shape))}{names}; "
+                f"{sum(p.numel() for p in networks.parameters()):,} parameters on {device}{together}"
+            )
+        _train(args, family, recipe, networks, run, dataset, device, processes)
+        if processes.first:
+            print(f"saved {args.folder}; use it with: {family.use.format(shlex.quote(str(args.folder)))}")
     return 0
 
 
@@ -174,12 +186,15 @@ def _train(
     run: Run,
     dataset: Dataset,
     device: torch.device,
+    processes: Processes,
 ) -> None:
     from ..training import loop
     from ..training.run import saved_run
+    from ..training.tensorboard import board
 
     objective = recipe.objective(networks, run, dataset)
     preview = previewer(family, recipe, args.folder, run.spec, dataset) if recipe.previews else None
+    on_step = board(args.folder) if args.tensorboard else None
     try:
         loop.train(
             networks,
@@ -192,6 +207,8 @@ def _train(
             changed_data=args.changed_data,
             progress=not args.quiet,
             on_preview=preview,
+            on_step=on_step,
+            processes=processes,
         )
     except KeyboardInterrupt as stop:
         if saved_run(args.folder) is not None:
@@ -276,12 +293,11 @@ def _new_run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> 
     fields = [*RUN_OPTIONS, *PATHS, "subset", "side_by_side", "background", "flip"]
     chosen = {name: chosen[name] for name in fields if name in chosen}
     for name in (n for n in PATHS if n in chosen):
-        if (
-            name != "data" or chosen[name] not in data.NAMED
-        ):  # absolute, so that the run can be resumed from any folder
+        known = chosen[name] in data.NAMED if name == "data" else chosen[name].startswith("zoo:")
+        if not known:  # absolute, so that the run can be resumed from any folder
             chosen[name] = str(Path(chosen[name]).absolute())
         check_name(chosen[name], f"--{name}")
-    config = from_dict(RunConfig, {**recipe.run_defaults, **chosen}, "train").settled(device)
+    config = from_dict(RunConfig, {**recipe.defaults(args), **chosen}, "train").settled(device)
     dataset = _load(config, **given(args, [flag for flag in DATA_FLAGS if flag.dest in ("size", "channels")]))
     if config.flip and len(dataset.shape) != 3:
         raise ConfigError("mirrors images; rows of a table have no mirror image", argument="--flip")

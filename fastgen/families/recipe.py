@@ -60,6 +60,10 @@ class Recipe:
     parts: int | None = 1  # networks of a run, auxiliary ones too; None: as many as `new_spec` says
     previews: bool = True  # whether sheets are drawn during a run
 
+    def defaults(self, args: argparse.Namespace) -> Mapping[str, Any]:
+        """`run_defaults`, where these depend on flags."""
+        return self.run_defaults
+
     def new_spec(
         self, args: argparse.Namespace, dataset: Dataset, config: RunConfig, provenance: dict[str, Any]
     ) -> Spec:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..config import from_dict, to_dict
 from ..errors import ConfigError, DataError
-from . import denoising
+from . import denoising, distill_recipe
 from .family import Flag, given
 from .recipe import WIDTHS, Recipe
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..checkpoint import Spec
+    from ..checkpoint import Part, Spec
     from ..training.batch import Dataset
     from ..training.diffusion import Denoising
+    from ..training.distillation import Distillation
     from ..training.run import Run
     from ..training.settings import RunConfig
 
@@ -30,9 +32,11 @@ DEFAULTS: dict[str, Any] = {
 
 
 class UNetRecipe(Recipe):
-    """A U-Net that denoises images, of one class or several."""
+    """A U-Net that denoises images, of one class or several; with a teacher, one that needs few steps."""
 
+    parts = None  # one, and the teacher
     flags = (
+        *distill_recipe.FLAGS,
         WIDTHS,
         Flag("--layers", {"type": int, "help": "residual blocks per level (default 1)"}),
         Flag(
@@ -45,6 +49,12 @@ class UNetRecipe(Recipe):
         Flag("--dropout", {"type": float, "help": "share of activations dropped (default 0)"}),
         *denoising.FLAGS,
     )
+
+    def defaults(self, args: argparse.Namespace) -> Mapping[str, Any]:
+        """See ``Recipe``."""
+        if "teacher" in given(args, self.flags):
+            return distill_recipe.RUN_DEFAULTS
+        return self.run_defaults
 
     def new_spec(
         self, args: argparse.Namespace, dataset: Dataset, config: RunConfig, provenance: dict[str, Any]
@@ -59,6 +69,11 @@ class UNetRecipe(Recipe):
                 "a unet is trained on images, these are rows of numbers; --model diffusion_mlp takes them",
                 argument=config.data,
             )
+        if config.teacher is not None:
+            others = [flag for flag in self.flags if flag not in distill_recipe.FLAGS]
+            return distill_recipe.new_spec(args, others, dataset, config, provenance)
+        if alone := [f.name for f in distill_recipe.FLAGS if f.dest in given(args, distill_recipe.FLAGS)]:
+            raise ConfigError("belongs to --teacher", argument=", ".join(alone))
         chosen = DEFAULTS | given(args, self.flags)
         channels, height, width = dataset.shape
         classes, widths = dataset.num_classes, chosen["widths"]
@@ -95,6 +110,12 @@ class UNetRecipe(Recipe):
         provenance = denoising.of_provenance(provenance, asked.loss)
         return Spec("diffusion", {"unet": Part("unet", unet)}, to_dict(settings), provenance)
 
-    def objective(self, networks: nn.ModuleDict, run: Run, dataset: Dataset) -> Denoising:
+    def auxiliary(self, args: argparse.Namespace, dataset: Dataset, config: RunConfig) -> dict[str, Part]:
+        """See ``Recipe``: the teacher of a student."""
+        return {} if config.teacher is None else distill_recipe.auxiliary(config)
+
+    def objective(self, networks: nn.ModuleDict, run: Run, dataset: Dataset) -> Denoising | Distillation:
         """See ``Recipe``."""
+        if run.config.teacher is not None:
+            return distill_recipe.objective(run)
         return denoising.objective(run)

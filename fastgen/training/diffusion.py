@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..models.embeddings import FourierFeatures
 from .batch import Dataset
 from .learned_variance import variational_term
-from .levels import Levels, check_process, drawn, spread
+from .levels import Levels, at, check_process, places, spread
 from .objective import Group, OneNetwork, Step
 from .weighting import WEIGHTINGS, weighted, weights
 
@@ -96,15 +96,14 @@ class Denoising(OneNetwork):
         With `learned` the variational term as well: lambda T L_t, whose mean over t is lambda L_vlb, in bits per
         dimension.
         """
-        x, label, generator, process, config = step.x, step.label, step.generator, self.schedule, self.config
-        levels = drawn(process, len(x), generator, (config.log_sigma_mean, config.log_sigma_std))
-        noise = torch.randn(x.shape, generator=generator, dtype=torch.float32, device="cpu").to(x)
+        x, label, process, config = step.x, step.label, self.schedule, self.config
+        log_sigma = config.log_sigma_mean, config.log_sigma_std
+        levels = at(
+            process, step.drawn(lambda count, generator: places(process, count, generator, log_sigma))
+        )
+        noise = step.normal(*x.shape[1:]).to(x)
         if label is not None and self.null_class is not None:
-            dropped = (
-                torch.rand(len(x), generator=generator, dtype=torch.float32, device="cpu")
-                < step.config.label_dropout
-            )
-            label = torch.where(dropped, self.null_class, label)
+            label = torch.where(step.uniform() < step.config.label_dropout, self.null_class, label)
         label = None if label is None or self.null_class is None else label.to(x.device)
 
         t = levels.time.to(x.device)

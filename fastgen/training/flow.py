@@ -112,8 +112,7 @@ def _dequantised(module: Flow, step: Step) -> tuple[Tensor, Tensor]:
     """Real numbers for the flow, and log q of the noise that made them of levels, [B]."""
     if module.dequantiser is None:
         return step.x, step.x.new_zeros(len(step.x))
-    noise = torch.randn(step.x.shape, generator=step.generator, dtype=torch.float32, device="cpu")
-    x, log_q = module.dequantiser(step.x, noise.to(step.x.device))
+    x, log_q = module.dequantiser(step.x, step.normal(*step.x.shape[1:]))
     return x, log_q
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +54,15 @@ class Adversarial:
     def start(self, networks: nn.ModuleDict, dataset: Dataset, step: Step) -> None:
         """Nothing is decided by the data."""
 
+    @property
+    def whole_batch(self) -> str:
+        """See ``Objective``."""
+        return (
+            f"the {self.config.updates} updates of a step share out its batch"
+            if self.config.updates > 1
+            else ""
+        )
+
     def groups(self, networks: nn.ModuleDict) -> Mapping[str, Group]:
         """See ``Objective``."""
         betas = self.config.beta1, self.config.beta2
@@ -72,27 +82,22 @@ class Adversarial:
         labels = step.label
         if getattr(generator.config, "num_classes", None) is None:
             labels = None
-        parts = step.x.chunk(config.updates)
+        parts = [dataclasses.replace(step, x=x) for x in step.x.chunk(config.updates)]
         if len(parts) < config.updates:
             raise ConfigError(
                 f"a step of {config.updates} updates needs as many samples, got {len(step.x)}",
                 argument="batch_size",
             )
         of_label = [None] * len(parts) if labels is None else labels.to(step.x.device).chunk(config.updates)
-        for i, (real, label) in enumerate(zip(parts, of_label, strict=True)):
-            z = torch.randn(
-                len(real),
-                generator.config.latent,
-                generator=step.generator,
-                dtype=torch.float32,
-                device="cpu",
-            ).to(real.device)
+        for i, (part, label) in enumerate(zip(parts, of_label, strict=True)):
+            real = part.x
+            z = part.normal(generator.config.latent)
             with torch.set_grad_enabled(i == len(parts) - 1), step.autocast():
                 fake = generator(z, label)
             with step.autocast():
                 on_real, on_fake = judged(discriminator, real, fake.detach(), label)
             loss = discriminator_loss(config.gan_loss, on_real.float(), on_fake.float())
-            yield "discriminator", loss + self._penalty(discriminator, real, fake, label, step)
+            yield "discriminator", loss + self._penalty(discriminator, real, fake, label, part)
             if config.clip:
                 clip(discriminator, config.clip)
         with step.autocast():
@@ -108,8 +113,8 @@ class Adversarial:
         # In float32: gradients of gradients are small.
         critic = partial(judge, discriminator, label)
         if self.config.penalty == "gradient":
-            share = torch.rand(len(real), generator=step.generator, dtype=torch.float32, device="cpu")
-            found = gradient_penalty(critic, real, fake.float(), share.to(real.device))
+            share = step.uniform().to(real.device)
+            found = gradient_penalty(critic, real, fake.float(), share)
         elif self.config.penalty == "r1":
             found = r1_penalty(critic, real)
         else:

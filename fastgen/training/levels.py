@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..diffusion.continuous import ContinuousProcess
 from ..diffusion.edm import EDM
 from ..diffusion.flow_matching import FlowMatching
 from ..diffusion.points import Point, estimates
@@ -92,14 +91,34 @@ def of_points(points: Sequence[Point]) -> Levels:
 def drawn(
     process: AnyProcess, count: int, generator: torch.Generator, log_sigma: tuple[float, float] = (-1.2, 1.2)
 ) -> Levels:
-    """`count` levels of `process`, by its rule (see the module). log_sigma: mean and deviation, of EDM.
+    """`count` levels of `process`, by its rule (see the module): `at` random `places`."""
+    return at(process, places(process, count, generator, log_sigma))
 
-    generator: of the CPU. Raises ConfigError for a process that has no rule.
+
+def places(
+    process: AnyProcess, count: int, generator: torch.Generator, log_sigma: tuple[float, float] = (-1.2, 1.2)
+) -> Tensor:
+    """Where `count` levels of `process` lie, by its rule: timesteps, int64 [count]; t or sigma, float64 [count].
+
+    generator: of the CPU. log_sigma: mean and deviation, of EDM. Raises ConfigError for a process that has no rule.
     """
+    check_process(process)
     if isinstance(process, NoiseSchedule):
-        t = torch.randint(process.num_train_timesteps, (count,), generator=generator, device="cpu")
-        return of_timesteps(process, t)
-    return of_points(_points(process, count, generator, log_sigma))
+        return torch.randint(process.num_train_timesteps, (count,), generator=generator, device="cpu")
+    if isinstance(process, EDM):
+        mean, deviation = log_sigma
+        normal = torch.randn(count, generator=generator, dtype=torch.float64, device="cpu")
+        return (mean + deviation * normal).exp()
+    share = 1.0 - torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")  # in (0, 1]
+    return EARLIEST + (1.0 - EARLIEST) * share if isinstance(process, SDE) else share
+
+
+def at(process: AnyProcess, where: Tensor) -> Levels:
+    """The levels of `process` at `places`."""
+    if isinstance(process, NoiseSchedule):
+        return of_timesteps(process, where)
+    point = process.at if isinstance(process, SDE) else process.point
+    return of_points([point(place) for place in where.tolist()])
 
 
 def check_process(process: AnyProcess) -> None:
@@ -110,17 +129,3 @@ def check_process(process: AnyProcess) -> None:
             "vp_sde, subvp, ve, edm or flow",
             argument="schedule",
         )
-
-
-def _points(
-    process: ContinuousProcess, count: int, generator: torch.Generator, log_sigma: tuple[float, float]
-) -> list[Point]:
-    check_process(process)
-    if isinstance(process, EDM):
-        mean, deviation = log_sigma
-        normal = torch.randn(count, generator=generator, dtype=torch.float64, device="cpu")
-        return [process.point(sigma) for sigma in (mean + deviation * normal).exp().tolist()]
-    share = 1.0 - torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")  # in (0, 1]
-    if isinstance(process, SDE):
-        return [process.at(t) for t in (EARLIEST + (1.0 - EARLIEST) * share).tolist()]
-    return [process.point(sigma) for sigma in share.tolist()]

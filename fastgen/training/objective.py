@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .batch import Dataset
 from .settings import RunConfig
+
+
+class Share(NamedTuple):
+    """A part of a step, as one of several processes has it, or one of several accumulated gradients.
+
+    rows: which of the batch's `count` samples it has. generator: as that of the whole step.
+    """
+
+    rows: slice
+    count: int
+    generator: torch.Generator
 
 
 @dataclass(frozen=True)
@@ -20,6 +31,9 @@ class Step:
     x: the objective's inputs [B, ...], on the networks' device. label: int64 [B], on the CPU, or None. generator: of
     the CPU, seeded for the step; all that is random is drawn from it there, so that a GPU run sees what a CPU run sees.
     target: of paired data what belongs to each x, on the device of x, else None. number: of steps done before it.
+    share: None for the whole of a batch. An objective that draws by :meth:`drawn` alone, and whose losses are means of
+    what each sample gives, makes the same step of shares as of the whole; one that takes numbers from `generator`
+    itself is trained on whole batches only, and a run with shares is refused.
     """
 
     x: Tensor
@@ -28,6 +42,39 @@ class Step:
     config: RunConfig
     target: Tensor | None = None
     number: int = 0
+    share: Share | None = None
+
+    def drawn(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        """What `draw`, given the number of samples and a generator, returns for the samples of this step, [B, ...].
+
+        The numbers of a sample do not depend on how the batch is shared: `draw` makes them for all of it.
+        """
+        if self.share is None:
+            return draw(len(self.x), self.generator)
+        return draw(self.share.count, self.share.generator)[self.share.rows]
+
+    def normal(self, *shape: int) -> Tensor:
+        """Normal noise of `shape` for each sample, float32 [B, *shape], on the device of `x`."""
+        noise = self.drawn(
+            lambda count, generator: torch.randn(
+                count, *shape, generator=generator, dtype=torch.float32, device="cpu"
+            )
+        )
+        return noise.to(self.x.device)
+
+    def uniform(self) -> Tensor:
+        """A number from [0, 1) for each sample, float32 [B], on the CPU."""
+        return self.drawn(
+            lambda count, generator: torch.rand(count, generator=generator, dtype=torch.float32, device="cpu")
+        )
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        """Integers from low to high - 1 for each sample, int64 [B, *shape], on the CPU."""
+        return self.drawn(
+            lambda count, generator: torch.randint(
+                low, high, (count, *shape), generator=generator, device="cpu"
+            )
+        )
 
     def autocast(self) -> torch.autocast:
         """The precision that the run's networks run in."""
@@ -40,7 +87,8 @@ class Group:
 
     lr: the peak learning rate, and weight_decay; None is the run's. betas: AdamW's; papers on GANs have (0.5, 0.999)
     (Isola et al. 2017) or (0, 0.9) (Gulrajani et al. 2017), with weight_decay 0, which makes it plain Adam. fixed: the
-    parameters stay as they are; there is no optimiser, and no loss for the group.
+    parameters stay as they are; there is no optimiser, and no loss for the group. cycles: how many times the run goes
+    through warm-up and decay, each time in an equal part of its steps.
     """
 
     modules: Sequence[nn.Module]
@@ -48,10 +96,15 @@ class Group:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float | None = None
     fixed: bool = False
+    cycles: int = 1
 
 
 class Objective(Protocol):
-    """How the networks of a run, by name, are trained."""
+    """How the networks of a run, by name, are trained.
+
+    An objective whose loss is no mean of what each sample gives has an attribute `whole_batch`, the reason in words, ""
+    where it is one after all; its batches are not shared.
+    """
 
     @property
     def unit(self) -> str:

@@ -32,7 +32,7 @@ def optimizers(
                 parameter.requires_grad_(False)
             continue
         made[name] = torch.optim.AdamW(
-            parameters,
+            [{"params": parameters, "cycles": group.cycles}],
             lr=config.lr if group.lr is None else group.lr,
             weight_decay=config.weight_decay if group.weight_decay is None else group.weight_decay,
             betas=group.betas,
@@ -46,30 +46,47 @@ def optimizers(
     return made
 
 
-def update(optimizer: torch.optim.AdamW, loss: Tensor, factor: float, grad_clip: float) -> None:
-    """One step of a group's optimiser, at `factor` times its learning rate.
+def backward(optimizer: torch.optim.AdamW, loss: Tensor) -> None:
+    """Add a loss' gradients to those of a group's parameters.
 
     A generator's loss runs through the discriminator. `inputs` keeps gradients off the parameters of other groups, so
     that nothing is left on them for their next update, and autograd does not even compute them: that saves what
     freezing these parameters would save in the backward pass, and an objective need not freeze and thaw them.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    loss.backward(inputs=parameters)
-    if grad_clip:
-        nn.utils.clip_grad_norm_(parameters, grad_clip)
+    loss.backward(inputs=_parameters(optimizer))
+
+
+def gradients(optimizer: torch.optim.AdamW) -> list[Tensor]:
+    """Those of a group's parameters that have one."""
+    return [parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None]
+
+
+def update(optimizer: torch.optim.AdamW, step: int, config: RunConfig) -> float:
+    """A step of a group's optimiser by the gradients that are there, which it clears. Returns its learning rate."""
+    if config.grad_clip:
+        nn.utils.clip_grad_norm_(_parameters(optimizer), config.grad_clip)
     for group in optimizer.param_groups:
-        group["lr"] = optimizer.defaults["lr"] * factor
+        group["lr"] = optimizer.defaults["lr"] * rate(step, config, group["cycles"])
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return float(optimizer.param_groups[0]["lr"])
 
 
-def rate(step: int, config: RunConfig) -> float:
+def _parameters(optimizer: torch.optim.AdamW) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def rate(step: int, config: RunConfig, cycles: int = 1) -> float:
     """A factor of the learning rate: linear warm-up, then a cosine down to zero, or, of decay "linear", one until half
-    of the run is done and a straight line to zero from there (Isola et al. 2017's code).
+    of the run is done and a straight line to zero from there (Isola et al. 2017's code). All of that happens in each of
+    `cycles` equal parts of the run.
     """
+    cycle = step * cycles // config.steps
+    first, end = (-(-k * config.steps // cycles) for k in (cycle, cycle + 1))
+    step, steps = step - first, end - first
     if step < config.warmup:
         return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    done = (step - config.warmup) / max(steps - config.warmup, 1)
     if config.decay == "linear":
         return min(1.0, 2 * (1 - done))
     return 0.5 * (1 + math.cos(math.pi * done))

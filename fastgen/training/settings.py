@@ -18,7 +18,8 @@ class RunConfig:
     `weights_dtype` is the dtype of the saved average (the run itself keeps float32). `target` and `side_by_side` say
     where the targets of paired data are, `background` what lies under transparent pixels (``training.data.load``).
     `styles` and `encoder` are of style transfer: a folder of images, and what has the encoder's weights. `init` is the
-    model whose weights a super-resolution network begins with.
+    model whose weights a super-resolution network begins with, `teacher` the one that is distilled, a folder or
+    zoo:NAME. A step's gradients are those of `accumulate` parts of its batch, one after the other.
     """
 
     data: str = "digits"
@@ -27,11 +28,13 @@ class RunConfig:
     styles: str | None = None
     encoder: str | None = None
     init: str | None = None
+    teacher: str | None = None
     side_by_side: bool = False
     background: str | None = None
     subset: tuple[int, ...] | None = bounded(0, 2**31, default=None, max_items=2)
     steps: int = bounded(1, 100_000_000, default=2000)
     batch_size: int = bounded(1, 65536, default=128)
+    accumulate: int = bounded(1, 65536, default=1)
     lr: float = bounded(0.0, 1.0, default=1e-3)
     warmup: int = bounded(0, 1_000_000, default=100)
     decay: str = one_of("cosine", "linear", default="cosine")

@@ -15,8 +15,13 @@ STOPS: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, s
 
 
 @contextmanager
-def stop_between_steps() -> Iterator[Callable[[], type[KeyboardInterrupt] | None]]:
+def stop_between_steps(
+    patient: bool = False,
+) -> Iterator[Callable[[], type[KeyboardInterrupt] | None]]:
     """The first Ctrl-C or SIGTERM is only noted, so that no step is left half done; the second interrupts at once.
+
+    patient: the second and later ones are noted like the first. A Ctrl-C in a terminal may reach the processes of
+    torchrun twice, from the terminal and from torchrun, which kills them after 30 seconds itself.
 
     Yields a function that says what was noted: the exception that stands for it, or None.
     """
@@ -33,7 +38,8 @@ def stop_between_steps() -> Iterator[Callable[[], type[KeyboardInterrupt] | None
 
     def note(number: int, frame: FrameType | None) -> None:
         noted.append(number)
-        restore()
+        if not patient:
+            restore()
 
     for number in before:
         signal.signal(number, note)

@@ -58,7 +58,7 @@ class StyleTransfer:
     def losses(self, networks: nn.ModuleDict, step: Step) -> Iterator[tuple[str, Tensor]]:
         """The content loss (eq. 12) and the style loss (eq. 13), of what the encoder makes of the result."""
         network = cast(AdaINTransfer, networks["network"])
-        drawn = torch.randint(len(self.styles), (len(step.x),), generator=step.generator, device="cpu")
+        drawn = step.integers(0, len(self.styles))
         style = self.inputs(self.styles.batch(drawn.tolist()).x).to(step.x.device)
         with step.autocast():
             with torch.no_grad():

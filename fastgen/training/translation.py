@@ -59,7 +59,7 @@ class Translation:
         """
         generator, discriminator = networks["generator"], networks["discriminator"]
         assert step.target is not None
-        x, y = self._jittered(step.x, step.target, step.generator)
+        x, y = self._jittered(step.x, step.target, step)
         with step.autocast():
             fake = generator(x)
         pairs = torch.cat([x, fake.detach().float()], dim=1)
@@ -75,16 +75,14 @@ class Translation:
         gan = generator_loss(self.config.gan_loss, judged.float())
         yield "generator", gan + self.config.l1_weight * F.l1_loss(fake.float(), y)
 
-    def _jittered(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _jittered(self, x: Tensor, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Pairs enlarged by `jitter` pixels, each cropped at a place of its own."""
         if not self.config.jitter:
             return x, y
         height, width = x.shape[2:]
         size = height + self.config.jitter, width + self.config.jitter
         large = F.interpolate(torch.cat([x, y], dim=1), size, mode="bicubic", align_corners=False)
-        places = torch.randint(
-            self.config.jitter + 1, (len(x), 2), generator=generator, device="cpu"
-        ).tolist()
+        places = step.integers(0, self.config.jitter + 1, 2).tolist()
         crops = [
             image[:, top : top + height, left : left + width]
             for image, (top, left) in zip(large, places, strict=True)

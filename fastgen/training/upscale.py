@@ -91,6 +91,12 @@ class SuperResolution:
         if self.init is not None:
             begin_with(networks["upscaler"], self.init)
 
+    @property
+    def whole_batch(self) -> str:
+        """See ``Objective``."""
+        relative = self.config.adversarial not in ("none", NON_SATURATING)
+        return "a relativistic loss compares logits with the mean of a batch" if relative else ""
+
     def groups(self, networks: nn.ModuleDict) -> Mapping[str, Group]:
         """See ``Objective``."""
         return {name: Group([network], betas=BETAS, weight_decay=0.0) for name, network in networks.items()}

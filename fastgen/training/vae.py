@@ -106,19 +106,15 @@ class Variational(OneNetwork):
         assert module.likelihood is not None
         said = module.likelihood
 
-        def draw(count: int, *shape: int) -> Tensor:
-            noise = torch.randn(count, *shape, generator=step.generator, dtype=torch.float32, device="cpu")
-            return noise.to(step.x.device)
-
-        count, images = len(step.x), len(module.data_shape) == 3
+        images = len(module.data_shape) == 3
         given = step.x
         if self.config.shift:
-            given = moved(given, self.config.shift, step.generator)
-        noise = [draw(count, *shape) for shape in module.latent_shapes]
+            given = moved(given, self._places(step))
+        noise = [step.normal(*shape) for shape in module.latent_shapes]
         dequantised = images and not said.discrete
         if dequantised:
             assert said.levels is not None
-            x, _ = Dequantiser(said.levels)(given, draw(*given.shape))
+            x, _ = Dequantiser(said.levels)(given, step.normal(*given.shape[1:]))
         else:
             x = given.float() / 255 if images else module.inward(given)
         label = None if step.label is None or module.classes is None else step.label.to(step.x.device)
@@ -134,6 +130,22 @@ class Variational(OneNetwork):
         dimensions = math.prod(module.data_shape)
         return nats / (dimensions * math.log(2)) + (math.log2(said.levels or 1) if dequantised else 0.0)
 
+    @property
+    def whole_batch(self) -> str:
+        """See ``Objective``."""
+        if self.config.loss == "tcvae":
+            return "tcvae compares every sample of a batch with every other"
+        return "free bits are of the mean over a batch" if self.config.free_bits else ""
+
+    def _places(self, step: Step) -> Tensor:
+        """By how many pixels down and along each image is moved, int64 [B, 2]."""
+        shift = self.config.shift
+
+        def draw(count: int, generator: torch.Generator) -> Tensor:
+            return torch.randint(-shift, shift + 1, (2, count), generator=generator, device="cpu").T
+
+        return step.drawn(draw)
+
     def _weight(self, number: int) -> float:
         return min(1.0, (number + 1) / self.config.anneal) if self.config.anneal else 1.0
 
@@ -148,12 +160,10 @@ class Variational(OneNetwork):
         return self.config.beta * by_latent.clamp(min=self.config.free_bits).sum()
 
 
-def moved(x: Tensor, shift: int, generator: torch.Generator | None) -> Tensor:
-    """Images [B, C, H, W], each moved by up to `shift` pixels along both axes; the border is repeated."""
+def moved(x: Tensor, places: Tensor) -> Tensor:
+    """Images [B, C, H, W], each moved down and along by `places` [B, 2] pixels; the border is repeated."""
     count, height, width = len(x), *x.shape[2:]
-    down, along = torch.randint(-shift, shift + 1, (2, count, 1), generator=generator, device="cpu").to(
-        x.device
-    )
+    down, along = places.T[..., None].to(x.device)
     rows = (torch.arange(height, device=x.device) + down).clamp_(0, height - 1)
     columns = (torch.arange(width, device=x.device) + along).clamp_(0, width - 1)
     which = torch.arange(count, device=x.device)

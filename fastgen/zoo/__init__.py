@@ -4,6 +4,7 @@ from pathlib import Path
 
 ZOO = {
     "ddpm-mnist": "class-conditional diffusion model of handwritten digits, 1x28x28, 1.7 M parameters",
+    "ddpm-mnist-4step": "ddpm-mnist distilled: class-conditional diffusion model of digits, drawn in 4 steps",
     "gan-mnist": "class-conditional GAN of handwritten digits, 1x28x28, with its discriminator",
     "glow-mnist": "class-conditional flow of handwritten digits, 1x28x28, with their likelihood",
     "pix2pix-mnist": "outlines of handwritten digits to digits, grey, trained on 28x28",

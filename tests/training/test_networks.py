@@ -23,6 +23,7 @@ from fastgen.training.diffusion import Denoising
 from fastgen.training.loop import LOSS_FILE
 from fastgen.training.objective import Group, Objective, Step
 from fastgen.training.optimizers import optimizers
+from fastgen.training.optimizers import rate as rate_of
 from fastgen.training.run import STATE_FILE, Run
 from fastgen.training.state import check_state
 from tests import small
@@ -90,7 +91,7 @@ def test_two_steps_are_those_of_adam_by_hand(tmp_path: Path) -> None:
             else:
                 loss = -twins["critic"](fake).mean()
             loss.backward()
-            rate = loop.rate(number, run.config)
+            rate = rate_of(number, run.config)
             adams[name].param_groups[0]["lr"] = (2e-3 if name == "critic" else RUN.lr) * rate
             adams[name].step()
     for name, value in twins.state_dict().items():
@@ -304,7 +305,7 @@ def test_a_state_of_one_network_in_the_old_layout(tmp_path: Path) -> None:
     loss = objective.loss(net, loop._step(batch, run.config, 1))
     loss.backward()
     nn.utils.clip_grad_norm_(net.parameters(), run.config.grad_clip)
-    optimizer.param_groups[0]["lr"] = run.config.lr * loop.rate(1, run.config)
+    optimizer.param_groups[0]["lr"] = run.config.lr * rate_of(1, run.config)
     optimizer.step()
     for name, value in net.state_dict().items():
         assert torch.equal(value, nets["unet"].state_dict()[name]), name

@@ -113,7 +113,8 @@ def test_images_are_moved() -> None:
     grid = torch.arange(48, dtype=torch.uint8).view(1, 2, 4, 6)
     wide = torch.nn.functional.pad(grid.float(), (1, 1, 1, 1), mode="replicate").byte()
     places = {wide[0, :, i : i + 4, j : j + 6].numpy().tobytes() for i in range(3) for j in range(3)}
-    found = moved(grid.expand(200, -1, -1, -1), 1, torch.Generator().manual_seed(0))
+    by = torch.randint(-1, 2, (200, 2), generator=torch.Generator().manual_seed(0))
+    found = moved(grid.expand(200, -1, -1, -1), by)
     assert found.shape == (200, 2, 4, 6)
     assert {image.numpy().tobytes() for image in found.contiguous()} == places
     batch = digits().batch(range(4)).x

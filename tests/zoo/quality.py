@@ -29,15 +29,27 @@ def measure(images: NDArray[np.uint8], labels: NDArray[np.int64], guidance: floa
     """
     import fastgen
 
-    images, asked = images / 255.0, np.arange(COUNT) % 10
+    asked = np.arange(COUNT) % 10
     engine = fastgen.load("zoo:ddpm-mnist")
     arguments = {"seed": 0, "solver": "dpm++2m", "steps": 20, "guidance_scale": guidance, "output_type": "np"}
     drawn = np.asarray(engine.sample(COUNT, labels=asked.tolist(), **arguments))[..., 0].astype(np.float64)
+    return judged(drawn, asked, images, labels, guidance)
+
+
+def judged(
+    drawn: Images,
+    asked: NDArray[np.int64],
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    guidance: float,
+) -> dict:
+    """:func:`measure` of digits `drawn` [N, 28, 28] with `guidance`, of which the labels `asked` [N] were asked for."""
+    images = images / 255.0
     judge = classifier(images[TRAINING], labels[TRAINING])
     held_out, held_out_labels = images[HELD_OUT], labels[HELD_OUT]
     real_spread, drawn_spread = spread(held_out, held_out_labels), spread(drawn, asked)
     return {
-        "samples": COUNT,
+        "samples": len(asked),
         "guidance_scale": guidance,
         "classifier_on_held_out": float((judge.predict(features(held_out)) == held_out_labels).mean()),
         "agreement": float((judge.predict(features(drawn)) == asked).mean()),
