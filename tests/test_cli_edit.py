@@ -118,7 +118,10 @@ def test_wrong_flags_are_named(tmp_path: Path, model: str, capsys: pytest.Captur
         (["edit", source, "-o", out, "--option", "nothing=1"], "--option"),
         (["inpaint", source, "-o", out, "--mask", tmp_path / "none.png"], "none.png"),
         (["inpaint", source, "-o", out, "--mask", black], "mask"),
-        (["inpaint", source, "-o", out, "--mask", mask, "--resamples", 3], "--resamples"),
+        (
+            ["inpaint", source, "-o", out, "--mask", mask, "--method", "replace", "--resamples", 3],
+            "--resamples",
+        ),
         (["inpaint", source, "-o", mask, "--mask", mask, "--overwrite"], "mask.png"),
     ):
         assert fastgen_(*arguments, "-m", model) == 1, arguments

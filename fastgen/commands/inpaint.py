@@ -31,11 +31,12 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--method",
         choices=("replace", "repaint"),
-        default="replace",
-        help="repaint goes back and forth, so that the parts fit each other, for more evaluations (default replace)",
+        default="repaint",
+        help="repaint goes back and forth, so that the parts fit each other; replace takes a fifth of the evaluations "
+        "(default repaint)",
     )
     parser.add_argument(
-        "--jump-length", type=positive, help="of repaint: steps that are done again (default 5)"
+        "--jump-length", type=positive, help="of repaint: steps that are done again (default: a fifth)"
     )
     parser.add_argument("--resamples", type=positive, help="of repaint: times that they are done (default 5)")
     parser.set_defaults(run=run)

@@ -70,7 +70,7 @@ def with_jumps(table: Table, process: AnyProcess, jump_length: int, resamples: i
     if max(np.subtract(ends, starts)) > MOST_ROWS:
         raise ConfigError(
             f"{table.name} looks back at steps before, which a jump makes worthless; take a solver that does not, as "
-            "ddim, ddpm, euler_a or heun",
+            "ddim, ddpm, euler_a or heun, or method=replace",
             argument="solver",
         )
     if jump_length >= len(starts):

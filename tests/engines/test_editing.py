@@ -128,7 +128,7 @@ def test_inpaint_is_the_plain_loop_with_known_pixels_put_in(kind: str, solver: s
     mask = torch.zeros(SHAPE[1:])
     mask[1:3, 2:] = 1.0
     mask[0] = 0.25
-    found = engine.inpaint(given, mask, seeds=SEEDS, solver=solver, steps=6)
+    found = engine.inpaint(given, mask, method="replace", seeds=SEEDS, solver=solver, steps=6)
     table = SOLVERS[solver](process, 6)
     noise = table.initial_scale * normals(SEEDS, 0, "initial", SHAPE, dtype=torch.float64)
     levels = state_levels(table, process)
@@ -154,6 +154,18 @@ def test_repaint_is_the_plain_loop_on_a_table_with_jumps(kind: str) -> None:
     close(found, wanted, len(table), levels[0][1])
     assert torch.equal(found[..., :3], given[..., :3])
     assert not torch.equal(found[..., 3:], given[..., 3:])
+
+
+def test_inpaint_goes_back_and_forth_by_default() -> None:
+    """With 25 steps and jumps of a fifth of them; a single step has no way back."""
+    engine, given = engine_of(), images(1)
+    mask = torch.zeros(SHAPE[1:], dtype=torch.bool)
+    mask[:, 3:] = True
+    told: dict[str, Any] = {"method": "repaint", "solver": "ddim", "eta": 1.0, "steps": 25}
+    by_name = engine.inpaint(given, mask, seed=3, jump_length=5, resamples=5, **told)
+    assert torch.equal(engine.inpaint(given, mask, seed=3), by_name)
+    for steps in (1, 3):
+        assert torch.equal(engine.inpaint(given, mask, seed=3, steps=steps)[..., :3], given[..., :3])
 
 
 @pytest.mark.parametrize("kind", PROCESSES)
@@ -189,11 +201,13 @@ def test_a_result_does_not_depend_on_its_batch() -> None:
     mask[2:] = True
     strengths = [0.3, 0.5, 1.0]
     together = engine.edit(given, strengths, seeds=SEEDS, steps=10)
-    filled = engine.inpaint(given, mask, seeds=SEEDS, steps=5)
+    filled = engine.inpaint(given, mask, method="replace", seeds=SEEDS, steps=5)
     for i in range(3):
         alone = engine.edit(given[i], strengths[i], seeds=SEEDS[i : i + 1], steps=10)
         assert torch.equal(alone[0], together[i])
-        assert torch.equal(engine.inpaint(given[i], mask, seed=SEEDS[i], steps=5)[0], filled[i])
+        assert torch.equal(
+            engine.inpaint(given[i], mask, method="replace", seed=SEEDS[i], steps=5)[0], filled[i]
+        )
     several = engine.edit(given[0], 0.5, n=3, seed=5, steps=10)
     assert len(several) == 3
     assert torch.equal(several[0], engine.edit(given[:1], 0.5, seed=5, steps=10)[0])
@@ -217,7 +231,7 @@ def test_plain_samples_beside_held_ones() -> None:
         done = dict(session)
     assert torch.equal(done[first[0]], plain[0])
     assert torch.equal(done[second[0]], plain[1])
-    assert torch.equal(done[known[0]], engine.inpaint(given, mask, seed=5, steps=5)[0])
+    assert torch.equal(done[known[0]], engine.inpaint(given, mask, method="replace", seed=5, steps=5)[0])
     assert torch.equal(engine.sample(2, seed=0, steps=7), plain)  # and leaves nothing behind
 
 
@@ -228,7 +242,7 @@ def test_captured_steps_equal_plain_ones() -> None:
         engine = engine_of(graph=graph)
         found = [
             engine.edit(given, 0.5, seeds=SEEDS, steps=6),
-            engine.inpaint(given, mask, seeds=SEEDS, steps=6),
+            engine.inpaint(given, mask, method="replace", seeds=SEEDS, steps=6),
             engine.inpaint(given, mask, seeds=SEEDS, method="repaint", steps=5, jump_length=2, resamples=2),
             engine.encode(given, steps=4),
         ]
@@ -401,7 +415,8 @@ def test_wrong_masks_are_named(mask: Any, mentions: tuple) -> None:
         ("edit", {"noise": torch.zeros(2, *SHAPE)}, ("noise", 3, 2)),
         ("edit", {"noise": torch.zeros(3, 1, 4, 6)}, ("noise", "[3, 1, 4, 6]")),
         ("inpaint", {"method": "magic"}, ("method", "repaint", "magic")),
-        ("inpaint", {"jump_length": 3}, ("jump_length",)),
+        ("inpaint", {"method": "replace", "jump_length": 3}, ("jump_length",)),
+        ("inpaint", {"solver": "dpm++2m"}, ("solver", "dpm++2m", "replace")),
         ("inpaint", {"method": "repaint", "resamples": 0}, ("resamples", 0)),
         ("inpaint", {"method": "repaint", "jump_length": 25}, ("jump_length", 25)),
         ("inpaint", {"method": "repaint", "solver": "dpm++2m"}, ("solver", "dpm++2m")),

@@ -51,9 +51,13 @@ class Way:
 
 
 WAYS = (
-    Way("replace, the model's own dpm++2m x 20", {}, 20),
-    Way("replace, ddim with eta=1 x 105", {"solver": "ddim", "eta": 1.0, "steps": 105}, 105),
-    Way("repaint, ddim with eta=1 x 25", {"method": "repaint"}, 105),
+    Way("replace, the model's own dpm++2m x 20", {"method": "replace"}, 20),
+    Way(
+        "replace, ddim with eta=1 x 105",
+        {"method": "replace", "solver": "ddim", "eta": 1.0, "steps": 105},
+        105,
+    ),
+    Way("repaint, ddim with eta=1 x 25", {}, 105),
 )
 
 
@@ -140,7 +144,7 @@ def sheet(engine: fastgen.DiffusionEngine, path: Path) -> None:
     hidden[..., EDGE:] = -0.5
     made = [engine.inpaint(images, right_half(), seed=0, **way.arguments) for way in WAYS[::2]]
     rows = [images, hidden, *made]
-    rows.append(engine.inpaint(images, right_half(), seed=0, labels=labels.tolist(), method="repaint"))
+    rows.append(engine.inpaint(images, right_half(), seed=0, labels=labels.tolist()))
     fastgen.save_grid(torch.cat(rows), path, columns=SHOWN, scale=2)
 
 

@@ -21,7 +21,7 @@ def engine() -> fastgen.DiffusionEngine:
 def test_known_pixels_come_out_bit_for_bit(engine: fastgen.DiffusionEngine) -> None:
     images = engine.sample(2, seed=0, labels=[3, 7], steps=4)
     mask = editing.right_half()
-    for call in ({"steps": 3}, {"steps": 4, "method": "repaint", "jump_length": 1, "resamples": 2}):
+    for call in ({"steps": 3, "method": "replace"}, {"steps": 4, "jump_length": 1, "resamples": 2}):
         made = engine.inpaint(images, mask, seed=1, labels=[3, 7], guidance_scale=2.0, **call)
         assert torch.equal(made[..., : editing.EDGE], images[..., : editing.EDGE])
         assert not torch.equal(made[..., editing.EDGE :], images[..., editing.EDGE :])

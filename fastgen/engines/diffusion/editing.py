@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 METHODS = ("replace", "repaint")
 COUNTS = ("steps", "num_inference_steps", "timesteps", "sigmas")  # what says the number of steps
-JUMP_LENGTH, RESAMPLES = 5, 5  # of a RePaint run
+JUMPS, RESAMPLES = 5, 5  # of a RePaint run: a jump is a fifth of it
 REPAINT_STEPS = 25
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey: ITU-R BT.601, as Pillow and OpenCV have it
 MOST = 10_000  # of a jump's length, and of times
@@ -109,7 +109,7 @@ class Editing:
         images: Tensor,
         mask: Tensor,
         *,
-        method: str = "replace",
+        method: str = "repaint",
         jump_length: int | None = None,
         resamples: int | None = None,
         callback: Callable[[int, int, Tensor], Any] | None = None,
@@ -121,11 +121,13 @@ class Editing:
 
         mask: bool or float, True or 1 where pixels are to be filled in, [H, W], [1 or C, H, W] or [1 or n, 1 or C, H,
             W]. Between 0 and 1 the result is that share of what is drawn, at every step.
-        method: "replace" puts the known pixels, as noisy as the state is, into it after every step (Song et al. 2021,
-            arXiv:2011.13456, appendix I.2); "repaint" also goes back and does every `jump_length` steps `resamples`
-            times, so that what is filled in fits what is there (Lugmayr et al. 2022, arXiv:2201.09865), for that many
-            times the network evaluations. It takes a solver that does not look back at earlier steps: by default ddim
-            with eta=1, euler_a where there are no timesteps, with 25 steps, jump_length 5 and resamples 5.
+        method: both put the known pixels, as noisy as the state is, into it after every step (Song et al. 2021,
+            arXiv:2011.13456, appendix I.2). "repaint" also goes back and does every `jump_length` steps `resamples`
+            times, so that what is filled in fits what is there (Lugmayr et al. 2022, arXiv:2201.09865), for about that
+            many times the network evaluations. It takes a solver that does not look back at earlier steps: by default
+            ddim with eta=1, euler_a where there are no timesteps, with 25 steps. "replace" does each step once, and
+            takes any solver, by default the model's own.
+        jump_length: by default a fifth of the steps. resamples: 5 by default. Both only with "repaint".
         Other arguments and results: see the class, and ``sample``.
 
         Raises ConfigError that names the argument.
@@ -224,7 +226,7 @@ class Editing:
         self, jump_length: int | None, resamples: int | None, arguments: dict[str, Any]
     ) -> Request:
         """The request whose runs go back and forth."""
-        length = _whole("jump_length", JUMP_LENGTH if jump_length is None else jump_length)
+        length = None if jump_length is None else _whole("jump_length", jump_length)
         times = _whole("resamples", RESAMPLES if resamples is None else resamples)
         process = self.settings.noise_schedule
         if arguments.get("solver") is None:
@@ -233,7 +235,13 @@ class Editing:
             if all(arguments.get(name) is None for name in COUNTS):
                 arguments["steps"] = REPAINT_STEPS
         plain = self.resolved(**arguments)
-        tables = [with_jumps(plan.table, process, length, times) for plan in plain.plans]
+        tables = [
+            # One step alone has nowhere to go back to.
+            plan.table
+            if length is None and plan.steps == 1
+            else with_jumps(plan.table, process, length or max(1, plan.steps // JUMPS), times)
+            for plan in plain.plans
+        ]
         rest = {name: value for name, value in arguments.items() if name in ("labels", *GUIDANCE)}
         return self.resolved(len(tables), **rest, seeds=plain.seeds, solver=tables)
 
