@@ -172,14 +172,16 @@ def _column(values: np.ndarray, at: Tensor, like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device=at.device)[at].view(-1, *[1] * (like.dim() - 1))
 
 
-def strata(count: int, chosen: int) -> list[tuple[int, int]]:
-    """[first, last) of `chosen` runs of the levels 0 .. count - 1: 0 alone, then ever longer ones.
+def strata(count: int, chosen: int, even: bool = False) -> list[tuple[int, int]]:
+    """[first, last) of `chosen` runs of the levels 0 .. count - 1: 0 alone, then ever longer ones, or `even` ones.
 
-    One random level of a run stands for it. A term is about inversely proportional to its level, so that runs which are
-    even in the level's logarithm have like sums.
+    One random level of a run stands for it. On discrete schedules a term is about inversely proportional to its
+    timestep, so that runs which are even in its logarithm have like sums; the levels of a chain in continuous time are
+    even in the logarithm of the noise already.
     """
     if chosen >= count:
         return [(t, t + 1) for t in range(count)]
-    edges = np.round(np.geomspace(1, count, chosen)).astype(int)
+    spread = np.linspace if even else np.geomspace
+    edges = np.round(spread(1, count, chosen)).astype(int)
     edges = np.maximum(edges, np.arange(1, chosen + 1))  # each run has a level of its own
     return [(0, 1), *zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]

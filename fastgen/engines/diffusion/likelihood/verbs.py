@@ -201,7 +201,8 @@ def _bound(
 ) -> _Estimate:
     flow = _probability_flow(engine, between=False)
     chain = Chain.of(flow, chosen.levels or CHAIN)
-    runs = strata(len(chain), chosen.timesteps or len(chain))
+    discrete = isinstance(flow.process, NoiseSchedule)
+    runs = strata(len(chain), chosen.timesteps or len(chain), even=not discrete)
     first = torch.tensor([a for a, _ in runs], dtype=torch.float64, device=engine.device)
     length = torch.tensor([b - a for a, b in runs], dtype=torch.float64, device=engine.device)
     kept = torch.zeros(len(data.x), len(chain), dtype=torch.float64, device="cpu")
