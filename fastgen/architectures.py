@@ -91,11 +91,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "srvgg": _Listed("upscale.srvgg", "SRVGG", "UPSCALER"),
     "sagan": _Listed("gan.sagan", "SAGAN", "GAN_GENERATOR"),
     "sagan_discriminator": _Listed("gan.sagan", "SAGANDiscriminator", "GAN_DISCRIMINATOR"),
-    "stylegan": _Listed("gan.stylegan.stylegan", "StyleGAN", "GAN_GENERATOR"),
-    "stylegan2": _Listed("gan.stylegan.stylegan2", "StyleGAN2", "GAN_GENERATOR"),
-    "stylegan2_discriminator": _Listed(
-        "gan.stylegan.discriminator", "StyleGAN2Discriminator", training=True
-    ),
+    "stylegan": _Listed("gan.stylegan.stylegan", "StyleGAN", "STYLEGAN"),
+    "stylegan2": _Listed("gan.stylegan.stylegan2", "StyleGAN2", "STYLEGAN"),
+    "stylegan2_discriminator": _Listed("gan.stylegan.discriminator", "StyleGAN2Discriminator", training=True),
     "stylegan_discriminator": _Listed("gan.stylegan.discriminator", "StyleGANDiscriminator", training=True),
     "unet": _Listed("unet", "UNet", "DENOISER"),
     "unet_generator": _Listed("translate.unet", "UNetGenerator", "GENERATOR"),

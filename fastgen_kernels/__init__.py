@@ -18,6 +18,8 @@ from .conv_norm import conv_norm, conv_norm_out
 from .group_norm import OP as _GROUP_NORM
 from .group_norm import group_norm
 from .launching import dependent_launch
+from .modulated_conv import OP as _MODULATED_CONV
+from .modulated_conv import modulated_conv, weight_energy
 from .noise import STREAMS, normals, signed_seeds
 from .op import Budget, Case, Op, loaded_kernels, select, use
 from .patch_conv import OP as _PATCH_CONV
@@ -26,15 +28,19 @@ from .patch_score import OP as _PATCH_SCORE
 from .patch_score import patch_score
 from .reverse_step import OP as _REVERSE_STEP
 from .reverse_step import reverse_step, reverse_step_out
+from .upfirdn import OP as _UPFIRDN
+from .upfirdn import upfirdn
 
 OPS: Mapping[str, Op] = {
     "adain": _ADAIN,
     "affine_coupling": _AFFINE_COUPLING,
     "conv_norm": _CONV_NORM,
     "group_norm": _GROUP_NORM,
+    "modulated_conv": _MODULATED_CONV,
     "patch_conv": _PATCH_CONV,
     "patch_score": _PATCH_SCORE,
     "reverse_step": _REVERSE_STEP,
+    "upfirdn": _UPFIRDN,
 }
 
 __all__ = [
@@ -52,6 +58,7 @@ __all__ = [
     "dependent_launch",
     "group_norm",
     "loaded_kernels",
+    "modulated_conv",
     "normals",
     "pack_weight",
     "patch_conv",
@@ -60,7 +67,9 @@ __all__ = [
     "reverse_step_out",
     "select",
     "signed_seeds",
+    "upfirdn",
     "use",
+    "weight_energy",
 ]
 
 

@@ -49,6 +49,25 @@ SMALL_GAN = {"multipliers": [4, 4, 4, 4], "num_classes": 10, "attention": [1]}
 SMALL_JUDGE = {"size": 32, "multipliers": [4, 4, 4, 4], "halvings": 2, "num_classes": 10, "attention": [0]}
 
 
+def _style(name: str, size: int, widths: list[int], channels: int = 3, numbers: int = 256) -> Spec:
+    """A style-based generator for images of channels x `size` x `size`; numbers: of z and of w."""
+    config: dict[str, Any] = {
+        "size": size,
+        "widths": widths,
+        "out_channels": channels,
+        "latent": numbers,
+        "w_dim": numbers,
+    }
+    if name == "stylegan":
+        # A constant that is not trained yet has no deviation, and AdaIN divides by it.
+        config["input"] = "latent"
+    return Spec("gan", {"generator": Part(name, config)}, {})
+
+
+# Channels by resolution, the coarsest first: of 28x28 pixels, of 64x64, and of 256x256 as in the papers' code.
+STYLED28, STYLED64, STYLED256 = [128, 64, 32], [256, 256, 128, 64, 32], [512, 512, 512, 512, 256, 128, 64]
+
+
 def _autoencoder(pixels: int, widths: list[int], groups: int, layers: int = 1) -> Spec:
     """An AutoencoderKL of diffusers for images of 3 x `pixels` x `pixels`."""
     config: dict[str, Any] = {
@@ -119,6 +138,12 @@ BUILT: dict[str, Spec] = {
     ),
     # The paper's, for 128x128 pixels: 70 M and 88 M parameters.
     "random:biggan128": _gan("biggan", "biggan_discriminator", {}, {}),
+    "random:stylegan28": _style("stylegan", 28, STYLED28, channels=1),
+    "random:stylegan2-28": _style("stylegan2", 28, STYLED28, channels=1),
+    "random:stylegan64": _style("stylegan", 64, STYLED64),
+    "random:stylegan2-64": _style("stylegan2", 64, STYLED64),
+    "random:stylegan256": _style("stylegan", 256, STYLED256, numbers=512),
+    "random:stylegan2-256": _style("stylegan2", 256, STYLED256, numbers=512),
 }
 
 

@@ -13,6 +13,8 @@ A file's tensors are in the units of the engine's verbs (images in [-1, 1]), and
     score      [x,] y                                -> score; score_running, by the statistics of training
     upscaler   x                                     -> y, scale times as high and wide
     generator  z, [labels], [truncation]             -> x, of a GAN
+    mapping    z, [labels], truncation_psi, truncation_cutoff -> ws, of a style-based GAN
+    synthesis  ws                                    -> x; synthesis_noise: ws, noise_0 .. noise_K -> x
     score      x, [labels]                           -> score, of a GAN's discriminator
     stylize      content, style, alpha                        -> x
     encode_style style                                        -> code
@@ -29,6 +31,7 @@ from .flow import FLOW, support
 from .form import BATCH, ExportForm, Interface, Port
 from .gan import GAN_DISCRIMINATOR, GAN_GENERATOR
 from .style import STYLE_FORMS as STYLE
+from .stylegan import STYLEGAN_FORMS as STYLEGAN
 from .translate import DISCRIMINATOR, GENERATOR
 from .upscaler import UPSCALER
 from .vae import VAE_FORMS
@@ -42,6 +45,7 @@ __all__ = [
     "GAN_GENERATOR",
     "GENERATOR",
     "STYLE",
+    "STYLEGAN",
     "UPSCALER",
     "VAE_FORMS",
     "ExportForm",

@@ -31,7 +31,8 @@ class _Score(nn.Module):
         return (self.network(x, *labels),)
 
 
-def _labels(config: Any) -> list[Port]:
+def label_ports(config: Any) -> list[Port]:
+    """The labels of networks that take them."""
     if config.num_classes is None:
         return []
     return [Port("labels", (BATCH,), f"class number, 0 to {config.num_classes - 1}", torch.int64)]
@@ -40,7 +41,7 @@ def _labels(config: Any) -> list[Port]:
 def _inputs(config: Any) -> list[Port]:
     ports = [
         Port("z", (BATCH, config.latent), "standard normal, or truncated by the caller"),
-        *_labels(config),
+        *label_ports(config),
     ]
     if getattr(config, "levels", 1) > 1:
         meaning = "whose standing statistics are taken, 0 to 1"
@@ -57,7 +58,7 @@ def _generator_interface(network: Any) -> Interface:
 def _score_interface(network: Any) -> Interface:
     image = Port("x", (BATCH, *network.config.shape), "images in [-1, 1]")
     score = Port("score", (BATCH,), "a logit, higher for what is taken for real")
-    return Interface((image, *_labels(network.config)), (score,))
+    return Interface((image, *label_ports(network.config)), (score,))
 
 
 def _generate(network: Any, *tensors: Tensor) -> Tensors:
@@ -70,7 +71,8 @@ def _judge(network: Any, *tensors: Tensor) -> Tensors:
     return result
 
 
-def _label_example(config: Any, batch: int, generator: torch.Generator) -> list[Tensor]:
+def label_example(config: Any, batch: int, generator: torch.Generator) -> list[Tensor]:
+    """Random ones, of networks that take them."""
     if config.num_classes is None:
         return []
     return [torch.randint(config.num_classes, (batch,), generator=generator, device="cpu")]
@@ -81,7 +83,7 @@ def _generator_example(
 ) -> Tensors:
     config = network.config
     z = torch.randn(batch, config.latent, generator=generator, dtype=torch.float32, device="cpu")
-    tensors = [z, *_label_example(config, batch, generator)]
+    tensors = [z, *label_example(config, batch, generator)]
     if getattr(config, "levels", 1) > 1:
         tensors.append(torch.rand(batch, generator=generator, dtype=torch.float64, device="cpu"))
     return tuple(tensors)
@@ -90,7 +92,7 @@ def _generator_example(
 def _score_example(network: Any, batch: int, generator: torch.Generator, sizes: Mapping[str, int]) -> Tensors:
     config = network.config
     x = torch.rand(batch, *config.shape, generator=generator, dtype=torch.float32, device="cpu")
-    return (2 * x - 1, *_label_example(config, batch, generator))
+    return (2 * x - 1, *label_example(config, batch, generator))
 
 
 GAN_GENERATOR = ExportForm(

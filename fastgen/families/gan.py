@@ -23,7 +23,9 @@ FAMILY = Family(
         "biggan_discriminator": "random:biggan",
         "biggan_deep": "random:biggan_deep",
         "biggan_deep_discriminator": "random:biggan_deep",
+        "stylegan": "random:stylegan64",
+        "stylegan2": "random:stylegan2-64",
     },
-    large=("random:biggan128",),
+    large=("random:biggan128", "random:stylegan256", "random:stylegan2-256"),
     recipes={**RECIPES, **STYLE_RECIPES},
 )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..training.settings import RunConfig
 
 GAUGED = 64  # samples whose distances the gauge takes
-FLAGS = (
+FLAGS: tuple[Flag, ...] = (
     Flag("--latent", {"type": int, "help": "numbers of z (default 100, of biggan and sagan 128)"}),
     GAN_LOSS,
     Flag("--penalty", {"help": "none, gradient (WGAN-GP) or r1 (default: the paper's)"}),

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from ..training.settings import RunConfig
     from ..training.stylegan import StyleAdversarial
 
-SHARED = ("--latent", "--gan-loss", "--penalty-weight", "--d-lr", "--unlabelled", "--generator", "--discriminator")
+SHARED = (
+    "--latent",
+    "--gan-loss",
+    "--penalty-weight",
+    "--d-lr",
+    "--unlabelled",
+    "--generator",
+    "--discriminator",
+)
 FLAGS = (
     *(flag for flag in GAN_FLAGS if flag.name in SHARED),
     Flag("--w-dim", {"type": int, "help": "numbers of w (default: as many as of z)"}),
@@ -38,8 +46,8 @@ FINEST, LARGEST = 64, 512  # channels of the finest resolution, and at most
 class StyleGANRecipe(GANRecipe):
     """A generator, which the model is, and a discriminator that only the run has: it judges whole batches.
 
-    Widths double from 64 at the finest resolution to 512 at most, as the other GANs here have them; the papers' networks
-    are wider (512 channels up to 32 pixels), which takes ``--generator widths=512,512,...`` and a GPU.
+    Widths double from 64 at the finest resolution to 512 at most, much as those of other GANs here; the papers'
+    networks are wider (512 channels up to 32 pixels), which takes ``--generator widths=512,512,...`` and a GPU.
     """
 
     flags = FLAGS
@@ -60,7 +68,12 @@ class StyleGANRecipe(GANRecipe):
         doublings = len(pyramid(side)[0])
         widths = tuple(min(LARGEST, FINEST << i) for i in reversed(range(doublings + 1)))
         generator = {"out_channels": channels, "size": side, "widths": widths, "num_classes": classes}
-        discriminator = {"in_channels": channels, "size": side, "widths": widths[::-1], "num_classes": classes}
+        discriminator = {
+            "in_channels": channels,
+            "size": side,
+            "widths": widths[::-1],
+            "num_classes": classes,
+        }
         return generator, discriminator
 
     def new_spec(

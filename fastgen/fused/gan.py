@@ -13,11 +13,15 @@ from ..models.building import without_values
 from ..models.gan.biggan import BigGAN, BigGANDeep, BigGANDeepDiscriminator, BigGANDiscriminator
 from ..models.gan.dcgan import DCGAN, SLOPE, DCGANDiscriminator, planes_of
 from ..models.gan.sagan import SAGAN, SAGANDiscriminator
+from ..models.gan.stylegan.stylegan import StyleGAN
+from ..models.gan.stylegan.stylegan2 import StyleGAN2
 from ..models.gan.wgan import WGAN, Critic
 from .exactly import hooked
 from .folding import baked, folded
 from .gan_residual import FusedResidualDiscriminator, FusedResidualGenerator
 from .onednn import OneDNNConv, takes
+from .stylegan import FusedStyleGAN
+from .stylegan2 import FusedStyleGAN2
 from .transposed import transposed
 
 
@@ -147,6 +151,8 @@ TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     DCGAN: FusedDCGAN,
     WGAN: FusedDCGAN,
     **dict.fromkeys((SAGAN, BigGAN, BigGANDeep), FusedResidualGenerator),
+    StyleGAN: FusedStyleGAN,
+    StyleGAN2: FusedStyleGAN2,
     DCGANDiscriminator: FusedDCGANDiscriminator,
     Critic: FusedDCGANDiscriminator,
     **dict.fromkeys(

@@ -147,7 +147,7 @@ def crossovers(count: int, layers: int, mixing: float, generator: torch.Generato
 
 
 def mixed(first: Tensor, second: Tensor, layers: Tensor, count: int) -> Tensor:
-    """Styles [B, count, w_dim]: `first` [B, w_dim] below the layer that `layers` [B] has of each image, else `second`."""
+    """Styles [B, count, w_dim]: of each image `first` [B, w_dim] below the layer of `layers` [B], then `second`."""
     number = torch.arange(count, device=first.device)
     early = number < layers[:, None]
     return torch.where(early[..., None], first[:, None], second[:, None])

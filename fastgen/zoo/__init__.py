@@ -10,6 +10,7 @@ ZOO = {
     "microast": "style transfer by MicroAST, pictures of any size, 0.47 M parameters",
     "srgan-x2": "super-resolution of photographs by 2 (SRGAN of leftthomas), 0.6 M parameters",
     "srgan-x4": "super-resolution of photographs by 4 (SRGAN of leftthomas), 0.7 M parameters",
+    "stylegan-mnist": "class-conditional StyleGAN2 of handwritten digits, 1x28x28, 0.1 M parameters",
     "vae-mnist": "class-conditional VAE of handwritten digits, 1x28x28, with a bound of their likelihood",
 }
 # Pictures that ship with the package: name -> file in this folder. Their terms are said in README.md beside them.

@@ -24,7 +24,7 @@ from fastgen.converters.onnx import export_form
 from fastgen.converters.onnx.checking import BATCHES, form_error, open_session, trial_sizes
 from fastgen.converters.onnx.export import Item
 from fastgen.exports import ExportForm, Port
-from tests.engines import gans
+from tests.engines import gans, stylegans
 from tests.engines.flows import CASES, make
 from tests.engines.styles import NAMES as STYLES
 from tests.engines.styles import network as style_network
@@ -72,6 +72,9 @@ def small(architecture: str) -> tuple[str, nn.Module]:
         return "a small one", translation(TRANSLATIONS[architecture])
     if architecture in UPSCALERS:
         return f"a small one ({UPSCALERS[architecture]})", upscaler(UPSCALERS[architecture])
+    for case, (name, _) in reversed(stylegans.CASES.items()):
+        if name == architecture:
+            return f"a small one ({case})", stylegans.generator(case)
     if (found := gan(architecture)) is not None:
         return found
     name = next(name for name, (kind, _) in CASES.items() if kind == architecture)

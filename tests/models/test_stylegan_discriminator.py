@@ -66,6 +66,7 @@ def test_the_deviation_of_equal_images_has_a_gradient() -> None:
     """Not NaN, which a square root at 0 would give."""
     x = torch.ones(4, 2, 3, 3, requires_grad=True)
     with_deviation(x, 4).sum().backward()
+    assert x.grad is not None
     assert torch.equal(x.grad, torch.ones_like(x))
 
 

@@ -262,4 +262,7 @@ def test_what_cannot_be_trained(images: str, tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         main([*start, "--updates", "2"])
     assert "--updates" in capsys.readouterr().err
-    assert main(["train", str(tmp_path / "m"), "--data", "two-moons", "--model", "stylegan", "--steps", "1"]) == 1
+    assert (
+        main(["train", str(tmp_path / "m"), "--data", "two-moons", "--model", "stylegan", "--steps", "1"])
+        == 1
+    )

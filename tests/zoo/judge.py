@@ -27,11 +27,24 @@ def features(images: Images) -> NDArray[np.float64]:
 
 def predict(images: Images) -> NDArray[np.int64]:
     """The label that one hidden layer gives each image, [N]; [N, 28, 28] in [0, 1]."""
+    return probabilities(images).argmax(1)
+
+
+def entropy(labels: NDArray[np.int64]) -> float:
+    """Of the distribution of `labels` [N], in nats: log(10) = 2.303 of ten that occur equally often, 0 of one alone."""
+    shares = np.bincount(labels) / len(labels)
+    return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
+
+
+def probabilities(images: Images) -> NDArray[np.float64]:
+    """[N, 10], of each label; the largest of a row is how sure the classifier is. images: see `predict`."""
     with np.load(FILE, allow_pickle=False) as fitted:
         first, second = (fitted[f"weight_{i}"].astype(np.float64) for i in range(2))
         bias, end = (fitted[f"bias_{i}"].astype(np.float64) for i in range(2))
     hidden = np.maximum(features(images) @ first + bias, 0.0)
-    return (hidden @ second + end).argmax(1)
+    logits = hidden @ second + end
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    return odds / odds.sum(1, keepdims=True)
 
 
 def fit(images: Images, labels: NDArray[np.int64]) -> None:

@@ -98,7 +98,11 @@ class StyleGANEngine(GANEngine):
     def draw(self, request: StyleGANRequest, *, output_type: str = "pt") -> Tensor | np.ndarray | list:  # type: ignore[override]
         """As `sample`, of what `request` returned."""
         to_output(None, output_type)
-        (x,) = self.call(SAMPLES[request.noise_mode], *self.tensors(request))
+        if request.truncation_cutoff is None:
+            (x,) = self.call(SAMPLES[request.noise_mode], *self.tensors(request))
+        else:  # where all layers have one style the twins need one product for all of them
+            noise = self._noise_of(request.noise_mode, request.seeds, len(request.seeds))
+            x = self._synthesis(self._ws(request), noise)
         return self._shown(x, request.seeds, output_type)
 
     def mapping(self, z: Tensor, *, labels: Any = None) -> Tensor:
@@ -285,26 +289,19 @@ class StyleGANEngine(GANEngine):
         return resolve(self.settings, self.classes, self.styles, n=n, **arguments)
 
     def tensors(self, request: StyleGANRequest) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """The arguments of the verbs "sample" for a request."""
+        """The arguments of the verbs "sample" for a request, but for its cutoff."""
         self._check_alive()  # before the first tensor on the device
         return (
             seed_tensor(request.seeds, self.device),
-            *self._options(request.psis, request.truncation_cutoff),
+            torch.tensor(request.psis, device=self.device, dtype=torch.float64),
             *self._labels(len(request.seeds), request.labels, self.classes),
-        )
-
-    def _options(self, psis: Sequence[float], cutoff: int | None) -> tuple[Tensor, Tensor]:
-        last = self.styles if cutoff is None else cutoff
-        return (
-            torch.tensor(psis, device=self.device, dtype=torch.float64),
-            torch.full((len(psis),), last, device=self.device, dtype=torch.int64),
         )
 
     def _truncate(self, w: Tensor, psi: float | tuple[float, ...], cutoff: int | None) -> Tensor:
         """ws, of arguments that are checked."""
-        psis = psi if isinstance(psi, tuple) else (psi,) * len(w)
+        psis = torch.tensor(psi, device=self.device, dtype=torch.float64).expand(len(w))
         with torch.no_grad():
-            found: Tensor = self.generator.truncate(w, *self._options(psis, cutoff))
+            found: Tensor = self.generator.truncate(w, psis, cutoff)
         return found.contiguous()
 
     def _ws(self, request: StyleGANRequest) -> Tensor:

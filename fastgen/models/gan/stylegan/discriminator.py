@@ -6,6 +6,7 @@ a part of training alone.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -116,7 +117,7 @@ class ResidualBlock(nn.Module):
 
 
 class StyleGANDiscriminator(nn.Module):
-    """Logits [B] of images [B, in_channels, H, W] in [-1, 1] (Karras et al. 2019; the network of Karras et al. 2018)."""
+    """Logits [B] of images [B, in_channels, H, W] in [-1, 1]: the network of Karras et al. 2018 and 2019."""
 
     # Real and generated images stand in batches of their own: a batch's deviation is what it looks at.
     joint = False
@@ -129,9 +130,7 @@ class StyleGANDiscriminator(nn.Module):
         self.config, widths = config, config.widths
         width = widths[-1]
         self.from_rgb = EqualizedConv(config.in_channels, widths[0], 1, gain=self.gain)
-        self.blocks = nn.Sequential(
-            *(self.block(a, b, config) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        )
+        self.blocks = nn.Sequential(*(self.block(a, b, config) for a, b in itertools.pairwise(widths)))
         self.conv = EqualizedConv(width + 1, width, 3, gain=self.gain)
         self.dense = EqualizedLinear(width * config.bottom**2, width, gain=self.gain)
         self.labels = None if config.num_classes is None else LabelMapping(config, width)
@@ -179,6 +178,7 @@ class LabelMapping(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         weight, bias = self.embedding.effective()
+        assert bias is not None
         x = unit_rms(F.embedding(labels, weight.t()) + bias)
         for layer in self.layers:
             x = activated(layer(x))

@@ -165,7 +165,7 @@ class StyleGenerator(nn.Module):
             return ws
         layers = torch.arange(self.num_ws, device=w.device)
         limit = cutoff[:, None] if isinstance(cutoff, Tensor) else cutoff
-        return torch.where((layers < limit).expand(len(w), -1)[..., None], ws, w[:, None])
+        return torch.where((layers < limit).expand(w.shape[0], -1)[..., None], ws, w[:, None])
 
     def forward(self, z: Tensor, labels: Tensor | None = None, level: Tensor | None = None) -> Tensor:
         """Images without truncation, with the fixed noise. level: not looked at; BigGAN's generators have it."""

@@ -116,7 +116,7 @@ class StyleSynthesis(nn.Module):
     def first(self, ws: Tensor) -> Tensor:
         """What the first layer sees, [B, widths[0], bottom, bottom]."""
         if self.const is not None:
-            return self.const.expand(len(ws), -1, -1, -1)
+            return self.const.expand(ws.shape[0], -1, -1, -1)
         assert self.dense is not None
         config = self.config
         x: Tensor = self.dense(ws[:, 0])

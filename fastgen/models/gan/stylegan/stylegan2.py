@@ -138,7 +138,7 @@ class Style2Synthesis(nn.Module):
 
     def forward(self, ws: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """noise: an image for each layer; None: no noise."""
-        x, image = self.const.expand(len(ws), -1, -1, -1), None
+        x, image = self.const.expand(ws.shape[0], -1, -1, -1), None
         for i, layer in enumerate(self.layers):
             x = layer(x, ws[:, i], None if noise is None else noise[i])
             if i % 2 == 0:
