@@ -146,7 +146,7 @@ class _Dict(dict):
         pass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Object:
     """A network or layer: the name of its class, and its attributes."""
 
@@ -234,6 +234,7 @@ NAMES: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
     ("collections", "OrderedDict"): _Function(lambda *items: dict(*items)),
     ("builtins", "set"): _Function(lambda *items: set(*items)),
+    ("__builtin__", "set"): _Function(lambda *items: set(*items)),
     ("builtins", "slice"): _Function(_opaque),
     ("torch", "Size"): _Function(lambda *sizes: tuple(*sizes)),
     ("torch", "device"): _Function(_opaque),

@@ -177,6 +177,8 @@ def _generator(node: Node, state: State, options: NVlabsOptions, report: Report)
         tensors["w_mean"] = state.take("mapping.w_avg", w_dim)
     else:
         raise ConfigError("has no w_avg, the mean of w (w_avg_beta = None)", argument=where)
+    # A layer that does not upsample has a filter, too, and does not use it.
+    state.drop(*(f"synthesis.b{side}.conv1.resample_filter" for side in sides))
     filters = [name for name in state.left if name.endswith(".resample_filter")]
     taps = [taps_of(state.take(name), f"{where}: {name}") for name in filters]
     clamp = same([_clamp(layer, where) for layer in (*convs, *rgbs)], "conv_clamp", where)

@@ -266,19 +266,19 @@ class StyleGANEngine(GANEngine):
         """Styles whose images come close to `x` float [n, C, H, W] in [-1, 1], by gradient descent.
 
         steps: of Adam, 1 to 100,000. space: "w", one style for all layers, which stays near what the generator draws;
-        "w+", a style for each layer, which comes closer. labels: of a class-conditional generator, where the search
-        begins. seed: of the candidates for that. noise_mode: "const" or "none". progress: called before each step with
-        its number and losses [n]. The method: ``fastgen.engines.gan.projection``. The reference network runs, in
-        float32.
+        "w+", a style for each layer, which comes closer. labels: of a class-conditional generator, of what class the
+        search begins; None: of all classes. seed: of the candidates for that. noise_mode: "const" or "none". progress:
+        called before each step with its number and losses [n]. The method: ``fastgen.engines.gan.projection``. The
+        reference network runs, in float32.
 
         Raises ConfigError.
         """
         x = self._floats("x", x, self.shape)
         options = ProjectionOptions(steps, space, seed, learning_rate, checked_noise(noise_mode))
         options.check()
-        labels = self._labels(len(x), labels, self.classes)
+        given = None if labels is None else self._labels(len(x), labels, self.classes)
         with self._working():
-            return projected(self, x, labels, options, progress)
+            return projected(self, x, given[0] if given else None, options, progress)
 
     def verbs(self) -> dict[str, Verb]:
         """sample, sample_random, sample_none, mapping, synthesis and, with a discriminator, score."""
