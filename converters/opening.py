@@ -5,8 +5,10 @@ Nothing of a pickle is executed, and what its tensors claim is compared with wha
 
 from __future__ import annotations
 
+import argparse
 import math
 import pickle
+import threading
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -31,6 +33,9 @@ SAFETENSORS_NAMES = {
     torch.int32: "I32",
     torch.uint8: "U8",
 }
+# What training scripts save beside weights, and holds values and nothing else: their arguments.
+CONTAINERS = [argparse.Namespace]
+_CONTAINERS_LOCK = threading.Lock()  # the list of what is let through is the process's
 TYPES = {name: kind for kind, name in SAFETENSORS_NAMES.items()}
 
 Opened = tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor], dict[str, torch.dtype]]
@@ -83,7 +88,10 @@ def open_bin(path: Path) -> tuple[list[tuple[str, Opened]], list[str]]:
     """
     try:
         # Files of torch before 1.6 are no zip archives and cannot be mapped.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+        with _CONTAINERS_LOCK, torch.serialization.safe_globals(CONTAINERS):
+            state = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
+            )
     except Exception as error:  # the unpickler raises any type of error for a file that is no pickle
         raise _refusal(path, error) from error
     opened = [

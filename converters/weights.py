@@ -138,6 +138,19 @@ def open_weights(
     return chosen.renamed()
 
 
+def at_the_top(found: Found, names: Sequence[str]) -> dict[str, Tensor]:
+    """Those of the tensors that stand at the top of a file of torch.save, under no key. Raises CheckpointError."""
+    held: dict[str, Tensor] = {}
+    for path in found.files if names else ():
+        if path.suffix == ".safetensors":
+            continue
+        for keys, (shapes, get, _) in open_bin(path)[0]:
+            if not keys:
+                held |= {name: get(name) for name in names if name in shapes}
+        check_extent(path, held)
+    return held
+
+
 def hold(found: Found, recognises: Recognises) -> bool:
     """Whether there are tensors in `found` with names that `recognises` knows. Raises CheckpointError."""
     return holds(_open_all(found)[0], recognises)

@@ -26,7 +26,9 @@ MAX_DICTS = 1000
 MAX_PREFIX = 6  # names between dots, as in module._orig_mod.flow.
 # What torch.compile, FSDP and activation checkpointing put into names, wherever the module that they wrap is.
 INSERTED = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-AVERAGED = re.compile(r"(?:^|[^a-z])ema(?:$|[^a-z])|averaged|shadow|(?:^|[^a-z])swa(?:$|[^a-z])")
+AVERAGED = re.compile(
+    r"(?:^|[^a-z])ema(?:$|[^a-z])|averaged|shadow|(?:^|[^a-z])swa(?:$|[^a-z])|(?:^|\.)g_running(?:$|\.)"
+)
 MOST = 8  # names in a message
 MAX_SHOWN = 80  # characters of each
 

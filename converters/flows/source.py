@@ -56,6 +56,7 @@ class Source:
     read(state, options, report): the flow; it takes every tensor. facts(module, where): of a live module, ConfigError
     for what is not supported; None where the project has no package of that name and modules are told by their names.
     beside(path): options that a configuration beside the weights says.
+    beside_weights: names of tensors at the top of a file, beside the state dict, that belong to the model all the same.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Source:
     family: str = "flow"
     part: str = "flow"
     beside: Callable[[Path], Mapping[str, Any]] | None = None
+    beside_weights: tuple[str, ...] = ()
 
 
 def converter(source: Source) -> Converter:
@@ -88,21 +90,24 @@ def converter(source: Source) -> Converter:
         if path.is_dir():
             report.ignored.extend(weights.beside(found) + weights.training(path))
         values = {name: tensors.get(name) for name in tensors.shapes}
+        values |= {
+            n: t for n, t in weights.at_the_top(found, source.beside_weights).items() if n not in values
+        }
         origin = {"weights": [file.name for file in found.files], "sha256": weights.sha256(found)}
         if variant is not None:
             origin["variant"] = variant
         known = {} if source.beside is None else source.beside(path)
-        return _convert(source, values, tensors.where, assume or {}, known, report, origin)
+        return convert(source, values, tensors.where, assume or {}, known, report, origin)
 
     def read_module(model: nn.Module, assume: Mapping[str, Any]) -> Converted:
         where = f"{type(model).__module__}.{type(model).__qualname__}"
         report = Report()
         if source.facts is None:
             tensors = of_module(model.state_dict(), source.recognises, where, report)
-            return _convert(source, tensors, where, assume, {}, report, {"class": where})
+            return convert(source, tensors, where, assume, {}, report, {"class": where})
         facts = source.facts(model, where)
         report.ignored.extend(facts.without)
-        return _convert(source, facts.tensors, where, assume, facts.options, report, {"class": where})
+        return convert(source, facts.tensors, where, assume, facts.options, report, {"class": where})
 
     return Converter(
         name=source.name,
@@ -115,7 +120,7 @@ def converter(source: Source) -> Converter:
     )
 
 
-def _convert(
+def convert(
     source: Source,
     tensors: Mapping[str, Tensor],
     where: str,
@@ -124,7 +129,9 @@ def _convert(
     report: Report,
     origin: Mapping[str, Any],
 ) -> Converted:
-    """known: options that the module itself says; assume: those that the user says."""
+    """What `source` makes of tensors by their names there. known: options that the module itself says; assume: those
+    that the user says. origin: for the provenance. Raises CheckpointError, ConfigError.
+    """
     report.title = f"{where}: {_noun(source.part)} of {source.name} -> fastgen"
     from_dict(source.options, assume, "assume")
     for name in sorted(set(assume) & set(known)):

@@ -45,7 +45,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="w: one style for all layers (default); w+: a style for each, which comes closer to any picture",
     )
     parser.add_argument(
-        "--label", help="the class, name or number, of all pictures, of a model that knows classes"
+        "--label",
+        help="the class, name or number, of all pictures, of a model that knows classes (default: of any class)",
     )
     parser.add_argument("--learning-rate", type=float, default=RATE, help=f"of Adam (default {RATE})")
     parser.add_argument("--noise-mode", choices=("const", "none"), default="const", help="(default const)")
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         check_free([args.styles], args.overwrite)
     engine = load_engine(args, "gan")
     check_style_based(engine, args.model)
-    label = chosen_label(engine, args.label)
+    label = None if args.label is None else chosen_label(engine, args.label)
     x = torch.cat([picture(path, engine.shape) for path in args.inputs])
     silent = args.quiet or args.json or not sys.stderr.isatty()
     started = time.perf_counter()

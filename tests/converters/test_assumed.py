@@ -17,6 +17,7 @@ from fastgen.converters.diffusers.rules import RULES
 from fastgen.converters.flows import nflows, rosinality, uva, zuko
 from fastgen.converters.flows.assumed import Assumed, Table
 from fastgen.converters.flows.normflows import options as normflows
+from fastgen.converters.gans import nvlabs, stylegan, stylegan2
 from fastgen.diffusion import SOLVERS
 from fastgen.diffusion.processes import process_from_config
 
@@ -27,6 +28,7 @@ TABLES: dict[str, Table] = {
     "normflows' scale_map": normflows.SCALE_MAPS,
     "nflows": nflows.ASSUMED,
     "zuko": zuko.ASSUMED,
+    "style-based-gan-pytorch": {"eps": stylegan.ASSUMED["eps"]},
 }
 PACKAGED = [(source, name) for source, table in TABLES.items() for name in table]
 # Options that no class of theirs has: what a file could say, and does not, or that must be given.
@@ -36,6 +38,9 @@ OWN = {
     zuko.ZukoOptions: set(),
     rosinality.RosinalityOptions: {"img_size"},
     uva.UvaOptions: set(),
+    stylegan.StyleGANOptions: {"size"},
+    stylegan2.StyleGAN2Options: set(),
+    nvlabs.NVlabsOptions: set(),
 }
 ASSUMED = {
     normflows.NormflowsOptions: normflows.ASSUMED,
@@ -43,6 +48,9 @@ ASSUMED = {
     zuko.ZukoOptions: zuko.ASSUMED,
     rosinality.RosinalityOptions: rosinality.ASSUMED,
     uva.UvaOptions: uva.ASSUMED,
+    stylegan.StyleGANOptions: stylegan.ASSUMED,
+    stylegan2.StyleGAN2Options: stylegan2.ASSUMED,
+    nvlabs.NVlabsOptions: nvlabs.ASSUMED,
 }
 
 
@@ -115,6 +123,12 @@ def test_projects_that_are_no_packages() -> None:
     assert rosinality.RosinalityOptions().img_size == 0
     # UvA deep learning tutorial 11: class Dequantization: def __init__(self, alpha=1e-5, quants=256)
     assert (uva.UvaOptions().alpha, uva.UvaOptions().quants) == (1e-5, 256)
+    # rosinality/style-based-gan-pytorch, generate.py: for i in range(10): ... torch.randn(1024, 512)
+    assert stylegan.StyleGANOptions().mean_samples == 10240
+    # rosinality/stylegan2-pytorch, model.py: class Generator: lr_mlp=0.01; generate.py: --truncation_mean default 4096
+    assert (stylegan2.StyleGAN2Options().lr_mlp, stylegan2.StyleGAN2Options().truncation_mean) == (0.01, 4096)
+    # NVlabs/stylegan2-ada-pytorch, training/networks.py: (w.square().sum(dim=[2,3,4]) + 1e-8).rsqrt()
+    assert nvlabs.NVlabsOptions().eps == 1e-8
 
 
 @pytest.mark.parametrize("options", OWN, ids=lambda kind: kind.__name__)

@@ -331,12 +331,28 @@ def test_tensors_of_another_configuration_are_shown_beside_each_other(unet: Path
 
 
 def test_a_checkpoint_with_objects_names_their_classes(tmp_path: Path) -> None:
-    import argparse
+    from types import SimpleNamespace
 
     path = tmp_path / "glow.pt"
-    torch.save({"state_dict": rosinality(), "hyper_parameters": argparse.Namespace(lr=1)}, path)
-    with refused(CheckpointError, path, "argparse.Namespace"):
+    torch.save({"state_dict": rosinality(), "hyper_parameters": SimpleNamespace(lr=1)}, path)
+    with refused(CheckpointError, path, "types.SimpleNamespace"):
         fastgen.load(path)
+
+
+def test_arguments_of_a_script_are_let_through(tmp_path: Path) -> None:
+    """argparse.Namespace holds values and nothing else; what is within it is looked at as everywhere."""
+    import argparse
+    from types import SimpleNamespace
+
+    before = torch.serialization.get_safe_globals()
+    path = tmp_path / "glow.pt"
+    torch.save({"state_dict": rosinality(), "args": argparse.Namespace(lr=1)}, path)
+    with refused(ConfigError, path, "img_size"):  # it goes on to what the weights do not say
+        fastgen.load(path)
+    torch.save({"state_dict": rosinality(), "args": argparse.Namespace(inner=SimpleNamespace())}, path)
+    with refused(CheckpointError, path, "types.SimpleNamespace"):
+        fastgen.load(path)
+    assert torch.serialization.get_safe_globals() == before
 
 
 class Wrapper(nn.Module):

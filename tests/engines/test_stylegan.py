@@ -257,6 +257,13 @@ def test_projection_of_what_no_style_draws() -> None:
     assert not any(parameter.requires_grad for parameter in engine.generator.parameters())
 
 
+def test_projection_without_labels_begins_at_any_class() -> None:
+    engine = make("stylegan2, of labels")
+    x = engine.sample(2, seed=900, labels=[4, 2])
+    found = engine.project(x, steps=60)
+    assert bool((found.loss.cpu() < found.losses[0] / 10).all())
+
+
 def test_distance_lets_values_beyond_white_and_black_be() -> None:
     target = torch.tensor([[[[1.0, -1.0], [0.5, 1.0]]]])
     x = torch.tensor([[[[1.7, -3.0], [0.0, -1.0]]]])

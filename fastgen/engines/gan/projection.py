@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .style import StyleGANEngine
 
 CANDIDATES = 256  # w's among which the descent begins
+TOGETHER = 32  # of them at a time in memory
 RISE, FALL = 0.05, 0.25  # shares of the steps in which the learning rate rises, and falls
 NOISE, NOISY = (
     0.05,
@@ -111,18 +112,28 @@ def distance(x: Tensor, target: Tensor) -> Tensor:
 def projected(
     engine: StyleGANEngine,
     x: Tensor,
-    labels: tuple[Tensor, ...],
+    labels: Tensor | None,
     options: ProjectionOptions,
     progress: Callable[[int, Tensor], None] | None,
 ) -> Projection:
-    """As ``StyleGANEngine.project``, for which the engine works already. x: float32 on its device."""
+    """As ``StyleGANEngine.project``, for which the engine works already. x: float32 [n, C, H, W], labels: int64 [n] or
+    None, on its device.
+    """
     with torch.inference_mode(False):
         generator: Any = copy.deepcopy(engine.generator).float().requires_grad_(False)
         x = x.clone()  # of inference mode it could not be looked at by autograd
         noise = fixed_noise(generator, options.noise_mode)
+        most = engine.batches.micro_batch
         parts = [
-            _descend(generator, noise, *part, options, progress)
-            for part in _batches(x, labels, engine.batches.micro_batch)
+            _descend(
+                generator,
+                noise,
+                part,
+                None if labels is None else labels[i * most :][:most],
+                options,
+                progress,
+            )
+            for i, part in enumerate(x.split(most))
         ]
     return Projection(
         torch.cat([part.ws for part in parts]),
@@ -133,15 +144,11 @@ def projected(
     )
 
 
-def _batches(x: Tensor, labels: tuple[Tensor, ...], most: int) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
-    return [(part, tuple(v[i * most :][:most] for v in labels)) for i, part in enumerate(x.split(most))]
-
-
 def _descend(
     generator: Any,
     noise: list[Tensor] | None,
     x: Tensor,
-    labels: tuple[Tensor, ...],
+    labels: Tensor | None,
     options: ProjectionOptions,
     progress: Callable[[int, Tensor], None] | None,
 ) -> Projection:
@@ -187,29 +194,26 @@ def _descend(
 
 @torch.no_grad()
 def _begin(
-    generator: Any, noise: list[Tensor] | None, x: Tensor, labels: tuple[Tensor, ...], seed: int
+    generator: Any, noise: list[Tensor] | None, x: Tensor, labels: Tensor | None, seed: int
 ) -> tuple[Tensor, tuple[int | None, ...], float]:
     """For each of x the w [n, w_dim] of the least distance, the seed that it is of (None: the mean), w's deviation."""
     numbers = tuple((seed + i) % (1 << 64) for i in range(CANDIDATES))
-    drawn = seed_tensor(numbers, x.device)
-    z = normals(drawn, 0, "initial", (generator.config.latent,))
-    w = best = torch.empty(0)
-    starts, seeds = [], []
+    z = normals(seed_tensor(numbers, x.device), 0, "initial", (generator.config.latent,))
+    classes, starts, seeds = generator.config.num_classes, [], []
     for i in range(len(x)):
-        if i == 0 or labels:
-            given = (labels[0][i].expand(CANDIDATES),) if labels else (None,)
-            w = generator.mapping(z, *given)
+        if i == 0 or labels is not None:
+            of = None if classes is None else torch.arange(CANDIDATES, device=x.device) % classes
+            of = of if labels is None else labels[i].expand(CANDIDATES)
+            w = generator.mapping(z, of)
             deviation = float(w.std(dim=0, correction=0).square().mean().sqrt())
-            middle = w.mean(0, keepdim=True) if labels else generator.w_mean[None]
+            middle = generator.w_mean[None] if labels is None else w.mean(0, keepdim=True)
             w = torch.cat([middle, w])
-            images = torch.cat(
-                [
-                    generator.synthesis(part[:, None].expand(-1, generator.num_ws, -1), noise)
-                    for part in w.split(32)
-                ]
-            )
-        best = torch.cat([distance(part, x[i : i + 1].expand_as(part)) for part in images.split(32)])
-        chosen = int(best.nan_to_num(nan=math.inf).argmin())
+            parts = [
+                generator.synthesis(part[:, None].expand(-1, generator.num_ws, -1), noise)
+                for part in w.split(TOGETHER)
+            ]
+        far = torch.cat([distance(part, x[i : i + 1].expand_as(part)) for part in parts])
+        chosen = int(far.nan_to_num(nan=math.inf).argmin())
         starts.append(w[chosen])
         seeds.append(None if chosen == 0 else numbers[chosen - 1])
     return torch.stack(starts), tuple(seeds), deviation

@@ -98,7 +98,11 @@ class StyleGANEngine(GANEngine):
     def draw(self, request: StyleGANRequest, *, output_type: str = "pt") -> Tensor | np.ndarray | list:  # type: ignore[override]
         """As `sample`, of what `request` returned."""
         to_output(None, output_type)
-        (x,) = self.call(SAMPLES[request.noise_mode], *self.tensors(request))
+        if request.truncation_cutoff is None:
+            (x,) = self.call(SAMPLES[request.noise_mode], *self.tensors(request))
+        else:  # where all layers have one style the twins need one product for all of them
+            noise = self._noise_of(request.noise_mode, request.seeds, len(request.seeds))
+            x = self._synthesis(self._ws(request), noise)
         return self._shown(x, request.seeds, output_type)
 
     def mapping(self, z: Tensor, *, labels: Any = None) -> Tensor:
@@ -262,19 +266,19 @@ class StyleGANEngine(GANEngine):
         """Styles whose images come close to `x` float [n, C, H, W] in [-1, 1], by gradient descent.
 
         steps: of Adam, 1 to 100,000. space: "w", one style for all layers, which stays near what the generator draws;
-        "w+", a style for each layer, which comes closer. labels: of a class-conditional generator, where the search
-        begins. seed: of the candidates for that. noise_mode: "const" or "none". progress: called before each step with
-        its number and losses [n]. The method: ``fastgen.engines.gan.projection``. The reference network runs, in
-        float32.
+        "w+", a style for each layer, which comes closer. labels: of a class-conditional generator, of what class the
+        search begins; None: of all classes. seed: of the candidates for that. noise_mode: "const" or "none". progress:
+        called before each step with its number and losses [n]. The method: ``fastgen.engines.gan.projection``. The
+        reference network runs, in float32.
 
         Raises ConfigError.
         """
         x = self._floats("x", x, self.shape)
         options = ProjectionOptions(steps, space, seed, learning_rate, checked_noise(noise_mode))
         options.check()
-        labels = self._labels(len(x), labels, self.classes)
+        given = None if labels is None else self._labels(len(x), labels, self.classes)
         with self._working():
-            return projected(self, x, labels, options, progress)
+            return projected(self, x, given[0] if given else None, options, progress)
 
     def verbs(self) -> dict[str, Verb]:
         """sample, sample_random, sample_none, mapping, synthesis and, with a discriminator, score."""
@@ -285,26 +289,19 @@ class StyleGANEngine(GANEngine):
         return resolve(self.settings, self.classes, self.styles, n=n, **arguments)
 
     def tensors(self, request: StyleGANRequest) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """The arguments of the verbs "sample" for a request."""
+        """The arguments of the verbs "sample" for a request, but for its cutoff."""
         self._check_alive()  # before the first tensor on the device
         return (
             seed_tensor(request.seeds, self.device),
-            *self._options(request.psis, request.truncation_cutoff),
+            torch.tensor(request.psis, device=self.device, dtype=torch.float64),
             *self._labels(len(request.seeds), request.labels, self.classes),
-        )
-
-    def _options(self, psis: Sequence[float], cutoff: int | None) -> tuple[Tensor, Tensor]:
-        last = self.styles if cutoff is None else cutoff
-        return (
-            torch.tensor(psis, device=self.device, dtype=torch.float64),
-            torch.full((len(psis),), last, device=self.device, dtype=torch.int64),
         )
 
     def _truncate(self, w: Tensor, psi: float | tuple[float, ...], cutoff: int | None) -> Tensor:
         """ws, of arguments that are checked."""
-        psis = psi if isinstance(psi, tuple) else (psi,) * len(w)
+        psis = torch.tensor(psi, device=self.device, dtype=torch.float64).expand(len(w))
         with torch.no_grad():
-            found: Tensor = self.generator.truncate(w, *self._options(psis, cutoff))
+            found: Tensor = self.generator.truncate(w, psis, cutoff)
         return found.contiguous()
 
     def _ws(self, request: StyleGANRequest) -> Tensor:

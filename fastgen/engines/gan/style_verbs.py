@@ -19,7 +19,6 @@ from .verbs import GANVerbs, dtype_of
 if TYPE_CHECKING:
     from .style import StyleGANEngine
 
-OPTIONS = ("psi", "cutoff")  # float64 and int64, of a request, for each sample
 # The verb that draws samples, by noise mode: which noise is added does not change while a graph is replayed.
 SAMPLES = {mode: "sample" if mode == "const" else f"sample_{mode}" for mode in NOISE_MODES}
 
@@ -49,7 +48,7 @@ class StyleVerbs(GANVerbs):
     def _sampling(self, mode: str) -> Verb:
         return Verb(
             SAMPLES[mode],
-            ("seeds", *OPTIONS, *self.labels),
+            ("seeds", "psi", *self.labels),
             ("x",),
             partial(self.sample_with, mode),
             partial(self._sample_with, mode),
@@ -60,10 +59,10 @@ class StyleVerbs(GANVerbs):
 
     # Fast.
 
-    def sample_with(self, mode: str, seeds: Tensor, psi: Tensor, cutoff: Tensor, *labels: Tensor) -> Tensors:
-        """(x,) of seeds int64 [B]."""
+    def sample_with(self, mode: str, seeds: Tensor, psi: Tensor, *labels: Tensor) -> Tensors:
+        """(x,) of seeds int64 [B]; psi: float64 [B], of all styles."""
         (w,) = self.mapping(self.noise(seeds), *labels)
-        ws = self.engine.generator.truncate(w, psi, cutoff)
+        ws = self.engine.generator.truncate(w, psi)
         return (self._images(ws, self.noise_of(mode, seeds)),)
 
     def mapping(self, z: Tensor, *labels: Tensor) -> Tensors:
@@ -78,7 +77,9 @@ class StyleVerbs(GANVerbs):
     def _images(self, ws: Tensor, noise: Sequence[Tensor] | None) -> Tensor:
         dtype = self.engine.dtype
         given = None if noise is None else [n.to(dtype) for n in noise]
-        x: Tensor = self.engine.fused["generator"].synthesis(ws.to(dtype), given)
+        # One style that is seen by all layers stays one: the twins then need one product for all of them.
+        styles = ws[:, :1].to(dtype).expand_as(ws) if ws.stride(1) == 0 else ws.to(dtype)
+        x: Tensor = self.engine.fused["generator"].synthesis(styles, given)
         return x.float()
 
     # Reference.
@@ -89,7 +90,6 @@ class StyleVerbs(GANVerbs):
         networks: nn.ModuleDict,
         seeds: Tensor,
         psi: Tensor,
-        cutoff: Tensor,
         *labels: Tensor,
         noise: Tensor,
     ) -> Tensors:
@@ -97,7 +97,7 @@ class StyleVerbs(GANVerbs):
         z, *drawn = self._split(noise)
         w = generator.mapping(z.to(dtype_of(generator)), *(labels or (None,)))
         added = [n.to(w.dtype) for n in drawn] if mode == "random" else fixed_noise(generator, mode)
-        return (generator.synthesis(generator.truncate(w, psi, cutoff), added),)
+        return (generator.synthesis(generator.truncate(w, psi), added),)
 
     def _mapping(self, networks: nn.ModuleDict, z: Tensor, *labels: Tensor) -> Tensors:
         generator: Any = networks["generator"]
@@ -136,21 +136,21 @@ class StyleVerbs(GANVerbs):
     # Random trials.
 
     def _trial_z(self, batch: int, generator: torch.Generator) -> Tensors:
-        seeds, _, _, *labels = self.trial_seeds(batch, generator)
+        seeds, _, *labels = self.trial_seeds(batch, generator)
         return (self.noise(seeds), *labels)
 
     def _trial_ws(self, batch: int, generator: torch.Generator) -> Tensors:
         """Of each sample the styles of two, crossed in the middle, and noise of its own."""
-        seeds, psi, cutoff, *labels = self.trial_seeds(batch, generator)
+        seeds, psi, *labels = self.trial_seeds(batch, generator)
         (w,) = self.mapping(self.noise(seeds), *labels)
-        ws = self.engine.generator.truncate(w, psi, cutoff)
+        ws = self.engine.generator.truncate(w, psi)
         half = ws.shape[1] // 2
         mixed = torch.cat([ws[:, :half], ws.roll(1, 0)[:, half:]], dim=1)
         return (mixed, *self.layer_noise(seeds))
 
     def _trial_x(self, batch: int, generator: torch.Generator) -> Tensors:
         given = self.trial_seeds(batch, generator)
-        return (*self.sample_with("const", *given), *(given[3:] if self.engine.judges_labels else ()))
+        return (*self.sample_with("const", *given), *(given[2:] if self.engine.judges_labels else ()))
 
 
 def fixed_noise(generator: Any, mode: str) -> list[Tensor] | None:
