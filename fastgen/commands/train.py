@@ -50,8 +50,8 @@ DATA_FLAGS = (
     Flag(
         "--data",
         {
-            "help": "image folder, IDX or NPZ file, or `digits` (scikit-learn's); for models of rows a table (CSV, NPY or "
-            "NPZ), `two-moons` or `mixture6`"
+            "help": "image folder, IDX or NPZ file, or `digits` (scikit-learn's); for models of rows a table (CSV, NPY "
+            "or NPZ), `two-moons` or `mixture6`"
         },
     ),
     Flag("--labels", {"help": "IDX file of labels, where it does not lie beside the images"}),

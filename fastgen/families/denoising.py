@@ -159,7 +159,8 @@ def _check(flags: dict[str, Any], process: str, prediction: str) -> None:
     if process == "ddpm":
         possible: tuple[str, ...] = PREDICTION_TYPES
     else:
-        possible = CONTINUOUS[PROCESSES[process] or ""]().prediction_types
+        kind: Any = CONTINUOUS[PROCESSES[process] or ""]
+        possible = kind().prediction_types
     if process == "edm":
         # D itself would be told sigma, and given x, unscaled: what the preconditioning is there to spare a network.
         possible = tuple(name for name in possible if name != "sample")
