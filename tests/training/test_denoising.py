@@ -397,3 +397,14 @@ def test_noise_levels_follow_the_data() -> None:
     assert ve.schedule["sigma_max"] == pytest.approx(8**0.5, rel=1e-3)
     with refused(DataError, "data"):
         measured(Arrays(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), None), None, "data")
+
+
+def test_an_epsilon_keeps_some_signal_to_the_end() -> None:
+    """On the cosine schedule its x_0 would be its own error over 5e-5, and samples that are not clipped run away."""
+
+    def schedule(**flags: Any) -> Any:
+        return denoising.chosen(Namespace(**flags), rows(), None, "rows").schedule["beta_schedule"]
+
+    assert schedule() == "squaredcos_cap_v2"
+    assert schedule(prediction_type="epsilon") == "linear"
+    assert schedule(prediction_type="epsilon", beta_schedule="squaredcos_cap_v2") == "squaredcos_cap_v2"

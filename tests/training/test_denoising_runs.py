@@ -158,7 +158,7 @@ def test_engines_of_rows_are_verified() -> None:
     network = perceptron(num_class_embeds=3, learned_variance=True)
     engine = engine_of(network, num_classes=2, null_class=2, variance="learned_range")
     report = engine.verify()
-    assert report.ok, str(report)
+    assert report.passed, str(report)
     assert engine.sample(labels=[0, 1], seed=0, guidance_scale=2.0).shape == (2, 3)
 
 
