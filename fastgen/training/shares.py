@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
+from ..models.translate.pool import ImagePool
 from .batch import Batch
 from .distributed import Processes
 from .objective import Objective, Share, Step
@@ -34,9 +35,11 @@ def check_shares(
             argument="batch_size",
         )
     why = str(getattr(objective, "whole_batch", ""))
-    norms = [name for name, m in networks.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if norms:
-        why = f"{norms[0]} normalises by the statistics of a whole batch"
+    for name, module in networks.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            why = why or f"{name} normalises by the statistics of a whole batch"
+        elif isinstance(module, ImagePool):
+            why = why or f"{name} keeps images of whole batches"
     if why:
         raise ConfigError(f"{why}: train with one process, and without --accumulate", argument="batch_size")
 

@@ -30,8 +30,10 @@ class Given:
 def check_images(name: str, images: Any, shape: Sequence[int], value_range: Range | None) -> Tensor:
     """float32 [n, C, H, W] of images float [n, C, H, W], or [C, H, W] for one, with values in the range.
 
-    Raises ConfigError about the argument `name`.
+    Raises ConfigError about the argument `name`, also for a model of rows.
     """
+    if len(shape) != 3:
+        raise ConfigError("this model draws rows of numbers, not images", argument=name)
     found = check_floats(name, images, shape)
     check_range(name, found, value_range)
     return found

@@ -24,21 +24,20 @@ def noised_request(
     """What ``engine.sample(n, noise=noise, step_noise=step_noise, **arguments)`` draws. Raises ConfigError."""
     # A run that begins later has its state in the noise, and one by seeds alone is refused.
     resolve = engine.request if noise is None else engine.resolved
-    several = isinstance(noise, Tensor) and noise.dim() == 4 and len(noise) > 1
+    several = isinstance(noise, Tensor) and noise.dim() == 1 + len(engine.shape) and len(noise) > 1
     request = resolve(len(noise) if n is None and several else n, **arguments)
     if noise is None and step_noise is None:
         return request
-    return _with_noise(request, noise, step_noise, engine.shape, engine.device)
+    return _with_noise(request, noise, step_noise, engine)
 
 
-def _with_noise(
-    request: Request, noise: Any, step_noise: Any, shape: Sequence[int], device: torch.device
-) -> Request:
-    count = len(request.seeds)
+def _with_noise(request: Request, noise: Any, step_noise: Any, engine: DiffusionEngine) -> Request:
+    count, shape, state, device = len(request.seeds), engine.shape, engine.state_shape, engine.device
     initial: Sequence[Tensor | None] = [None] * count
     added: Sequence[Tensor | None] = [None] * count
     if noise is not None:
-        initial = list(per_sample(check_floats("noise", noise, shape), count, "noise").to(device))
+        checked = check_floats("noise", noise, shape).unflatten(-1, state[-len(shape) :] if False else (-1,))
+        initial = list(per_sample(checked, count, "noise").to(device))
     if step_noise is not None:
         rows = set(request.evaluations())
         if len(rows) > 1:
