@@ -207,7 +207,7 @@ def test_the_distance_tells_samples_of_the_mixture_from_others() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["DDPM, epsilon, learned variance", "VE, score", "EDM", "flow, velocity"])
 def test_what_an_objective_learns(tmp_path: Path, name: str) -> None:
-    """In 400 of the figure's 800 steps: every mode, three quarters of the samples near one."""
+    """In 400 of the figure's 600 steps: every mode, three quarters of the samples near one."""
     x = torch.as_tensor(train(tmp_path, OBJECTIVES[name], 400).sample(2000, seed=0))
     modes, near = covered(x)
     assert modes == MODES
