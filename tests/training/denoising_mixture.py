@@ -3,7 +3,7 @@ defaults.
 
     python -m tests.training.denoising_mixture
 
-trains all of them (about 15 seconds each on an idle core), prints what each has learned, and draws
+trains all of them (600 steps each), prints what each has learned, and draws
 ``docs/images/denoising-mixture.png``.
 """
 

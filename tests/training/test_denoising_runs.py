@@ -21,7 +21,7 @@ from fastgen.training.loop import LOSS_FILE
 from fastgen.training.run import STATE_FILE
 from tests.refusals import names, refused
 
-from .denoising_mixture import OBJECTIVES, covered, distance, train, truth
+from .denoising_mixture import covered, distance, learned, truth
 from .mixture import MODES
 from .test_train import interrupt_in_step, sigint
 
@@ -206,10 +206,10 @@ def test_the_distance_tells_samples_of_the_mixture_from_others() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["DDPM, epsilon, learned variance", "VE, score", "EDM", "flow, velocity"])
-def test_what_an_objective_learns(tmp_path: Path, name: str) -> None:
-    """In 400 of the figure's 800 steps: every mode, three quarters of the samples near one."""
-    x = torch.as_tensor(train(tmp_path, OBJECTIVES[name], 400).sample(2000, seed=0))
+def test_what_an_objective_learns(name: str) -> None:
+    """As in the figure: every mode, most samples near one. Of others' arithmetic another run, not another result."""
+    x = learned(name)
     modes, near = covered(x)
     assert modes == MODES
-    assert near > 0.75
+    assert near > 0.8
     assert distance(x) < 0.13
