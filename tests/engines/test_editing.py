@@ -462,3 +462,25 @@ def test_wrong_noises_are_named() -> None:
             colours.colourise(torch.zeros(1, 4, 6), weights)
     with refused(ConfigError, "grey", "[1, 3, 4, 6]"):
         colours.colourise(torch.zeros(1, 3, 4, 6))
+
+
+def test_noise_made_within_the_step_as_on_a_gpu() -> None:
+    """There nothing is made ahead: the step makes its noise, that of known pixels, and takes in what was given."""
+    given, mask = images(), torch.zeros(SHAPE[1:], dtype=torch.bool)
+    mask[2:] = True
+    each = torch.stack([normals(SEEDS, i, "step", SHAPE) for i in range(5)], 1)
+    found = []
+    for ahead in (True, False):
+        engine = engine_of()
+        if not ahead:
+            engine.loop.noise = engine.loop.known_noise = None
+        found.append(
+            [
+                engine.inpaint(given, mask, method="replace", seeds=SEEDS, solver="ddpm", steps=5),
+                engine.inpaint(given, mask, method="replace", seeds=SEEDS, solver="dpm++2m", steps=5),
+                engine.sample(seed=1, noise=given, step_noise=each, solver="ddpm", steps=5),
+                engine.sample(seeds=[1, 2], solver="dpm++sde", steps=3, step_noise=each[:2]),
+            ]
+        )
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
