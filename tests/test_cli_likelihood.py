@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import fastgen
 from fastgen.checkpoint import save
@@ -24,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Ten classes of 8x8 grey images, random weights."""
     folder = tmp_path_factory.mktemp("likelihood") / "model"
     config = unet_config(num_class_embeds=11)
-    save(folder, spec(config), {"unet": network(config)})
+    save(folder, spec(config), nn.ModuleDict({"unet": network(config)}).state_dict())
     return str(folder)
 
 
@@ -106,7 +107,7 @@ def test_what_is_refused(
 
 def test_unlabelled_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = unet_config(num_class_embeds=None)
-    save(tmp_path / "m", spec(config), {"unet": network(config)})
+    save(tmp_path / "m", spec(config), nn.ModuleDict({"unet": network(config)}).state_dict())
     assert main(call(str(tmp_path / "m"), "--method", "bound", "--timesteps", "2", "--json")) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["given"], report["kind"], report["count"]) == (None, "bound", 18)

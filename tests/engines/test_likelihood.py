@@ -359,7 +359,7 @@ def test_labels(tmp_path: Any) -> None:
     net = network(config)
     from fastgen.checkpoint import save
 
-    save(tmp_path, spec(config), {"unet": net})
+    save(tmp_path, spec(config), nn.ModuleDict({"unet": net}).state_dict())
     engine = fastgen.load(str(tmp_path), device="cpu")
     assert isinstance(engine, DiffusionEngine)
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
