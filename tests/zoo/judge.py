@@ -33,7 +33,7 @@ def predict(images: Images) -> NDArray[np.int64]:
 def entropy(labels: NDArray[np.int64]) -> float:
     """Of the distribution of `labels` [N], in nats: log(10) = 2.303 of ten that occur equally often, 0 of one alone."""
     shares = np.bincount(labels) / len(labels)
-    return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
+    return float((shares[shares > 0] * np.log(1 / shares[shares > 0])).sum())
 
 
 def probabilities(images: Images) -> NDArray[np.float64]:

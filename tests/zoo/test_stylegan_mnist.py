@@ -55,7 +55,8 @@ def test_psi_of_the_mean() -> None:
     """At psi 0 all seeds give one image."""
     engine = fastgen.load("zoo:stylegan-mnist", device="cpu", dtype="float32")
     drawn = engine.sample(3, seed=0, labels=4, truncation_psi=0)
-    assert (drawn - drawn[:1]).abs().max() == 0
+    # float32, where an image's place in a batch rounds differently: sums of hundreds of products, through 12 layers
+    assert float((drawn - drawn[:1]).abs().max()) < 1e-5
 
 
 def test_verify() -> None:
