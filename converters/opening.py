@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -34,7 +35,7 @@ SAFETENSORS_NAMES = {
     torch.uint8: "U8",
 }
 # What training scripts save beside weights, and holds values and nothing else: their arguments.
-CONTAINERS = [argparse.Namespace]
+CONTAINERS: list[Any] = [argparse.Namespace]
 _CONTAINERS_LOCK = threading.Lock()  # the list of what is let through is the process's
 TYPES = {name: kind for kind, name in SAFETENSORS_NAMES.items()}
 
