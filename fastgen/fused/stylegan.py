@@ -52,9 +52,10 @@ class FusedMapping(nn.Module):
     def __init__(self, network: Mapping) -> None:
         super().__init__()
         # LeakyReLU(x) * gain = LeakyReLU(x * gain).
-        weights = [_effective(layer, math.sqrt(2)) for layer in network.layers]  # type: ignore[arg-type]
-        dtype = network.layers[0].weight.dtype
-        self.table = None
+        layers: list[Any] = list(network.layers)
+        weights = [_effective(layer, math.sqrt(2)) for layer in layers]
+        dtype: torch.dtype = layers[0].weight.dtype
+        self.table: nn.Embedding | None = None
         if network.embedding is not None:
             (first, bias), (embedding, shift) = weights[0], _effective(network.embedding)
             assert bias is not None
@@ -135,7 +136,7 @@ class Added(nn.Module):
         # Where a compiler looks on, tensors have no memory.
         return once and same and not torch.compiler.is_compiling() and noise.data_ptr() == fixed.data_ptr()
 
-    def to(self, y: Tensor, noise: Tensor | None, factor: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def onto(self, y: Tensor, noise: Tensor | None, factor: Tensor | None = None) -> Tensor:
         """y * factor plus all of it, in place. factor: [B, outputs, 1, 1]."""
         offset = self.bare if noise is None else self.fixed if self.is_fixed(noise) else None
         if offset is not None:
@@ -166,7 +167,8 @@ class FusedStyleSynthesis(nn.Module):
         layers: list[Any] = list(network.layers)
         self.styles = Styles([(layer.affine, i) for i, layer in enumerate(layers)])
         self.shape = config.widths[0], config.bottom, config.bottom
-        constant, self.dense = None, None
+        constant: Tensor | None = None
+        self.dense: nn.Linear | None = None
         if network.const is not None:
             constant = network.const.detach().contiguous(memory_format=torch.channels_last)
         else:
@@ -211,10 +213,11 @@ class FusedStyleLayer(nn.Module):
         super().__init__()
         self.eps, self.outputs, self.kernels = layer.eps, layer.outputs, kernels
         early = layer.bias_before_blur
-        self.conv = self.blur = None
+        self.conv: nn.Module | None = None
+        self.blur: Blur | None = None
         if layer.conv is not None:
             weight, _ = _effective(layer.conv)
-            make = doubling if layer.kind == "up" else convolution
+            make: Any = doubling if layer.kind == "up" else convolution
             self.conv = make(weight.to(layer.bias.dtype), layer.bias.detach() if early else None)
         if layer.blur:
             before, after = len(layer.blur) // 2, (len(layer.blur) - 1) // 2
@@ -249,11 +252,11 @@ class FusedStyleLayer(nn.Module):
             return adain(
                 x, scale, shift, noise=noise, noise_weight=weight, bias=self.bias, slope_before=SLOPE, eps=self.eps
             )  # fmt: skip
-        return normalised(F.leaky_relu_(self.added.to(x, noise), SLOPE), scale, shift, self.eps)
+        return normalised(F.leaky_relu_(self.added.onto(x, noise), SLOPE), scale, shift, self.eps)
 
     def _normal(self, constant: Tensor, noise: Tensor | None) -> Tensor:
         """The constant as AdaIN normalises it, before the style."""
-        y = F.leaky_relu_(self.added.to(constant.to(torch.float64, copy=True), noise), SLOPE)
+        y = F.leaky_relu_(self.added.onto(constant.to(torch.float64, copy=True), noise), SLOPE)
         found = F.instance_norm(y, eps=self.eps).to(constant.dtype)
         return found.contiguous(memory_format=torch.channels_last)
 
@@ -296,7 +299,7 @@ class Blur(nn.Module):
         self.ends, self.gain = (before, after), gain
         row = torch.tensor(taps, dtype=torch.float64, device=like.device) / math.fsum(taps)
         self.register_buffer("filter", row.to(torch.promote_types(like.dtype, torch.float32)))
-        self.conv = None
+        self.conv: nn.Module | None = None
         if not kernels:
             # A convolution of PyTorch does not mirror its filter. Negative padding cuts pixels off.
             weight = (

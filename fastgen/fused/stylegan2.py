@@ -83,7 +83,7 @@ class ModulatedInPlace(nn.Module):
         self.eps = layer.eps / GAIN**2
         working = torch.promote_types(dtype, torch.float32)
         self.register_buffer("energy", (weight.square().sum((2, 3)) / GAIN**2).t().to(working).contiguous())
-        self.blur = None
+        self.blur: Blur | None = None
         if layer.up:
             self.conv = doubled(weight.to(dtype))
             self.blur = Blur(layer.blur, len(weight), *ends(len(layer.blur), 3), layer.bias, gain=4.0)
@@ -97,7 +97,7 @@ class ModulatedInPlace(nn.Module):
         if self.blur is not None:
             y = self.blur(y)
         norms = (style.to(self.energy.dtype).square() @ self.energy).add_(self.eps).rsqrt_().to(y.dtype)
-        y = F.leaky_relu_(self.added.to(y, noise, norms[:, :, None, None]), SLOPE)
+        y = F.leaky_relu_(self.added.onto(y, noise, norms[:, :, None, None]), SLOPE)
         return y if self.clamp is None else y.clamp_(-self.clamp, self.clamp)
 
 

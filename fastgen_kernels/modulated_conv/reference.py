@@ -5,8 +5,8 @@
     y[b] = LeakyReLU(FIR(conv(x[b], w''[b])) + noise * noise_weight + bias) * act_gain * post_scale
 
 A style is the same for all taps, so that it may as well be multiplied to the activations, and the root, the same for
-all inputs of an output channel, divides the result: conv(x, w'') = demodulation * conv(style * x, w). Then all samples share
-one weight, and the convolution is an ordinary one.
+all inputs of an output channel, divides the result: conv(x, w'') = demodulation * conv(style * x, w). Then all samples
+share one weight, and the convolution is an ordinary one.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Upsample, FIR, downsample and epilogue in one Triton kernel, bound by memory.
 
 A program makes `ROWS` groups of rows by `BLOCK_P` groups of columns of `BLOCK_C` channels, a group being the `UP`
-outputs that lie between two input pixels. The zeros that upsampling would insert are never made: every output of a group
-is of a phase, known at compile time, and so is which taps meet a pixel there. The filter is separable: a row of the input is
-filtered along its columns once, kept in registers as long as an output needs it, and combined with the rows around it.
-Each output then costs T * (ROWS + T - 1) / ROWS loads rather than T * T, in channels-last tensors 16 bytes wide, nearly
-all of them from the L1 cache.
+outputs that lie between two input pixels. The zeros that upsampling would insert are never made: every output of a
+group is of a phase, known at compile time, and so is which taps meet a pixel there. The filter is separable: a row of
+the input is filtered along its columns once, kept in registers as long as an output needs it, and combined with the
+rows around it. Each output then costs T * (ROWS + T - 1) / ROWS loads rather than T * T, in channels-last tensors 16
+bytes wide, nearly all of them from the L1 cache.
 """
 
 from __future__ import annotations
