@@ -190,8 +190,13 @@ class _Tensor:
         raise pickle.UnpicklingError("a tensor has no further state")
 
     def made(self) -> Tensor:
-        """The tensor. RuntimeError where it would reach out of its storage."""
+        """The tensor. Raises UnpicklingError where it reaches out of its storage, which PyTorch would make longer."""
         numbers = self.storage.numbers()
+        last = self.offset + sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
+        if 0 not in self.size and last >= len(numbers):
+            raise pickle.UnpicklingError(
+                f"a tensor of {list(self.size)} in a storage of {len(numbers)} numbers"
+            )
         empty = torch.empty(0, dtype=numbers.dtype)
         return empty.set_(numbers._untyped_storage, self.offset, self.size, self.stride)
 
@@ -222,6 +227,13 @@ def _parameter(tensor: Any, *_: Any) -> _Tensor:
     return tensor
 
 
+def _bytes(text: Any, encoding: Any) -> bytes:
+    """As _codecs.encode, which stands for bytes in pickles of protocol 2."""
+    if type(text) is not str or encoding != "latin1":
+        raise pickle.UnpicklingError("expected bytes as text")
+    return text.encode("latin1")
+
+
 def _opaque(*_: Any) -> _Opaque:
     return _Opaque()
 
@@ -233,6 +245,7 @@ NAMES: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _Function(_tensor),
     ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
     ("collections", "OrderedDict"): _Function(lambda *items: dict(*items)),
+    ("_codecs", "encode"): _Function(_bytes),
     ("builtins", "set"): _Function(lambda *items: set(*items)),
     ("__builtin__", "set"): _Function(lambda *items: set(*items)),
     ("builtins", "slice"): _Function(_opaque),

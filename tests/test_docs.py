@@ -18,6 +18,7 @@ PAGES = [
     "docs/unlike-requests.md",
     "docs/flows.md",
     "docs/gans.md",
+    "docs/stylegan.md",
     "docs/vae.md",
     "docs/large-requests.md",
     "docs/metrics.md",

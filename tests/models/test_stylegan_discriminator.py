@@ -122,8 +122,8 @@ def test_a_label_chooses_a_projection(network: Any, config: Any) -> None:
     logits = made(x, labels)
     table = [made.labels(torch.tensor([label]))[0] for label in range(3)]
     for i, label in enumerate(labels.tolist()):
-        expected = float(features[0][i] @ table[label]) / math.sqrt(5)
-        assert float(logits[i]) == pytest.approx(expected, abs=ROUNDING)
+        expected = float((features[0][i] @ table[label]).detach()) / math.sqrt(5)
+        assert float(logits[i].detach()) == pytest.approx(expected, abs=ROUNDING)
     assert made.labels.layers[0].lr_multiplier == made.config.mapping_lr
 
 

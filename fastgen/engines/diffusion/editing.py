@@ -20,6 +20,7 @@ from ...images import Range, to_output
 from ..arguments import as_index
 from .given import (
     Given,
+    check_draws_images,
     check_floats,
     check_images,
     check_mask,
@@ -171,6 +172,7 @@ class Editing:
         would change the grey. Raises ConfigError that names the argument.
         """
         to_output(None, output_type)
+        check_draws_images("grey", self.shape)
         channels, height, width = self.shape
         if channels < 2:
             raise ConfigError(f"this model's images have {channels} channel: no colours", argument="grey")

@@ -376,16 +376,22 @@ class DiffusionEngine(Streams, Editing, Latents):
         """See ``Engine``."""
         return self.settings.clamped
 
+    def inward(self, x: Tensor) -> Tensor:
+        """Samples [n, *shape] as the network knows them, [n, *state_shape]: rows standardised."""
+        shift, scale = self._units(x)
+        return ((x - shift) / scale).view(-1, *self.state_shape)
+
     def _outward(self, state: Tensor) -> Tensor:
         """A state of the loop, or several, as the caller knows them: rows [..., D, 1, 1] as [..., D], unscaled."""
         if len(self.shape) != 1:
             return state
-        row, settings = state.flatten(-3), self.settings
-        if settings.scale is not None:
-            row = row * torch.tensor(settings.scale, dtype=row.dtype, device=row.device)
-        if settings.shift is not None:
-            row = row + torch.tensor(settings.shift, dtype=row.dtype, device=row.device)
-        return row
+        shift, scale = self._units(state)
+        return state.flatten(-3) * scale + shift
+
+    def _units(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale of the samples' units, typed as `like`."""
+        shift, scale = self.settings.shift, self.settings.scale
+        return like.new_tensor(0.0 if shift is None else shift), like.new_tensor(1.0 if scale is None else scale)
 
     def guide(self, classifier: nn.Module | None) -> None:
         """Give the engine a classifier for ``sample(classifier_scale=...)``, or take it away with None.

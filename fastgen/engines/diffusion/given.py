@@ -32,11 +32,16 @@ def check_images(name: str, images: Any, shape: Sequence[int], value_range: Rang
 
     Raises ConfigError about the argument `name`, also for a model of rows.
     """
-    if len(shape) != 3:
-        raise ConfigError("this model draws rows of numbers, not images", argument=name)
+    check_draws_images(name, shape)
     found = check_floats(name, images, shape)
     check_range(name, found, value_range)
     return found
+
+
+def check_draws_images(name: str, shape: Sequence[int]) -> None:
+    """Raise ConfigError about the argument `name` where a model's samples are rows."""
+    if len(shape) != 3:
+        raise ConfigError("this model draws rows of numbers, not images", argument=name)
 
 
 def check_floats(name: str, values: Any, shape: Sequence[int]) -> Tensor:

@@ -23,7 +23,7 @@ from ...images import Range, to_output
 from ..arguments import as_index
 from ..great_circles import joined
 from .editing import counted, spread
-from .given import Given, check_floats, check_images, per_sample
+from .given import Given, check_draws_images, check_floats, check_images, per_sample
 from .guidance import WORDS as GUIDANCE
 from .request import Request
 
@@ -116,6 +116,7 @@ class Latents:
     ) -> Tensor | np.ndarray | list:
         """The images that `latents` float [n, C, H, W] of `encode` stand for. Arguments: those of `encode`."""
         to_output(None, output_type)
+        check_draws_images("latents", self.shape)
         checked = check_floats("latents", latents, self.shape)
         down, rest = self._coding(solver, steps, 1, arguments)[1:]
         request = self.resolved(**counted(checked, rest), solver=down)

@@ -36,7 +36,7 @@ def _with_noise(request: Request, noise: Any, step_noise: Any, engine: Diffusion
     initial: Sequence[Tensor | None] = [None] * count
     added: Sequence[Tensor | None] = [None] * count
     if noise is not None:
-        checked = check_floats("noise", noise, shape).unflatten(-1, state[-len(shape) :] if False else (-1,))
+        checked = check_floats("noise", noise, shape).reshape(-1, *state)
         initial = list(per_sample(checked, count, "noise").to(device))
     if step_noise is not None:
         rows = set(request.evaluations())
@@ -45,7 +45,7 @@ def _with_noise(request: Request, noise: Any, step_noise: Any, engine: Diffusion
                 f"the samples take {shown(sorted(rows))} network evaluations: give it for samples that take as many",
                 argument="step_noise",
             )
-        checked = check_floats("step_noise", step_noise, (*rows, *shape))
+        checked = check_floats("step_noise", step_noise, (*rows, *shape)).reshape(-1, *rows, *state)
         added = list(per_sample(checked, count, "step_noise").to(device))
     begun = [bool(plan.options.get("begin_index")) for plan in request.plans]
     given = tuple(

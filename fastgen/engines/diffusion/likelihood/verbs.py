@@ -35,7 +35,7 @@ PROBES = 1 << 20  # numbers of a draw's Hutchinson noise, one for each evaluatio
 
 
 class _Data(NamedTuple):
-    """x float64 [n, C, H, W] in the data's units, seeds and labels int64 [n], on the device."""
+    """x float64 [n, C, H, W] in the network's units, seeds and labels int64 [n], on the device."""
 
     x: Tensor
     seeds: Tensor
@@ -72,7 +72,7 @@ def log_prob(
     chosen, count = options.read(method, given, engine.settings), options.draws(samples)
     check_floats("x", x, engine.shape)
     options.check_finite(x)
-    data = _data(engine, x.detach().double(), labels, seed)
+    data = _data(engine, engine.inward(x.detach().double()), labels, seed)
     if isinstance(chosen, BoundOptions):
         found = _bound(engine, data, count, chosen, None)
         kind = BOUND
@@ -80,7 +80,13 @@ def log_prob(
         found = _flow(engine, data, count, chosen)
         kind = EXACT if options.whole_trace(chosen, math.prod(engine.shape)) else HUTCHINSON
     values, errors = _mean(found.costs, kind)
-    return LogProb(-values, kind, 1 if kind == EXACT else count, errors, found.evaluations, found.terms)
+    terms = found.terms
+    if engine.settings.scale is not None:  # rows are standardised, and a density is one of the data's units
+        volume = math.fsum(map(math.log, engine.settings.scale))
+        values = values + volume
+        if terms is not None:
+            terms.by_timestep[:, 0] += volume
+    return LogProb(-values, kind, 1 if kind == EXACT else count, errors, found.evaluations, terms)
 
 
 def bits_per_dim(
@@ -239,7 +245,7 @@ def _integration(
     engine: DiffusionEngine, flow: ProbabilityFlow, chosen: ODEOptions, draws: int, first: int
 ) -> Any:
     """A function of data: -log p(z) [n, draws] on the CPU, and evaluations. first: number of the first draw."""
-    network, shape = _network(engine), engine.shape
+    network, shape = _network(engine), engine.state_shape
     whole = options.whole_trace(chosen, math.prod(shape))
     draws = 1 if whole else draws
     evaluations = 0
