@@ -194,36 +194,33 @@ def test_two_processes_make_the_run_of_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_stopped_together_and_resumed_by_another_number(
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_together_and_resumed(
     number: int, tmp_path: Path, started: list[subprocess.Popen[str]]
 ) -> None:
-    """A signal to one worker alone stops both after the same step, which is saved; a kill leaves the last save."""
-    steps = [*asked("unet", 400)[:-1], "10"]
-    folder = tmp_path / "run"
-    started.append(torchrun(folder, *steps, *ON_CPU))
+    """A signal to one worker alone stops both after the same step, which is saved; a kill leaves the last save.
+
+    Either way the run ends, byte for byte, as two processes end it that nothing has stopped.
+    """
+    arguments = [*asked("unet", 300)[:-1], "10", *ON_CPU]
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    started.append(torchrun(folder, *arguments))
     deadline = time.monotonic() + 300
     while not (folder / LOSS_FILE).exists() and time.monotonic() < deadline:
         assert started[-1].poll() is None, started[-1].communicate()[0]
         time.sleep(0.05)
-    worker = workers(started[-1].pid)[-1]
-    os.kill(worker, number)
+    os.kill(workers(started[-1].pid)[-1], number)
     said, _ = started[-1].communicate(timeout=300)
     assert started[-1].returncode != 0
     done = len(losses(folder))
-    assert 10 <= done < 400, said
+    assert 10 <= done < 300, said
     if number == signal.SIGKILL:
         assert done % 10 == 0
-    # as by one process from the start, whoever goes on
-    whole = tmp_path / "whole"
-    assert train(whole, *steps, *ON_CPU) == 0
-    started.append(torchrun(folder, "--resume", "--quiet", *ON_CPU))
-    ended(started[-1])
-    found, wanted = losses(folder), losses(whole)
-    assert len(found) == 400
-    # rounding grows with the steps, as it does between any two orders of addition
-    np.testing.assert_allclose(found[: done + 10], wanted[: done + 10], rtol=2e-3)
-    assert (folder / STATE_FILE).exists()
+    for place, more in ((folder, ["--resume", "--quiet", *ON_CPU]), (whole, arguments)):
+        started.append(torchrun(place, *more))
+        ended(started[-1])
+    for name in (STATE_FILE, LOSS_FILE):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def workers(launcher: int) -> list[int]:
