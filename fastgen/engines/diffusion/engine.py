@@ -391,7 +391,9 @@ class DiffusionEngine(Streams, Editing, Latents):
     def _units(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Shift and scale of the samples' units, typed as `like`."""
         shift, scale = self.settings.shift, self.settings.scale
-        return like.new_tensor(0.0 if shift is None else shift), like.new_tensor(1.0 if scale is None else scale)
+        return like.new_tensor(0.0 if shift is None else shift), like.new_tensor(
+            1.0 if scale is None else scale
+        )
 
     def guide(self, classifier: nn.Module | None) -> None:
         """Give the engine a classifier for ``sample(classifier_scale=...)``, or take it away with None.
