@@ -72,7 +72,7 @@ class GANEngine(Streams):
             from .style import StyleGANEngine
 
             found: Any = StyleGANEngine.from_spec(networks, spec, **options)
-            return found  # type: ignore[no-any-return]
+            return found
         return super().from_spec(networks, spec, **options)
 
     @classmethod

@@ -56,7 +56,7 @@ class StyleGANEngine(GANEngine):
         found: int = self.generator.num_ws
         return found
 
-    def sample(  # type: ignore[override]
+    def sample(
         self,
         n: int | None = None,
         *,
@@ -163,7 +163,7 @@ class StyleGANEngine(GANEngine):
         """Images [n, C, H, W] of latents float [n, latent]: `mapping`, `truncate` and `synthesis`, see there."""
         ws = self.truncate(self.mapping(z, labels=labels), truncation_psi, truncation_cutoff)
         found: Any = self.synthesis(ws, noise_mode=noise_mode, seeds=seeds)
-        return found  # type: ignore[no-any-return]
+        return found
 
     def latents(self, request: StyleGANRequest) -> Tensor:  # type: ignore[override]
         """z of a request's samples, float32 [n, latent]: `mapping` makes the same w of them."""
@@ -189,7 +189,7 @@ class StyleGANEngine(GANEngine):
         Random noise is that of `seeds_a`. Other arguments: see `sample`. Raises ConfigError.
         """
         to_output(None, output_type)
-        options = {
+        options: dict[str, Any] = {
             "truncation_psi": truncation_psi,
             "truncation_cutoff": truncation_cutoff,
             "noise_mode": noise_mode,
@@ -206,7 +206,7 @@ class StyleGANEngine(GANEngine):
         x = self._synthesis(ws, self._noise_of(a.noise_mode, a.seeds, len(ws)))
         return self._shown(x, None, output_type)
 
-    def interpolate(  # type: ignore[override]
+    def interpolate(
         self,
         seeds: Sequence[int],
         frames: int = 16,

@@ -67,7 +67,8 @@ class StyleVerbs(GANVerbs):
 
     def mapping(self, z: Tensor, *labels: Tensor) -> Tensors:
         """(w,), float32, of latents."""
-        w = self.engine.fused["generator"].mapping(z.to(self.engine.dtype), *(labels or (None,)))
+        generator: Any = self.engine.fused["generator"]
+        w = generator.mapping(z.to(self.engine.dtype), *(labels or (None,)))
         return (w.float(),)
 
     def synthesis(self, ws: Tensor, *noise: Tensor) -> Tensors:
@@ -79,7 +80,8 @@ class StyleVerbs(GANVerbs):
         given = None if noise is None else [n.to(dtype) for n in noise]
         # One style that is seen by all layers stays one: the twins then need one product for all of them.
         styles = ws[:, :1].to(dtype).expand_as(ws) if ws.stride(1) == 0 else ws.to(dtype)
-        x: Tensor = self.engine.fused["generator"].synthesis(styles, given)
+        generator: Any = self.engine.fused["generator"]
+        x: Tensor = generator.synthesis(styles, given)
         return x.float()
 
     # Reference.
