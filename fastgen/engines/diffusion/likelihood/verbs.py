@@ -230,7 +230,7 @@ def _bound(
             kept.scatter_add_(1, at, values.cpu())
             hits.scatter_add_(1, at, torch.ones_like(kept[:, : len(runs)]))
     said = Terms(
-        prior, kept / hits, torch.tensor(chain.time, dtype=torch.float64)
+        prior, kept / hits, torch.tensor(chain.time, dtype=torch.float64, device="cpu")
     )  # 0 / 0 is NaN: not evaluated
     return _Estimate(torch.stack(costs, 1), len(runs) * draws, said)
 
