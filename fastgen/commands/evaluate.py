@@ -119,7 +119,8 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         args.label = class_number(args.label, facts["classes"], engine.settings.class_names)
     if args.label is not None and args.plot is None and dataset is not None and dataset.num_classes:
         raise ConfigError("the data has labels of its own", argument="--label")
-    if dataset is not None and not exact and not 0 <= seed <= (last := MAX_SEED + 1 - len(dataset)):
+    last = MAX_SEED if dataset is None else MAX_SEED + 1 - len(dataset)
+    if dataset is not None and not exact and not 0 <= seed <= last:
         raise ConfigError(
             f"expected a number from 0 to {last}, for {counted(len(dataset), 'image')} with a seed each, "
             f"got {seed}",

@@ -301,8 +301,8 @@ def test_bits_of_levels_are_what_dequantisation_says(noise: str) -> None:
     mixture = Mixture(1)
     net, k = BestNetwork(mixture, schedule), torch.tensor([90, 200]).view(2, 1, 1, 1)
     engine = engine_of(COSINE, net, (1, 1, 1), value_range=(-1.0, 1.0))
-    found = engine.bits_per_dim(k, 60, steps=16, dequantisation=noise, seed=2)
-    assert (found.kind, found.dequantisation, found.samples) == ("bound", noise, 60)
+    found = engine.bits_per_dim(k, 24, steps=16, dequantisation=noise, seed=2)
+    assert (found.kind, found.dequantisation, found.samples) == ("bound", noise, 24)
     w, width = ProbabilityFlow(schedule).noise, 2 / 255
     chain = Chain.of(ProbabilityFlow(schedule), 2)
 
@@ -310,8 +310,8 @@ def test_bits_of_levels_are_what_dequantisation_says(noise: str) -> None:
         log_p = float(mixture.log_prob(torch.tensor([[z]], dtype=torch.float64), w))
         if noise == "uniform":
             return -log_p - math.log(width)
-        alpha = torch.tensor([chain.alpha[0]])
-        clean = float(mixture.clean(alpha * z, alpha[0][None], torch.tensor([chain.sigma[0]])))
+        alpha, sigma = torch.tensor(chain.alpha[:1]), torch.tensor(chain.sigma[:1])
+        clean = float(mixture.clean((alpha * z)[:, None], alpha, sigma))
         mass = np.diff(stats.norm.cdf([x - width / 2, x + width / 2], clean, math.exp(chain.small[0] / 2)))
         return -log_p + stats.norm.logpdf(z, x, w) - math.log(float(mass[0]))
 

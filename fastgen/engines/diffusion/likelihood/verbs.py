@@ -235,9 +235,8 @@ def _bound(
             costs.append(prior + (values * length).sum(1).cpu())
             kept.scatter_add_(1, at, values.cpu())
             hits.scatter_add_(1, at, torch.ones_like(kept[:, : len(runs)]))
-    said = Terms(
-        prior, kept / hits, torch.tensor(chain.time, dtype=torch.float64)
-    )  # 0 / 0 is NaN: not evaluated
+    times = torch.tensor(chain.time, dtype=torch.float64, device="cpu")
+    said = Terms(prior, kept / hits, times)  # 0 / 0 is NaN: not evaluated
     return _Estimate(torch.stack(costs, 1), len(runs) * draws, said)
 
 
@@ -299,7 +298,7 @@ def _probability_flow(engine: DiffusionEngine, *, between: bool = True) -> Proba
     """between: whether the network is asked between its timesteps. Raises ConfigError where it cannot be."""
     network, whole = engine.network, False
     if isinstance(network, Wrapped):
-        network, whole = network.net, network.integer_time
+        whole, network = bool(network.integer_time), network.net
     if isinstance(network, UNet) and network.config.time_embedding_type == "learned":
         whole = True
     if between and whole:
