@@ -16,11 +16,11 @@ from .settings import RunConfig
 class Share(NamedTuple):
     """A part of a step, as one of several processes has it, or one of several accumulated gradients.
 
-    rows: which of the batch's `count` samples it has. generator: as that of the whole step.
+    rows: which of the batch's `total` samples it has. generator: as that of the whole step.
     """
 
     rows: slice
-    count: int
+    total: int
     generator: torch.Generator
 
 
@@ -51,7 +51,7 @@ class Step:
         """
         if self.share is None:
             return draw(len(self.x), self.generator)
-        return draw(self.share.count, self.share.generator)[self.share.rows]
+        return draw(self.share.total, self.share.generator)[self.share.rows]
 
     def normal(self, *shape: int) -> Tensor:
         """Normal noise of `shape` for each sample, float32 [B, *shape], on the device of `x`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,10 @@ class Board:
 
 def board(folder: Path) -> Board:
     """A board for the run in `folder`. Raises ConfigError where no package that writes event files is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise ConfigError(
-                "needs one of the packages tensorboard and tensorboardX: pip install 'fastgen[tensorboard]'",
-                argument="--tensorboard",
-            ) from None
-    return Board(folder, SummaryWriter)
+    for name in ("torch.utils.tensorboard", "tensorboardX"):
+        with suppress(ImportError):
+            return Board(folder, importlib.import_module(name).SummaryWriter)
+    raise ConfigError(
+        "needs one of the packages tensorboard and tensorboardX: pip install 'fastgen[tensorboard]'",
+        argument="--tensorboard",
+    )
