@@ -110,6 +110,7 @@ class Added(nn.Module):
 
     fixed: Tensor | None
     bare: Tensor
+    strength: Tensor
 
     def __init__(self, noise: Tensor, strength: Tensor, bias: Tensor | None, gain: float = 1.0) -> None:
         super().__init__()

@@ -136,7 +136,7 @@ def upfirdn_kernel(
     if fir is not None:
         weights = (tl.load(fir + (T - 1)).to(tl.float32),)
         for k in tl.static_range(1, T):
-            weights = weights + (tl.load(fir + (T - 1 - k)).to(tl.float32),)
+            weights = weights + (tl.load(fir + (T - 1 - k)).to(tl.float32),)  # type: ignore[assignment]
     if scale is not None:
         scale = tl.load(scale + b * scale_b + channel, mask=known, other=0.0).to(tl.float32)
     if noise is not None:
@@ -159,7 +159,7 @@ def upfirdn_kernel(
             ),
         )  # fmt: skip
         for j in tl.static_range(1, SPAN):
-            window = window + (
+            window = window + (  # type: ignore[assignment]
                 _along_columns(
                     x, weights, top + j, column * DOWN, index, known, height, width, x_c, x_h, x_w,
                     c, T, UP, DOWN, BEFORE, BLOCK_P, BLOCK_C,

@@ -55,7 +55,7 @@ class Editing:
     """
 
     if TYPE_CHECKING:
-        shape: tuple[int, int, int]
+        shape: tuple[int, ...]
         settings: DiffusionSettings
         device: torch.device
 

@@ -59,7 +59,7 @@ class Latents:
     """
 
     if TYPE_CHECKING:
-        shape: tuple[int, int, int]
+        shape: tuple[int, ...]
         settings: DiffusionSettings
         device: torch.device
 
