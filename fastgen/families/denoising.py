@@ -34,6 +34,13 @@ EDM_MEAN, EDM_DATA = -1.2, 0.5  # P_mean of Karras et al. 2022 belongs to data w
 # do not clip x_0 run away from there. It keeps the schedule of Ho et al. 2020, where alpha ends at 6e-3.
 BETA_SCHEDULES = {"epsilon": "linear"}
 BETA_SCHEDULE = "squaredcos_cap_v2"
+LOSS_WEIGHTING = Flag(
+    "--loss-weighting",
+    {
+        "help": "how much a noise level counts: simple, snr, truncated-snr, min-snr or edm (default simple; of the "
+        "process edm edm); with --teacher truncated-snr (default) or snr-plus-one"
+    },
+)
 FLAGS = (
     Flag(
         "--process",
@@ -55,13 +62,7 @@ FLAGS = (
         "--beta-schedule",
         {"help": "the noise schedule of ddpm (default squaredcos_cap_v2; of epsilon linear)"},
     ),
-    Flag(
-        "--loss-weighting",
-        {
-            "help": "how much a noise level counts: simple, snr, truncated-snr, min-snr or edm (default simple; "
-            "of the process edm edm)"
-        },
-    ),
+    LOSS_WEIGHTING,
     Flag("--min-snr-gamma", {"type": float, "help": "the largest SNR that min-snr counts (default 5)"}),
     Flag(
         "--learn-sigma",

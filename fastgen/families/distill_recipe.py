@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import from_dict, to_dict
 from ..errors import CheckpointError, ConfigError, DataError
+from .denoising import LOSS_WEIGHTING
 from .family import Flag, given
 
 if TYPE_CHECKING:
@@ -45,10 +46,6 @@ FLAGS = (
             "help": "with --teacher: its guidance scale, which the student learns (default: that of its settings)",
         },
     ),
-    Flag(
-        "--weighting",
-        {"help": "with --teacher: truncated_snr or snr_plus_one, of the error (default the first)"},
-    ),
 )
 # A halving ends at a rate of 0, so that a short average is enough; the paper begins each with 1e-4 to 3e-4.
 RUN_DEFAULTS: Mapping[str, Any] = {"lr": 3e-4, "warmup": 20, "ema_decay": 0.99, "weight_decay": 0.0}
@@ -80,13 +77,13 @@ def new_spec(
             f"{dataset.shape} of {dataset.num_classes or 'no'} classes",
             argument=config.data,
         )
-    chosen = given(args, FLAGS)
+    chosen = given(args, (*FLAGS, LOSS_WEIGHTING))
     student_steps = chosen.get("student_steps", 4)
     values = {
         "student_steps": student_steps,
         "teacher_steps": chosen.get("teacher_steps", 4 * student_steps),
         "teacher_guidance": chosen.get("teacher_guidance", settings.guidance_scale),
-        **({"weighting": chosen["weighting"]} if "weighting" in chosen else {}),
+        **({"weighting": chosen["loss_weighting"]} if "loss_weighting" in chosen else {}),
     }
     objective = from_dict(DistillationConfig, values, "train")
     if objective.teacher_guidance != 1.0 and settings.null_class is None:

@@ -70,7 +70,8 @@ class UNetRecipe(Recipe):
                 argument=config.data,
             )
         if config.teacher is not None:
-            others = [flag for flag in self.flags if flag not in distill_recipe.FLAGS]
+            known = (*distill_recipe.FLAGS, denoising.LOSS_WEIGHTING)
+            others = [flag for flag in self.flags if flag not in known]
             return distill_recipe.new_spec(args, others, dataset, config, provenance)
         if alone := [f.name for f in distill_recipe.FLAGS if f.dest in given(args, distill_recipe.FLAGS)]:
             raise ConfigError("belongs to --teacher", argument=", ".join(alone))

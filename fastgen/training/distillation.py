@@ -21,7 +21,7 @@ from .batch import Dataset
 from .objective import Group, Step
 
 STUDENT, TEACHER = "unet", "teacher"  # names of the networks
-WEIGHTINGS = ("truncated_snr", "snr_plus_one")
+WEIGHTINGS = ("truncated-snr", "snr-plus-one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class DistillationConfig:
     teacher_steps: int = bounded(2, 1024, default=16)
     student_steps: int = bounded(1, 512, default=4)
     teacher_guidance: float = bounded(0.0, 1000.0, default=1.0)
-    weighting: str = one_of(*WEIGHTINGS, default="truncated_snr")
+    weighting: str = one_of(*WEIGHTINGS, default="truncated-snr")
 
     def __post_init__(self) -> None:
         if self.halvings < 1 or self.student_steps << self.halvings != self.teacher_steps:
@@ -171,7 +171,7 @@ class Distillation:
     def _weight(self, t: Tensor, like: Tensor) -> Tensor:
         alpha, sigma = self._at(t, like)
         snr = alpha**2 / sigma**2
-        return snr.clamp(min=1.0) if self.config.weighting == "truncated_snr" else snr + 1.0
+        return snr.clamp(min=1.0) if self.config.weighting == "truncated-snr" else snr + 1.0
 
     def _at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t as [B, 1, ...], like `like`; t: int64 [B] on the CPU, -1 for the clean end."""

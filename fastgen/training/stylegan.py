@@ -67,6 +67,11 @@ class StyleAdversarial:
     def start(self, networks: nn.ModuleDict, dataset: Dataset, step: Step) -> None:
         """Nothing is decided by the data."""
 
+    @property
+    def whole_batch(self) -> str:
+        """See ``Objective``."""
+        return "the discriminator compares the images of a batch, and w is averaged over it"
+
     def groups(self, networks: nn.ModuleDict) -> Mapping[str, Group]:
         """See ``Objective``.
 

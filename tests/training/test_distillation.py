@@ -75,7 +75,7 @@ def ddim(steps: int, prediction: str, clip: bool) -> Any:
     return scheduler
 
 
-@pytest.mark.parametrize("weighting", ["truncated_snr", "snr_plus_one"])
+@pytest.mark.parametrize("weighting", ["truncated-snr", "snr-plus-one"])
 @pytest.mark.parametrize("guidance", [1.0, 1.7])
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
@@ -120,7 +120,7 @@ def test_loss_against_two_steps_of_diffusers(
         F = student(start, torch.tensor([t]), label[i : i + 1])
         found = F if prediction == "sample" else bar**0.5 * start - (1 - bar) ** 0.5 * F
         snr = bar / (1 - bar)
-        weight = max(snr, 1.0) if weighting == "truncated_snr" else snr + 1.0
+        weight = max(snr, 1.0) if weighting == "truncated-snr" else snr + 1.0
         terms.append(weight * ((found - wanted) ** 2).mean())
     # the objective takes networks' outputs as float32, whose rounding the smallest alpha_s - ratio alpha magnifies
     assert float(loss) == pytest.approx(float(torch.stack(terms).mean()), rel=1e-4)
@@ -246,7 +246,7 @@ def test_halvings() -> None:
     config = DistillationConfig(teacher_steps=12, student_steps=3)
     assert config.halvings == 2
     assert [config.steps_of(k) for k in range(2)] == [6, 3]
-    assert to_dict(config)["weighting"] == "truncated_snr"
+    assert to_dict(config)["weighting"] == "truncated-snr"
 
 
 def test_what_cannot_be_distilled_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -260,7 +260,7 @@ def test_what_cannot_be_distilled_is_refused(tmp_path: Path, capsys: pytest.Capt
         (["zoo:gan-mnist"], "--teacher"),
         ([str(teacher), "--widths", "8,8"], "--widths"),
         ([str(teacher), "--student-steps", "3", "--teacher-steps", "8"], "student_steps"),
-        ([str(teacher), "--weighting", "some"], "weighting"),
+        ([str(teacher), "--loss-weighting", "some"], "weighting"),
         ([str(teacher), "--student-steps", "1", "--steps", "1"], "--steps"),
     ):
         assert main(["train", str(target), *COMMON, "--teacher", *given]) == 1
