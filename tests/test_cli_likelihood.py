@@ -35,8 +35,14 @@ def call(model: str, *more: str) -> list[str]:
 @pytest.mark.parametrize(
     ("flags", "given"),
     [
-        (["--steps", "2", "--solver", "heun"], {"steps": 2, "solver": "heun"}),
-        (["--steps", "1", "--dequantisation", "uniform"], {"steps": 1, "dequantisation": "uniform"}),
+        (
+            ["--steps", "2", "--solver", "heun", "--trace", "hutchinson"],
+            {"steps": 2, "solver": "heun", "trace": "hutchinson"},
+        ),
+        (
+            ["--steps", "1", "--dequantisation", "uniform", "--trace", "hutchinson"],
+            {"steps": 1, "dequantisation": "uniform", "trace": "hutchinson"},
+        ),
         (["--method", "bound", "--timesteps", "5"], {"method": "bound", "timesteps": 5}),
     ],
 )
@@ -54,7 +60,9 @@ def test_evaluate_is_the_engines_number(
 
 
 def test_words_say_the_kind(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(call(model, "--steps", "1")) == 0
+    assert (
+        main(call(model, "--steps", "1", "--solver", "heun", "--subset", "0-1")) == 0
+    )  # whole: 64 gradients
     assert "bits/dim (bound by decoder dequantisation given the label)" in capsys.readouterr().out
     assert main(call(model, "--steps", "1", "--trace", "hutchinson")) == 0
     assert "bits/dim (Hutchinson bound by decoder dequantisation given the label)" in capsys.readouterr().out

@@ -363,7 +363,7 @@ def test_labels(tmp_path: Any) -> None:
     engine = fastgen.load(str(tmp_path), device="cpu")
     assert isinstance(engine, DiffusionEngine)
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    given: dict[str, Any] = {"steps": 2, "solver": "heun"}
+    given: dict[str, Any] = {"steps": 2, "solver": "heun", "trace": "hutchinson"}
     values = [
         engine.log_prob(x, labels=labels, **given).values
         for labels in (None, 0, [0, 2], torch.tensor([0, 2]))
