@@ -245,5 +245,5 @@ OP = Op(
     # multiprocessor: 384 threads with 7 loads of 16 bytes under way each, enough to hide memory's latency.
     # A small program of one warp reads its vectors, scale and bias, 4 or 8 bytes a thread: beside the 16 bytes of x
     # that each thread of an epilogue at 4x4 has, that looks like most of all.
-    budget=Budget(registers=144, wide=0.3),
+    budget=Budget(registers=168, wide=0.3),
 )

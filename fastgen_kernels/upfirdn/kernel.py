@@ -22,6 +22,8 @@ from ..adain.reference import memory_format
 from .plan import choose_plan
 from .reference import output_shape
 
+MOST_REGISTERS = 168  # of a filter's window and weights: three programs of four warps on a multiprocessor
+
 
 @triton.jit
 def _multiple(n, UNIT: tl.constexpr):
@@ -277,6 +279,8 @@ def launch(
             BLOCK_P=plan.block_p,
             ROWS=plan.rows,
             num_warps=plan.num_warps,
+            # Left alone, ptxas spills some bytes of the window for sm_100 to get by with fewer registers.
+            maxnreg=MOST_REGISTERS if taps > 1 else None,
             enable_fp_fusion=True,
         )
     return y
