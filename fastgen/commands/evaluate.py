@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         )
     report = {"model": engine.source, "sha256": engine.provenance.get("sha256")}
     if args.plot is not None and not by_terms:
-        said = _plot(args, engine, dataset, seed)
+        said = _plot(args, engine, dataset, seed, options)
         if not args.json:
             print(said)
     if dataset is not None:
@@ -145,7 +146,9 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         )
         terms = found.pop("terms", None)
         report |= found
-        report["given"] = "labels" if facts["classes"] else None
+        report["given"] = None
+        if facts["classes"]:
+            report["given"] = "labels" if args.label is not None or dataset.num_classes else "no label"
         if not args.json:
             print(_words(report))
         if by_terms:
@@ -166,14 +169,16 @@ def _words(report: dict[str, Any]) -> str:
     spread = "" if error is None else f" +- {error:.4f}"
     draws = "" if report["kind"] == "exact" or report["samples"] == 1 else f" of {report['samples']} samples"
     noise = f" by {report['dequantisation']} dequantisation" if report.get("dequantisation") else ""
-    told = " given the label" if report["given"] else ""
+    told = {None: "", "labels": " given the label", "no label": " without a label"}[report["given"]]
     return (
         f"{counted(report['count'], 'image' if unit == 'bits_per_dim' else 'row')}: {report[unit]:.4f}{spread} "
         f"{unit.replace('bits_per_dim', 'bits/dim')} ({report['kind']}{noise}{draws}{told})"
     )
 
 
-def _plot(args: argparse.Namespace, engine: Any, dataset: Dataset | None, seed: int) -> str:
+def _plot(
+    args: argparse.Namespace, engine: Any, dataset: Dataset | None, seed: int, options: Mapping[str, Any]
+) -> str:
     """Draw samples, and what there is of data beside them; returns what was done, for people."""
     if len(engine.shape) != 1:
         raise ConfigError(
@@ -186,7 +191,8 @@ def _plot(args: argparse.Namespace, engine: Any, dataset: Dataset | None, seed: 
     data = None if dataset is None else _rows(dataset, args.label)
     samples = engine.sample(count, seed=seed, labels=args.label, temperature=args.temperature)
     heat = engine.shape[0] == 2 and args.columns is None
-    write_plot(args.plot, engine, samples.numpy(force=True), data, None if heat else columns, args.label)
+    shown = None if heat else columns
+    write_plot(args.plot, engine, samples.numpy(force=True), data, shown, args.label, **options)
     beside = "" if data is None else f", {counted(len(data), 'row')} of data"
     return f"{counted(count, 'sample')}{beside} -> {args.plot}"
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".pdf", ".svg")
 GRID = 200  # points per side of a heat map
+COARSE = 60  # points a side, where each takes long
 MAX_COLUMNS = 8  # of a grid of marginals: 36 panels
 BINS = 50
 COVERED = (0.002, 0.998)  # quantiles that a panel shows, and a margin
@@ -70,17 +71,18 @@ def write_plot(
     data: NDArray[Any] | None,
     columns: list[int] | None,
     label: int | None,
+    **options: Any,
 ) -> None:
     """Draw samples `drawn` [n, D] of `engine` beside `data` [m, D], if there is any, and write the file `path`.
 
     columns: indices of those whose distributions are shown; None: the density of both columns, a heat map.
-    label: the class whose density is shown. Raises WriteError.
+    label: the class whose density is shown. options: of ``engine.log_prob``. Raises WriteError.
     """
     from matplotlib import pyplot
 
     with pyplot.rc_context({"font.size": 9}):
         if columns is None:
-            figure = _heat_map(engine, drawn, data, label)
+            figure = _heat_map(engine, drawn, data, label, **options)
         else:
             figure = _marginals(drawn[:, columns], None if data is None else data[:, columns], columns)
         save_figure(figure, path)
@@ -127,7 +129,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _heat_map(
-    engine: Any, drawn: NDArray[Any], data: NDArray[Any] | None, label: int | None = None
+    engine: Any, drawn: NDArray[Any], data: NDArray[Any] | None, label: int | None = None, **options: Any
 ) -> Figure:
     """The density of a model of two columns: alone, under samples [n, 2] and, where there is any, under data [m, 2]."""
     import numpy as np
@@ -135,10 +137,13 @@ def _heat_map(
     from matplotlib import pyplot
 
     (left, right), (low, high) = _ranges(drawn if data is None else data)
-    x, y = np.linspace(left, right, GRID), np.linspace(low, high, GRID)
+    # A density that is integrated for every point takes hundreds of evaluations of the network.
+    grid = COARSE if engine.describe().get("bound", False) else GRID
+    x, y = np.linspace(left, right, grid), np.linspace(low, high, grid)
     points = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    log_prob = engine.log_prob(torch.from_numpy(points).float(), labels=label).numpy(force=True)
-    density = np.exp(log_prob.astype(np.float64)).reshape(GRID, GRID)
+    found = engine.log_prob(torch.from_numpy(points).float(), labels=label, **options)
+    values = found if isinstance(found, torch.Tensor) else found.values
+    density = np.exp(values.numpy(force=True).astype(np.float64)).reshape(grid, grid)
     panels = [("density", None, None), (f"{len(drawn)} samples", drawn, SAMPLES)]
     if data is not None:
         panels.append((f"{len(data)} rows of data", data, DATA))

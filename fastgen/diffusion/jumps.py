@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -52,7 +53,9 @@ def cut(table: Table, first: int) -> Table:
 
 
 @lru_cache(maxsize=64)
-def with_jumps(table: Table, process: AnyProcess, jump_length: int, resamples: int) -> Table:
+def with_jumps(
+    table: Table, process: AnyProcess, jump_length: int, resamples: int, *, looks_back: bool = False
+) -> Table:
     """RePaint's run (Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1).
 
     Whenever `jump_length` more steps are done, noise takes the state back to where they began,
@@ -62,12 +65,14 @@ def with_jumps(table: Table, process: AnyProcess, jump_length: int, resamples: i
     and they are done again, `resamples` times in all. The noise is that of the row before, which is then x_s itself, so
     that a jump costs no evaluation of the network.
 
+    looks_back: whether the table is known to be that of a multistep method, which a short one does not show.
+
     Raises ConfigError for a solver that looks back at earlier steps, or whose noise has a spread that is only known
     when the network has answered.
     """
     levels, starts = state_levels(table, process), beginnings(table)
     ends = [*starts[1:], len(table)]
-    if max(np.subtract(ends, starts)) > MOST_ROWS:
+    if looks_back or max(np.subtract(ends, starts)) > MOST_ROWS:
         raise ConfigError(
             f"{table.name} looks back at steps before, which a jump makes worthless; take a solver that does not, as "
             "ddim, ddpm, euler_a or heun, or method=replace",
@@ -95,6 +100,19 @@ def with_jumps(table: Table, process: AnyProcess, jump_length: int, resamples: i
                 )
             a[-1] = _noised(a[-1], levels[i + 1], levels[starts[target]])
     return dataclasses.replace(_take(table, np.array(taken)), a=np.array(a))
+
+
+def looks_back(make: Callable[[int], Table], steps: int) -> bool:
+    """Whether a solver, whose table of some steps `make` gives, builds on the steps before: seen in a long run of it.
+
+    A short run may be all start and end, whose order is lower. False where no longer run can be made.
+    """
+    try:
+        longer = make(max(4 * MOST_ROWS, 2 * steps))
+    except ConfigError:
+        return False
+    starts = beginnings(longer)
+    return bool(max(np.subtract([*starts[1:], len(longer)], starts)) > MOST_ROWS)
 
 
 def _walk(steps: int, jump_length: int, resamples: int) -> tuple[list[int], list[int | None]]:

@@ -77,6 +77,13 @@ def new_spec(
             f"{dataset.shape} of {dataset.num_classes or 'no'} classes",
             argument=config.data,
         )
+    names = settings.class_names
+    if names and dataset.class_names and tuple(names) != tuple(dataset.class_names):
+        raise DataError(
+            f"its classes are {', '.join(dataset.class_names[:20])}, the teacher's {', '.join(names[:20])}: name the "
+            "folders as the teacher's classes",
+            argument=config.data,
+        )
     chosen = given(args, (*FLAGS, LOSS_WEIGHTING))
     student_steps = chosen.get("student_steps", 4)
     values = {

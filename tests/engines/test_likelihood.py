@@ -210,7 +210,8 @@ def formula(
             share = (output[:, channels:] + 1) / 2
             model = torch.exp(share * math.log(betas[t]) + (1 - share) * math.log(tilde[t]))
         else:
-            model = torch.full_like(x, betas[t] if variance == "fixed_large" else tilde[t])
+            # The decoder's is that of fixed_small, as in both papers' code.
+            model = torch.full_like(x, betas[t] if variance == "fixed_large" and t else tilde[t])
         if t == 0:
             deviation = model.sqrt().numpy()
             high, low = x.numpy() + 1 / 255, x.numpy() - 1 / 255

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ...config import shown
-from ...diffusion.jumps import cut, with_jumps
+from ...diffusion.jumps import cut, looks_back, with_jumps
 from ...diffusion.levels import state_levels
+from ...diffusion.processes import AnyProcess
 from ...diffusion.schedule import NoiseSchedule
+from ...diffusion.solvers import SOLVERS
 from ...diffusion.table import Table
 from ...errors import ConfigError
 from ...images import Range, to_output
@@ -137,7 +139,7 @@ class Editing:
         checked = check_images("images", images, self.shape, self.value_range)
         if method not in METHODS:
             raise ConfigError(f"expected one of {', '.join(METHODS)}, got {shown(method)}", argument="method")
-        arguments = _without_begin(counted(checked, arguments))
+        arguments = _without_begin(counted(checked, arguments), "inpainting begins with the first step")
         if method == "replace":
             for name, value in (("jump_length", jump_length), ("resamples", resamples)):
                 if value is not None:
@@ -179,7 +181,8 @@ class Editing:
         checked = check_floats("grey", grey, (1, height, width))
         check_range("grey", checked, self.value_range)
         direction = self._direction(weights)
-        request = self.resolved(**_without_begin(counted(checked, arguments)))
+        arguments = _without_begin(counted(checked, arguments), "colours are drawn from the first step on")
+        request = self.resolved(**arguments)
         count = len(request.seeds)
         # Of all images with this grey the grey one: A of it is `grey`, since the weights add up to 1.
         known = spread(checked, count).expand(count, *self.shape)
@@ -211,7 +214,7 @@ class Editing:
 
     def _begun(self, strength: Any, arguments: dict[str, Any]) -> Request:
         """The request whose runs begin where `strength` says."""
-        arguments = _without_begin(arguments)
+        arguments = _without_begin(arguments, "is what strength says")
         whole = self.resolved(**arguments)
         strengths = check_strengths(strength, len(whole.seeds))
         begins = [_first_step(value, plan) for value, plan in zip(strengths, whole.plans, strict=True)]
@@ -241,7 +244,13 @@ class Editing:
             # One step alone has nowhere to go back to.
             plan.table
             if length is None and plan.steps == 1
-            else with_jumps(plan.table, process, length or max(1, plan.steps // JUMPS), times)
+            else with_jumps(
+                plan.table,
+                process,
+                length or max(1, plan.steps // JUMPS),
+                times,
+                looks_back=_looks_back(plan, process),
+            )
             for plan in plain.plans
         ]
         rest = {name: value for name, value in arguments.items() if name in ("labels", *GUIDANCE)}
@@ -275,9 +284,18 @@ def spread(images: Tensor, count: int) -> Tensor:
     return images.expand(count, *images.shape[1:])
 
 
-def _without_begin(arguments: dict[str, Any]) -> dict[str, Any]:
+def _looks_back(plan: Plan, process: AnyProcess) -> bool:
+    """Whether a plan's solver is a multistep method."""
+    solver = plan.solver
+    if isinstance(solver, Table):
+        return False
+    options = {k: v for k, v in plan.options.items() if k not in ("timesteps", "sigmas", "begin_index")}
+    return looks_back(lambda steps: SOLVERS[solver](process, steps, **options), plan.steps)
+
+
+def _without_begin(arguments: dict[str, Any], why: str) -> dict[str, Any]:
     if arguments.get("begin_index") is not None:
-        raise ConfigError("is what edit's strength says; leave it out", argument="begin_index")
+        raise ConfigError(f"{why}; leave it out", argument="begin_index")
     return arguments
 
 

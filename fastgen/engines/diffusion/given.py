@@ -89,9 +89,10 @@ def check_mask(mask: Any, count: int, shape: Sequence[int]) -> Tensor:
     mask: bool or float, [H, W], [1 or C, H, W] or [1 or n, 1 or C, H, W].
     """
     channels, height, width = shape
+    one = "1" if channels == 1 else f"1 or {channels}"
     wanted = (
-        f"[{height}, {width}], [1 or {channels}, {height}, {width}] or [1 or {count}, 1 or {channels}, "
-        f"{height}, {width}]"
+        f"[{height}, {width}] for all images, or one mask per image, [{count}, {one}, {height}, {width}] (of three "
+        f"dimensions it is one mask, [{one}, {height}, {width}])"
     )
     if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
         got = f"a {dtype_name(mask.dtype)} tensor" if isinstance(mask, Tensor) else shown(mask)
@@ -137,5 +138,6 @@ def check_strengths(strength: Any, count: int) -> list[float]:
 def per_sample(values: Tensor, count: int, name: str) -> Tensor:
     """`values` [1 or n, ...] for `count` samples. Raises ConfigError."""
     if len(values) not in (1, count):
-        raise ConfigError(f"expected 1 or {count}, one per sample, got {len(values)}", argument=name)
+        wanted = f"expected 1 or {count}, one per sample" if count > 1 else "expected 1, for one sample"
+        raise ConfigError(f"{wanted}, got {len(values)}", argument=name)
     return values.expand(count, *values.shape[1:])

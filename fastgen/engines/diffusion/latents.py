@@ -25,6 +25,7 @@ from ..great_circles import joined
 from .editing import counted, spread
 from .given import Given, check_draws_images, check_floats, check_images, per_sample
 from .guidance import WORDS as GUIDANCE
+from .plan import check_names
 from .request import Request
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Latents:
         labels: Any = None,
         solver: str | None = None,
         steps: int | None = None,
-        iterations: int = ITERATIONS,
+        iterations: int | None = None,
         progress: bool = False,
         output_type: str = "pt",
         **arguments: Any,
@@ -171,6 +172,8 @@ class Latents:
             )
         if (seeds is None) == (images is None):
             raise ArgumentError("give one of them", argument="seeds, images")
+        if images is None and iterations is not None:
+            raise ConfigError("is of images, which are encoded; seeds are not", argument="iterations")
         how = {**arguments, "solver": solver, "steps": steps}
         if images is None:
             keys = self.resolved(seeds=seeds, labels=labels)
@@ -184,9 +187,8 @@ class Latents:
         if len(ends) < 2:
             raise ConfigError("expected at least 2", argument="seeds" if images is None else "images")
         if images is not None:
-            ends = self.encode(
-                ends, labels=list(keys.labels), iterations=iterations, progress=progress, **how
-            )
+            rounds = ITERATIONS if iterations is None else iterations
+            ends = self.encode(ends, labels=list(keys.labels), iterations=rounds, progress=progress, **how)
         between = joined(ends, frames).to(self.device)
         chosen = [label for label in keys.labels[:-1] for _ in range(frames)] + [keys.labels[-1]]
         if images is not None:
@@ -209,11 +211,15 @@ class Latents:
                 raise ArgumentError("are the same argument: give one", argument="steps, num_inference_steps")
             arguments = dict(arguments)
             steps = arguments.pop("num_inference_steps")
+        for name in ("seed", "seeds"):
+            if arguments.get(name) is not None:
+                raise ConfigError("nothing random is drawn here; leave it out", argument=name)
         process = self.settings.noise_schedule
         if solver is None:
             solver = "ddim" if isinstance(process, NoiseSchedule) else "euler"
         if not isinstance(solver, str) or solver not in SOLVERS:
             raise ConfigError(f"expected ddim, euler or heun, got {shown(solver)}", argument="solver")
+        check_names(solver, [name for name, value in arguments.items() if value is not None])
         count = as_index(iterations)
         if type(count) is not int or not 1 <= count <= MOST_ITERATIONS:
             raise ConfigError(

@@ -23,7 +23,10 @@ def noised_request(
     """What ``engine.sample(n, noise=noise, step_noise=step_noise, **arguments)`` draws. Raises ConfigError."""
     # A run that begins later has its state in the noise, and one by seeds alone is refused.
     resolve = engine.request if noise is None else engine.resolved
-    several = isinstance(noise, Tensor) and noise.dim() == 1 + len(engine.shape) and len(noise) > 1
+    listed = isinstance(noise, (list, tuple))
+    several = (listed or (isinstance(noise, Tensor) and noise.dim() == 1 + len(engine.shape))) and len(
+        noise
+    ) > 1
     request = resolve(len(noise) if n is None and several else n, **arguments)
     if noise is None and step_noise is None:
         return request

@@ -87,6 +87,11 @@ class Chain:
     def __len__(self) -> int:
         return len(self.time)
 
+    @property
+    def fixed_large(self) -> np.ndarray:
+        """`large`, but the decoder's as in the code of Ho et al. 2020 and Nichol & Dhariwal 2021: that of `small`."""
+        return np.concatenate([self.small[:1], self.large[1:]])
+
     def prior(self, x: Tensor) -> Tensor:
         """KL(q(x_T | x) | p(x_T)) in nats, float64 [n], of x [n, ...] in the data's units."""
         spread = self.prior_scale
@@ -152,7 +157,7 @@ class Steps:
         if self.variance == "fixed_small":
             log_variance = small.expand_as(estimate)
         elif self.variance == "fixed_large":
-            log_variance = large.expand_as(estimate)
+            log_variance = _column(self.chain.fixed_large, at, state).expand_as(estimate)
         else:
             share = 0.5 * (said + 1.0)
             log_variance = said.log() if self.variance == "learned" else small + share * (large - small)
