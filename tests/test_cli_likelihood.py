@@ -118,3 +118,27 @@ def test_unlabelled_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     report = json.loads(capsys.readouterr().out)
     assert (report["given"], report["kind"], report["count"]) == (None, "bound", 18)
     assert torch.isfinite(torch.tensor(report["bits_per_dim"]))
+
+
+def test_without_labels_it_says_so(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+
+    data = tmp_path / "plain.npz"
+    np.savez(data, images=np.zeros((3, 8, 8), np.uint8))
+    flags = ["--steps", "1", "--trace", "hutchinson"]
+    assert main(["evaluate", model, "--data", str(data), *flags]) == 0
+    assert "without a label" in capsys.readouterr().out
+    assert main(["evaluate", model, "--data", str(data), "--label", "3", *flags]) == 0
+    assert "given the label" in capsys.readouterr().out
+
+
+def test_the_density_of_two_columns_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows, plot = str(tmp_path / "rows"), tmp_path / "heat.png"
+    assert (
+        main(["train", rows, "--model", "diffusion_mlp", "--data", "two-moons", "--steps", "2", "--quiet"])
+        == 0
+    )
+    flags = ["--solver", "heun", "--steps", "1", "--count", "20"]
+    assert main(["evaluate", rows, "--plot", str(plot), *flags]) == 0
+    assert plot.stat().st_size > 1000

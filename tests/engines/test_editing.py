@@ -420,6 +420,10 @@ def test_wrong_masks_are_named(mask: Any, mentions: tuple) -> None:
         ("inpaint", {"method": "repaint", "resamples": 0}, ("resamples", 0)),
         ("inpaint", {"method": "repaint", "jump_length": 25}, ("jump_length", 25)),
         ("inpaint", {"method": "repaint", "solver": "dpm++2m"}, ("solver", "dpm++2m")),
+        ("inpaint", {"method": "repaint", "solver": "dpm++2m", "steps": 4}, ("solver", "dpm++2m")),
+        ("inpaint", {"begin_index": 1}, ("begin_index",)),
+        ("encode", {"seed": 3}, ("seed",)),
+        ("round_trip", {"seeds": [1, 2, 3]}, ("seeds",)),
         ("encode", {"solver": "dpm++2m"}, ("solver", "dpm++2m")),
         ("encode", {"solver": "ddim", "eta": 0.5}, ("solver", "ddim")),
         ("encode", {"solver": "nothing"}, ("solver", "nothing")),
@@ -435,6 +439,25 @@ def test_wrong_arguments_are_named(verb: str, arguments: dict[str, Any], about: 
             engine.inpaint(images(), torch.ones(SHAPE[1:]), **arguments)
         else:
             getattr(engine, verb)(images(), **arguments)
+
+
+@pytest.mark.parametrize("verb", ["edit", "encode", "round_trip"])
+def test_unknown_arguments_are_named(verb: str) -> None:
+    with refused(ArgumentError, "foo"):
+        getattr(engine_of(), verb)(images(), foo=3)
+
+
+def test_iterations_are_of_images() -> None:
+    with refused(ConfigError, "iterations"):
+        engine_of().interpolate([1, 2], 2, iterations=3)
+
+
+def test_noises_in_a_list_are_as_many_samples() -> None:
+    noise = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(5))
+    engine = engine_of()
+    assert torch.equal(
+        engine.sample(noise=list(noise), seed=0, steps=3), engine.sample(noise=noise, seed=0, steps=3)
+    )
 
 
 def test_wrong_noises_are_named() -> None:

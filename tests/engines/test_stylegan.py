@@ -14,9 +14,9 @@ import fastgen
 from fastgen.checkpoint import Part, Spec, save
 from fastgen.config import to_dict
 from fastgen.engines.gan import GANEngine
-from fastgen.engines.gan.latents import slerp
 from fastgen.engines.gan.projection import ProjectionOptions, distance
 from fastgen.engines.gan.style import StyleGANEngine
+from fastgen.engines.great_circles import slerp
 from fastgen.errors import ArgumentError, ConfigError
 from fastgen_kernels import normals
 from tests.refusals import refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def perceptron(**changes: Any) -> DiffusionMLP:
 def engine_of(network: DiffusionMLP, **changes: Any) -> DiffusionEngine:
     settings = DiffusionSettings(**{"schedule": {}, "value_range": None, "steps": 4, **changes})
     settings.check_network(network.config)
-    return DiffusionEngine(network, settings.checked(), (3,), device="cpu")
+    return DiffusionEngine(network, settings.checked(), (network.config.features,), device="cpu")
 
 
 def test_rows_are_drawn_in_the_units_of_the_data() -> None:
@@ -160,6 +161,53 @@ def test_engines_of_rows_are_verified() -> None:
     report = engine.verify()
     assert report.passed, str(report)
     assert engine.sample(labels=[0, 1], seed=0, guidance_scale=2.0).shape == (2, 3)
+
+
+def test_the_density_of_rows_is_one_of_their_units() -> None:
+    """It moves with the units as densities do, and so do the terms of a bound."""
+    torch.manual_seed(0)
+    network = perceptron(features=2)
+    shift, scale = (5.0, -3.0), (2.0, 0.25)
+    plain, moved = engine_of(network), engine_of(network, shift=shift, scale=scale)
+    side = torch.linspace(-2, 2, 5)
+    x = torch.cartesian_prod(side, side)
+    how: Any = {"solver": "heun", "steps": 8, "trace": "exact"}
+    found = plain.log_prob(x, **how)
+    rows = x * torch.tensor(scale) + torch.tensor(shift)
+    expected = found.values - math.log(math.prod(scale))
+    torch.testing.assert_close(moved.log_prob(rows, **how).values, expected, rtol=1e-4, atol=1e-3)
+    bound = moved.log_prob(rows[:3], method="bound")
+    assert bound.terms is not None
+    whole = bound.terms.prior + bound.terms.by_timestep.sum(1)
+    torch.testing.assert_close(-whole, bound.values, rtol=1e-9, atol=1e-9)
+
+
+def test_rows_take_noise_and_are_interpolated_but_are_no_images() -> None:
+    torch.manual_seed(0)
+    engine = engine_of(perceptron(features=2), shift=(1.0, 2.0), scale=(3.0, 0.5))
+    noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(1))
+    drawn = engine.sample(noise=noise, seed=0, solver="ddim", steps=3)
+    assert drawn.shape == (4, 2)
+    alone = engine.sample(noise=noise[2], seeds=[2], solver="ddim", steps=3)
+    torch.testing.assert_close(drawn[2:3], alone, rtol=1e-4, atol=1e-4)
+    ways = engine.interpolate([0, 1], 3, solver="ddim", steps=3)
+    assert ways.shape == (4, 2)
+    torch.testing.assert_close(
+        ways[[0, 3]], engine.sample(seeds=[0, 1], solver="ddim", steps=3), rtol=1e-4, atol=1e-4
+    )
+    rows: Any = torch.zeros(1, 2)
+    for verb, name in (
+        ("edit", "images"),
+        ("encode", "images"),
+        ("round_trip", "images"),
+        ("decode", "latents"),
+    ):
+        with refused(ConfigError, name):
+            getattr(engine, verb)(rows)
+    with refused(ConfigError, "images"):
+        engine.inpaint(rows, torch.ones(1))
+    with refused(ConfigError, "grey"):
+        engine.colourise(rows)
 
 
 def test_a_perceptron_takes_rows_and_states() -> None:
