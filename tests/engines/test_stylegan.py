@@ -13,10 +13,10 @@ import torch
 import fastgen
 from fastgen.checkpoint import Part, Spec, save
 from fastgen.config import to_dict
-from fastgen.engines.gan import GANEngine
-from fastgen.engines.gan.latents import slerp
+from fastgen.engines.gan import GANEngine, projection
 from fastgen.engines.gan.projection import ProjectionOptions, distance
 from fastgen.engines.gan.style import StyleGANEngine
+from fastgen.engines.great_circles import slerp
 from fastgen.errors import ArgumentError, ConfigError
 from fastgen_kernels import normals
 from tests.refusals import refused
@@ -262,6 +262,57 @@ def test_projection_without_labels_begins_at_any_class() -> None:
     x = engine.sample(2, seed=900, labels=[4, 2])
     found = engine.project(x, steps=60)
     assert bool((found.loss.cpu() < found.losses[0] / 10).all())
+
+
+@pytest.mark.parametrize("labels", [None, [4, 0, 2, 4]])
+def test_projection_of_one_image_among_others(labels: list[int] | None) -> None:
+    """Whatever stands beside it, at whatever place, in whatever part: the same descent but for rounding."""
+    engine = make("stylegan2, of labels", max_batch=3)
+    first = engine.sample(1, seed=900, labels=4)
+    x = torch.cat([first, engine.sample(2, seed=901, labels=[0, 2]), first])
+    seen = []
+    together = engine.project(
+        x, steps=12, labels=labels, progress=lambda step, losses: seen.append((step, losses))
+    )
+    alone = engine.project(first, steps=12, labels=None if labels is None else 4)
+    for place in (0, 3):
+        assert torch.allclose(together.losses[:, place], alone.losses[:, 0], rtol=1e-3)
+        assert together.seeds[place] == alone.seeds[0]
+    assert [step for step, _ in seen] == list(range(12))
+    assert all(torch.equal(losses, together.losses[step]) for step, losses in seen)
+
+
+def test_projection_of_what_is_no_picture() -> None:
+    engine = make("stylegan2")
+    x = engine.sample(2, seed=900)
+    for value in (math.nan, math.inf, 1.5, -255.0):
+        wrong = x.clone()
+        wrong[1, 0, 3, 2] = value
+        with refused(ConfigError, "x", 1):
+            engine.project(wrong, steps=2)
+
+
+def test_projection_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network whose images are not, an error; where w leaves it later, a warning and the best before."""
+    engine = make("stylegan2")
+    x = engine.sample(1, seed=900)
+    look = projection._Descent.look
+
+    def later(self: Any, step: int) -> None:
+        if step == 3:
+            with torch.no_grad():
+                self.w.fill_(math.nan)
+        look(self, step)
+
+    monkeypatch.setattr(projection._Descent, "look", later)
+    with pytest.warns(UserWarning, match="learning_rate"):
+        found = engine.project(x, steps=5)
+    assert found.ws.isfinite().all()
+    assert float(found.loss) <= float(found.losses[:3].min()) * 1.001
+    with torch.no_grad():
+        engine.generator.synthesis.layers[0].weight.fill_(math.nan)
+    with refused(ConfigError, "x"):
+        engine.project(x, steps=2)
 
 
 def test_distance_lets_values_beyond_white_and_black_be() -> None:

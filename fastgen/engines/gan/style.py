@@ -18,7 +18,7 @@ from ..finished import finite, warn_not_finite
 from ..streams import Streams
 from ..verb import Networks, Verb
 from .engine import GANEngine, frame_count, shares
-from .projection import Projection, ProjectionOptions, projected
+from .projection import Projection, ProjectionOptions, check_pictures, projected
 from .style_request import (
     StyleGANRequest,
     StyleGANSettings,
@@ -267,15 +267,18 @@ class StyleGANEngine(GANEngine):
 
         steps: of Adam, 1 to 100,000. space: "w", one style for all layers, which stays near what the generator draws;
         "w+", a style for each layer, which comes closer. labels: of a class-conditional generator, of what class the
-        search begins; None: of all classes. seed: of the candidates for that. noise_mode: "const" or "none". progress:
-        called before each step with its number and losses [n]. The method: ``fastgen.engines.gan.projection``. The
-        reference network runs, in float32.
+        search begins; None: of all classes. seed: of the candidates for that, and of the noise on w, which is the same
+        for all images: what is found for one does not depend on the others. noise_mode: "const" or "none". progress:
+        called before each step, once for all images, with its number and losses [n]. The method:
+        ``fastgen.engines.gan.projection``. The reference network runs, in float32.
 
-        Raises ConfigError.
+        Raises ConfigError, also for values that are not finite or not in [-1, 1], and where no image near one of `x` is
+        finite. A descent that becomes NaN later is a warning.
         """
         x = self._floats("x", x, self.shape)
         options = ProjectionOptions(steps, space, seed, learning_rate, checked_noise(noise_mode))
         options.check()
+        check_pictures(x)
         given = None if labels is None else self._labels(len(x), labels, self.classes)
         with self._working():
             return projected(self, x, given[0] if given else None, options, progress)
