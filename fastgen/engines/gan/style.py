@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ...config import shown
-from ...errors import ArgumentError, ConfigError
+from ...errors import ArgumentError, ConfigError, renamed
 from ...images import PICTURES, to_output, within
-from ..arguments import sample_seeds
+from ..arguments import check_known, parameters, sample_seeds
 from ..finished import finite, warn_not_finite
 from ..streams import Streams
 from ..verb import Networks, Verb
@@ -181,21 +181,26 @@ class StyleGANEngine(GANEngine):
         truncation_cutoff: int | Any | None = ...,
         noise_mode: str | None = None,
         output_type: str = "pt",
+        **unknown: Any,
     ) -> Tensor | np.ndarray | list:
         """Images [n, C, H, W] with the styles `layers` of the sample of each of `seeds_b`, the others of `seeds_a`.
 
         layers: numbers of styles, 0 (the coarsest) to num_ws - 1; all of them: the samples of `seeds_b`, none: those of
         `seeds_a` (Karras et al. 2019, section 3.1). labels: of `seeds_a`; labels_b: of `seeds_b`, by default the same.
-        Random noise is that of `seeds_a`. Other arguments: see `sample`. Raises ConfigError.
+        Random noise is that of `seeds_a`. Other arguments: see `sample`. Raises ConfigError or ArgumentError.
         """
+        check_known(unknown, parameters(self.mix), "mix takes")
         to_output(None, output_type)
         options: dict[str, Any] = {
             "truncation_psi": truncation_psi,
             "truncation_cutoff": truncation_cutoff,
             "noise_mode": noise_mode,
         }
-        a = self.request(seeds=seeds_a, labels=labels, **options)
-        b = self.request(seeds=seeds_b, labels=labels if labels_b is ... else labels_b, **options)
+        with renamed({"seeds": "seeds_a"}):
+            a = self.request(seeds=seeds_a, labels=labels, **options)
+        with renamed({"seeds": "seeds_b", "labels": "labels" if labels_b is ... else "labels_b"}):
+            given = labels if labels_b is ... else labels_b
+            b = self.request(seeds=seeds_b, labels=given, **options)
         if len(a.seeds) != len(b.seeds):
             raise ConfigError(
                 f"expected as many as seeds_a ({len(a.seeds)}), got {len(b.seeds)}", argument="seeds_b"
