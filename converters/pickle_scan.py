@@ -25,6 +25,7 @@ def scan(file: Any) -> None:
     """
     stack: list[int | None] = []  # how deep tuples are nested in each value at most; None: a mark
     memo: dict[int, int] = {}
+    argument: Any
     for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
         name = operation.name
         if name in _PUT:

@@ -382,12 +382,12 @@ def test_refusals() -> None:
     with refused(ConfigError, "seeds_b"):
         engine.mix([1], [2, 3], [0])
     with refused(ConfigError, "layers"):
-        engine.mix([1], [2], 1)  # type: ignore[arg-type]
+        engine.mix([1], [2], 1)
     for seeds in (0, []):
         with refused(ConfigError, "seeds_a"):
-            engine.mix(seeds, [1], [0])  # type: ignore[arg-type]
+            engine.mix(seeds, [1], [0])
         with refused(ConfigError, "seeds_b"):
-            engine.mix([1], seeds, [0])  # type: ignore[arg-type]
+            engine.mix([1], seeds, [0])
     with refused(ArgumentError, "foo"):
         engine.mix([1], [2], [0], foo=1)
     labelled = make("stylegan, of labels")
