@@ -9,6 +9,7 @@ built is a tree of `Node`.
 from __future__ import annotations
 
 import io
+import mmap
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,11 +22,13 @@ from torch import Tensor
 from fastgen.errors import CheckpointError
 
 from .opening import check_extent, check_file
+from .pickle_scan import scan
 
 MARK = b"torch_utils.persistence"
 OLD_MARK = b"dnnlib.tflib.network"  # of TensorFlow
 SEARCHED = 1 << 20  # bytes from the beginning; the first network stands there
 MAX_DEPTH, MAX_NODES = 16, 10_000
+STORAGE_PICKLES = 5  # before the numbers: a magic one, a version, facts of the system, the storage, its key
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,14 @@ def marked(path: Path) -> bytes | None:
 def read(path: Path) -> dict[str, Any]:
     """What lies at the top of the pickle: trees as `_Object`, for `tree`, and plain values.
 
-    Raises CheckpointError for names that are not in the list, for what is damaged or ends early, and for nothing at the
-    top that has names.
+    Raises CheckpointError for names that are not in the list, for what is damaged or ends early, for what `scan`
+    refuses, and for nothing at the top that has names.
     """
     check_file(path)
     with path.open("rb") as file:
         try:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                scan(content)
             value = _Reader(file).load()
         except Exception as error:  # a damaged pickle raises any type of error
             raise _refusal(path, error) from error
@@ -170,6 +175,11 @@ class _Storage:
     def numbers(self) -> Any:
         """A storage of PyTorch, of numbers of one type."""
         if id(self.data) not in self.held:
+            if not self.data.startswith(b"\x80"):
+                raise pickle.UnpicklingError("expected pickles of a storage")
+            content = io.BytesIO(self.data)
+            for _ in range(STORAGE_PICKLES):
+                scan(content)
             found = torch.load(io.BytesIO(self.data), map_location="cpu", weights_only=True)
             if not isinstance(found, torch.storage.TypedStorage):
                 raise pickle.UnpicklingError(f"expected a storage, got {type(found).__name__}")
@@ -234,6 +244,14 @@ def _bytes(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
+def _size(*sizes: Any) -> tuple[int, ...]:
+    """As torch.Size. Of ints alone: tuples made here would be nested unseen by `scan`."""
+    found = tuple(*sizes)
+    if not all(type(n) is int for n in found):
+        raise pickle.UnpicklingError("expected sizes")
+    return found
+
+
 def _opaque(*_: Any) -> _Opaque:
     return _Opaque()
 
@@ -249,7 +267,7 @@ NAMES: Mapping[tuple[str, str], Any] = {
     ("builtins", "set"): _Function(lambda *items: set(*items)),
     ("__builtin__", "set"): _Function(lambda *items: set(*items)),
     ("builtins", "slice"): _Function(_opaque),
-    ("torch", "Size"): _Function(lambda *sizes: tuple(*sizes)),
+    ("torch", "Size"): _Function(_size),
     ("torch", "device"): _Function(_opaque),
     ("numpy.core.multiarray", "scalar"): _Function(_opaque),
     ("numpy._core.multiarray", "scalar"): _Function(_opaque),

@@ -1,5 +1,10 @@
 """Errors that tell a user what was wrong, where, and what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 
 class FastgenError(Exception):
     """Base of every error raised on purpose by fastgen for something the user can mend.
@@ -48,3 +53,14 @@ class Terminated(KeyboardInterrupt):
 
 class OutOfMemoryError(FastgenError, MemoryError):
     """Not even one sample fits in the device's memory."""
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """An error of the block about the argument of one name becomes one about another: ``{"seed": "--seed"}``."""
+    try:
+        yield
+    except FastgenError as error:
+        if error.argument is None or error.argument not in names:
+            raise
+        raise type(error)(error.reason, argument=names[error.argument]) from error

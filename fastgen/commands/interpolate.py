@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +108,16 @@ def _accept(args: argparse.Namespace, family: Family) -> None:
 def _options(args: argparse.Namespace, engine: Any) -> dict[str, Any]:
     """Keyword arguments of ``engine.interpolate``, but for frames and labels."""
     if engine.kind != DIFFUSION:
-        seeds = [*args.seeds, args.seeds[0]]
-        return {"seeds": seeds, "space": args.space or "z", **truncation(args, engine, len(seeds))}
+        if args.space == "w" and not engine.style_based:
+            raise ConfigError(
+                f"{args.model} has no styles; this is of StyleGAN and StyleGAN2", argument="--space"
+            )
+        options = truncation(args, engine, len(args.seeds))
+        if isinstance(
+            psi := options.get("truncation_psi"), list
+        ):  # of the seeds; the way ends at the first again
+            options["truncation_psi"] = [*psi, psi[0]]
+        return {"seeds": [*args.seeds, args.seeds[0]], "space": args.space or "z", **options}
     if args.images is None:
         return {"seeds": [*args.seeds, args.seeds[0]], **how(args)}
     import torch
@@ -125,10 +135,11 @@ def _keys(args: argparse.Namespace) -> str:
     return f"images {', '.join(path.name for path in args.images)}"
 
 
-def add_truncation(parser: argparse._ActionsContainer) -> None:
-    """The flags that ``fastgen sample`` has for GANs."""
+def add_truncation(parser: argparse._ActionsContainer, helps: Mapping[str, str] | None = None) -> None:
+    """The flags that ``fastgen sample`` has for GANs. helps: other texts for some of them, by name."""
     for flag in FAMILIES["gan"].flags["sample"]:
-        flag.add(parser)
+        options = {**flag.options, "help": (helps or {}).get(flag.name, flag.options["help"])}
+        replace(flag, options=options).add(parser)
 
 
 def truncation(args: argparse.Namespace, engine: Any, count: int) -> dict[str, Any]:

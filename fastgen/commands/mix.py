@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, renamed
 from .arguments import add_model, integer_ranges, positive
 from .image_task import load_engine
 from .interpolate import add_truncation, chosen_labels, truncation
 from .layout import CELL
 from .outputs import add_reporting, check_places, report, summary, writing
+
+FLAGS = {"truncation_psi": "--truncation", "truncation_cutoff": "--truncation-cutoff"}
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -45,7 +47,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "--labels", help="of a class-conditional model: classes, names or numbers, of the rows in turn"
     )
     parser.add_argument("--column-labels", help="the same of the columns (default: as --labels)")
-    add_truncation(parser)
+    psi = "psi, one for all images; below 1: likelier images, less variety; none: no truncation (default: the model's)"
+    add_truncation(parser, {"--truncation": psi})
     parser.add_argument("--scale", type=positive, help="enlarge images by this whole factor")
     add_reporting(parser)
     parser.set_defaults(run=run)
@@ -55,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Draw the grid; returns the exit code."""
     import torch
 
+    from ..engines.gan.style_request import checked_layers
     from ..images import save_grid, sheet_size
     from .layout import is_sheet
 
@@ -67,15 +71,24 @@ def run(args: argparse.Namespace) -> int:
     scale = args.scale or max(1, -(-CELL // engine.shape[2]))
     across = len(columns) + 1
     sheet_size(across * (len(rows) + 1), engine.shape[1:], columns=across, scale=scale)
+    if "," in (getattr(args, "truncation", None) or ""):
+        raise ConfigError("expected one value, which is that of all images", argument="--truncation")
     options = truncation(args, engine, 1)
     layers = list(range((engine.styles + 1) // 2)) if args.layers is None else args.layers
-    of_rows = in_turn(engine, args.labels, len(rows))
-    of_columns = in_turn(
-        engine, args.labels if args.column_labels is None else args.column_labels, len(columns)
-    )
+    of_rows = in_turn(engine, args.labels, len(rows), "--labels")
+    if args.column_labels is None:
+        of_columns, labels_b = in_turn(engine, args.labels, len(columns)), "--labels"
+    else:
+        labels_b = "--column-labels"
+        of_columns = in_turn(engine, args.column_labels, len(columns), labels_b)
+    with renamed({**FLAGS, "labels": "--labels"}):
+        a = engine.request(seeds=rows, labels=of_rows, **options)
+    with renamed({**FLAGS, "labels": labels_b}):
+        b = engine.request(seeds=columns, labels=of_columns, **options)
+    with renamed({"layers": "--layers"}):
+        layers = checked_layers(layers, engine.styles)
     started = time.perf_counter()
-    left = engine.sample(seeds=rows, labels=of_rows, **options)
-    top = engine.sample(seeds=columns, labels=of_columns, **options)
+    left, top = engine.draw(a), engine.draw(b)
     mixed = engine.mix(
         [row for row in rows for _ in columns],
         list(columns) * len(rows),
@@ -88,13 +101,31 @@ def run(args: argparse.Namespace) -> int:
     corner = torch.full_like(top[:1], -1.0)
     body = torch.cat([left[:, None], mixed.unflatten(0, (len(rows), len(columns)))], dim=1)
     images = torch.cat([corner, top, body.flatten(0, 1)])
+    grid = {
+        "rows": rows,
+        "columns": columns,
+        "layers": layers,
+        "styles": engine.styles,
+        "labels": list(a.labels),
+        "column_labels": list(b.labels),
+        "truncation_psi": a.truncation_psi,
+        "truncation_cutoff": a.truncation_cutoff,
+        "noise_mode": a.noise_mode,
+    }
     with writing([args.out], "images", None):
-        save_grid(images.cpu(), args.out, columns=across, scale=scale)
-    facts = {"model": args.model, "rows": rows, "columns": columns, "layers": layers, "styles": engine.styles}
+        metadata = {**made_by(engine), "mix": grid}
+        save_grid(images.cpu(), args.out, columns=across, scale=scale, metadata=metadata)
+    facts = {"model": args.model, **grid}
     how = f"styles {', '.join(map(str, layers))} of {engine.styles} from the columns"
     said = summary(len(images) - 1, "image", how, engine.device, seconds, [args.out])
     report(facts, said, as_json=args.json, device=engine.device, files=[args.out], seconds={"mix": seconds})
     return 0
+
+
+def made_by(engine: Any) -> dict[str, Any]:
+    """What the engine's sheets say of the model, without a request, by which ``sample --like`` would draw samples."""
+    kept = engine.metadata(engine.request(1, labels=None if engine.classes is None else 0))
+    return {name: value for name, value in kept.items() if name != "request"}
 
 
 def check_style_based(engine: Any, model: str) -> None:
@@ -105,7 +136,15 @@ def check_style_based(engine: Any, model: str) -> None:
         )
 
 
-def in_turn(engine: Any, text: str | None, count: int) -> list[str | int | None] | None:
-    """`count` labels, those that `text` names in turn; None of a model without classes. Raises ConfigError."""
-    labels = chosen_labels(engine, text)
+def in_turn(
+    engine: Any, text: str | None, count: int, flag: str | None = None
+) -> list[str | int | None] | None:
+    """`count` labels, those that `text` names in turn; None of a model without classes.
+
+    flag: that `text` is of, which must not name more labels than `count`; None: it may. Raises ConfigError.
+    """
+    with renamed({"--labels": flag or "--labels", "labels": flag or "--labels"}):
+        labels = chosen_labels(engine, text)
+    if flag is not None and text is not None and len(labels) > count:
+        raise ConfigError(f"{len(labels)} labels for {count} images", argument=flag)
     return None if engine.classes is None else [labels[i % len(labels)] for i in range(count)]

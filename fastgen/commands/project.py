@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
-from ..files import write_atomic
+from ..errors import ConfigError, renamed
+from ..files import check_writable, write_atomic
 from .arguments import add_model, positive
 from .image_task import load_engine
 from .layout import CELL
-from .mix import check_style_based
+from .mix import check_style_based, made_by
 from .outputs import add_reporting, check_free, check_places, report, summary, writing
 from .plots import SUFFIXES, check_plot, save_figure
 from .reconstruct import chosen_label
@@ -70,46 +70,68 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
+    from ..engines.gan.projection import ProjectionOptions
     from ..images import save_grid
     from .layout import is_sheet
 
     if not is_sheet(args.out):
         raise ConfigError("expected a name that ends in .png, .jpg, .jpeg or .webp", argument="--out")
     check_places(args.out, None, args.overwrite)
+    files = [path for path in (args.out, args.styles, args.plot) if path is not None]
+    if len({path.resolve() for path in files}) < len(files):
+        raise ConfigError("expected different files", argument="--out, --styles, --plot")
     if args.plot is not None:
         check_plot(args.plot, args.overwrite)
     if args.styles is not None:
         if args.styles.suffix.lower() != ".npz":
             raise ConfigError(f"expected a name that ends in .npz, got {args.styles}", argument="--styles")
+        if not args.styles.absolute().parent.is_dir():
+            raise ConfigError(f"there is no folder {args.styles.absolute().parent}", argument=args.styles)
+        if args.styles.is_dir():
+            raise ConfigError("is a folder", argument=args.styles)
         check_free([args.styles], args.overwrite)
+        check_writable(args.styles.absolute().parent)
+    options: dict[str, Any] = {
+        "steps": args.steps,
+        "space": args.space,
+        "seed": args.seed,
+        "learning_rate": args.learning_rate,
+        "noise_mode": args.noise_mode,
+    }
+    with renamed({name: "--" + name.replace("_", "-") for name in options}):
+        ProjectionOptions(**options).check()
     engine = load_engine(args, "gan")
     check_style_based(engine, args.model)
-    label = None if args.label is None else chosen_label(engine, args.label)
+    with renamed({"labels": "--label"}):
+        label = None if args.label is None else chosen_label(engine, args.label)
     x = torch.cat([picture(path, engine.shape) for path in args.inputs])
     silent = args.quiet or args.json or not sys.stderr.isatty()
     started = time.perf_counter()
     with tqdm(total=args.steps, unit="step", disable=silent) as bar:
         found = engine.project(
             x,
-            steps=args.steps,
-            space=args.space,
             labels=label,
-            seed=args.seed,
-            learning_rate=args.learning_rate,
-            noise_mode=args.noise_mode,
+            **options,
             progress=lambda step, losses: bar.update(),
         )
     seconds = time.perf_counter() - started
-    files = [path for path in (args.out, args.styles, args.plot) if path is not None]
+    how_made = {"label": label, **options, "loss": found.loss.tolist(), "seeds": list(found.seeds)}
+    metadata = {**made_by(engine), "project": {"inputs": list(map(str, args.inputs)), **how_made}}
     with writing(files, "images", None):
         pairs = torch.stack([x, found.images.cpu()], dim=1).flatten(0, 1)
-        save_grid(pairs, args.out, columns=2, scale=args.scale or max(1, -(-CELL // engine.shape[2])))
+        save_grid(
+            pairs,
+            args.out,
+            columns=2,
+            scale=args.scale or max(1, -(-CELL // engine.shape[2])),
+            metadata=metadata,
+        )
         if args.styles is not None:
             _save(found.ws, args.styles)
         if args.plot is not None:
             _plot(found.losses, [path.name for path in args.inputs], args.plot)
     losses = found.loss.tolist()
-    facts = {"model": args.model, "inputs": list(map(str, args.inputs)), "loss": losses, "seeds": found.seeds}
+    facts = {"model": args.model, "inputs": list(map(str, args.inputs)), **how_made}
     how = f"{args.steps} steps in {args.space}, loss {', '.join(f'{value:.2g}' for value in losses)}"
     said = summary(len(x), "image", how, engine.device, seconds, files)
     report(facts, said, as_json=args.json, device=engine.device, files=files, seconds={"project": seconds})

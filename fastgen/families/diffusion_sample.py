@@ -53,14 +53,16 @@ FLAGS = (
 
 def _arguments(given: Mapping[str, Any], count: int) -> dict[str, Any]:
     arguments = {
-        "solver": in_turn(given.get("solver"), count, str),
-        "steps": in_turn(given.get("steps"), count, whole_number("--steps")),
-        "guidance_scale": in_turn(given.get("guidance_scale"), count, number("--guidance-scale")),
+        "solver": in_turn(given.get("solver"), count, str, "--solver"),
+        "steps": in_turn(given.get("steps"), count, whole_number("--steps"), "--steps"),
+        "guidance_scale": in_turn(
+            given.get("guidance_scale"), count, number("--guidance-scale"), "--guidance-scale"
+        ),
         "guidance_interval": numbers("--guidance-interval", given.get("guidance_interval")),
         "guidance_sigmas": numbers("--guidance-sigmas", given.get("guidance_sigmas")),
         "guidance_times": numbers("--guidance-times", given.get("guidance_times")),
         "guidance_rescale": given.get("guidance_rescale"),
-        "eta": in_turn(given.get("eta"), count, number("--eta")),
+        "eta": in_turn(given.get("eta"), count, number("--eta"), "--eta"),
     }
     options = named_values(given.get("option", ()), "--option")
     if unknown := [name for name in options if name in arguments or name not in _solver_options()]:

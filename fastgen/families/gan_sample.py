@@ -72,7 +72,9 @@ def style_options(given: Mapping[str, Any], count: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if given.get("truncation") is not None:
         text = given["truncation"]
-        found["truncation_psi"] = None if text == "none" else in_turn(text, count, number("--truncation"))
+        found["truncation_psi"] = (
+            None if text == "none" else in_turn(text, count, number("--truncation"), "--truncation")
+        )
     if given.get("truncation_cutoff") is not None:
         cutoff = number_or_none("--truncation-cutoff", given["truncation_cutoff"])
         if cutoff is not None and not cutoff.is_integer():

@@ -148,8 +148,8 @@ class StyleGANRecipe(GANRecipe):
 
 
 class StyleGAN2Recipe(StyleGANRecipe):
-    """Karras et al. 2020, appendix B: lazy R1 every 16 steps, averages of half-life 10,000 images; without the
-    regularisation of path lengths.
+    """Karras et al. 2020, appendix B: lazy R1 every 16 steps, averages of decay 0.998 a step (at batches of 32 a
+    half-life of some 10,000 images); without the regularisation of path lengths.
     """
 
     architectures = ("stylegan2", "stylegan2_discriminator")

@@ -11,11 +11,16 @@ from ..config import parse_json, shown
 from ..errors import ConfigError
 
 
-def in_turn(text: str | None, count: int, read: Callable[[str], Any]) -> Any:
-    """One value for all samples; where there are commas, a list of `count` values: those given, repeated."""
+def in_turn(text: str | None, count: int, read: Callable[[str], Any], flag: str) -> Any:
+    """One value for all samples; where there are commas, a list of `count` values: those given, repeated.
+
+    Raises ConfigError about `flag` for more values than samples.
+    """
     if text is None or "," not in text:
         return None if text is None else read(text.strip())
     values = [read(part.strip()) for part in text.split(",")]
+    if len(values) > count:
+        raise ConfigError(f"{len(values)} values for {count}", argument=flag)
     return [values[i % len(values)] for i in range(count)]
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import pickle
 import random
+import struct
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -435,11 +438,11 @@ def test_a_pickle_that_would_write_a_file(kind: Any, place: str, tmp_path: Path,
 class Nested:
     """A tensor whose storage is a pickle of something else."""
 
-    def __init__(self, evil: Any) -> None:
-        self.evil = evil
+    def __init__(self, evil: Any, data: bytes | None = None) -> None:
+        self.data = pickle.dumps(evil) if data is None else data
 
     def __reduce__(self) -> tuple:
-        storage = StorageOf(pickle.dumps(self.evil))
+        storage = StorageOf(self.data)
         return torch._utils._rebuild_tensor_v2, (storage, 0, (1,), (1,), False, {})
 
 
@@ -491,6 +494,57 @@ BY_HAND: dict[str, bytes] = {
     "a dotted name": b"\x80\x04X\x17\x00\x00\x00torch_utils.persistenceX\x09\x00\x00\x00os.system\x93.",
     "attributes of a dictionary's class": HEAD + b"0cdnnlib.util\nEasyDict\n}X\x01\x00\x00\x00aK\x01sb.",
 }
+
+
+NAMED = b"\x80\x04\x8c\x17torch_utils.persistence0"
+NESTED = b")" + b"\x85" * 300_000
+COSTLY: dict[str, bytes] = {
+    "tuples as a key": NAMED + b"}" + NESTED + b"Ns.",
+    "tuples by the memo": NAMED + b"})" + b"q\x000h\x00\x85" * 300_000 + b"Ns.",
+    "tuples that a build leaves alone": NAMED + b"})" + b"\x85Nb" * 300_000 + b"Ns.",
+    "tuples as sizes": NAMED + b"}ctorch\nSize\nq\x000)" + b"q\x010h\x00h\x01\x85\x85R" * 100_000 + b"Ns.",
+    "a set of tuples": NAMED + b"\x8f(" + NESTED + b"\x90.",
+    "a number of the memo": NAMED + b"}r" + struct.pack("<I", 1 << 27) + b".",
+    "a number of the memo as text": NAMED + b"}p134217728\n.",
+    "a long text": NAMED + b"}\x8d" + struct.pack("<Q", 1 << 40) + b".",
+    "a long frame": NAMED + b"}\x95" + struct.pack("<Q", 1 << 40) + b".",
+}
+
+
+def test_pickles_that_cost_more_than_their_size(tmp_path: Path) -> None:
+    """In a process of its own, which they would end or make large."""
+    paths = [tmp_path / f"{kind}.pkl" for kind in COSTLY]
+    for path, data in zip(paths, COSTLY.values(), strict=True):
+        path.write_bytes(data)
+    code = (
+        "import resource, sys\n"
+        "from fastgen.converters import restricted\n"
+        "from fastgen.errors import CheckpointError\n"
+        "from pathlib import Path\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for path in sys.argv[1:]:\n"
+        "    try:\n"
+        "        restricted.read(Path(path))\n"
+        "    except CheckpointError as error:\n"
+        "        print(error.argument, flush=True)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True, timeout=300
+    )
+    *refusals, grown = done.stdout.splitlines()
+    assert refusals == list(map(str, paths)), done.stderr
+    assert done.returncode == 0
+    assert int(grown) < 300_000  # KiB
+
+
+def test_a_storage_that_would_end_the_process(tmp_path: Path) -> None:
+    """The pickles within a storage are looked over like the one around them."""
+    good = persistent(0)
+    good.state["_buffers"]["x"] = Nested(None, b"\x80\x02}" + NESTED + b"Ns.")
+    path = write_persistent(tmp_path / "a.pkl", {"G_ema": good})
+    with refused(CheckpointError, path):
+        converted(path, "nvlabs")
 
 
 @pytest.mark.parametrize("kind", BY_HAND)

@@ -13,13 +13,14 @@ import torch
 import fastgen
 from fastgen.checkpoint import Part, Spec, save
 from fastgen.config import to_dict
-from fastgen.engines.gan import GANEngine
+from fastgen.engines.gan import GANEngine, projection
 from fastgen.engines.gan.projection import ProjectionOptions, distance
 from fastgen.engines.gan.style import StyleGANEngine
 from fastgen.engines.great_circles import slerp
 from fastgen.errors import ArgumentError, ConfigError
+from fastgen.images import read_metadata
 from fastgen_kernels import normals
-from tests.refusals import refused
+from tests.refusals import names, refused
 
 from . import gans
 from .stylegans import CASES, generator, make
@@ -92,6 +93,10 @@ def test_psi_per_sample_is_that_of_single_calls(mode: str) -> None:
     for i, value in enumerate(psi):
         alone = engine.sample(seeds=[5 + i], truncation_psi=value, noise_mode=mode)
         assert torch.allclose(together[i : i + 1], alone, atol=CLOSE)
+    for value in (torch.tensor(0.3), np.float32(0.3), np.array(0.3)):
+        assert torch.allclose(
+            engine.sample(seeds=[6], truncation_psi=value, noise_mode=mode), together[1:2], atol=CLOSE
+        )
     assert torch.equal(engine.sample(seed=5, truncation_psi=psi, noise_mode=mode), together)
     assert torch.equal(engine.sample(seed=5, truncation_psi=np.array(psi), noise_mode=mode), together)
 
@@ -264,6 +269,57 @@ def test_projection_without_labels_begins_at_any_class() -> None:
     assert bool((found.loss.cpu() < found.losses[0] / 10).all())
 
 
+@pytest.mark.parametrize("labels", [None, [4, 0, 2, 4]])
+def test_projection_of_one_image_among_others(labels: list[int] | None) -> None:
+    """Whatever stands beside it, at whatever place, in whatever part: the same descent but for rounding."""
+    engine = make("stylegan2, of labels", max_batch=3)
+    first = engine.sample(1, seed=900, labels=4)
+    x = torch.cat([first, engine.sample(2, seed=901, labels=[0, 2]), first])
+    seen = []
+    together = engine.project(
+        x, steps=12, labels=labels, progress=lambda step, losses: seen.append((step, losses))
+    )
+    alone = engine.project(first, steps=12, labels=None if labels is None else 4)
+    for place in (0, 3):
+        assert torch.allclose(together.losses[:, place], alone.losses[:, 0], rtol=1e-3)
+        assert together.seeds[place] == alone.seeds[0]
+    assert [step for step, _ in seen] == list(range(12))
+    assert all(torch.equal(losses, together.losses[step]) for step, losses in seen)
+
+
+def test_projection_of_what_is_no_picture() -> None:
+    engine = make("stylegan2")
+    x = engine.sample(2, seed=900)
+    for value in (math.nan, math.inf, 1.5, -255.0):
+        wrong = x.clone()
+        wrong[1, 0, 3, 2] = value
+        with refused(ConfigError, "x", 1):
+            engine.project(wrong, steps=2)
+
+
+def test_projection_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network whose images are not, an error; where w leaves it later, a warning and the best before."""
+    engine = make("stylegan2")
+    x = engine.sample(1, seed=900)
+    look = projection._Descent.look
+
+    def later(self: Any, step: int) -> None:
+        if step == 3:
+            with torch.no_grad():
+                self.w.fill_(math.nan)
+        look(self, step)
+
+    monkeypatch.setattr(projection._Descent, "look", later)
+    with pytest.warns(UserWarning, match="learning_rate"):
+        found = engine.project(x, steps=5)
+    assert found.ws.isfinite().all()
+    assert float(found.loss) <= float(found.losses[:3].min()) * 1.001
+    with torch.no_grad():
+        engine.generator.synthesis.layers[0].weight.fill_(math.nan)
+    with refused(ConfigError, "x"):
+        engine.project(x, steps=2)
+
+
 def test_distance_lets_values_beyond_white_and_black_be() -> None:
     target = torch.tensor([[[[1.0, -1.0], [0.5, 1.0]]]])
     x = torch.tensor([[[[1.7, -3.0], [0.0, -1.0]]]])
@@ -325,6 +381,20 @@ def test_refusals() -> None:
         engine.mix([1], [2], "12")
     with refused(ConfigError, "seeds_b"):
         engine.mix([1], [2, 3], [0])
+    with refused(ConfigError, "layers"):
+        engine.mix([1], [2], 1)
+    for seeds in (0, []):
+        with refused(ConfigError, "seeds_a"):
+            engine.mix(seeds, [1], [0])
+        with refused(ConfigError, "seeds_b"):
+            engine.mix([1], seeds, [0])
+    with refused(ArgumentError, "foo"):
+        engine.mix([1], [2], [0], foo=1)
+    labelled = make("stylegan, of labels")
+    with refused(ConfigError, "labels_b"):
+        labelled.mix([1], [2], [0], labels=1, labels_b=77)
+    with refused(ConfigError, "labels"):
+        labelled.mix([1], [2], [0], labels=77, labels_b=1)
     with refused(ConfigError, "space"):
         engine.interpolate([1, 2], 3, space="x")
     with refused(ConfigError, "seeds"):
@@ -434,13 +504,17 @@ def test_a_folder_from_the_command_line(tmp_path: Path) -> None:
     assert main(["info", folder]) == 0
     for wrong in (["--truncation-law", "clip"], ["--truncation", "much"], ["--truncation-cutoff", "1.5"]):
         assert main(["sample", folder, *wrong, "-o", str(tmp_path / "y.png")]) == 1
+    few = ["sample", folder, "-n", "1", "--truncation", "0.2,1", "-o", str(tmp_path / "y.png")]
+    assert main(few) == 1  # of which the second would be of nothing
     plain = ["sample", "zoo:gan-mnist", "-o", str(tmp_path / "y.png")]
     for wrong in (["--truncation-cutoff", "1"], ["--noise-mode", "none"], ["--truncation", "0.5,1"]):
         assert main([*plain, *wrong]) == 1
     assert not (tmp_path / "y.png").exists()
 
 
-def test_mix_and_interpolate_from_the_command_line(tmp_path: Path) -> None:
+def test_mix_and_interpolate_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from PIL import Image
 
     from fastgen.cli import main
@@ -463,6 +537,20 @@ def test_mix_and_interpolate_from_the_command_line(tmp_path: Path) -> None:
     for (row, column), x in wanted.items():
         levels = ((x[0].permute(1, 2, 0) + 1) * 127.5).numpy()
         assert np.abs(cells[row][column] - levels).max() <= 0.51  # rounded to whole levels
+    kept = read_metadata(out)
+    assert kept["mix"] == {
+        "rows": [0, 1],
+        "columns": [5, 9, 7],
+        "layers": [0, 1],
+        "styles": engine.styles,
+        "labels": [0, 1],
+        "column_labels": [3, 3, 3],
+        "truncation_psi": 0.7,
+        "truncation_cutoff": None,
+        "noise_mode": "const",
+    }
+    assert kept["sha256"] == engine.metadata(engine.request(1, labels=0))["sha256"]
+    assert main(["sample", "--like", str(out), "-o", str(tmp_path / "z.png")]) == 1  # no request for samples
     assert main([*command, "-o", str(out)]) == 1  # it is there already
     assert main([*command[:-1], "--layers", "9", "-o", str(tmp_path / "b.png")]) == 1
     assert main(["mix", "zoo:gan-mnist", "-o", str(tmp_path / "b.png")]) == 1
@@ -471,10 +559,49 @@ def test_mix_and_interpolate_from_the_command_line(tmp_path: Path) -> None:
     with Image.open(tmp_path / "x.gif") as image:
         assert image.n_frames == 6
     assert main([*gif, "--truncation-law", "clip", "-o", str(tmp_path / "y.gif")]) == 1
+    capsys.readouterr()
     assert main(["interpolate", "--space", "w", "-o", str(tmp_path / "y.gif")]) == 1  # of a DCGAN
+    assert names(capsys.readouterr().err, "--space", "zoo:gan-mnist")
+    for wrong, flag in (
+        (["--truncation", "0,1"], "--truncation"),
+        (["--rows", "3", "--columns", "4", "--truncation", "0,1"], "--truncation"),
+        (["--labels", "0-4"], "--labels"),
+        (["--column-labels", "0-3"], "--column-labels"),
+        (["--column-labels", "77"], "--column-labels"),
+        (["--labels", "77"], "--labels"),
+        (["--layers", "9"], "--layers"),
+        (["--truncation-cutoff", "70"], "--truncation-cutoff"),
+    ):
+        assert main([*command, *wrong, "-o", str(tmp_path / "b.png")]) == 1
+        assert f"{flag}: " in capsys.readouterr().err
+    assert not (tmp_path / "b.png").exists()
 
 
-def test_project_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_animation_of_several_psi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way ends where it began: at the first seed with the first psi."""
+    from fastgen.cli import main
+
+    asked: list[dict[str, Any]] = []
+    interpolate = StyleGANEngine.interpolate
+
+    def noted(self: Any, **options: Any) -> Any:
+        asked.append(options)
+        return interpolate(self, **options)
+
+    monkeypatch.setattr(StyleGANEngine, "interpolate", noted)
+    folder = saved(tmp_path / "m", "stylegan2")
+    command = ["interpolate", "-m", folder, "--seeds", "0-2", "--frames", "2", "-o", str(tmp_path / "x.gif")]
+    assert main([*command, "--truncation", "0.2,1,0.5"]) == 0
+    assert asked[0]["seeds"] == [0, 1, 2, 0]
+    assert asked[0]["truncation_psi"] == [0.2, 1.0, 0.5, 0.2]
+    assert main([*command, "--overwrite", "--truncation", "0.2,1"]) == 0
+    assert asked[1]["truncation_psi"] == [0.2, 1.0, 0.2, 0.2]
+    assert main([*command, "--overwrite", "--truncation", "0.2,1,0.5,0.4"]) == 1  # more than seeds
+
+
+def test_project_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import json
 
     from fastgen.cli import main
@@ -502,6 +629,27 @@ def test_project_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert facts["loss"][0] < 0.01
     assert out.stat().st_size
     assert plot.stat().st_size
+    made = {"label": None, "steps": 30, "space": "w", "seed": 0, "learning_rate": 0.1, "noise_mode": "const"}
+    assert facts | made == facts
+    assert read_metadata(out)["project"].items() >= made.items()
     assert main([*command, *files]) == 1
+    capsys.readouterr()
+    new = tmp_path / "new.png"
+    for wrong, flag in (
+        (["--plot", str(new)], "--out, --styles, --plot"),
+        (["--plot", str(tmp_path / "m" / ".." / "new.png")], "--out, --styles, --plot"),
+        (["--styles", str(tmp_path / "none" / "x.npz")], str(tmp_path / "none" / "x.npz")),
+        (["--steps", "200000"], "--steps"),
+        (["--learning-rate", "nan"], "--learning-rate"),
+        (["--seed", "-1"], "--seed"),
+    ):
+        with monkeypatch.context() as patch:  # before the model is read
+            patch.setattr(project, "load_engine", lambda *_: pytest.fail("was loaded"))
+            assert main([*command, *wrong, "-o", str(new)]) == 1
+        assert f"{flag}: " in capsys.readouterr().err
+    labelled = saved(tmp_path / "l", "stylegan2, of labels", num_classes=5)
+    assert main(["project", str(picture), "-m", labelled, "--label", "77", "-o", str(new)]) == 1
+    assert "--label: " in capsys.readouterr().err
+    assert not new.exists()
     assert main([*command, "--label", "3", "-o", str(tmp_path / "b.png")]) == 1
     assert main(["project", str(picture), "-m", "zoo:gan-mnist", "-o", str(tmp_path / "b.png")]) == 1

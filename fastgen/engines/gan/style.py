@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ...config import shown
-from ...errors import ArgumentError, ConfigError
+from ...errors import ArgumentError, ConfigError, renamed
 from ...images import PICTURES, to_output, within
-from ..arguments import sample_seeds
+from ..arguments import check_known, parameters, sample_seeds
 from ..finished import finite, warn_not_finite
 from ..streams import Streams
 from ..verb import Networks, Verb
 from .engine import GANEngine, frame_count, shares
-from .projection import Projection, ProjectionOptions, projected
+from .projection import Projection, ProjectionOptions, check_pictures, projected
 from .style_request import (
     StyleGANRequest,
     StyleGANSettings,
@@ -181,21 +181,26 @@ class StyleGANEngine(GANEngine):
         truncation_cutoff: int | Any | None = ...,
         noise_mode: str | None = None,
         output_type: str = "pt",
+        **unknown: Any,
     ) -> Tensor | np.ndarray | list:
         """Images [n, C, H, W] with the styles `layers` of the sample of each of `seeds_b`, the others of `seeds_a`.
 
         layers: numbers of styles, 0 (the coarsest) to num_ws - 1; all of them: the samples of `seeds_b`, none: those of
         `seeds_a` (Karras et al. 2019, section 3.1). labels: of `seeds_a`; labels_b: of `seeds_b`, by default the same.
-        Random noise is that of `seeds_a`. Other arguments: see `sample`. Raises ConfigError.
+        Random noise is that of `seeds_a`. Other arguments: see `sample`. Raises ConfigError or ArgumentError.
         """
+        check_known(unknown, parameters(self.mix), "mix takes")
         to_output(None, output_type)
         options: dict[str, Any] = {
             "truncation_psi": truncation_psi,
             "truncation_cutoff": truncation_cutoff,
             "noise_mode": noise_mode,
         }
-        a = self.request(seeds=seeds_a, labels=labels, **options)
-        b = self.request(seeds=seeds_b, labels=labels if labels_b is ... else labels_b, **options)
+        with renamed({"seeds": "seeds_a"}):
+            a = self.request(seeds=seeds_a, labels=labels, **options)
+        with renamed({"seeds": "seeds_b", "labels": "labels" if labels_b is ... else "labels_b"}):
+            given = labels if labels_b is ... else labels_b
+            b = self.request(seeds=seeds_b, labels=given, **options)
         if len(a.seeds) != len(b.seeds):
             raise ConfigError(
                 f"expected as many as seeds_a ({len(a.seeds)}), got {len(b.seeds)}", argument="seeds_b"
@@ -267,15 +272,18 @@ class StyleGANEngine(GANEngine):
 
         steps: of Adam, 1 to 100,000. space: "w", one style for all layers, which stays near what the generator draws;
         "w+", a style for each layer, which comes closer. labels: of a class-conditional generator, of what class the
-        search begins; None: of all classes. seed: of the candidates for that. noise_mode: "const" or "none". progress:
-        called before each step with its number and losses [n]. The method: ``fastgen.engines.gan.projection``. The
-        reference network runs, in float32.
+        search begins; None: of all classes. seed: of the candidates for that, and of the noise on w, which is the same
+        for all images: what is found for one does not depend on the others. noise_mode: "const" or "none". progress:
+        called before each step, once for all images, with its number and losses [n]. The method:
+        ``fastgen.engines.gan.projection``. The reference network runs, in float32.
 
-        Raises ConfigError.
+        Raises ConfigError, also for values that are not finite or not in [-1, 1], and where no image near one of `x` is
+        finite. A descent that becomes NaN later is a warning.
         """
         x = self._floats("x", x, self.shape)
         options = ProjectionOptions(steps, space, seed, learning_rate, checked_noise(noise_mode))
         options.check()
+        check_pictures(x)
         given = None if labels is None else self._labels(len(x), labels, self.classes)
         with self._working():
             return projected(self, x, given[0] if given else None, options, progress)

@@ -111,6 +111,8 @@ def resolve(
 
 def checked_psi(psi: Any, count: int) -> Psi:
     """`psi`, a number, None for 1, or a list of such for each of `count` samples. Raises ConfigError."""
+    if isinstance(psi, (np.ndarray, Tensor)) and psi.ndim == 0:
+        psi = psi.item()
     several = _several(psi)
     if several is not None and len(several) != count:
         raise ConfigError(
@@ -154,7 +156,7 @@ def checked_layers(layers: Any, styles: int) -> list[int]:
     try:
         found = [as_index(layer) for layer in layers]
     except TypeError:
-        found = [layers]
+        found = [None]
     if not all(type(layer) is int and 0 <= layer < styles for layer in found) or isinstance(layers, str):
         raise ConfigError(
             f"expected a list of styles, ints from 0 to {styles - 1}, got {shown(layers)}", argument="layers"
