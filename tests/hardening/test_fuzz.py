@@ -197,14 +197,16 @@ def test_configs(tmp_path: Path, share: float) -> None:
 def test_weights(tmp_path: Path, share: float) -> None:
     count, loaded = passed(tmp_path, fuzz_weights, str(tmp_path / "m"), int(share * WEIGHTS))
     assert count >= share * WEIGHTS
-    assert 0 < loaded < count / 2  # a flipped bit of a weight is another weight, where there is no digest
+    assert loaded < count / 2
+    assert loaded or share < 1  # a flipped bit of a weight is another weight, where there is no digest
 
 
 @PLAIN
 def test_training_states(tmp_path: Path, share: float) -> None:
     count, loaded = passed(tmp_path, fuzz_states, str(tmp_path), int(share * STATES))
     assert count >= share * STATES
-    assert 0 < loaded < count
+    assert loaded < count
+    assert loaded or share < 1
 
 
 @PLAIN
