@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastgen.training.gan import Adversarial, GANConfig
 from fastgen.training.loop import _generator
 from fastgen.training.objective import Step
-from fastgen.training.optimizers import optimizers, update
+from fastgen.training.optimizers import backward, optimizers, update
 from fastgen.training.settings import RunConfig
 
 Draw = Callable[[torch.Generator], tuple[Tensor, Tensor | None]]  # a batch, and its labels
@@ -34,14 +34,14 @@ def train(
     """
     average = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
     objective = Adversarial(GANConfig(**config), lr)
-    run = RunConfig(steps=steps, precision="fp32", lr=lr, warmup=0)
+    run = RunConfig(steps=steps, precision="fp32", lr=lr, warmup=0, decay="linear", grad_clip=0.0)
     made = optimizers(objective, networks, run)
     for number in range(steps):
         random = _generator(seed, number, salt=3)
         step = Step(*draw(random), random, run)
-        factor = min(1.0, 2 * (1 - number / steps))
         for name, loss in objective.losses(networks, step):
-            update(made[name], loss, factor, 0.0)
+            backward(made[name], loss)
+            update(made[name], number, run)
         with torch.no_grad():
             now = networks["generator"].state_dict()
             for name, mean in average.state_dict().items():
