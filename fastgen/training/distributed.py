@@ -74,8 +74,8 @@ class Processes:
 
     def data_error(self, error: DataError | None) -> DataError | None:
         """The error that this process or another one has met, if any has."""
-        if not self.largest(int(error is not None)):
-            return None
+        if self.size == 1 or not self.largest(int(error is not None)):
+            return error
         said: list[Any] = [None] * self.size
         with _connected():
             dist.all_gather_object(said, None if error is None else (error.reason, str(error.argument)))
