@@ -66,7 +66,8 @@ class UNetRecipe(Recipe):
 
         if len(dataset.shape) != 3:
             raise DataError(
-                "a unet is trained on images, these are rows of numbers; --model diffusion_mlp takes them",
+                "a unet is trained on images, these are rows of numbers; --model diffusion_mlp or --model vector_flow takes "
+                "them",
                 argument=config.data,
             )
         if config.teacher is not None:
