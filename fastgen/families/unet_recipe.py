@@ -66,8 +66,8 @@ class UNetRecipe(Recipe):
 
         if len(dataset.shape) != 3:
             raise DataError(
-                "a unet is trained on images, these are rows of numbers; --model diffusion_mlp or --model vector_flow takes "
-                "them",
+                "a unet is trained on images, these are rows of numbers; --model diffusion_mlp and --model vector_flow "
+                "take them",
                 argument=config.data,
             )
         if config.teacher is not None:
