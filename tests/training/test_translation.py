@@ -115,7 +115,8 @@ def test_the_discriminator_sees_pairs_of_the_pool() -> None:
 def test_jitter_moves_both_images_of_a_pair_alike() -> None:
     objective = Translation(TranslationConfig(jitter=4))
     x = torch.linspace(-1, 1, 16 * 16).view(1, 1, 16, 16).expand(8, 1, 16, 16).contiguous()
-    one, two = objective._jittered(x, x, torch.Generator().manual_seed(0))
+    drawn = Step(x, None, torch.Generator().manual_seed(0), RunConfig(precision="fp32"))
+    one, two = objective._jittered(x, x, drawn)
     assert one.shape == x.shape
     assert torch.equal(one, two)
     assert len({float(image.mean()) for image in one}) > 4  # each at a place of its own

@@ -219,7 +219,7 @@ class Latents:
             solver = "ddim" if isinstance(process, NoiseSchedule) else "euler"
         if not isinstance(solver, str) or solver not in SOLVERS:
             raise ConfigError(f"expected ddim, euler or heun, got {shown(solver)}", argument="solver")
-        check_names(solver, [name for name, value in arguments.items() if value is not None])
+        check_names(solver, [k for k, v in arguments.items() if k not in SAMPLE and v is not None])
         count = as_index(iterations)
         if type(count) is not int or not 1 <= count <= MOST_ITERATIONS:
             raise ConfigError(
