@@ -216,7 +216,7 @@ def test_verify(images: str, moons: str) -> None:
         (["evaluate", "zoo:ddpm-mnist", "--method", "bound", "--plot", "d.png"], "--data"),
         (
             ["evaluate", "zoo:ddpm-mnist", "--method", "bound", "--timesteps", "1", "--data", "digits"],
-            "--data",
+            "digits",
         ),
         (["evaluate", "LABELLED", "--label", "1", "--data", "ZEROS", "--plot", "d.png"], "--data"),
         (["evaluate", "MOONS", "--plot", "d.txt"], "--plot"),
