@@ -207,7 +207,7 @@ class _Tensor:
             raise pickle.UnpicklingError(
                 f"a tensor of {list(self.size)} in a storage of {len(numbers)} numbers"
             )
-        empty = torch.empty(0, dtype=numbers.dtype)
+        empty = torch.empty(0, dtype=numbers.dtype, device="cpu")
         return empty.set_(numbers._untyped_storage, self.offset, self.size, self.stride)
 
 

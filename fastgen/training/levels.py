@@ -76,7 +76,7 @@ def of_timesteps(schedule: NoiseSchedule, t: Tensor) -> Levels:
     alpha, sigma = bars.sqrt(), (1.0 - bars).sqrt()
     # Arithmetic alone, which tensors do as numbers do.
     (p, q), _ = estimates(schedule.prediction_type, alpha, sigma)  # type: ignore[arg-type]
-    skip, out = (torch.as_tensor(v, dtype=torch.float64).expand_as(alpha) for v in (p, q))
+    skip, out = (torch.as_tensor(v, dtype=torch.float64, device="cpu").expand_as(alpha) for v in (p, q))
     return Levels(alpha, sigma, t, torch.ones_like(alpha), skip, out)
 
 

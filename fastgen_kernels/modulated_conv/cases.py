@@ -73,7 +73,9 @@ def arguments(
     if energy:
         made["energy"] = weight_energy(weight).to(torch.promote_types(parameters, torch.float32))
     if up == 2:
-        made["filter"] = (torch.tensor(taps, dtype=torch.float64) / sum(taps)).to(device, parameters)
+        made["filter"] = (torch.tensor(taps, dtype=torch.float64, device="cpu") / sum(taps)).to(
+            device, parameters
+        )
     if noise:
         made["noise"], made["noise_weight"] = (
             draw(noise, 1, height * up, width * up),

@@ -60,7 +60,7 @@ def arguments(
     if isinstance(taps, int):
         filter = draw(taps)
     elif taps is not None:
-        filter = (torch.tensor(taps, dtype=torch.float64) / sum(taps)).to(device, parameters)
+        filter = (torch.tensor(taps, dtype=torch.float64, device="cpu") / sum(taps)).to(device, parameters)
     if filter is not None:
         made["filter"] = filter
     made |= options

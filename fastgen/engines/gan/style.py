@@ -205,7 +205,7 @@ class StyleGANEngine(GANEngine):
             raise ConfigError(
                 f"expected as many as seeds_a ({len(a.seeds)}), got {len(b.seeds)}", argument="seeds_b"
             )
-        chosen = torch.zeros(self.styles, dtype=torch.bool)
+        chosen = torch.zeros(self.styles, dtype=torch.bool, device="cpu")
         chosen[checked_layers(layers, self.styles)] = True
         ws = torch.where(chosen[:, None].to(self.device), self._ws(b), self._ws(a))
         x = self._synthesis(ws, self._noise_of(a.noise_mode, a.seeds, len(ws)))
@@ -250,7 +250,7 @@ class StyleGANEngine(GANEngine):
             ws = torch.cat([*(torch.lerp(a, b, share) for a, b in itertools.pairwise(ends)), ends[-1:]])
         else:
             w = self.mapping(z, labels=chosen)
-            psis = torch.tensor(request.psis, dtype=torch.float64)
+            psis = torch.tensor(request.psis, dtype=torch.float64, device="cpu")
             ways = [torch.lerp(a, b, shares(frames)) for a, b in itertools.pairwise(psis)]
             ws = self._truncate(w, tuple(torch.cat([*ways, psis[-1:]]).tolist()), request.truncation_cutoff)
         x = self._synthesis(ws, self._noise_of(request.noise_mode, request.seeds[:1] * len(ws), len(ws)))
