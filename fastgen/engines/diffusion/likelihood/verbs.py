@@ -17,8 +17,6 @@ from ....errors import ConfigError
 from ....models.unet import UNet
 from ....runtime.batches import Batches
 from ...arguments import sample_labels, sample_seeds
-from ...flow.bits import to_levels
-from ...flow.data import check_floats, check_shape
 from ..module import Wrapped
 from . import ode, options
 from .bound import Chain, Steps, strata
@@ -64,6 +62,8 @@ def log_prob(
     given: Mapping[str, Any],
 ) -> LogProb:
     """See ``DiffusionEngine.log_prob``."""
+    from ...flow.data import check_floats  # which drawing does not need
+
     if given.get("dequantisation") is not None:
         raise ConfigError(
             "log_prob is of continuous x; bits_per_dim takes levels and dequantises",
@@ -99,6 +99,9 @@ def bits_per_dim(
     given: Mapping[str, Any],
 ) -> DiffusionBits:
     """See ``DiffusionEngine.bits_per_dim``."""
+    from ...flow.bits import to_levels
+    from ...flow.data import check_shape
+
     unit = 1.0 / (math.log(2) * math.prod(engine.shape))
     chosen, count = options.read(method, given, engine.settings), options.draws(samples)
     if engine.value_range is None:
