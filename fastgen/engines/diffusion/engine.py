@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -24,10 +24,8 @@ from ..finished import warn_clamped
 from ..streams import Streams
 from ..verb import Networks, Verb
 from ..verification import Check
-from . import likelihood
 from .editing import Editing
 from .latents import Latents
-from .likelihood import DiffusionBits, LogProb
 from .loop import Loop
 from .module import DEFAULTS, Wrapped, check_shape, compiled, module_settings, noisy_classifier, swapped, wrap
 from .noises import noised_request
@@ -38,6 +36,10 @@ from .settings import DiffusionSettings
 from .verbs import step_verb
 from .verification import captured_loop, steps
 
+if TYPE_CHECKING:
+    from .likelihood import DiffusionBits, LogProb
+
+LEVELS = 256  # of images, as likelihoods count them
 Callback = Callable[[int, int, Tensor], Any]
 Pair = tuple[float, float]
 COMPILED = "compiled by torch.compile"
@@ -332,6 +334,8 @@ class DiffusionEngine(Streams, Editing, Latents):
         The reference network runs, in float32 at least. Raises ConfigError, ArgumentError, and FastgenError for a
         solver whose package is missing.
         """
+        from . import likelihood  # which drawing does not need
+
         return likelihood.log_prob(self, x, samples, labels, seed, method, options)
 
     def bits_per_dim(
@@ -350,6 +354,8 @@ class DiffusionEngine(Streams, Editing, Latents):
         (`value_range` None) as for `log_prob`, and the numbers are those of its density. dequantisation: of
         method="ode", "uniform" or "decoder". Other arguments: see `log_prob`; samples are draws of dequantisation, too.
         """
+        from . import likelihood
+
         return likelihood.bits_per_dim(self, x, samples, labels, seed, method, options)
 
     @contextmanager
@@ -486,7 +492,7 @@ class DiffusionEngine(Streams, Editing, Latents):
         return {
             "shape": list(self.shape),
             "classes": self.settings.num_classes,
-            "levels": None if self.value_range is None else likelihood.LEVELS,
+            "levels": None if self.value_range is None else LEVELS,
             "bound": True,  # likelihoods are not exact, or not always
             "value_range": None if self.value_range is None else list(self.value_range),
             "memory_format": str(self.loop.memory_format).removeprefix("torch."),
