@@ -1,10 +1,10 @@
-"""The verbs of a diffusion model: ``sample``, ``stream``, ``log_prob`` and ``bits_per_dim``."""
+"""The engine of a diffusion model, and its verbs ``sample`` and ``stream``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from ..verb import Networks, Verb
 from ..verification import Check
 from .editing import Editing
 from .latents import Latents
+from .likelihood_verbs import LEVELS, Likelihood
 from .loop import Loop
 from .module import DEFAULTS, Wrapped, check_shape, compiled, module_settings, noisy_classifier, swapped, wrap
 from .noises import noised_request
@@ -36,17 +37,13 @@ from .settings import DiffusionSettings
 from .verbs import step_verb
 from .verification import captured_loop, steps
 
-if TYPE_CHECKING:
-    from .likelihood import DiffusionBits, LogProb
-
-LEVELS = 256  # of images, as likelihoods count them
 Callback = Callable[[int, int, Tensor], Any]
 Pair = tuple[float, float]
 COMPILED = "compiled by torch.compile"
 Scale = float | Callable[[float], float] | Sequence[float]  # of guidance
 
 
-class DiffusionEngine(Streams, Editing, Latents):
+class DiffusionEngine(Streams, Editing, Latents, Likelihood):
     """Samples from a denoising network. Made by :func:`fastgen.load`. Threads and forks: see ``Engine``."""
 
     kind = "diffusion"
@@ -310,53 +307,6 @@ class DiffusionEngine(Streams, Editing, Latents):
             **options,
         )
         return self._stream(request)
-
-    def log_prob(
-        self,
-        x: Tensor,
-        samples: int = 1,
-        *,
-        labels: Any = None,
-        seed: int = 0,
-        method: str = "ode",
-        **options: Any,
-    ) -> LogProb:
-        """log p(x) in nats of continuous x, float [n, C, H, W] in the engine's units, and its kind: see ``LogProb``.
-
-        The density is that of x at the model's lowest noise level, which it knows nothing below.
-
-        labels: one for all or one per sample; None: p(x) without a label, where the model has learnt that.
-        samples: random directions, of which a trace that is not exact is estimated; draws of the bound's noise.
-        seed: of their noise; that of x[k] is seed + k. Without effect on an exact number.
-        method: "ode", the probability flow (Song et al. 2021); options: solver, steps, rtol, atol, trace. "bound", the
-            variational bound; options: timesteps, levels, variance_type. See ``ODEOptions`` and ``BoundOptions``.
-
-        The reference network runs, in float32 at least. Raises ConfigError, ArgumentError, and FastgenError for a
-        solver whose package is missing.
-        """
-        from . import likelihood  # which drawing does not need
-
-        return likelihood.log_prob(self, x, samples, labels, seed, method, options)
-
-    def bits_per_dim(
-        self,
-        x: Tensor,
-        samples: int = 1,
-        *,
-        labels: Any = None,
-        seed: int = 0,
-        method: str = "ode",
-        **options: Any,
-    ) -> DiffusionBits:
-        """-log2 P(x) a dimension, [n], and what kind of number it is: see ``DiffusionBits``.
-
-        x: images whose values are 256 levels, or the levels as integers; where the engine draws no images
-        (`value_range` None) as for `log_prob`, and the numbers are those of its density. dequantisation: of
-        method="ode", "uniform" or "decoder". Other arguments: see `log_prob`; samples are draws of dequantisation, too.
-        """
-        from . import likelihood
-
-        return likelihood.bits_per_dim(self, x, samples, labels, seed, method, options)
 
     @contextmanager
     def session(self, *, clamped: bool = True) -> Iterator[Session]:

@@ -17,6 +17,7 @@ from ....errors import ConfigError
 from ....models.unet import UNet
 from ....runtime.batches import Batches
 from ...arguments import sample_labels, sample_seeds
+from ..likelihood_verbs import LEVELS
 from ..module import Wrapped
 from . import ode, options
 from .bound import Chain, Steps, strata
@@ -27,7 +28,6 @@ from .results import BOUND, EXACT, HUTCHINSON, HUTCHINSON_BOUND, DiffusionBits, 
 if TYPE_CHECKING:
     from ..engine import DiffusionEngine
 
-LEVELS = 256  # of images
 CHAIN = 1000  # levels of a bound's chain in continuous time
 PROBES = 1 << 20  # numbers of a draw's Hutchinson noise, one for each evaluation
 
