@@ -13,9 +13,7 @@ from torch import Tensor
 from ...config import shown
 from ...diffusion.jumps import cut, looks_back, with_jumps
 from ...diffusion.levels import state_levels
-from ...diffusion.processes import AnyProcess
 from ...diffusion.schedule import NoiseSchedule
-from ...diffusion.solvers import SOLVERS
 from ...diffusion.table import Table
 from ...errors import ConfigError
 from ...images import Range, to_output
@@ -249,7 +247,7 @@ class Editing:
                 process,
                 length or max(1, plan.steps // JUMPS),
                 times,
-                looks_back=_looks_back(plan, process),
+                looks_back=_looks_back(plan),
             )
             for plan in plain.plans
         ]
@@ -284,13 +282,12 @@ def spread(images: Tensor, count: int) -> Tensor:
     return images.expand(count, *images.shape[1:])
 
 
-def _looks_back(plan: Plan, process: AnyProcess) -> bool:
+def _looks_back(plan: Plan) -> bool:
     """Whether a plan's solver is a multistep method."""
-    solver = plan.solver
-    if isinstance(solver, Table):
+    if isinstance(plan.solver, Table):
         return False
     options = {k: v for k, v in plan.options.items() if k not in ("timesteps", "sigmas", "begin_index")}
-    return looks_back(lambda steps: SOLVERS[solver](process, steps, **options), plan.steps)
+    return looks_back(lambda steps: dataclasses.replace(plan, steps=steps, options=options).table, plan.steps)
 
 
 def _without_begin(arguments: dict[str, Any], why: str) -> dict[str, Any]:
