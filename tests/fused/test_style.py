@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgen.fused.onednn import OneDNNConv
+from fastgen.fused.onednn import OneDNNConv, why_not
 from fastgen.fused.style import FewOutputs, FusedResidual, MirroredUp, Separable, fused
 from fastgen.models.style.microast import Residual
 from fastgen.models.style.network import convolution
@@ -51,6 +51,8 @@ BLOCKS = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks(name: str, dtype: torch.dtype) -> None:
+    if (reason := why_not(dtype)) is not None:
+        pytest.skip(reason)
     torch.manual_seed(0)
     blocks, kind = BLOCKS[name]
     plain = copy.deepcopy(nn.Sequential(*blocks)).to(dtype, memory_format=torch.channels_last)
