@@ -97,6 +97,30 @@ def test_orthogonal_beginning() -> None:
         assert torch.allclose(rows @ rows.t(), torch.eye(len(rows), dtype=torch.float64), atol=1e-6)
 
 
+def test_a_discriminator_without_norms_keeps_the_size_of_its_activations() -> None:
+    """He et al. 2015: their second moment stays what it is from layer to layer.
+
+    It is the mean of 256 squares of random sums, which varies by sqrt(2 / 256) = 9 % a layer, 25 % over seven. Weights
+    of N(0, 0.02^2) would leave (0.02^2 * 256 * 0.52)^7 = 1e-9 of it.
+    """
+    torch.manual_seed(0)
+    one, nothing = (1,) * 8, (0,) * 8
+    config = DCGANDiscriminatorConfig(
+        in_channels=256,
+        size=4,
+        widths=(256,) * 8,
+        kernels=one,
+        strides=one,
+        paddings=nothing,
+        norm="none",
+        head="pool",
+    )
+    layers = DCGANDiscriminator(config).layers
+    x = torch.randn(2, 256, 4, 4)
+    first, last = layers[0](x).square().mean(), layers[:-1](x).square().mean()
+    assert 0.4 < float(last / first) < 2.5
+
+
 def test_conditional_norm_is_batch_norm_with_a_row_of_its_tables() -> None:
     torch.manual_seed(0)
     norm = ConditionalNorm(3, 4, 0, eps=1e-5)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...config import bounded, one_of
 from ...errors import ConfigError
-from .initial import normal
+from .initial import normal, scaled
 from .spectral import spectral
 
 SLOPE = 0.2  # of every LeakyReLU
@@ -171,7 +171,10 @@ class DCGANDiscriminator(nn.Module):
         if config.conditioning == "projection":
             assert config.num_classes is not None
             self.embedding = nn.Embedding(config.num_classes, before)
-        normal(self)
+        if config.norm == "none" and not config.spectral_norm:
+            scaled(self, SLOPE)
+        else:
+            normal(self)
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight, 0.0, 0.02)
         for module in self.modules():

@@ -28,6 +28,20 @@ def normal(network: nn.Module) -> None:
 
 
 @torch.no_grad()
+def scaled(network: nn.Module, slope: float) -> None:
+    """Filters and matrices from N(0, 2 / ((1 + slope^2) * inputs)), biases 0 (He et al. 2015, equations 14 and 15).
+
+    slope: of the leaky ReLUs between them. Activations then keep their size through layers that no norm scales, where
+    weights of `normal` shrink them, and the gradient, to next to nothing.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, slope)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
 def orthogonal(network: nn.Module) -> None:
     """Orthogonal matrices (Saxe et al. 2014), as BigGAN begins with (Brock et al. 2019, section 3); biases 0.
 
