@@ -1,8 +1,9 @@
 """What the zoo's models give for fixed requests, and short training runs, as digests: `python -m tests.zoo.digests`
 records them beside this file. A change that should leave numbers as they are is held to them.
 
-Bits depend on the processor's vector extensions and on PyTorch's version, so that digests are kept by both; a mean and
-a standard deviation are kept besides, which hold on any machine.
+Bits depend on the processor's vector extensions, on NumPy's BLAS (on a Zen 5 it adds as on a Haswell, where PyTorch has
+AVX512) and on PyTorch's version, so that digests are kept by these; a mean and a standard deviation are kept besides,
+which hold on any machine.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_info
 from torch import Tensor
 
 import fastgen
@@ -43,8 +45,11 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 def machine() -> str:
-    """What bits depend on."""
-    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    """What bits depend on: PyTorch, the vector extensions it uses, and the kernels that NumPy's BLAS has chosen."""
+    blas = {found["architecture"] for found in threadpool_info() if found["user_api"] == "blas"}
+    return (
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, BLAS {' '.join(sorted(blas))}"
+    )
 
 
 def works() -> dict[str, Callable[[], Tensor]]:
