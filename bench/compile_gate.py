@@ -9,6 +9,8 @@ where anything is outside its budget.
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
 import json
 import os
 import subprocess
@@ -149,9 +151,37 @@ def table(results: dict[str, list[Report]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def source(name: str) -> str:
+    """A digest of the code behind operation `name`: its folder, what it imports of the others, what they share.
+
+    Of the syntax, so that comments and layout do not count.
+    """
+    package = ROOT / "fastgen_kernels"
+    folders, found = ["noise" if name == "normals" else name], hashlib.sha256()
+    for folder in folders:  # grows on the way
+        for file in sorted((package / folder).glob("*.py")):
+            tree = ast.parse(file.read_text())
+            found.update(ast.dump(tree).encode())
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and node.level == 2:
+                    beside = [node.module] if node.module else [alias.name for alias in node.names]
+                    folders += [
+                        other
+                        for other in (part.split(".")[0] for part in beside)
+                        if (package / other).is_dir() and other not in folders
+                    ]
+    for shared in ("launching.py", "rows.py"):
+        found.update(ast.dump(ast.parse((package / shared).read_text())).encode())
+    return found.hexdigest()[:12]
+
+
 def record(results: dict[str, list[Report]], kept: dict[str, list[Report]]) -> None:
     """Write the reports, a line each, and the documentation's table. kept: those that stay, by triton too."""
-    results = {triton: [*kept.get(triton, []), *reports] for triton, reports in results.items()}
+    sources = {name: source(name) for name in BUDGETS}
+    results = {
+        triton: [*kept.get(triton, []), *({**report, "source": sources[report["op"]]} for report in reports)]
+        for triton, reports in results.items()
+    }
     versions = []
     for triton, reports in results.items():
         lines = ",\n".join(json.dumps(report) for report in reports)

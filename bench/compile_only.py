@@ -1,8 +1,8 @@
 """Compile what an operation launches for GPUs that need not be there, and read what the compiler made of it.
 
 A child of `compile_gate`, in a process without TRITON_INTERPRET: `python -m bench.compile_only OP...` prints a JSON
-list with a report for every kernel of every production case, type and architecture. ptxas, cuobjdump and nvdisasm
-come in triton's wheel.
+list with a report for every kernel of every production case, type and architecture; `OP:90` for that architecture
+alone. ptxas, cuobjdump and nvdisasm come in triton's wheel.
 """
 
 from __future__ import annotations
@@ -183,13 +183,14 @@ def production(name: str) -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
 
 
 def reports(name: str) -> list[dict[str, Any]]:
-    """A report for every kernel that the production cases of operation `name` launch, on every architecture."""
+    """A report for every kernel that the production cases of an operation launch. name: OP, or OP:ARCHITECTURE."""
+    name, _, only = name.partition(":")
     made: list[dict[str, Any]] = []
     read: dict[
         str, dict[str, Any]
     ] = {}  # cases share kernels, and reading machine code takes longer than compiling
     for facts, launch in production(name):
-        for architecture in ARCHITECTURES:
+        for architecture in [int(only)] if only else ARCHITECTURES:
             with compiling(architecture) as compiled:
                 launch()
             for kernel, programs in compiled:
