@@ -9,7 +9,7 @@ import torch
 from tests import real
 from tests.zoo.quality import HELD_OUT, TRAINING
 
-from .digits import OBJECTIVES, judged, learn, networks
+from .digits import MARKS, OBJECTIVES, PAGE, judged, learn, networks
 
 STEPS = 1200
 
@@ -57,3 +57,15 @@ def test_what_variety_measures() -> None:
     assert agreement > 0.95
     assert variety == pytest.approx(1, abs=0.05)
     assert judged(Fixed(0), *held_out)[1] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_page_states_that_every_objective_learns() -> None:
+    """As `python -m tests.training.digits` has written it, of the steps that are given here."""
+    table = PAGE.read_text().split(MARKS[0])[1].split(MARKS[1])[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert [(name, steps) for name, steps, *_ in rows] == [
+        (name, f"{objective.steps:,}") for name, objective in OBJECTIVES.items()
+    ]
+    for name, _, _, agreement, variety in rows:
+        assert float(agreement.rstrip("%")) >= 80, name
+        assert 0.7 <= float(variety) <= 1.05, name
