@@ -2,7 +2,7 @@
 
     FASTGEN_REAL_DATA=... python -m tests.zoo.likelihood [PART ...]
 
-measures the PARTS, by default all, in about fifteen minutes of one quiet thread, keeps them in ``likelihood.json`` beside
+measures the PARTS, by default all, in about ten minutes of one quiet thread, keeps them in ``likelihood.json`` beside
 the model, and writes the table of its README, the one of docs/likelihood.md and, of the bound, the plot.
 """
 
