@@ -118,7 +118,7 @@ def drawing(engine: DiffusionEngine, request: Request, network: Network, dtype: 
     """`request` in plain PyTorch: the table's arithmetic, one operation after the other.
 
     Judged on the engine's noise, made before; timed with torch.randn in every call, once for the whole batch. The calls
-    return float32 [B, C, H, W] in [-1, 1]; float64 where dtype is.
+    return float32 samples as the engine does, clamped where it clamps; float64 where dtype is.
     """
     state = torch.float64 if dtype == torch.float64 else torch.float32
     table = plan_of(request).table
@@ -131,9 +131,11 @@ def drawing(engine: DiffusionEngine, request: Request, network: Network, dtype: 
 
     @torch.no_grad()
     def call(own_noise: bool) -> Tensor:
-        if not own_noise:
-            return run(table, F, given, known).clamp(-1, 1)
-        return run(table, F, torch.randn_like(given) * table.initial_scale, Randn(given, table)).clamp(-1, 1)
+        if own_noise:
+            x = run(table, F, torch.randn_like(given) * table.initial_scale, Randn(given, table))
+        else:
+            x = run(table, F, given, known)
+        return engine.outward(x if engine.value_range is None else x.clamp(*engine.value_range))
 
     return Drawing(lambda: call(False), lambda: call(True))
 

@@ -32,6 +32,8 @@ from .twin import Twin
 # Bytes of the largest tensor on the way, up to which images are worked on together on a CPU: beyond 32 MB the C
 # library returns every tensor's pages to the system, which costs more than the arithmetic of a norm.
 TOGETHER = 1 << 24
+# Pixels whose values are added one after the other.
+BAND = 1024
 
 
 class Normed(nn.Module):
@@ -69,12 +71,28 @@ class FusedNormed(Twin[Normed]):
                 x.new_ones(x.shape[1], dtype=torch.float32),
                 x.new_zeros(x.shape[1], dtype=torch.float32),
             )
-        # PyTorch's batch norm is the one of its norms that is fast for channels-last images.
-        parts = [
-            torch.batch_norm(image, weight, bias, None, None, True, 0.0, self.eps, False)
-            for image in x.split(1)
-        ]
+        parts = [instance_norm(image, weight, bias, self.eps) for image in x.split(1)]
         return activated(parts[0] if len(parts) == 1 else torch.cat(parts), self.slope)
+
+
+def instance_norm(image: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """`image` [1, C, H, W] normalised by its own statistics.
+
+    By PyTorch's batch norm, the one of its norms that is fast for channels-last images. That adds a channel's pixels
+    one after the other: 65,536 in float32 leave an error of 7e-6. Statistics of bands of `BAND` pixels, and the mean
+    and variance of all by those of the bands (Chan et al. 1979), leave 1e-7 in about the same time.
+    """
+    _, _, height, width = image.shape
+    rows = max(BAND // width, 1)
+    if image.dtype != torch.float32 or rows >= height:
+        return torch.batch_norm(image, weight, bias, None, None, True, 0.0, eps, False)
+    bands = image.split(rows, 2)
+    found = [torch.batch_norm_update_stats(band, None, None, 0.0) for band in bands]
+    means, variances = (torch.stack(values) for values in zip(*found, strict=True))
+    share = image.new_tensor([[band.shape[2] / height] for band in bands])
+    mean = (share * means).sum(0)
+    variance = (share * (variances + (means - mean).square_())).sum(0)
+    return torch.batch_norm(image, weight, bias, mean, variance, False, 0.0, eps, False)
 
 
 def activated(x: Tensor, slope: float) -> Tensor:

@@ -35,6 +35,18 @@ def test_every_architecture_has_a_model_and_every_engine_a_workload(tmp_path: Pa
         assert next(work.contests(engine, suite="families", name="m", **how)).row.suite == "families"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model", dict.fromkeys(model for family in FAMILIES.values() for model in family.models.values())
+)
+def test_every_model_is_right(model: str, tmp_path: Path) -> None:
+    """What `python -m fastgen.bench families` would show as wrong, of a sample, and of a diffusion model in 5 steps."""
+    engine = fastgen.load(families.on_disk(model, tmp_path), device="cpu")
+    how = {"batches": [1], "steps": 5, "against": ()}
+    for case in families.workload(engine).contests(engine, suite="families", name=model, **how):
+        assert case.judge((case.result or case.own)()) <= 1, case.row.case
+
+
 def test_an_architecture_without_a_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert families.without_model() == []
     monkeypatch.setitem(ARCHITECTURES, "newest", ARCHITECTURES["unet"])

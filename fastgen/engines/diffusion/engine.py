@@ -317,7 +317,7 @@ class DiffusionEngine(Streams, Editing, Latents, Likelihood):
         with self._working():
             span = self.value_range if clamped else None
             session = Session(
-                lambda: self.loop, self.request, span, self._outward, measure=self._range_assumed
+                lambda: self.loop, self.request, span, self.outward, measure=self._range_assumed
             )
             try:
                 yield session
@@ -337,7 +337,7 @@ class DiffusionEngine(Streams, Editing, Latents, Likelihood):
         shift, scale = self._units(x)
         return ((x - shift) / scale).view(-1, *self.state_shape)
 
-    def _outward(self, state: Tensor) -> Tensor:
+    def outward(self, state: Tensor) -> Tensor:
         """A state of the loop, or several, as the caller knows them: rows [..., D, 1, 1] as [..., D], unscaled."""
         if len(self.shape) != 1:
             return state
