@@ -154,25 +154,28 @@ def table(results: dict[str, list[Report]]) -> str:
 def source(name: str) -> str:
     """A digest of the code behind operation `name`: its folder, what it imports of the others, what they share.
 
-    Of the syntax, so that comments and layout do not count.
+    Of the lines that are neither empty nor a comment, as text, which every version of Python reads alike.
     """
     package = ROOT / "fastgen_kernels"
-    folders, found = ["noise" if name == "normals" else name], hashlib.sha256()
+    folders, texts = ["noise" if name == "normals" else name], []
     for folder in folders:  # grows on the way
         for file in sorted((package / folder).glob("*.py")):
-            tree = ast.parse(file.read_text())
-            found.update(ast.dump(tree).encode())
-            for node in ast.walk(tree):
-                if isinstance(node, ast.ImportFrom) and node.level == 2:
-                    beside = [node.module] if node.module else [alias.name for alias in node.names]
-                    folders += [
-                        other
-                        for other in (part.split(".")[0] for part in beside)
-                        if (package / other).is_dir() and other not in folders
-                    ]
-    for shared in ("launching.py", "rows.py"):
-        found.update(ast.dump(ast.parse((package / shared).read_text())).encode())
-    return found.hexdigest()[:12]
+            texts.append(file.read_text())
+            folders += [other for other in siblings(texts[-1]) if other not in folders]
+    texts += [(package / shared).read_text() for shared in ("launching.py", "rows.py")]
+    lines = [line.rstrip() for text in texts for line in text.splitlines()]
+    code = [line for line in lines if line and not line.lstrip().startswith("#")]
+    return hashlib.sha256("\n".join(code).encode()).hexdigest()[:12]
+
+
+def siblings(text: str) -> list[str]:
+    """The folders beside an operation's own that the file with this text imports: `from ..adain.reference import x`."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.level == 2:
+            found += [node.module] if node.module else [alias.name for alias in node.names]
+    folders = dict.fromkeys(module.split(".")[0] for module in found)
+    return [folder for folder in folders if (ROOT / "fastgen_kernels" / folder).is_dir()]
 
 
 def record(results: dict[str, list[Report]], kept: dict[str, list[Report]]) -> None:

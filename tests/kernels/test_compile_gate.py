@@ -24,15 +24,15 @@ def folder(triton: str) -> Path | None:
     return Path(OTHER) if triton == "oldest" else None
 
 
-# The tritons take turns: the installed one for the newest architecture, the oldest one for the H100's.
-TURNS = [
+# Every other operation with the installed triton for the newest architecture, the rest with the oldest for the H100's.
+SAMPLE = [
     (name, *(("installed", 100), ("oldest", 90))[number % 2])
     for number, name in enumerate(compile_gate.BUDGETS)
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "triton", "architecture"), TURNS)
+@pytest.mark.parametrize(("name", "triton", "architecture"), SAMPLE)
 def test_within_budget(name, triton, architecture):
     """A sample of what `make gate` compiles in minutes; the next test holds its record to the sources."""
     reports = compile_gate.compiled([f"{name}:{architecture}"], folder(triton))
