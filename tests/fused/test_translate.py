@@ -141,8 +141,8 @@ def test_what_has_hooks_or_another_class_stays() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(256, 256), (67, 53), (3, 2000), (5, 4)])
 def test_statistics_of_many_pixels(size: tuple[int, int]) -> None:
-    """Beside float64. A sum of n values one after the other is off by sqrt(n) / 2 roundings, here n is at most 1,024 or
-    a row, where 65,536 at a time were off by seven times as much as is allowed."""
+    """Compared with float64. A sum of n values, one after the other, is off by about sqrt(n) / 2 roundings. Here n is
+    the pixels of a band or of a row; sums of all 65,536 pixels are off by seven times the bound."""
     image = (0.3 * torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)) + 0.5).contiguous(
         memory_format=torch.channels_last
     )

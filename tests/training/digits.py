@@ -45,7 +45,7 @@ NO_NORM = {"norm": "none"}
 R1 = {"penalty": "r1", "penalty_weight": 0.1, "beta1": 0.0, "beta2": 0.99}
 CRITIC = {"gan_loss": "wasserstein", "updates": 2, "beta1": 0.0, "beta2": 0.9}
 OBJECTIVES = {
-    # A discriminator as fast as the generator wins, and the logarithm of its win is flat.
+    # With equal learning rates the generator's loss has a small gradient for longer: it learns later (docs/gans.md).
     "minimax, spectral norm": Objective(2500, {"gan_loss": "minimax", "d_lr": 0.4}, lr=1e-3),
     "non-saturating, spectral norm": Objective(2500, {"gan_loss": "non-saturating"}),
     "least squares, spectral norm": Objective(1500, {"gan_loss": "lsgan"}),
